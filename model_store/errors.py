@@ -1,0 +1,24 @@
+"""The error tree of the model store.
+
+Every message names the offending value and what to do about it; callers show it as it stands.
+"""
+
+
+class ModelStoreError(Exception):
+    """Base of every error that the model store raises on purpose."""
+
+
+class InvalidRequestError(ModelStoreError):
+    """What was asked for is malformed: a bad name, a bad reference, a bad model directory."""
+
+
+class NotFoundError(InvalidRequestError):
+    """The name, version or alias is not in the store."""
+
+
+class UnsupportedModelError(InvalidRequestError):
+    """The model's `config.json` describes an architecture that this project does not handle."""
+
+
+class CorruptStoreError(ModelStoreError):
+    """Stored bytes do not match what was published: wrong size, wrong hash, unreadable pointer."""

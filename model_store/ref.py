@@ -1,0 +1,68 @@
+"""How a model is named: `NAME`, `NAME@ALIAS` or `NAME:VERSION`."""
+
+import re
+from dataclasses import dataclass
+
+from model_store.errors import InvalidRequestError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[0-9]{1,12}")
+
+
+def check_name(value: str, what: str) -> str:
+    """Return `value` if it is a legal name or alias.
+
+    Raises:
+        InvalidRequestError: it is not; `what` ("model name", "alias") goes into the message.
+    """
+    if not _NAME.fullmatch(value):
+        raise InvalidRequestError(
+            f"{what} {value!r} is not valid: use 1 to 64 of a-z, 0-9, '.', '_' and '-', "
+            "beginning with a letter or a digit"
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """A parsed reference. At most one of `alias` and `version` is set."""
+
+    name: str
+    alias: str | None = None
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Ref":
+        """Parse `NAME`, `NAME@ALIAS` or `NAME:VERSION`; leading zeros in a version are accepted.
+
+        Raises:
+            InvalidRequestError: the text is none of the three.
+        """
+        if "@" in text:
+            name, alias = text.split("@", 1)
+            return cls(name=check_name(name, "model name"), alias=check_name(alias, "alias"))
+        if ":" in text:
+            name, number = text.split(":", 1)
+            if not _VERSION.fullmatch(number) or int(number) == 0:
+                raise InvalidRequestError(
+                    f"version {number!r} in {text!r} is not valid: use a whole number from 1, as in {name}:7"
+                )
+            return cls(name=check_name(name, "model name"), version=int(number))
+        return cls(name=check_name(text, "model name"))
+
+    @property
+    def variant(self) -> str | None:
+        """What a loaded model asked for by this reference is called; None for a bare name."""
+        if self.alias is not None:
+            return self.alias
+        return None if self.version is None else f"v{self.version}"
+
+    def __str__(self) -> str:
+        if self.alias is not None:
+            return f"{self.name}@{self.alias}"
+        return self.name if self.version is None else f"{self.name}:{self.version}"
+
+
+def looks_like_path(text: str) -> bool:
+    """Where a path or a reference may stand, a path contains a slash or starts with a dot."""
+    return "/" in text or text.startswith(".")
