@@ -1,0 +1,16 @@
+"""The error tree of the engine. Needs no torch, so the API process can import it.
+
+Every message names the offending value and what to do about it; callers show it as it stands.
+"""
+
+
+class EngineError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+
+class BadRequestError(EngineError):
+    """A sequence that cannot be run: no source, a source or an answer too long, a token outside the vocabulary."""
+
+
+class LoadError(EngineError):
+    """A model that cannot be loaded: weights that do not fit the config, a dtype or a cache that does not fit."""
