@@ -9,8 +9,8 @@ class EngineError(Exception):
 
 
 class BadRequestError(EngineError):
-    """A sequence that cannot be run: no source, a source or an answer too long, a token outside the vocabulary."""
+    """A sequence that cannot be run: empty or too long, or with a token outside the vocabulary."""
 
 
 class LoadError(EngineError):
-    """A model that cannot be loaded: weights that do not fit the config, a dtype or a cache that does not fit."""
+    """A model that cannot be loaded: weights unlike their config, no such dtype, no memory for its cache."""

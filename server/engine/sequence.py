@@ -108,19 +108,16 @@ class Sequence:
     @property
     def timings(self) -> Timings:
         """Durations of this sequence, which must be finished."""
-        admitted_s, encoded_s, first_s, finished_s = (
-            self.admitted_s,
-            self.encoded_s,
-            self.first_token_s,
-            self.finished_s,
-        )
-        assert admitted_s and encoded_s and first_s and finished_s, f"sequence {self.id} is {self.status}"
+        assert self.admitted_s is not None, f"sequence {self.id} is {self.status}"
+        assert self.encoded_s is not None, f"sequence {self.id} is {self.status}"
+        assert self.first_token_s is not None, f"sequence {self.id} is {self.status}"
+        assert self.finished_s is not None, f"sequence {self.id} is {self.status}"
         gaps = len(self.tokens) - 1
         return Timings(
-            queue_ms=1e3 * (admitted_s - self.arrived_s),
-            encode_ms=1e3 * (encoded_s - admitted_s),
-            decode_ms=1e3 * (finished_s - encoded_s),
-            total_ms=1e3 * (finished_s - self.arrived_s),
-            time_to_first_token_ms=1e3 * (first_s - self.arrived_s),
-            time_per_output_token_ms=1e3 * (finished_s - first_s) / gaps if gaps else None,
+            queue_ms=1e3 * (self.admitted_s - self.arrived_s),
+            encode_ms=1e3 * (self.encoded_s - self.admitted_s),
+            decode_ms=1e3 * (self.finished_s - self.encoded_s),
+            total_ms=1e3 * (self.finished_s - self.arrived_s),
+            time_to_first_token_ms=1e3 * (self.first_token_s - self.arrived_s),
+            time_per_output_token_ms=1e3 * (self.finished_s - self.first_token_s) / gaps if gaps else None,
         )
