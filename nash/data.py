@@ -1,0 +1,168 @@
+"""Task data: rows of a JSONL file, tokenized examples, batches of like lengths."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from nash.errors import RequestError
+
+IGNORED = -100  # the label of a padding position, as torch's cross-entropy and transformers have it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of task data: a source text and every answer that counts as right, the preferred one first."""
+
+    source: str
+    targets: tuple[str, ...]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a JSONL file of `{"source": text, "target": text or [text, ...]}` rows.
+
+    Raises:
+        RequestError: the file cannot be read, holds no row, or a row is malformed; names file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"data file {path} cannot be read: {error}") from error
+    # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and its like inside a text.
+    lines = text.split("\n")
+    rows = [_row(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise RequestError(f'data file {path} holds no rows: write one {{"source": ..., "target": ...}} a line')
+    return rows
+
+
+def _row(line: str, path: Path, number: int) -> Row:
+    def bad(what: str) -> RequestError:
+        return RequestError(f'{path}, line {number}: {what}; write {{"source": text, "target": text or [text, ...]}}')
+
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise bad(f"not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise bad(f"{line.strip()[:40]!r} is not an object")
+    for key in ("source", "target"):
+        if key not in value:
+            raise bad(f"key {key!r} is missing")
+    source, target = value["source"], value["target"]
+    targets = target if isinstance(target, list) else [target]
+    if not isinstance(source, str) or not source.strip():
+        raise bad(f"source is {source!r}, not a text with something in it")
+    if not targets or not all(isinstance(t, str) and t.strip() for t in targets):
+        raise bad(f"target is {target!r}, not a text or a list of texts")
+    return Row(source=source, targets=tuple(targets))
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a data file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TokenizedPairs(Dataset[dict[str, Any]]):
+    """Every (source, target) pair of the rows as token ids; a row with several targets gives several pairs.
+
+    Ids are cut at the limits; `cut` counts the texts that were.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_source_tokens: int,
+        max_target_tokens: int,
+    ) -> None:
+        pairs = [(row.source, target) for row in rows for target in row.targets]
+        sources = tokenizer([source for source, _ in pairs], add_special_tokens=True).input_ids
+        targets = tokenizer([target for _, target in pairs], add_special_tokens=True).input_ids
+        self.cut = sum(len(ids) > max_source_tokens for ids in sources)
+        self.cut += sum(len(ids) > max_target_tokens for ids in targets)
+        self.sources = [_cut(ids, max_source_tokens) for ids in sources]
+        self.targets = [_cut(ids, max_target_tokens) for ids in targets]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.sources[index], "labels": self.targets[index]}
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """(source tokens, target tokens) of every pair."""
+        return [(len(s), len(t)) for s, t in zip(self.sources, self.targets, strict=True)]
+
+
+def _cut(ids: list[int], limit: int) -> list[int]:
+    """Shorten to `limit` tokens but keep the last one: the end token tells the model where a text ends."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Pads a list of examples on the right into `input_ids`, `attention_mask` [B, S] and `labels` [B, T]."""
+
+    pad_id: int
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        sources = [example["input_ids"] for example in examples]
+        return {
+            "input_ids": _pad(sources, self.pad_id),
+            "attention_mask": _pad([[1] * len(ids) for ids in sources], 0),
+            "labels": _pad([example["labels"] for example in examples], IGNORED),
+        }
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+class SimilarLengthSampler(Sampler[int]):
+    """A fresh random order every epoch in which each run of `batch_size` indices has about the same lengths.
+
+    Padding costs as much as real tokens: on short texts of mixed lengths this halves the time of an epoch. Shuffled
+    pools of `pool_batches` batches are sorted by length and cut into batches, and the batches are shuffled, so that
+    training does not sweep from long to short. The order depends on the seed and the epoch alone.
+    """
+
+    def __init__(
+        self, lengths: Sequence[tuple[int, int]], batch_size: int, seed: int, *, pool_batches: int = 50
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pool_size = batch_size * pool_batches
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch; the Trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(order), self.pool_size):
+            pool = sorted(order[start : start + self.pool_size], key=self.lengths.__getitem__)
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        # The one short batch must stay last, or every batch after it would straddle two lengths.
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        short = [batch for batch in batches if len(batch) < self.batch_size]
+        for i in torch.randperm(len(full), generator=generator).tolist():
+            yield from full[i]
+        for batch in short:
+            yield from batch

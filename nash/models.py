@@ -1,0 +1,111 @@
+"""Loading and saving Hugging Face model directories."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from model_store.errors import UnsupportedModelError
+from model_store.spec import DENSE_MODEL_TYPE, ModelSpec
+from nash.errors import RequestError
+from nash.recipe import T5Shape
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The shape of the model in a directory.
+
+    Raises:
+        RequestError: there is no model, or its family is not supported.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return ModelSpec.from_config(config)
+    except FileNotFoundError as error:
+        raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
+    except (ValueError, UnsupportedModelError) as error:
+        raise RequestError(f"{folder}: {error}") from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory.
+
+    Raises:
+        RequestError: there is none that can be loaded without a network.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise RequestError(f"{folder} has no tokenizer.json: save the tokenizer there with save_pretrained")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def load_dense(folder: Path) -> T5ForConditionalGeneration:
+    """A dense model in float32, ready to be trained.
+
+    Raises:
+        RequestError: the directory holds no dense model of a supported family.
+    """
+    spec = read_spec(folder)
+    if spec.compact:
+        raise RequestError(f"{folder} holds a model that is already pruned: give the dense one it came from")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["model_type"] == DENSE_MODEL_TYPE
+    model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    return model
+
+
+def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> T5ForConditionalGeneration:
+    """A T5 with random weights (from torch's global generator) for the tokenizer's vocabulary."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=shape.d_model,
+        num_heads=shape.num_heads,
+        d_kv=shape.d_kv,
+        d_ff=shape.d_ff,
+        num_layers=shape.encoder_layers,
+        num_decoder_layers=shape.decoder_layers,
+        feed_forward_proj=shape.feed_forward_proj,
+        dropout_rate=shape.dropout,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    model = T5ForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=max_new_tokens,
+    )
+    return model
+
+
+def save_model(model: Any, tokenizer_files: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Write a model directory whole or not at all: weights in `dtype`, and the tokenizer's files as they are."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(dtype).save_pretrained(partial)
+    for file in tokenizer_paths(tokenizer_files):
+        shutil.copyfile(file, partial / file.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def tokenizer_paths(folder: Path) -> Iterable[Path]:
+    """The tokenizer's files in a model directory."""
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+    return [folder / name for name in names if (folder / name).is_file()]

@@ -1,0 +1,190 @@
+"""Recipes: strictly parsed TOML files that say everything about a run.
+
+A key that is not listed here is refused. Paths in a recipe are relative to the recipe's own folder.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from nash.errors import RequestError
+
+MetricKind = Literal["phonemes", "exact"]
+LayerSelection = Literal["uniform", "low", "high"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _resolve_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        """TOML has no paths: a text where a path is wanted is taken relative to the recipe's folder."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and field.annotation in (Path, Path | None):
+            return (info.context or {}).get("folder", Path()) / value
+        return value
+
+
+class DataRecipe(_Section):
+    """JSONL files of `{"source": text, "target": text or list of texts}` rows, and their length limits in tokens."""
+
+    train: Path
+    validation: Path
+    test: Path | None = None
+    max_source_tokens: int = Field(default=512, ge=1)
+    max_target_tokens: int = Field(default=256, ge=1)
+
+
+class OptimizationRecipe(_Section):
+    """One phase of training. A step is one update of the weights."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_steps: int = Field(default=500, ge=1)
+
+
+class T5Shape(_Section):
+    """The shape of a T5 that is trained from nothing. The vocabulary is the tokenizer's."""
+
+    d_model: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    d_kv: int = Field(ge=1)
+    d_ff: int = Field(ge=1)
+    encoder_layers: int = Field(ge=1)
+    decoder_layers: int = Field(ge=1)
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class FinetuneRecipe(_Section):
+    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`."""
+
+    model: str | None = None
+    shape: T5Shape | None = None
+    tokenizer: Path | None = None
+    data: DataRecipe
+    training: OptimizationRecipe
+    metric: MetricKind = "exact"
+    seed: int = Field(default=0, ge=0)
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.model is None) == (self.shape is None):
+            raise ValueError("give either `model`, to go on from one, or `shape`, to start from nothing")
+        if (self.shape is None) != (self.tokenizer is None):
+            raise ValueError("`shape` and `tokenizer` go together; a `model` brings its own tokenizer")
+        return self
+
+
+class PruningRecipe(_Section):
+    """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units."""
+
+    encoder_sparsity: float = Field(default=0.3, ge=0, lt=1)
+    decoder_layers: int | list[int] | None = None
+    layer_selection: LayerSelection = "uniform"
+    gate_heads: bool = True
+    gate_units: bool = True
+    gate_learning_rate: float = Field(default=0.05, gt=0)
+    multiplier_learning_rate: float = Field(default=0.05, gt=0)
+    sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase
+
+
+class DistillationRecipe(_Section):
+    """Weights of the losses; a weight of zero switches its loss off."""
+
+    task_weight: float = Field(default=1.0, ge=0)
+    prediction_weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
+    encoder_hidden_weight: float = Field(default=0.001, ge=0)
+    decoder_hidden_weight: float = Field(default=0.001, ge=0)
+
+
+class PruneRecipe(_Section):
+    """`nash prune`: from a fine-tuned `model` (a path or a reference) to a compact one in the store."""
+
+    model: str
+    name: str
+    alias: str = "pruned"
+    data: DataRecipe
+    pruning: PruningRecipe = PruningRecipe()
+    distillation: DistillationRecipe = DistillationRecipe()
+    prune_training: OptimizationRecipe = OptimizationRecipe()
+    final_training: OptimizationRecipe = OptimizationRecipe()
+    metric: MetricKind = "exact"
+    seed: int = Field(default=0, ge=0)
+    save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+
+R = TypeVar("R", FinetuneRecipe, PruneRecipe)
+
+
+def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = None) -> R:
+    """Read a recipe file; `overrides` are dotted keys of the command line that win over the file's.
+
+    Raises:
+        RequestError: the file cannot be read, is not TOML, or a key or a value in it is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"recipe {path} is not valid TOML: {error}") from error
+    return build_recipe(kind, table, str(path), path.parent, overrides)
+
+
+def build_recipe(
+    kind: type[R], table: dict[str, Any], origin: str, folder: Path, overrides: dict[str, Any] | None = None
+) -> R:
+    """Make a recipe from parsed keys; `origin` names where they came from in errors.
+
+    Raises:
+        RequestError: a key is unknown or a value is wrong; the message names them all.
+    """
+    for dotted, value in (overrides or {}).items():
+        *sections, key = dotted.split(".")
+        target = table
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[key] = value
+    try:
+        return kind.model_validate(table, context={"folder": folder})
+    except ValidationError as error:
+        raise RequestError(f"recipe {origin}: {_explain(kind, error)}") from error
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {place!r}; known here: {', '.join(_known_keys(kind, problem['loc'][:-1]))}")
+        elif problem["type"] == "missing":
+            lines.append(f"key {place!r} is missing")
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            lines.append(reason if place == "recipe" else f"{place} = {problem['input']!r}: {reason}")
+    return "; ".join(lines)
+
+
+def _known_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `place`, for the error message."""
+    section = kind
+    for part in place:
+        annotation = section.model_fields[str(part)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return sorted(section.model_fields)

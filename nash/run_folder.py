@@ -1,0 +1,42 @@
+"""The folder of one run: what is done stays done, so an interrupted run goes on where it stopped."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nash.errors import RequestError
+
+
+class RunFolder:
+    """`--out`: holds the run's settings, its phases' checkpoints and results.
+
+    Raises:
+        RequestError: the folder belongs to a run with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        known = self.read_json("settings.json")
+        if known is None:
+            self.write_json("settings.json", settings)
+        elif known != settings:
+            differing = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
+            raise RequestError(
+                f"{path} holds a run with other settings ({', '.join(differing)} differ): "
+                "choose another --out, or remove the folder to start anew"
+            )
+
+    def read_json(self, name: str) -> Any:
+        """The content of a result that was written to its end, or None."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a result whole or not at all: a reader takes its presence for its being finished."""
+        temporary = self.path / f".{name}.partial"
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / name)

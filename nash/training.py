@@ -1,0 +1,145 @@
+"""One phase of training on transformers' Seq2SeqTrainer.
+
+Checkpoints, resume, mixed precision, several GPUs and trackers are the Trainer's. What is ours: batches of like
+lengths, the optimizer, and a loss whose gradient does not depend on the accumulation steps.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+
+from nash import losses
+from nash.data import Collator, SimilarLengthSampler, TokenizedPairs
+from nash.optimizer import MuonAdamW, parameter_groups
+from nash.recipe import OptimizationRecipe
+
+
+class FinetuneTrainer(Seq2SeqTrainer):
+    """Minimises the task's cross-entropy; the pruning trainer builds on it."""
+
+    # T5's forward takes **kwargs but ignores num_items_in_batch, so the Trainer would neither divide by the
+    # accumulation steps nor leave it to the model: compute_loss below divides by the update's tokens itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pairs: TokenizedPairs,
+        optimization: OptimizationRecipe,
+        *,
+        output_dir: Path,
+        seed: int,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.optimization = optimization
+        self.pairs = pairs
+        super().__init__(
+            model=model,
+            args=_arguments(optimization, output_dir, seed),
+            data_collator=Collator(pad_id=model.config.pad_token_id),
+            train_dataset=pairs,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)  # the progress callback says the same, better
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SimilarLengthSampler(self.pairs.lengths(), batch, self.args.seed)
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the optimizer, each a dict as torch.optim takes them."""
+        return parameter_groups(
+            self.model, muon=self.optimization.optimizer == "muon", weight_decay=self.optimization.weight_decay
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer on first use."""
+        if self.optimizer is None:
+            self.optimizer = MuonAdamW(self.optimizer_groups(), lr=self.optimization.learning_rate)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Cross-entropy summed over real tokens, divided by the real tokens of the whole update."""
+        outputs = model(**_with_decoder_inputs(model, inputs))
+        loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+
+def _with_decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """Replace the labels by the decoder's inputs, so that the model does not compute a loss of its own."""
+    unwrapped: Any = getattr(model, "module", model)
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "decoder_input_ids": unwrapped._shift_right(inputs["labels"]),
+        "use_cache": False,
+    }
+
+
+def _arguments(optimization: OptimizationRecipe, output_dir: Path, seed: int) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=optimization.epochs,
+        max_steps=optimization.max_steps or -1,
+        per_device_train_batch_size=optimization.batch_size,
+        gradient_accumulation_steps=optimization.gradient_accumulation,
+        learning_rate=optimization.learning_rate,
+        lr_scheduler_type=optimization.schedule,
+        warmup_steps=optimization.warmup_steps,
+        max_grad_norm=optimization.max_grad_norm,
+        bf16=optimization.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_steps=optimization.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=50,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None. A kill while saving leaves one that was not."""
+
+    def step(path: Path) -> int:
+        return int(path.name.removeprefix("checkpoint-"))
+
+    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=step, reverse=True):
+        try:
+            # The Trainer writes its state last.
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return path
+    return None
+
+
+def train(trainer: FinetuneTrainer) -> list[dict[str, float]]:
+    """Run the phase to its end, from its last whole checkpoint if there is one; return the log's entries."""
+    checkpoint = last_checkpoint(Path(str(trainer.args.output_dir)))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
