@@ -1,7 +1,7 @@
 """The shape of an encoder-decoder model, dense or compact.
 
 A `ModelSpec` is read from and written to `config.json`. A dense model's config is the stock Hugging Face one;
-a compact model's has `model_type` `nash_t5` and two more keys, `encoder_layers` and `decoder_layers`, that give
+a compact model's has `model_type` `nash_t5` and keys of its own that give
 every layer its own width. Needs nothing beyond the standard library, so the engine can import it anywhere.
 """
 
@@ -19,7 +19,7 @@ Heads = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderLayerSpec:
-    """One encoder layer. A sublayer without heads, or without units, is absent: its residual passes through."""
+    """One encoder layer. A sublayer without heads, or without units, is absent: the residual passes through."""
 
     heads: Heads  # kept attention heads by their index in the dense model, ascending
     ffn: int  # kept feed-forward units
@@ -84,9 +84,9 @@ class ModelSpec:
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of every tensor that a checkpoint of this shape must hold.
 
-        The token embedding is `shared.weight`; an untied `lm_head.weight` [vocab, d_model] may stand beside it.
-        A relative-position table always has all of the dense model's heads and stands under block 0, whether or
-        not block 0 has heads of its own.
+        The token embedding is `shared.weight`; an untied `lm_head.weight` [vocab, d_model] may stand beside
+        it. A relative-position table always has all of the dense model's heads and stands under block 0,
+        whether or not block 0 has heads of its own.
         """
         d, bias = self.d_model, (self.relative_buckets, self.num_heads)
         yield "shared.weight", (self.vocab_size, d)
@@ -125,15 +125,17 @@ class ModelSpec:
         """Read the shape out of a parsed `config.json`.
 
         Raises:
-            UnsupportedModelError: another architecture, remote code, or a field that is missing or makes no sense.
+            UnsupportedModelError: another architecture, remote code, or a field that is missing or senseless.
         """
         return _parse(config)
 
     def layer_config(self) -> dict[str, Any]:
-        """The two keys that a compact model's `config.json` has on top of the dense one's."""
+        """The keys that a compact model's `config.json` has on top of the dense one's."""
         return {
-            "encoder_layers": [{"heads": list(layer.heads), "ffn": layer.ffn} for layer in self.encoder],
-            "decoder_layers": [
+            "compact_encoder_layers": [
+                {"heads": list(layer.heads), "ffn": layer.ffn} for layer in self.encoder
+            ],
+            "compact_decoder_layers": [
                 {
                     "self_heads": list(layer.self_heads),
                     "cross_heads": list(layer.cross_heads),
@@ -166,7 +168,9 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
             f"({DENSE_MODEL_TYPE!r}, or {COMPACT_MODEL_TYPE!r} as `nash prune` writes it)"
         )
     if "auto_map" in config:
-        raise UnsupportedModelError("config.json asks for remote code ('auto_map'): remove it, no code is loaded")
+        raise UnsupportedModelError(
+            "config.json asks for remote code ('auto_map'): remove it, no code is loaded"
+        )
     ffn_kind = _text(config, "feed_forward_proj", "relu")
     gated = ffn_kind.startswith("gated-")
     activation = ffn_kind.removeprefix("gated-")
@@ -174,7 +178,8 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
         activation = "gelu_new"  # the T5 v1.1 convention
     if activation not in ("relu", "gelu", "gelu_new", "silu"):
         raise UnsupportedModelError(
-            f"feed_forward_proj {ffn_kind!r} is not supported: use relu, gelu, gelu_new or silu, 'gated-' or not"
+            f"feed_forward_proj {ffn_kind!r} is not supported: "
+            "use relu, gelu, gelu_new or silu, with or without 'gated-' before it"
         )
     num_heads, d_ff = _count(config, "num_heads"), _count(config, "d_ff")
     num_layers = _count(config, "num_layers")
@@ -211,7 +216,7 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
         )
     encoder = tuple(
         EncoderLayerSpec(heads=_heads(layer, "heads", num_heads), ffn=_ffn(layer, d_ff))
-        for layer in _layers(config, "encoder_layers", num_layers)
+        for layer in _layers(config, "compact_encoder_layers", num_layers)
     )
     dense_decoder_layers = _count(config, "dense_decoder_layers")
     decoder = tuple(
@@ -221,7 +226,7 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
             ffn=_ffn(layer, d_ff),
             origin=_bounded(layer, "origin", dense_decoder_layers - 1),
         )
-        for layer in _layers(config, "decoder_layers", num_decoder_layers)
+        for layer in _layers(config, "compact_decoder_layers", num_decoder_layers)
     )
     return ModelSpec(
         **common,

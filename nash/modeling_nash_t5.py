@@ -1,0 +1,190 @@
+"""A compact T5 as a transformers model: every layer has its own heads and feed-forward width.
+
+Stock T5 classes do the work; only what assumes equal layers is replaced. `import nash` registers the model, so that
+`AutoModelForSeq2SeqLM.from_pretrained` loads it like any other.
+"""
+
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerCrossAttention, T5LayerSelfAttention
+
+from model_store.spec import COMPACT_MODEL_TYPE, Heads, ModelSpec
+
+
+@strict
+class NashT5Config(T5Config):  # type: ignore[misc]
+    """A T5Config whose `num_layers` and `num_decoder_layers` count the layers that are left.
+
+    `num_heads`, `d_ff` and the `dense_*` counts are the dense model's. Key names must not begin with "encoder_" or
+    "decoder_": transformers rewrites such keys when it asks for one half of an encoder-decoder's configuration.
+    """
+
+    model_type = COMPACT_MODEL_TYPE
+
+    compact_encoder_layers: list[Any] | None = None
+    compact_decoder_layers: list[Any] | None = None
+    dense_encoder_layers: int | None = None
+    dense_decoder_layers: int | None = None
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, dense: T5Config) -> "NashT5Config":
+        """The configuration of a model of shape `spec` that was cut from one with the configuration `dense`."""
+        fields = dense.to_dict()
+        fields.pop("model_type")
+        fields["architectures"] = [NashT5ForConditionalGeneration.__name__]
+        fields["num_layers"], fields["num_decoder_layers"] = len(spec.encoder), len(spec.decoder)
+        return cls(**fields, **spec.layer_config())
+
+
+class CompactAttention(T5Attention):  # type: ignore[misc]
+    """Attention with some of the dense model's heads.
+
+    The relative-position bias that travels through the stack keeps the columns of all heads; each layer picks its
+    own. `heads` are the kept heads' indices in the dense model.
+    """
+
+    def __init__(self, config: T5Config, heads: Heads, *, has_bias: bool, layer_idx: int, causal: bool) -> None:
+        super().__init__(config, has_relative_attention_bias=has_bias, layer_idx=layer_idx, is_causal=causal)
+        self.heads = list(heads)
+        self.n_heads = len(heads)
+        self.inner_dim = len(heads) * self.key_value_proj_dim
+        self.q, self.k, self.v = (nn.Linear(self.d_model, self.inner_dim, bias=False) for _ in range(3))
+        self.o = nn.Linear(self.inner_dim, self.d_model, bias=False)
+
+    def stack_bias(self, hidden_BLD: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        """The bias of all the dense model's heads [1, H, L, K], as the first layer computes it for the stack."""
+        past = 0 if cache is None else cache.get_seq_length(self.layer_idx)
+        # A cache of fixed size has more keys than tokens so far; the mask knows how many.
+        keys = int(past) + hidden_BLD.shape[1] if mask is None else mask.shape[-1]
+        bias: Tensor = self.compute_bias(hidden_BLD.shape[1], keys, hidden_BLD.device, past)
+        return bias
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As T5Attention, but takes and returns the bias of all heads; cross-attention has none."""
+        if key_value_states is not None:
+            output, _, weights = super().forward(
+                hidden_states, mask, key_value_states, None, past_key_values, **kwargs
+            )
+            return output, None, weights
+        if position_bias is None:
+            position_bias = self.stack_bias(hidden_states, mask, past_key_values)
+        own = position_bias[:, self.heads]
+        output, _, weights = super().forward(hidden_states, mask, None, own, past_key_values, **kwargs)
+        return output, position_bias, weights
+
+
+class HeadlessAttention(CompactAttention):
+    """What is left of a self-attention without heads: in the first layer, the stack's bias table."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Zero, and the bias for the layers that follow."""
+        if position_bias is None:
+            position_bias = self.stack_bias(hidden_states, mask, past_key_values)
+        if past_key_values is not None:
+            # Generation reads the number of past tokens off the first layer's cache: keep its length right.
+            batch, length, _ = hidden_states.shape
+            nothing = hidden_states.new_zeros(batch, 0, length, self.key_value_proj_dim)
+            getattr(past_key_values, "self_attention_cache", past_key_values).update(nothing, nothing, self.layer_idx)
+        return torch.zeros_like(hidden_states), position_bias, None
+
+
+class AbsentSelfAttention(nn.Module):
+    """A self-attention sublayer that was cut: the residual passes through, the stack's bias goes on."""
+
+    def __init__(self, attention: HeadlessAttention) -> None:
+        super().__init__()
+        for projection in ("q", "k", "v", "o"):
+            delattr(attention, projection)
+        self.SelfAttention = attention
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """The input, and the bias for the layers that follow."""
+        _, bias, _ = self.SelfAttention(hidden_states, attention_mask, None, position_bias, past_key_values)
+        return hidden_states, bias, None
+
+
+class AbsentCrossAttention(nn.Module):
+    """A cross-attention sublayer that was cut: the residual passes through."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None, None]:
+        """The input."""
+        return hidden_states, None, None
+
+
+class NashT5ForConditionalGeneration(T5ForConditionalGeneration):  # type: ignore[misc]
+    """T5 with layers of unequal width; absent sublayers hold no weights."""
+
+    config_class = NashT5Config
+
+    def __init__(self, config: NashT5Config) -> None:
+        super().__init__(config)
+        spec = ModelSpec.from_config(config.to_dict())
+        for i, layer in enumerate(spec.encoder):
+            block = self.encoder.block[i]
+            _shrink_self_attention(block, self.encoder.config, layer.heads, i)
+            _shrink_ffn(block, spec, layer.ffn)
+        for i, decoder_layer in enumerate(spec.decoder):
+            block = self.decoder.block[i]
+            _shrink_self_attention(block, self.decoder.config, decoder_layer.self_heads, i)
+            _shrink_cross_attention(block, self.decoder.config, decoder_layer.cross_heads, i)
+            _shrink_ffn(block, spec, decoder_layer.ffn)
+
+
+def _shrink_self_attention(block: T5Block, config: T5Config, heads: Heads, index: int) -> None:
+    settings: dict[str, Any] = {"has_bias": index == 0, "layer_idx": index, "causal": config.is_decoder}
+    if heads:
+        sublayer: T5LayerSelfAttention = block.layer[0]
+        sublayer.SelfAttention = CompactAttention(config, heads, **settings)
+    else:
+        block.layer[0] = AbsentSelfAttention(HeadlessAttention(config, heads, **settings))
+
+
+def _shrink_cross_attention(block: T5Block, config: T5Config, heads: Heads, index: int) -> None:
+    if heads:
+        sublayer: T5LayerCrossAttention = block.layer[1]
+        sublayer.EncDecAttention = CompactAttention(config, heads, has_bias=False, layer_idx=index, causal=False)
+    else:
+        block.layer[1] = AbsentCrossAttention()
+
+
+def _shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:
+    if units == 0:
+        block.layer[-1] = nn.Identity()
+        return
+    dense = block.layer[-1].DenseReluDense
+    for name in ("wi_0", "wi_1") if spec.gated_ffn else ("wi",):
+        setattr(dense, name, nn.Linear(spec.d_model, units, bias=False))
+    dense.wo = nn.Linear(units, spec.d_model, bias=False)
+
+
+def register() -> None:
+    """Make transformers' Auto classes know the model; called by `import nash`, harmless when repeated."""
+    AutoConfig.register(COMPACT_MODEL_TYPE, NashT5Config, exist_ok=True)
+    AutoModelForSeq2SeqLM.register(NashT5Config, NashT5ForConditionalGeneration, exist_ok=True)
