@@ -1,10 +1,11 @@
 """The shape of an encoder-decoder model, dense or compact.
 
 A `ModelSpec` is read from and written to `config.json`. A dense model's config is the stock Hugging Face one;
-a compact model's has `model_type` `nash_t5` and keys of its own that give
-every layer its own width. Needs nothing beyond the standard library, so the engine can import it anywhere.
+a compact model's has `model_type` `nash_t5` and keys of its own that give every layer its own
+width. Needs nothing beyond the standard library, so the engine can import it anywhere.
 """
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,13 @@ COMPACT_MODEL_TYPE = "nash_t5"
 
 Heads = tuple[int, ...]
 
+# Far above every real model: a hostile config must not make us allocate by the number it names.
+_MOST_LAYERS_OR_HEADS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderLayerSpec:
-    """One encoder layer. A sublayer without heads, or without units, is absent: the residual passes through."""
+    """One encoder layer. A sublayer without heads, or without units, is absent: the residual passes."""
 
     heads: Heads  # kept attention heads by their index in the dense model, ascending
     ffn: int  # kept feed-forward units
@@ -164,13 +168,33 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type not in (DENSE_MODEL_TYPE, COMPACT_MODEL_TYPE):
         raise UnsupportedModelError(
-            f"model_type {model_type!r} is not supported: use a T5 model "
+            f"model_type {reprlib.repr(model_type)} is not supported: use a T5 model "
             f"({DENSE_MODEL_TYPE!r}, or {COMPACT_MODEL_TYPE!r} as `nash prune` writes it)"
         )
     if "auto_map" in config:
         raise UnsupportedModelError(
             "config.json asks for remote code ('auto_map'): remove it, no code is loaded"
         )
+    widths = _parse_widths(config)
+    num_layers = _count(config, "num_layers", most=_MOST_LAYERS_OR_HEADS)
+    num_decoder_layers = _count(config, "num_decoder_layers", num_layers, most=_MOST_LAYERS_OR_HEADS)
+    if model_type == COMPACT_MODEL_TYPE:
+        return ModelSpec(**widths, **_parse_compact_layers(config, widths, num_layers, num_decoder_layers))
+    heads, d_ff = tuple(range(widths["num_heads"])), widths["d_ff"]
+    return ModelSpec(
+        **widths,
+        encoder=(EncoderLayerSpec(heads=heads, ffn=d_ff),) * num_layers,
+        decoder=tuple(
+            DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=d_ff, origin=i)
+            for i in range(num_decoder_layers)
+        ),
+        dense_encoder_layers=num_layers,
+        dense_decoder_layers=num_decoder_layers,
+    )
+
+
+def _parse_widths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of a spec that is not about single layers."""
     ffn_kind = _text(config, "feed_forward_proj", "relu")
     gated = ffn_kind.startswith("gated-")
     activation = ffn_kind.removeprefix("gated-")
@@ -178,47 +202,43 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
         activation = "gelu_new"  # the T5 v1.1 convention
     if activation not in ("relu", "gelu", "gelu_new", "silu"):
         raise UnsupportedModelError(
-            f"feed_forward_proj {ffn_kind!r} is not supported: "
+            f"feed_forward_proj {reprlib.repr(ffn_kind)} is not supported: "
             "use relu, gelu, gelu_new or silu, with or without 'gated-' before it"
         )
-    num_heads, d_ff = _count(config, "num_heads"), _count(config, "d_ff")
-    num_layers = _count(config, "num_layers")
-    num_decoder_layers = _count(config, "num_decoder_layers", num_layers)
-    common: dict[str, Any] = {
+    vocab_size = _count(config, "vocab_size")
+    return {
         "family": DENSE_MODEL_TYPE,
-        "vocab_size": _count(config, "vocab_size"),
+        "vocab_size": vocab_size,
         "d_model": _count(config, "d_model"),
         "head_dim": _count(config, "d_kv"),
-        "num_heads": num_heads,
-        "d_ff": d_ff,
+        "num_heads": _count(config, "num_heads", most=_MOST_LAYERS_OR_HEADS),
+        "d_ff": _count(config, "d_ff"),
         "activation": activation,
         "gated_ffn": gated,
         "relative_buckets": _count(config, "relative_attention_num_buckets", 32),
         "relative_max_distance": _count(config, "relative_attention_max_distance", 128),
         "layer_norm_eps": _positive(config, "layer_norm_epsilon", 1e-6),
         # transformers 5 writes scale_decoder_outputs; older files say the same through tie_word_embeddings.
-        "scale_logits": bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))),
-        "pad_id": _token(config, "pad_token_id", 0),
-        "eos_id": _token(config, "eos_token_id", 1),
-        "decoder_start_id": _token(config, "decoder_start_token_id", 0),
+        "scale_logits": _flag(config, "scale_decoder_outputs", _flag(config, "tie_word_embeddings", True)),
+        "pad_id": _token(config, "pad_token_id", 0, vocab_size),
+        "eos_id": _token(config, "eos_token_id", 1, vocab_size),
+        "decoder_start_id": _token(config, "decoder_start_token_id", 0, vocab_size),
     }
-    heads = tuple(range(num_heads))
-    if model_type == DENSE_MODEL_TYPE:
-        return ModelSpec(
-            **common,
-            encoder=(EncoderLayerSpec(heads=heads, ffn=d_ff),) * num_layers,
-            decoder=tuple(
-                DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=d_ff, origin=i)
-                for i in range(num_decoder_layers)
-            ),
-            dense_encoder_layers=num_layers,
-            dense_decoder_layers=num_decoder_layers,
-        )
+
+
+def _parse_compact_layers(
+    config: Mapping[str, Any], widths: Mapping[str, Any], num_layers: int, num_decoder_layers: int
+) -> dict[str, Any]:
+    """The layers of a compact model and how many its dense original had."""
+    num_heads, d_ff = widths["num_heads"], widths["d_ff"]
+    dense_encoder_layers = _count(config, "dense_encoder_layers", most=_MOST_LAYERS_OR_HEADS)
+    if dense_encoder_layers < num_layers:
+        raise _bad("dense_encoder_layers", dense_encoder_layers, f"at least num_layers, {num_layers}")
+    dense_decoder_layers = _count(config, "dense_decoder_layers", most=_MOST_LAYERS_OR_HEADS)
     encoder = tuple(
         EncoderLayerSpec(heads=_heads(layer, "heads", num_heads), ffn=_ffn(layer, d_ff))
         for layer in _layers(config, "compact_encoder_layers", num_layers)
     )
-    dense_decoder_layers = _count(config, "dense_decoder_layers")
     decoder = tuple(
         DecoderLayerSpec(
             self_heads=_heads(layer, "self_heads", num_heads),
@@ -228,17 +248,19 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
         )
         for layer in _layers(config, "compact_decoder_layers", num_decoder_layers)
     )
-    return ModelSpec(
-        **common,
-        encoder=encoder,
-        decoder=decoder,
-        dense_encoder_layers=_count(config, "dense_encoder_layers"),
-        dense_decoder_layers=dense_decoder_layers,
-    )
+    origins = [layer.origin for layer in decoder]
+    if origins != sorted(set(origins)):
+        raise _bad("compact_decoder_layers", origins, "a list of layers whose origins ascend")
+    return {
+        "encoder": encoder,
+        "decoder": decoder,
+        "dense_encoder_layers": dense_encoder_layers,
+        "dense_decoder_layers": dense_decoder_layers,
+    }
 
 
 def _bad(key: str, value: object, wanted: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"config.json: {key} is {value!r}: it must be {wanted}")
+    return UnsupportedModelError(f"config.json: {key} is {reprlib.repr(value)}: it must be {wanted}")
 
 
 def _text(config: Mapping[str, Any], key: str, default: str) -> str:
@@ -248,11 +270,18 @@ def _text(config: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise _bad(key, value, "true or false")
+    return value
+
+
+def _count(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise _bad(key, value, "a whole number from 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise _bad(key, value, f"a whole number from 1 to {most}")
     return value
 
 
@@ -263,13 +292,13 @@ def _bounded(config: Mapping[str, Any], key: str, most: int) -> int:
     return value
 
 
-def _token(config: Mapping[str, Any], key: str, default: int) -> int:
+def _token(config: Mapping[str, Any], key: str, default: int, vocab_size: int) -> int:
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _bad(key, value, "a token id")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
+        raise _bad(key, value, f"a token id below vocab_size, {vocab_size}")
     return value
 
 
