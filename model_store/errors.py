@@ -22,3 +22,11 @@ class UnsupportedModelError(InvalidRequestError):
 
 class CorruptStoreError(ModelStoreError):
     """Stored bytes do not match what was published: wrong size, wrong hash, unreadable pointer."""
+
+
+class UnknownSchemaError(ModelStoreError):
+    """A manifest was written by a newer program than this one."""
+
+
+class StoreAccessError(ModelStoreError):
+    """The disk refused: no permission, no space left, a read-only file system."""

@@ -1,0 +1,142 @@
+"""What the store does to a file system: durable folders, write-once files, create-if-absent, hashing.
+
+Creation is atomic because a file is written whole under a private name and then linked to its public one:
+`os.link` fails where the name is taken, and no reader ever sees half a file.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from model_store.errors import InvalidRequestError
+
+_CHUNK_BYTES = 1 << 20
+_READ_ONLY = 0o444
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents, each one's name made durable in the one above it."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that an unprivileged writer can still put on the file system of `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+@contextmanager
+def private_folder(tmp: Path) -> Iterator[Path]:
+    """A fresh folder below `tmp`, gone afterwards, whatever happened inside."""
+    make_folder(tmp)
+    folder = tmp / uuid.uuid4().hex
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a read-only file that must not exist yet, down to the disk.
+
+    Raises:
+        FileExistsError: `path` is taken.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_new(source: Path, target: Path) -> tuple[str, int]:
+    """Copy a regular file to a new read-only one, down to the disk; return the sha256 (hex) and size copied.
+
+    Raises:
+        InvalidRequestError: `source` is a symbolic link or no regular file.
+        FileExistsError: `target` is taken.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for a writer.
+        reader = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if source.is_symlink():
+            raise InvalidRequestError(f"{source} is a symbolic link: put the file itself there") from error
+        raise
+    with os.fdopen(reader, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InvalidRequestError(f"{source} is not a regular file: remove it")
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
+        with os.fdopen(descriptor, "wb", buffering=0) as copy:
+            sha256, size = hashlib.sha256(), 0
+            while chunk := file.read(_CHUNK_BYTES):
+                sha256.update(chunk)
+                size += len(chunk)
+                _write_all(copy.fileno(), chunk)
+            os.fsync(copy.fileno())
+    return sha256.hexdigest(), size
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    left = memoryview(chunk)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def link_if_absent(source: Path, target: Path) -> bool:
+    """Give `source` the further name `target` unless that is taken, durably; whether it did so."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    sync_folder(target.parent)
+    return True
+
+
+def replace_by_link(source: Path, target: Path, tmp: Path) -> None:
+    """Make `target` name the bytes of `source` at once, whatever it named before; durable.
+
+    Readers that have the old file open keep it. `tmp` is a private folder of the caller.
+    """
+    stand_in = tmp / uuid.uuid4().hex
+    os.link(source, stand_in, follow_symlinks=False)
+    stand_in.replace(target)
+    stand_in.unlink(missing_ok=True)  # rename leaves it where both already were the same file
+    sync_folder(target.parent)
+
+
+def damage(path: Path, sha256: str, size_bytes: int) -> str | None:
+    """What is wrong with a stored file, in a few words; None where it is exactly what it should be."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a regular file"
+        if status.st_size != size_bytes:
+            return f"has {status.st_size} bytes instead of {size_bytes}"
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == sha256 else f"has sha256 {found} instead of {sha256}"

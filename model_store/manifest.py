@@ -1,0 +1,135 @@
+"""What one version of a model is: its files, its shape, where it came from, how good it is.
+
+A manifest has exactly one byte form (`canonical_bytes`), so equal content has an equal digest wherever and
+whenever it was published: keys sorted, no blanks, ASCII only, no time stamps.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
+
+SCHEMA_VERSION: Literal[1] = 1
+FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+
+Kind = Literal["dense", "pruned"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileEntry(_Record):
+    """One file of a version."""
+
+    path: Annotated[str, Field(pattern=rf"^{FILE_NAME}$")]
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]  # bytes
+
+
+class SpecSummary(_Record):
+    """The shape in the few numbers that people compare; the whole shape stands in `config.json`."""
+
+    family: str
+    vocab_size: int
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    dense_encoder_layers: int
+    dense_decoder_layers: int
+    encoder_sparsity: float
+    parameters: int
+    bytes: int  # of the weights, as they are stored
+    dtype: str
+
+
+class Lineage(_Record):
+    """Where a version came from; whatever is not known stays out."""
+
+    parent: Sha256 | None = None  # digest of the version that this one was made from
+    data: dict[str, Sha256] = {}  # the data files by name
+    recipe: dict[str, JsonValue] = {}
+    seed: int | None = None
+    code_version: str | None = None
+    trained_from: str | None = None  # what the weights began as, where that is not in the store
+
+
+class Manifest(_Record):
+    """One version, as it is stored."""
+
+    schema_version: Literal[1]
+    kind: Kind
+    files: tuple[FileEntry, ...]  # by path, ascending
+    spec: SpecSummary
+    lineage: Lineage = Lineage()
+    metrics: dict[str, float] = {}
+    licence: str | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _ascending(cls, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        paths = [file.path for file in files]
+        if paths != sorted(set(paths)):
+            raise ValueError("paths must ascend and stand once each")
+        return files
+
+    @field_validator("metrics")
+    @classmethod
+    def _one_zero(cls, metrics: dict[str, float]) -> dict[str, float]:
+        return {name: value + 0.0 for name, value in metrics.items()}  # -0.0 equals 0.0, its bytes do not
+
+    @classmethod
+    def create(cls, **fields: Any) -> Self:
+        """A manifest of the current schema.
+
+        Raises:
+            InvalidRequestError: a field cannot be stored, such as a metric that is not a number.
+        """
+        try:
+            return cls(schema_version=SCHEMA_VERSION, **fields)
+        except ValidationError as error:
+            raise InvalidRequestError(f"cannot be published: {_first_line(error)}") from None
+
+    def canonical_bytes(self) -> bytes:
+        """The one byte form. Fields at their default stay out, so a field added later changes no digest."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return text.encode("ascii")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical bytes, in hex."""
+        return hashlib.sha256(self.canonical_bytes()).hexdigest()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read canonical bytes back.
+
+        Raises:
+            UnknownSchemaError: written by a newer program.
+            CorruptStoreError: not a manifest, or not in its canonical form.
+        """
+        try:
+            fields = json.loads(data)
+            schema = fields.get("schema_version") if isinstance(fields, dict) else None
+            if isinstance(schema, int) and schema > SCHEMA_VERSION:
+                raise UnknownSchemaError(
+                    f"a manifest has schema {schema}, this program reads {SCHEMA_VERSION}: update the program"
+                )
+            manifest = cls.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptStoreError(f"not a manifest: {_first_line(error)}") from None
+        except (ValueError, RecursionError):
+            raise CorruptStoreError("not a manifest: the bytes are not JSON") from None
+        if manifest.canonical_bytes() != data:
+            raise CorruptStoreError("not a manifest in canonical form")
+        return manifest
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"

@@ -1,0 +1,226 @@
+"""The model store on a local disk: immutable versions of models, named by number and by alias.
+
+Everything is created whole or not at all, so any number of processes may read and write one store at once,
+and a process that is killed leaves nothing behind that a reader could see.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from model_store.blobs import read_manifest
+from model_store.disk import link_if_absent, make_folder, private_folder, write_new
+from model_store.errors import InvalidRequestError, StoreAccessError
+from model_store.layout import Layout
+from model_store.manifest import Kind, Lineage, Manifest
+from model_store.pointers import (
+    alias_names,
+    find_version,
+    live_versions,
+    model_names,
+    move_alias,
+    read_alias,
+    read_version,
+    utc_text,
+)
+from model_store.publish import Publication, Published, publish
+from model_store.ref import Ref, check_name
+from model_store.verify import Problem, verify_store, verify_version
+from model_store.views import open_view
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredVersion:
+    """One live version. `aliases` are those that name it now, sorted; `created_at` is UTC, ISO."""
+
+    name: str
+    version: int
+    digest: str
+    manifest: Manifest
+    aliases: tuple[str, ...]
+    created_at: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+def _naming_disk_errors(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Turn what the operating system refuses into one line that says where."""
+
+    @functools.wraps(method)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            raise StoreAccessError(
+                f"{error.filename or 'the store'}: {error.strerror}: check the path, its permissions "
+                "and the space left"
+            ) from error
+
+    return wrapper
+
+
+class Store:
+    """A store below one folder, which need not exist before something is published.
+
+    Every method may raise `StoreAccessError`, and those that read a version `CorruptStoreError`.
+    """
+
+    def __init__(self, root: Path, *, on_step: Callable[[str], None] = lambda _: None) -> None:
+        """`on_step` hears of each step of a publish just before it is taken."""
+        self.root = root
+        self._layout = Layout(root)
+        self._on_step = on_step
+
+    @_naming_disk_errors
+    def publish(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        kind: Kind | None = None,
+        alias: str | None = None,
+        lineage: Lineage | None = None,
+        metrics: Mapping[str, float] | None = None,
+        licence: str | None = None,
+        reason: str = "publish",
+    ) -> Published:
+        """Store a model directory as the next version of `name`, and point `alias` at it.
+
+        Content that equals the newest version's, manifest and all, makes no new one. `kind` is read from
+        `config.json` where it is not given.
+
+        Raises:
+            InvalidRequestError: a bad name, or the directory is not a publishable model.
+        """
+        publication = Publication(
+            name=name,
+            directory=directory,
+            kind=kind,
+            alias=alias,
+            lineage=lineage or Lineage(),
+            metrics=metrics or {},
+            licence=licence,
+            reason=reason,
+        )
+        return publish(self._layout, publication, self._on_step)
+
+    @_naming_disk_errors
+    def resolve(self, ref: Ref | str) -> StoredVersion:
+        """The version that a reference means now; a bare name means its alias `default`, else the latest.
+
+        Raises:
+            InvalidRequestError: the reference is malformed.
+            NotFoundError: nothing in the store has it.
+        """
+        ref = _parsed(ref)
+        version = find_version(self._layout, ref)
+        return self._load(ref.name, version, self._aliases(ref.name))
+
+    @_naming_disk_errors
+    def list(self) -> list[StoredVersion]:
+        """All live versions, by name and number."""
+        found = []
+        for name in model_names(self._layout):
+            aliases = self._aliases(name)
+            found += [self._load(name, number, aliases) for number in live_versions(self._layout, name)]
+        return found
+
+    @_naming_disk_errors
+    def tag(self, ref: Ref | str, alias: str, reason: str = "tag") -> StoredVersion:
+        """Point `alias` at a version of the same name; the version with its new aliases.
+
+        Raises:
+            InvalidRequestError: the alias or the reference is malformed.
+            NotFoundError: the version is not there.
+        """
+        check_name(alias, "alias")
+        version = self.resolve(ref)
+        with private_folder(self._layout.tmp) as tmp:
+            move_alias(self._layout, version.name, alias, version.version, reason, tmp)
+        return self.resolve(version.ref)
+
+    @_naming_disk_errors
+    def verify(self, ref: Ref | str | None = None) -> Sequence[Problem]:
+        """Read every file that one version, or the whole store, rests on; the bad ones.
+
+        Raises:
+            NotFoundError: the version is not there.
+        """
+        if ref is None:
+            return verify_store(self._layout)
+        ref = _parsed(ref)
+        return verify_version(self._layout, ref.name, find_version(self._layout, ref))
+
+    @_naming_disk_errors
+    def checkout(self, ref: Ref | str) -> Path:
+        """A model directory with exactly the files of a version, each verified in this call. It is read-only.
+
+        Raises:
+            NotFoundError: the version is not there.
+            CorruptStoreError: a file is not what was published; it is named, and nothing is to be loaded.
+        """
+        version = self.resolve(ref)
+        return open_view(self._layout, version.manifest, version.digest, version.ref)
+
+    @_naming_disk_errors
+    def add_measurement(self, ref: Ref | str, record: Mapping[str, Any]) -> str:
+        """Keep what was measured on a version, such as a latency with its machine and date; the record's id.
+
+        Raises:
+            InvalidRequestError: the record is not JSON.
+        """
+        version = self.resolve(ref)
+        try:
+            data = json.dumps(record, sort_keys=True, allow_nan=False).encode("ascii")
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"a measurement of {version.ref} is not JSON: {error}") from None
+        record_id = hashlib.sha256(data).hexdigest()
+        folder = self._layout.measurements(version.name, version.digest)
+        make_folder(folder)
+        with private_folder(self._layout.tmp) as tmp:
+            write_new(tmp / "record", data)
+            link_if_absent(tmp / "record", folder / record_id)
+        return record_id
+
+    @_naming_disk_errors
+    def measurements(self, ref: Ref | str) -> Sequence[dict[str, Any]]:
+        """The records that `add_measurement` kept for a version, oldest first."""
+        version = self.resolve(ref)
+        folder = self._layout.measurements(version.name, version.digest)
+        paths = folder.iterdir() if folder.is_dir() else ()
+        return [
+            json.loads(p.read_bytes()) for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))
+        ]
+
+    def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
+        """The aliases of each version number of a model."""
+        aliases: dict[int, tuple[str, ...]] = {}
+        for alias in alias_names(self._layout, name):
+            move = read_alias(self._layout, name, alias)
+            if move is not None:
+                aliases[move.version] = (*aliases.get(move.version, ()), alias)
+        return aliases
+
+    def _load(self, name: str, version: int, aliases: Mapping[int, tuple[str, ...]]) -> StoredVersion:
+        digest = read_version(self._layout, name, version)
+        return StoredVersion(
+            name=name,
+            version=version,
+            digest=digest,
+            manifest=read_manifest(self._layout, digest),
+            aliases=aliases.get(version, ()),
+            created_at=utc_text(self._layout.version(name, version).stat().st_mtime),
+        )
+
+
+def _parsed(ref: Ref | str) -> Ref:
+    return Ref.parse(ref) if isinstance(ref, str) else ref

@@ -1,0 +1,76 @@
+"""Look at every byte that versions rest on, and say which files are bad."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model_store.blobs import read_manifest
+from model_store.disk import damage
+from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
+from model_store.layout import Layout
+from model_store.manifest import FileEntry
+from model_store.pointers import alias_names, live_versions, model_names, read_alias, read_version
+from model_store.safetensors_header import read_header
+from model_store.source import WEIGHTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One bad file: `ref` needs it, `file` is its name in the model directory or the pointer's kind."""
+
+    ref: str
+    file: str
+    what: str
+
+
+def verify_store(layout: Layout) -> list[Problem]:
+    """Every bad file of a whole store, versions first and then aliases, name by name."""
+    problems: list[Problem] = []
+    for name in model_names(layout):
+        live = live_versions(layout, name)
+        for version in live:
+            problems.extend(verify_version(layout, name, version))
+        problems.extend(_alias_problems(layout, name, live))
+    return problems
+
+
+def verify_version(layout: Layout, name: str, version: int) -> list[Problem]:
+    """Every bad file of one version."""
+    ref = f"{name}:{version}"
+    try:
+        digest = read_version(layout, name, version)
+    except CorruptStoreError as error:
+        return [Problem(ref=ref, file="version pointer", what=str(error))]
+    try:
+        manifest = read_manifest(layout, digest)
+    except (CorruptStoreError, UnknownSchemaError) as error:
+        return [Problem(ref=ref, file="manifest", what=str(error))]
+    return [
+        Problem(ref=ref, file=file.path, what=what)
+        for file in manifest.files
+        if (what := _file_problem(layout, file)) is not None
+    ]
+
+
+def _file_problem(layout: Layout, file: FileEntry) -> str | None:
+    blob = layout.blob(file.sha256)
+    if (what := damage(blob, file.sha256, file.size)) is not None:
+        return f"{what} ({blob})"
+    if file.path != WEIGHTS:
+        return None
+    try:
+        read_header(blob)
+    except InvalidRequestError as error:
+        return str(error)
+    return None
+
+
+def _alias_problems(layout: Layout, name: str, live: list[int]) -> Iterator[Problem]:
+    for alias in alias_names(layout, name):
+        try:
+            move = read_alias(layout, name, alias)
+        except CorruptStoreError as error:
+            yield Problem(ref=f"{name}@{alias}", file="alias pointer", what=str(error))
+            continue
+        if move is not None and move.version not in live:
+            what = f"names version {move.version}, which is not there"
+            yield Problem(ref=f"{name}@{alias}", file="alias pointer", what=what)
