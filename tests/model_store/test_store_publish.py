@@ -1,0 +1,219 @@
+"""Publishing, naming and finding versions in one process."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSeq2SeqLM
+
+from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError, StoreAccessError
+from model_store.manifest import Lineage
+from model_store.store import Store
+
+
+def test_publish_then_read_back(store: Store, model_dir: Path) -> None:
+    lineage = Lineage(parent="a" * 64, data={"train": "b" * 64}, recipe={"seed": 3}, seed=3, code_version="0.1.0")
+    done = store.publish("g2p", model_dir, alias="dense", lineage=lineage, metrics={"per": 5}, licence="MIT")
+    assert (done.name, done.version, done.created) == ("g2p", 1, True)
+    found = store.resolve("g2p:1")
+    assert (found.digest, found.aliases, found.ref) == (done.digest, ("dense",), "g2p:1")
+    manifest = found.manifest
+    assert manifest.digest == done.digest
+    assert (manifest.kind, manifest.lineage, manifest.metrics, manifest.licence) == (
+        "dense",
+        lineage,
+        {"per": 5},
+        "MIT",
+    )
+    assert [file.path for file in manifest.files] == sorted(path.name for path in model_dir.iterdir())
+    assert manifest.spec.encoder_layers == 4
+    assert manifest.spec.decoder_layers == 3
+    assert manifest.spec.dtype == "float32"
+    assert manifest.spec.bytes == 4 * manifest.spec.parameters
+    assert found.created_at.endswith("Z")
+    assert store.list() == [found]
+
+
+def test_parameters_are_those_that_torch_counts(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir)
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_dir)
+    assert store.resolve("g2p").manifest.spec.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_pruned_kind_comes_from_the_config(store: Store, built_compact_t5: Path) -> None:
+    store.publish("g2p", built_compact_t5, alias="pruned")
+    manifest = store.resolve("g2p@pruned").manifest
+    assert manifest.kind == "pruned"
+    assert (manifest.spec.decoder_layers, manifest.spec.dense_decoder_layers) == (1, 3)
+    head, unit = 4 * 32 * 8, 2 * 32
+    kept, whole = 7 * head + 75 * unit, 16 * head + 256 * unit
+    assert manifest.spec.encoder_sparsity == pytest.approx(1 - kept / whole, abs=1e-6)
+    with pytest.raises(InvalidRequestError, match="pruned model"):
+        store.publish("g2p", built_compact_t5, kind="dense")
+
+
+def test_kind_can_be_said(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir, kind="pruned")
+    assert store.resolve("g2p").manifest.kind == "pruned"
+
+
+def test_equal_content_makes_no_new_version(store: Store, model_dir: Path) -> None:
+    first = store.publish("g2p", model_dir, metrics={"per": 5.0})
+    again = store.publish("g2p", model_dir, metrics={"per": 5.0})
+    assert (again.version, again.digest, again.created) == (1, first.digest, False)
+    other = store.publish("g2p", model_dir, metrics={"per": 6.0})
+    assert (other.version, other.created) == (2, True)
+    assert store.publish("g2p", model_dir, metrics={"per": 5.0}).version == 3  # only the newest is compared
+    assert store.publish("other", model_dir, metrics={"per": 5.0}).digest == first.digest
+
+
+def test_equal_content_gives_an_equal_digest_in_another_store(model_dir: Path, tmp_path: Path) -> None:
+    digests = {Store(tmp_path / name).publish("g2p", model_dir).digest for name in ("one", "two")}
+    assert len(digests) == 1
+
+
+def test_alias_moves_are_generations(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir, alias="live")
+    store.publish("g2p", model_dir, alias="live", metrics={"n": 2.0})
+    assert store.resolve("g2p@live").version == 2
+    assert store.tag("g2p:1", "live").aliases == ("live",)
+    store.tag("g2p:1", "live")  # it is there already: no new generation
+    assert store.resolve("g2p@live").version == 1
+    generations = sorted(path.name for path in (store.root / "models/g2p/aliases/live").iterdir())
+    assert generations == ["000001", "000002", "000003"]
+    assert store.tag("g2p@live", "other").aliases == ("live", "other")
+
+
+def test_bare_name_is_default_else_latest(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir)
+    store.publish("g2p", model_dir, metrics={"n": 2.0})
+    assert store.resolve("g2p").version == 2
+    store.tag("g2p:1", "default")
+    assert store.resolve("g2p").version == 1
+    assert store.resolve("g2p:0002").version == 2
+
+
+def test_tombstones_are_honoured(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir)
+    store.publish("g2p", model_dir, metrics={"n": 2.0}, alias="live")
+    tombstone = store.root / "models/g2p/tombstones/000002"
+    tombstone.parent.mkdir()
+    tombstone.touch()
+    assert [version.version for version in store.list()] == [1]
+    assert store.resolve("g2p").version == 1
+    for ref in ("g2p:2", "g2p@live"):
+        with pytest.raises(NotFoundError, match="no version 2"):
+            store.resolve(ref)
+    again = store.publish("g2p", model_dir, metrics={"n": 2.0})
+    assert (again.version, again.created) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("nothing", "model 'nothing' is not in the store"),
+        ("g2p:9", "no version 9: it has 1"),
+        ("g2p@pruned", "no alias 'pruned': it has dense"),
+    ],
+)
+def test_what_is_not_there(ref: str, message: str, store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir, alias="dense")
+    for look in (store.resolve, store.verify, store.checkout, store.measurements):
+        with pytest.raises(NotFoundError, match=message):
+            look(ref)
+    with pytest.raises(NotFoundError, match=message):
+        store.tag(ref, "x")
+
+
+def test_a_store_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    store = Store(tmp_path / "nowhere")
+    assert store.list() == []
+    assert store.verify() == []
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A", "-a", "a" * 65, "a\n", "a\0b", "ä", "a b", "a:1"])
+def test_hostile_names(name: str, store: Store, model_dir: Path) -> None:
+    with pytest.raises(InvalidRequestError):
+        store.publish(name, model_dir)
+    with pytest.raises(InvalidRequestError):
+        store.publish("g2p", model_dir, alias=name)
+    assert not store.root.exists()
+    store.publish("g2p", model_dir)
+    with pytest.raises(InvalidRequestError):
+        store.tag("g2p", name)
+
+
+def test_a_refused_directory_leaves_nothing(store: Store, model_dir: Path, edit_config: Callable[..., None]) -> None:
+    edit_config(model_type="bert")
+    with pytest.raises(InvalidRequestError, match="'bert'"):
+        store.publish("g2p", model_dir)
+    assert [path for path in store.root.rglob("*") if path.is_file()] == []
+
+
+def test_metrics_that_are_no_numbers(store: Store, model_dir: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"metrics\.per"):
+        store.publish("g2p", model_dir, metrics={"per": float("nan")})
+    assert store.list() == []
+
+
+def test_too_little_space(store: Store, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_store.publish.free_bytes", lambda folder: 1000)
+    with pytest.raises(StoreAccessError, match="1000 bytes free"):
+        store.publish("g2p", model_dir)
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_store_that_is_a_file(tmp_path: Path, model_dir: Path) -> None:
+    (tmp_path / "store").write_text("not a folder")
+    with pytest.raises(StoreAccessError, match="store"):
+        Store(tmp_path / "store").publish("g2p", model_dir)
+
+
+def test_bytes_are_on_the_disk_before_anything_names_them(
+    store: Store, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    real_fsync, real_link = os.fsync, os.link
+    unsynced_folders: set[int] = set()
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+        unsynced_folders.discard(os.fstat(descriptor).st_ino)
+
+    def link(source: Path, target: Path, **options: bool) -> None:
+        assert source.stat().st_ino in synced, f"{source} is linked before it is durable"
+        if target.parent.name == "versions":
+            assert unsynced_folders == set(), "the commit point comes before a blob's name is durable"
+        real_link(source, target, **options)
+        unsynced_folders.add(target.parent.stat().st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", link)
+    store.publish("g2p", model_dir, alias="dense")
+    assert unsynced_folders == set()
+
+
+def test_what_a_collection_took_is_linked_again(store: Store, model_dir: Path) -> None:
+    def collect(step: str) -> None:
+        if step == "check":
+            for blob in (store.root / "blobs").rglob("*"):
+                if blob.is_file():
+                    blob.unlink()
+
+    Store(store.root, on_step=collect).publish("g2p", model_dir)
+    assert store.verify() == []
+    assert len(store.list()) == 1
+
+
+def test_measurements_are_written_once(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir, alias="dense")
+    assert list(store.measurements("g2p")) == []
+    first = store.add_measurement("g2p@dense", {"step_ms": 1.5, "machine": "a"})
+    second = store.add_measurement("g2p:1", {"step_ms": 2.5, "machine": "b"})
+    assert store.add_measurement("g2p", {"machine": "a", "step_ms": 1.5}) == first != second
+    assert sorted(record["machine"] for record in store.measurements("g2p")) == ["a", "b"]
+    with pytest.raises(ModelStoreError, match="not JSON"):
+        store.add_measurement("g2p", {"bad": object()})
