@@ -44,6 +44,7 @@ class EngineConfig:
     slots: int = 32  # how many sequences can run at once
     max_source_tokens: int = 512
     max_new_tokens: int = 256
+    max_encode_tokens: int = 1024  # most positions, padding included, encoded in one step; one source may exceed it
 
 
 @dataclass(frozen=True, kw_only=True)
