@@ -137,9 +137,7 @@ def find_version(layout: Layout, ref: Ref) -> int:
     """
     live = live_versions(layout, ref.name)
     if not live:
-        raise NotFoundError(
-            f"model {ref.name!r} is not in the store {layout.root}: `nash models ls` lists what is"
-        )
+        raise NotFoundError(f"model {ref.name!r} is not in the store {layout.root}: `nash models ls` lists what is")
     version = ref.version
     if version is None:
         move = read_alias(layout, ref.name, ref.alias or DEFAULT_ALIAS)

@@ -95,9 +95,7 @@ def _check_space(root: Path, directory: Path, needed_bytes: int) -> None:
 
 def _manifest(publication: Publication, source: ModelSource, files: tuple[FileEntry, ...]) -> Manifest:
     if publication.kind == "dense" and source.kind == "pruned":
-        raise InvalidRequestError(
-            f"{publication.directory} holds a pruned model: publish it without kind 'dense'"
-        )
+        raise InvalidRequestError(f"{publication.directory} holds a pruned model: publish it without kind 'dense'")
     spec = source.spec
     return Manifest.create(
         kind=publication.kind or source.kind,

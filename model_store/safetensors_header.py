@@ -121,8 +121,7 @@ def _tensor(name: str, value: object) -> TensorInfo:
         raise InvalidRequestError(f"tensor {name!r} has too many elements")
     if info.elements * _DTYPE_BYTES[dtype] != info.size_bytes:
         raise InvalidRequestError(
-            f"tensor {name!r} of shape {str(shape)[:60]} and dtype {dtype} does not fill "
-            f"its {info.size_bytes} bytes"
+            f"tensor {name!r} of shape {str(shape)[:60]} and dtype {dtype} does not fill its {info.size_bytes} bytes"
         )
     return info
 

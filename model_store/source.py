@@ -66,9 +66,7 @@ def list_files(directory: Path) -> dict[str, int]:
         sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
     for name in REQUIRED:
         if name not in sizes:
-            raise InvalidRequestError(
-                f"{directory} has no {name}: a model directory needs {', '.join(REQUIRED)}"
-            )
+            raise InvalidRequestError(f"{directory} has no {name}: a model directory needs {', '.join(REQUIRED)}")
     if len({name.lower() for name in sizes}) != len(sizes):
         raise InvalidRequestError(f"{directory} has file names that differ only in case: rename one")
     return sizes
@@ -87,9 +85,7 @@ def _check_entry(entry: os.DirEntry[str], directory: Path) -> None:
             f"(what belongs there ends in {', '.join(_SUFFIXES)})"
         )
     if entry.name.endswith(".safetensors") and entry.name != WEIGHTS:
-        raise InvalidRequestError(
-            f"{entry.path}: all weights must stand in one {WEIGHTS}: save without shards"
-        )
+        raise InvalidRequestError(f"{entry.path}: all weights must stand in one {WEIGHTS}: save without shards")
 
 
 def _danger(path: Path) -> str | None:
@@ -132,9 +128,7 @@ def _check_content(path: Path) -> None:
     if path.suffix == ".json":
         content = _read_json(path)
         if path.name.endswith("config.json") and _has_key(content, "auto_map"):
-            raise InvalidRequestError(
-                f"{path.name} asks for remote code ('auto_map'): remove it, no code is loaded"
-            )
+            raise InvalidRequestError(f"{path.name} asks for remote code ('auto_map'): remove it, no code is loaded")
     elif path.suffix in _TEXT_SUFFIXES:
         _read_text(path)
     elif path.suffix == ".model" and not _starts_with(path, b"\n"):
@@ -162,9 +156,7 @@ def _read_json(path: Path) -> object:
 def _read_object(path: Path) -> dict[str, Any]:
     content = _read_json(path)
     if not isinstance(content, dict):
-        raise InvalidRequestError(
-            f"{path.name} does not hold a JSON object: write it as save_pretrained does"
-        )
+        raise InvalidRequestError(f"{path.name} does not hold a JSON object: write it as save_pretrained does")
     return content
 
 
@@ -190,9 +182,7 @@ def _check_tensors(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> None:
             raise InvalidRequestError(f"{WEIGHTS} has no tensor {name!r}, which {CONFIG} calls for")
     for name, info in tensors.items():
         if name not in allowed:
-            raise InvalidRequestError(
-                f"{WEIGHTS} has the tensor {name[:120]!r}, which {CONFIG} does not know"
-            )
+            raise InvalidRequestError(f"{WEIGHTS} has the tensor {name[:120]!r}, which {CONFIG} does not know")
         if info.shape != allowed[name]:
             raise InvalidRequestError(
                 f"{WEIGHTS}: {name!r} has shape {list(info.shape)}, {CONFIG} calls for {list(allowed[name])}"

@@ -136,9 +136,7 @@ class ModelSpec:
     def layer_config(self) -> dict[str, Any]:
         """The keys that a compact model's `config.json` has on top of the dense one's."""
         return {
-            "compact_encoder_layers": [
-                {"heads": list(layer.heads), "ffn": layer.ffn} for layer in self.encoder
-            ],
+            "compact_encoder_layers": [{"heads": list(layer.heads), "ffn": layer.ffn} for layer in self.encoder],
             "compact_decoder_layers": [
                 {
                     "self_heads": list(layer.self_heads),
@@ -172,9 +170,7 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
             f"({DENSE_MODEL_TYPE!r}, or {COMPACT_MODEL_TYPE!r} as `nash prune` writes it)"
         )
     if "auto_map" in config:
-        raise UnsupportedModelError(
-            "config.json asks for remote code ('auto_map'): remove it, no code is loaded"
-        )
+        raise UnsupportedModelError("config.json asks for remote code ('auto_map'): remove it, no code is loaded")
     widths = _parse_widths(config)
     num_layers = _count(config, "num_layers", most=_MOST_LAYERS_OR_HEADS)
     num_decoder_layers = _count(config, "num_decoder_layers", num_layers, most=_MOST_LAYERS_OR_HEADS)
@@ -185,8 +181,7 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
         **widths,
         encoder=(EncoderLayerSpec(heads=heads, ffn=d_ff),) * num_layers,
         decoder=tuple(
-            DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=d_ff, origin=i)
-            for i in range(num_decoder_layers)
+            DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=d_ff, origin=i) for i in range(num_decoder_layers)
         ),
         dense_encoder_layers=num_layers,
         dense_decoder_layers=num_decoder_layers,

@@ -61,8 +61,7 @@ def _naming_disk_errors(method: Callable[_P, _T]) -> Callable[_P, _T]:
             return method(*args, **kwargs)
         except OSError as error:
             raise StoreAccessError(
-                f"{error.filename or 'the store'}: {error.strerror}: check the path, its permissions "
-                "and the space left"
+                f"{error.filename or 'the store'}: {error.strerror}: check the path, its permissions and the space left"
             ) from error
 
     return wrapper
@@ -197,9 +196,7 @@ class Store:
         version = self.resolve(ref)
         folder = self._layout.measurements(version.name, version.digest)
         paths = folder.iterdir() if folder.is_dir() else ()
-        return [
-            json.loads(p.read_bytes()) for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))
-        ]
+        return [json.loads(p.read_bytes()) for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))]
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
         """The aliases of each version number of a model."""

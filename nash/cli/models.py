@@ -1,22 +1,20 @@
 """`nash models`: what is in the store, and putting models into it."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from model_store.manifest import Kind, Lineage
-from model_store.store import Store, StoredVersion
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, result_console
+
+if TYPE_CHECKING:
+    from model_store.store import Store, StoredVersion
+
+RefArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS or NAME:VERSION.")]
 
 app = typer.Typer(no_args_is_help=True, help="Publish models into the store, list them, name them, check them.")
-
-StoreOption = Annotated[Path, typer.Option("--store", envvar="NASH_STORE", help="The folder that holds the store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-DEFAULT_STORE = Path("store")
 
 
 @app.command("publish")
@@ -24,7 +22,9 @@ def publish(
     name: Annotated[str, typer.Argument(help="The model's NAME in the store.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face model directory.")],
     alias: Annotated[str | None, typer.Option(help="Point this alias at the version.")] = None,
-    kind: Annotated[Kind | None, typer.Option(help="Read from config.json where not given.")] = None,
+    kind: Annotated[
+        Literal["dense", "pruned"] | None, typer.Option(help="Read from config.json where not given.")
+    ] = None,
     parent: Annotated[
         str | None, typer.Option(metavar="REF", help="The stored version that this one was made from.")
     ] = None,
@@ -33,75 +33,78 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Store a model directory as the next version of NAME."""
-    target = Store(store)
+    from model_store.manifest import Lineage
+
+    target = _open(store)
     lineage = Lineage(parent=None if parent is None else target.resolve(parent).digest)
     done = target.publish(name, directory, kind=kind, alias=alias, lineage=lineage, licence=licence)
     if as_json:
-        _print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})
+        print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})
         return
     what = "published as" if done.created else "was there already as"
-    _console().print(f"{escape(str(directory))} {what} [bold]{done.name}:{done.version}[/bold] ({done.digest[:12]})")
+    _say(f"{directory} {what} {done.name}:{done.version} (digest {done.digest[:12]})")
 
 
 @app.command("ls")
 def list_versions(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List all versions of all models."""
-    versions = Store(store).list()
+    versions = _open(store).list()
     if as_json:
-        _print_json([_summary(version) for version in versions])
+        print_json([_summary(version) for version in versions])
         return
-    table = Table("ref", "aliases", "kind", "layers", "parameters", "MB", "metrics", "created", "digest")
-    for version in versions:
-        manifest = version.manifest
-        table.add_row(
+    rows = [
+        (
             version.ref,
             ", ".join(version.aliases),
-            manifest.kind,
-            f"{manifest.spec.encoder_layers} + {manifest.spec.decoder_layers}",
-            f"{manifest.spec.parameters:,}",
-            f"{manifest.spec.bytes / 1e6:.1f}",
-            escape(", ".join(f"{name} {value:g}" for name, value in sorted(manifest.metrics.items()))),
-            version.created_at,
-            version.digest[:12],
+            version.manifest.kind,
+            f"{version.manifest.spec.encoder_layers} + {version.manifest.spec.decoder_layers}",
+            f"{version.manifest.spec.parameters:,}",
+            f"{version.manifest.spec.bytes / 1e6:.1f}",
+            ", ".join(f"{name} {value:.4g}" for name, value in sorted(version.manifest.metrics.items())),
+            version.created_at[:16].replace("T", " "),
         )
-    _console().print(table)
+        for version in versions
+    ]
+    _print_table(("ref", "aliases", "kind", "layers", "parameters", "MB", "metrics", "created"), rows)
 
 
 @app.command("show")
 def show(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS or NAME:VERSION.")],
+    ref: RefArgument,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Show one version: its files, shape and lineage."""
-    version = Store(store).resolve(ref)
+    version = _open(store).resolve(ref)
     manifest = version.manifest.model_dump(mode="json")
     details = {key: manifest[key] for key in ("files", "spec", "lineage", "licence")}
     if as_json:
-        _print_json(_summary(version) | details)
+        print_json(_summary(version) | details)
         return
-    table = Table("field", "value", title=version.ref, show_header=False)
-    for key, value in (_summary(version) | details["spec"] | details["lineage"]).items():
-        table.add_row(key, escape(value if isinstance(value, str) else json.dumps(value)))
-    files = Table("file", "bytes", "sha256")
-    for file in version.manifest.files:
-        files.add_row(file.path, f"{file.size:,}", file.sha256[:12])
-    _console().print(table, files)
+    fields = _summary(version) | details["spec"] | details["lineage"] | {"licence": details["licence"]}
+    _print_table(
+        (version.ref, ""),
+        [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in fields.items()],
+    )
+    _print_table(
+        ("file", "bytes", "sha256"),
+        [(file.path, f"{file.size:,}", file.sha256) for file in version.manifest.files],
+    )
 
 
 @app.command("tag")
 def tag(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS or NAME:VERSION.")],
+    ref: RefArgument,
     alias: Annotated[str, typer.Argument(help="The alias that shall name this version.")],
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Point an alias at a version."""
-    version = Store(store).tag(ref, alias)
+    version = _open(store).tag(ref, alias)
     if as_json:
-        _print_json(_summary(version))
+        print_json(_summary(version))
         return
-    _console().print(f"{version.name}@{alias} is now [bold]{version.ref}[/bold]")
+    _say(f"{version.name}@{alias} is now {version.ref}")
 
 
 @app.command("verify")
@@ -111,21 +114,24 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every stored byte and name the bad files; exit code 1 where there are any."""
-    problems = Store(store).verify(ref)
+    problems = _open(store).verify(ref)
     if as_json:
-        _print_json({"problems": [{"ref": p.ref, "file": p.file, "what": p.what} for p in problems]})
+        print_json({"problems": [{"ref": p.ref, "file": p.file, "what": p.what} for p in problems]})
     elif problems:
-        table = Table("ref", "file", "what is wrong")
-        for problem in problems:
-            table.add_row(problem.ref, problem.file, escape(problem.what))
-        _console().print(table)
+        _print_table(("ref", "file", "what is wrong"), [(p.ref, p.file, p.what) for p in problems])
     else:
-        _console().print("every file is what was published")
+        _say("every file is what was published")
     if problems:
         raise typer.Exit(1)
 
 
-def _summary(version: StoredVersion) -> dict[str, Any]:
+def _open(folder: Path) -> "Store":
+    from model_store.store import Store
+
+    return Store(folder)
+
+
+def _summary(version: "StoredVersion") -> dict[str, Any]:
     manifest = version.manifest
     return {
         "name": version.name,
@@ -141,9 +147,17 @@ def _summary(version: StoredVersion) -> dict[str, Any]:
     }
 
 
-def _print_json(document: object) -> None:
-    typer.echo(json.dumps(document, indent=2))
+def _say(text: str) -> None:
+    result_console().print(text, markup=False, soft_wrap=True)
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    result_console().print(table)

@@ -1,0 +1,164 @@
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import T5Config, T5ForConditionalGeneration
+
+from model_store.errors import UnsupportedModelError
+from model_store.spec import COMPACT_MODEL_TYPE, DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
+
+CONFIG: dict[str, Any] = {
+    "model_type": "t5",
+    "vocab_size": 30,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 4,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+}
+DENSE = ModelSpec.from_config(CONFIG)
+COMPACT_CONFIG = CONFIG | DENSE.layer_config() | {"model_type": COMPACT_MODEL_TYPE}
+
+HEADS = st.sets(st.integers(0, 3)).map(lambda heads: tuple(sorted(heads)))
+ENCODER = st.lists(st.builds(EncoderLayerSpec, heads=HEADS, ffn=st.integers(0, 64)), min_size=4, max_size=4)
+ORIGINS = st.sets(st.integers(0, 2), min_size=1).map(sorted)
+
+
+@st.composite
+def compact_specs(draw: st.DrawFn) -> ModelSpec:
+    decoder = tuple(
+        DecoderLayerSpec(self_heads=draw(HEADS), cross_heads=draw(HEADS), ffn=draw(st.integers(0, 64)), origin=origin)
+        for origin in draw(ORIGINS)
+    )
+    return ModelSpec(**(vars(DENSE) | {"encoder": tuple(draw(ENCODER)), "decoder": decoder}))
+
+
+@given(compact_specs())
+def test_round_trip_through_json(spec: ModelSpec) -> None:
+    config = CONFIG | spec.layer_config()
+    config |= {"model_type": COMPACT_MODEL_TYPE, "num_decoder_layers": len(spec.decoder)}
+    assert ModelSpec.from_config(json.loads(json.dumps(config))) == spec
+    assert dense_of(spec) == DENSE
+    assert spec.compact is (spec != DENSE)
+    assert 0.0 <= spec.encoder_sparsity <= 1.0
+
+
+@given(compact_specs())
+def test_sparsity_is_what_is_missing_of_the_encoder_tensors(spec: ModelSpec) -> None:
+    def prunable(of: ModelSpec) -> int:
+        return sum(
+            torch.Size(shape).numel()
+            for name, shape in of.tensor_shapes()
+            if name.startswith("encoder.block") and "norm" not in name and "relative" not in name
+        )
+
+    assert spec.encoder_sparsity == pytest.approx(1 - prunable(spec) / prunable(DENSE))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_tensor_shapes_are_those_of_transformers(gated: bool) -> None:
+    config = CONFIG | {"feed_forward_proj": "gated-gelu" if gated else "relu"}
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(T5Config(**{k: v for k, v in config.items() if k != "model_type"}))
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert dict(ModelSpec.from_config(config).tensor_shapes()) == expected
+
+
+def test_dense_spec() -> None:
+    assert not DENSE.compact
+    assert DENSE.encoder_sparsity == 0.0
+    assert (DENSE.pad_id, DENSE.eos_id, DENSE.decoder_start_id) == (0, 1, 0)
+    assert (DENSE.relative_buckets, DENSE.relative_max_distance, DENSE.layer_norm_eps) == (32, 128, 1e-6)
+    assert [layer.origin for layer in DENSE.decoder] == [0, 1, 2]
+    assert len(ModelSpec.from_config(CONFIG | {"num_decoder_layers": None}).decoder) == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "scaled"),
+    [
+        ({}, True),
+        ({"tie_word_embeddings": True}, True),
+        ({"tie_word_embeddings": False}, False),
+        ({"tie_word_embeddings": True, "scale_decoder_outputs": False}, False),  # transformers 5 after a v1.1 model
+    ],
+)
+def test_scaling_of_the_logits(keys: dict[str, bool], scaled: bool) -> None:
+    assert ModelSpec.from_config(CONFIG | keys).scale_logits is scaled
+
+
+@pytest.mark.parametrize(
+    ("kind", "gated", "activation"),
+    [
+        ("relu", False, "relu"),
+        ("gelu", False, "gelu"),
+        ("gated-gelu", True, "gelu_new"),
+        ("gated-silu", True, "silu"),
+    ],
+)
+def test_feed_forward_kinds_are_those_of_transformers(kind: str, gated: bool, activation: str) -> None:
+    spec = ModelSpec.from_config(CONFIG | {"feed_forward_proj": kind})
+    theirs = T5Config(feed_forward_proj=kind)
+    assert (spec.gated_ffn, spec.activation) == (gated, activation)
+    assert (theirs.is_gated_act, theirs.dense_act_fn) == (gated, activation)
+
+
+LAYER = {"heads": [0], "ffn": 1}
+DECODER_LAYER = {"self_heads": [0], "cross_heads": [0], "ffn": 1, "origin": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mt5"}, "'mt5' is not supported: use a T5 model"),
+        ({"model_type": None}, "None is not supported"),
+        ({"auto_map": {}}, "remote code"),
+        ({"feed_forward_proj": "swish"}, "'swish' is not supported"),
+        ({"feed_forward_proj": 5}, "feed_forward_proj is 5"),
+        ({"d_model": None}, "d_model is None"),
+        ({"d_model": 0}, "d_model is 0"),
+        ({"d_model": True}, "d_model is True"),
+        ({"d_model": 2**31}, "d_model is 2147483648"),
+        ({"num_layers": 10**9}, "num_layers is 1000000000: it must be a whole number from 1 to 1000"),
+        ({"num_heads": 10**9}, "num_heads"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon"),
+        ({"scale_decoder_outputs": "false"}, "scale_decoder_outputs is 'false': it must be true or false"),
+        ({"eos_token_id": [1, 2]}, "eos_token_id"),
+        ({"eos_token_id": 30}, "a token id below vocab_size, 30"),
+        ({"pad_token_id": -1}, "pad_token_id"),
+    ],
+)
+def test_bad_configs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        ModelSpec.from_config(CONFIG | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compact_encoder_layers": None}, "compact_encoder_layers is None: it must be a list of 4 layers"),
+        ({"compact_encoder_layers": [LAYER] * 3}, "a list of 4 layers"),
+        ({"compact_encoder_layers": [1, 2, 3, 4]}, "a list of 4 layers"),
+        ({"compact_encoder_layers": [LAYER | {"heads": [4]}] * 4}, "head numbers below 4"),
+        ({"compact_encoder_layers": [LAYER | {"heads": [1, 0]}] * 4}, "ascending"),
+        ({"compact_encoder_layers": [LAYER | {"heads": [1, 1]}] * 4}, "ascending"),
+        ({"compact_encoder_layers": [LAYER | {"heads": None}] * 4}, "ascending"),
+        ({"compact_encoder_layers": [LAYER | {"ffn": 65}] * 4}, "from 0 to 64"),
+        ({"compact_decoder_layers": [DECODER_LAYER] * 3}, "origins ascend"),
+        ({"compact_decoder_layers": [DECODER_LAYER | {"origin": 3}] * 3}, "from 0 to 2"),
+        ({"dense_encoder_layers": 3}, "at least num_layers, 4"),
+        ({"dense_decoder_layers": None}, "dense_decoder_layers is None"),
+    ],
+)
+def test_bad_compact_configs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        ModelSpec.from_config(COMPACT_CONFIG | changes)
+    assert len(str(caught.value)) < 300
+
+
+def test_eos_as_a_list_of_one() -> None:
+    assert ModelSpec.from_config(CONFIG | {"eos_token_id": [2]}).eos_id == 2
