@@ -1,45 +1,80 @@
 """`nash finetune`: train a dense model from nothing, or fine-tune one, by a recipe."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
 
-from nash.data import TokenizedPairs, read_rows
-from nash.models import DTYPES, load_dense, load_tokenizer, new_t5, save_model
+from model_store.safetensors_header import read_header
+from model_store.store import Store
+from nash.assess import assess
+from nash.data import Row, TokenizedPairs, read_rows
+from nash.lineage import lineage_of
+from nash.models import DTYPES, ResolvedModel, load_dense, load_tokenizer, new_t5, resolve_model, save_model
 from nash.progress import TrainingProgress
 from nash.recipe import FinetuneRecipe
+from nash.report import Side
 from nash.run_folder import RunFolder
-from nash.training import FinetuneTrainer, train
+from nash.training import FinetuneTrainer, train, write_log
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetuned:
-    """Where the trained model is, and what training logged."""
+class FinetuneReport:
+    """The outcome of `nash finetune`. `ref` is a reference if the model was published, else its folder."""
 
-    folder: Path
-    log: list[dict[str, float]]
+    ref: str
+    digest: str | None
+    n: int
+    dense: Side
+
+    def document(self) -> dict[str, Any]:
+        """The report as one JSON object, of the shape that `nash prune` prints, with nothing pruned in it."""
+        return {**asdict(self), "pruned": None, "speedup": None}
 
 
-def finetune(recipe: FinetuneRecipe, start: Path | None, out: Path, console: Console) -> Finetuned:
-    """Train, or go on with training, in the run folder `out`; `start` is the directory of the recipe's model.
+def finetune(
+    recipe: FinetuneRecipe, out: Path, store: Store, console: Console, name: str | None, alias: str
+) -> FinetuneReport:
+    """Train, or go on with training, in the run folder `out`; evaluate; publish as `name@alias` if named.
 
     Raises:
         RequestError: data, tokenizer or start model cannot be used.
     """
+    rows = read_rows(recipe.data.train)
+    test_rows = read_rows(recipe.data.test or recipe.data.validation)[: recipe.data.test_rows]
+    start = None if recipe.model is None else resolve_model(recipe.model, store)
     run = RunFolder(out, recipe.model_dump(mode="json"))
     folder = out / "model"
-    log = run.read_json("training_log.json")
-    if log is not None:
-        return Finetuned(folder=folder, log=log)
+    if not folder.is_dir():
+        _train(recipe, rows, start, out, console)
+    results = run.read_json("results.json")
+    if results is None:
+        results = assess({"dense": folder}, test_rows, recipe.metric, recipe.data, console)
+        run.write_json("results.json", results)
+    ref, digest = str(folder), None
+    if name is not None:
+        parent = start.version.digest if start is not None and start.version is not None else None
+        metrics = results["dense"]["metrics"]
+        lineage = lineage_of(recipe, parent=parent)
+        published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=metrics)
+        ref, digest = f"{name}@{alias}", published.digest
+    tensors = read_header(folder / "model.safetensors").values()
+    side = Side(
+        parameters=sum(tensor.elements for tensor in tensors),
+        bytes=sum(tensor.size_bytes for tensor in tensors),
+        **results["dense"],
+    )
+    return FinetuneReport(ref=ref, digest=digest, n=results["n"], dense=side)
 
-    tokenizer_folder = start or recipe.tokenizer
+
+def _train(recipe: FinetuneRecipe, rows: list[Row], start: ResolvedModel | None, out: Path, console: Console) -> None:
+    tokenizer_folder = recipe.tokenizer if start is None else start.folder
     assert tokenizer_folder is not None  # the recipe has one or the other
     tokenizer = load_tokenizer(tokenizer_folder)
     pairs = TokenizedPairs(
-        read_rows(recipe.data.train),
+        rows,
         tokenizer,
         max_source_tokens=recipe.data.max_source_tokens,
         max_target_tokens=recipe.data.max_target_tokens,
@@ -47,9 +82,8 @@ def finetune(recipe: FinetuneRecipe, start: Path | None, out: Path, console: Con
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     set_seed(recipe.seed)
-    model: Any
     if start is not None:
-        model = load_dense(start)
+        model = load_dense(start.folder)
     else:
         assert recipe.shape is not None
         model = new_t5(recipe.shape, tokenizer, recipe.data.max_target_tokens)
@@ -66,6 +100,5 @@ def finetune(recipe: FinetuneRecipe, start: Path | None, out: Path, console: Con
         log = train(trainer)
     finally:
         progress.close()
-    save_model(model, tokenizer_folder, folder, DTYPES[recipe.save_dtype])
-    run.write_json("training_log.json", log)
-    return Finetuned(folder=folder, log=log)
+    write_log(out / "training_log.jsonl", log)
+    save_model(model.to("cpu"), tokenizer_folder, out / "model", DTYPES[recipe.save_dtype])

@@ -33,12 +33,6 @@ def open_probability(alpha: Tensor) -> Tensor:
     return torch.sigmoid(alpha - _SHIFT)
 
 
-def expected_sparsity(alphas: list[Tensor], weights: list[float]) -> Tensor:
-    """1 - expected kept weights / all weights; every gate of `alphas[i]` holds `weights[i]` weights."""
-    kept = torch.stack([open_probability(a).sum() * w for a, w in zip(alphas, weights, strict=True)]).sum()
-    return 1.0 - kept / sum(a.numel() * w for a, w in zip(alphas, weights, strict=True))
-
-
 def lagrangian(sparsity: Tensor, target: float, multipliers_2: Tensor) -> Tensor:
     """lambda1 (s - t) + lambda2 (s - t)^2: minimised over the gates, maximised over the two multipliers."""
     gap = sparsity - target

@@ -21,7 +21,11 @@ def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, items: Tensor | int | N
 
 
 def prediction_distillation(
-    student_BTV: Tensor, teacher_BTV: Tensor, labels_BT: Tensor, temperature: float, items: Tensor | int | None
+    student_BTV: Tensor,
+    teacher_BTV: Tensor,
+    labels_BT: Tensor,
+    temperature: float,
+    items: Tensor | int | None,
 ) -> Tensor:
     """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), in nats a real token."""
     kept_BT = labels_BT != IGNORED
@@ -31,13 +35,13 @@ def prediction_distillation(
     return total * temperature**2 / _items(labels_BT, items)
 
 
-def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-    """Mean squared error over the positions where the mask is true: the mean over positions and widths.
+def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:
+    """Squared error of hidden states, a mean over the width, summed where the mask is true, divided by `items`.
 
-    L is S or T; the two states have the same shape.
+    L is S or T; `items` is the number of real positions in the whole update, None those of this batch.
     """
     difference_ND = student_BLD[mask_BL].float() - teacher_BLD[mask_BL].float()
-    return difference_ND.square().mean()
+    return difference_ND.square().mean(-1).sum() / (mask_BL.sum() if items is None else items)
 
 
 def _items(labels_BT: Tensor, items: Tensor | int | None) -> Tensor | int:

@@ -1,46 +1,26 @@
 """A compact T5 as a transformers model: every layer has its own heads and feed-forward width.
 
-Stock T5 classes do the work; only what assumes equal layers is replaced. `import nash` registers the model, so that
-`AutoModelForSeq2SeqLM.from_pretrained` loads it like any other.
+Stock T5 classes do the work; only what assumes equal layers is replaced. Importing this module makes transformers'
+Auto classes know the model.
 """
 
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerCrossAttention, T5LayerSelfAttention
+from transformers.models.t5.modeling_t5 import (
+    T5Attention,
+    T5Block,
+    T5LayerCrossAttention,
+    T5LayerSelfAttention,
+)
 
-from model_store.spec import COMPACT_MODEL_TYPE, Heads, ModelSpec
-
-
-@strict
-class NashT5Config(T5Config):  # type: ignore[misc]
-    """A T5Config whose `num_layers` and `num_decoder_layers` count the layers that are left.
-
-    `num_heads`, `d_ff` and the `dense_*` counts are the dense model's. Key names must not begin with "encoder_" or
-    "decoder_": transformers rewrites such keys when it asks for one half of an encoder-decoder's configuration.
-    """
-
-    model_type = COMPACT_MODEL_TYPE
-
-    compact_encoder_layers: list[Any] | None = None
-    compact_decoder_layers: list[Any] | None = None
-    dense_encoder_layers: int | None = None
-    dense_decoder_layers: int | None = None
-
-    @classmethod
-    def from_spec(cls, spec: ModelSpec, dense: T5Config) -> "NashT5Config":
-        """The configuration of a model of shape `spec` that was cut from one with the configuration `dense`."""
-        fields = dense.to_dict()
-        fields.pop("model_type")
-        fields["architectures"] = [NashT5ForConditionalGeneration.__name__]
-        fields["num_layers"], fields["num_decoder_layers"] = len(spec.encoder), len(spec.decoder)
-        return cls(**fields, **spec.layer_config())
+from model_store.spec import Heads, ModelSpec
+from nash.configuration_nash_t5 import NashT5Config
 
 
-class CompactAttention(T5Attention):  # type: ignore[misc]
+class CompactAttention(T5Attention):
     """Attention with some of the dense model's heads.
 
     The relative-position bias that travels through the stack keeps the columns of all heads; each layer picks its
@@ -52,8 +32,9 @@ class CompactAttention(T5Attention):  # type: ignore[misc]
         self.heads = list(heads)
         self.n_heads = len(heads)
         self.inner_dim = len(heads) * self.key_value_proj_dim
-        self.q, self.k, self.v = (nn.Linear(self.d_model, self.inner_dim, bias=False) for _ in range(3))
-        self.o = nn.Linear(self.inner_dim, self.d_model, bias=False)
+        for name in ("q", "k", "v"):
+            setattr(self, name, nn.Linear(self.d_model, self.inner_dim, bias=False) if heads else None)
+        self.o = nn.Linear(self.inner_dim, self.d_model, bias=False) if heads else None
 
     def stack_bias(self, hidden_BLD: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         """The bias of all the dense model's heads [1, H, L, K], as the first layer computes it for the stack."""
@@ -74,9 +55,7 @@ class CompactAttention(T5Attention):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As T5Attention, but takes and returns the bias of all heads; cross-attention has none."""
         if key_value_states is not None:
-            output, _, weights = super().forward(
-                hidden_states, mask, key_value_states, None, past_key_values, **kwargs
-            )
+            output, _, weights = super().forward(hidden_states, mask, key_value_states, None, past_key_values, **kwargs)
             return output, None, weights
         if position_bias is None:
             position_bias = self.stack_bias(hidden_states, mask, past_key_values)
@@ -113,8 +92,6 @@ class AbsentSelfAttention(nn.Module):
 
     def __init__(self, attention: HeadlessAttention) -> None:
         super().__init__()
-        for projection in ("q", "k", "v", "o"):
-            delattr(attention, projection)
         self.SelfAttention = attention
 
     def forward(
@@ -138,7 +115,7 @@ class AbsentCrossAttention(nn.Module):
         return hidden_states, None, None
 
 
-class NashT5ForConditionalGeneration(T5ForConditionalGeneration):  # type: ignore[misc]
+class NashT5ForConditionalGeneration(T5ForConditionalGeneration):
     """T5 with layers of unequal width; absent sublayers hold no weights."""
 
     config_class = NashT5Config
@@ -184,7 +161,5 @@ def _shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:
     dense.wo = nn.Linear(units, spec.d_model, bias=False)
 
 
-def register() -> None:
-    """Make transformers' Auto classes know the model; called by `import nash`, harmless when repeated."""
-    AutoConfig.register(COMPACT_MODEL_TYPE, NashT5Config, exist_ok=True)
-    AutoModelForSeq2SeqLM.register(NashT5Config, NashT5ForConditionalGeneration, exist_ok=True)
+AutoConfig.register(NashT5Config.model_type, NashT5Config, exist_ok=True)
+AutoModelForSeq2SeqLM.register(NashT5Config, NashT5ForConditionalGeneration, exist_ok=True)

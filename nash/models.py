@@ -1,9 +1,9 @@
 """Loading and saving Hugging Face model directories."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from model_store.errors import UnsupportedModelError
+from model_store.ref import looks_like_path
 from model_store.spec import DENSE_MODEL_TYPE, ModelSpec
+from model_store.store import Store, StoredVersion
 from nash.errors import RequestError
 from nash.recipe import T5Shape
 
@@ -37,6 +39,30 @@ def read_spec(folder: Path) -> ModelSpec:
         raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
     except (ValueError, UnsupportedModelError) as error:
         raise RequestError(f"{folder}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model that was given by a path or a reference: what to call it, and its files."""
+
+    ref: str
+    folder: Path
+    version: StoredVersion | None  # None for a path
+
+
+def resolve_model(path_or_ref: str, store: Store) -> ResolvedModel:
+    """Find a model; one in the store is verified.
+
+    Raises:
+        RequestError: the path is no folder.
+    """
+    if looks_like_path(path_or_ref):
+        folder = Path(path_or_ref)
+        if not folder.is_dir():
+            raise RequestError(f"{path_or_ref} is not a folder: give a model directory, or a REF such as g2p@dense")
+        return ResolvedModel(ref=path_or_ref, folder=folder, version=None)
+    version = store.resolve(path_or_ref)
+    return ResolvedModel(ref=path_or_ref, folder=store.checkout(version.ref), version=version)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -102,7 +128,7 @@ def save_model(model: Any, tokenizer_files: Path, folder: Path, dtype: torch.dty
     for file in tokenizer_paths(tokenizer_files):
         shutil.copyfile(file, partial / file.name)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    partial.replace(folder)
 
 
 def tokenizer_paths(folder: Path) -> Iterable[Path]:

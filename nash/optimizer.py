@@ -26,11 +26,14 @@ def orthogonalize(matrices_BMN: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrices_BMN.dtype)
+    result: Tensor = (x if wide else x.mT).to(matrices_BMN.dtype)
+    return result
 
 
 class MuonAdamW(torch.optim.AdamW):
     """AdamW, except that parameter groups with `muon` true take Muon's step.
+
+    A group's `constant_rate` asks the trainer to leave its learning rate out of the schedule.
 
     Learning rates are comparable: Muon's update is scaled to the root mean square that AdamW's has (0.2 times the
     root of the longer side; Liu et al., 2025), so both kinds of group can share one rate and one schedule.
@@ -42,6 +45,7 @@ class MuonAdamW(torch.optim.AdamW):
         super().__init__(groups, lr=lr, betas=betas, weight_decay=0.0)
         for group in self.param_groups:
             group.setdefault("muon", False)
+            group.setdefault("constant_rate", False)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -83,11 +87,13 @@ class MuonAdamW(torch.optim.AdamW):
 def parameter_groups(model: nn.Module, *, muon: bool, weight_decay: float) -> list[dict[str, Any]]:
     """Split a T5's parameters into hidden matrices and the rest (embeddings, position tables, norm weights).
 
-    Only the matrices are decayed. Parameters that need no gradient are left out.
+    Only the matrices are decayed. Parameters that need no gradient are left out, and so are the gates and maps that
+    a student carries while it is pruned: they have groups of their own.
     """
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or name.startswith(("gates.", "maps.")):
             continue
         table = name.startswith(("shared.", "lm_head.")) or "relative_attention_bias" in name
         (rest if parameter.ndim < 2 or table else matrices).append(parameter)

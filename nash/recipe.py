@@ -7,8 +7,17 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from model_store.ref import looks_like_path
 from nash.errors import RequestError
 
 MetricKind = Literal["phonemes", "exact"]
@@ -34,6 +43,7 @@ class DataRecipe(_Section):
     train: Path
     validation: Path
     test: Path | None = None
+    test_rows: int | None = Field(default=None, ge=1)  # evaluate on the first so many rows only
     max_source_tokens: int = Field(default=512, ge=1)
     max_target_tokens: int = Field(default=256, ge=1)
 
@@ -143,6 +153,9 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
         raise RequestError(f"recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RequestError(f"recipe {path} is not valid TOML: {error}") from error
+    model = table.get("model")
+    if isinstance(model, str) and looks_like_path(model):
+        table["model"] = str((path.parent / model).absolute())
     return build_recipe(kind, table, str(path), path.parent, overrides)
 
 

@@ -1,7 +1,6 @@
 """The folder of one run: what is done stays done, so an interrupted run goes on where it stopped."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +38,4 @@ class RunFolder:
         """Write a result whole or not at all: a reader takes its presence for its being finished."""
         temporary = self.path / f".{name}.partial"
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        temporary.replace(self.path / name)

@@ -61,14 +61,33 @@ class FinetuneTrainer(Seq2SeqTrainer):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The parameter groups of the optimizer, each a dict as torch.optim takes them."""
         return parameter_groups(
-            self.model, muon=self.optimization.optimizer == "muon", weight_decay=self.optimization.weight_decay
+            self.model,
+            muon=self.optimization.optimizer == "muon",
+            weight_decay=self.optimization.weight_decay,
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer on first use."""
-        if self.optimizer is None:
+        if getattr(self, "optimizer", None) is None:
             self.optimizer = MuonAdamW(self.optimizer_groups(), lr=self.optimization.learning_rate)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's schedule for every parameter group but those that keep a constant rate."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        for i, group in enumerate(scheduler.optimizer.param_groups):
+            if group["constant_rate"]:
+                scheduler.lr_lambdas[i] = _constant
+        return scheduler
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip the weights alone: a gate's gradient has another scale and must not shrink the weights' steps."""
+        clipped = [p for group in self.optimizer.param_groups if not group["constant_rate"] for p in group["params"]]
+        norm: Tensor = self.accelerator.clip_grad_norm_(clipped, self.args.max_grad_norm)
+        return norm
 
     def compute_loss(
         self,
@@ -78,13 +97,13 @@ class FinetuneTrainer(Seq2SeqTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy summed over real tokens, divided by the real tokens of the whole update."""
-        outputs = model(**_with_decoder_inputs(model, inputs))
+        outputs = model(**decoder_inputs(model, inputs))
         loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 
-def _with_decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """Replace the labels by the decoder's inputs, so that the model does not compute a loss of its own."""
+def decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """A batch with the decoder's inputs in place of the labels, so that the model computes no loss of its own."""
     unwrapped: Any = getattr(model, "module", model)
     return {
         "input_ids": inputs["input_ids"],
@@ -92,6 +111,10 @@ def _with_decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[st
         "decoder_input_ids": unwrapped._shift_right(inputs["labels"]),
         "use_cache": False,
     }
+
+
+def _constant(step: int) -> float:
+    return 1.0
 
 
 def _arguments(optimization: OptimizationRecipe, output_dir: Path, seed: int) -> Seq2SeqTrainingArguments:
@@ -143,3 +166,8 @@ def train(trainer: FinetuneTrainer) -> list[dict[str, float]]:
     checkpoint = last_checkpoint(Path(str(trainer.args.output_dir)))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def write_log(path: Path, log: list[dict[str, float]]) -> None:
+    """Keep a phase's log, one JSON object a line."""
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")

@@ -1,0 +1,42 @@
+"""`nash evaluate`: the quality of one model on task data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+from nash.recipe import MetricKind
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="PATH_OR_REF", help="A model directory, or a model in the store.")],
+    data: Annotated[Path, typer.Option("--data", help="A JSONL file, or a folder of JSONL files named by split.")],
+    split: Annotated[str, typer.Option("--split", help="Which file of the folder.")] = "test",
+    metric: Annotated[MetricKind, typer.Option("--metric", help="The kind of task.")] = "exact",
+    dtype: Annotated[str, typer.Option("--dtype", help="What the engine computes in.")] = "float32",
+    threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
+    max_source_tokens: Annotated[int, typer.Option("--max-source-tokens", min=1)] = 512,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 256,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode every row of a data file with a model and compare with its targets."""
+    from model_store.store import Store
+    from nash.data import read_rows
+    from nash.evaluate import evaluate
+    from nash.models import resolve_model
+    from server.engine.sequence import EngineConfig
+
+    rows = read_rows(data / f"{split}.jsonl" if data.is_dir() else data)
+    resolved = resolve_model(model, Store(store))
+    config = EngineConfig(
+        dtype=dtype, threads=threads, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens
+    )
+    progress_console().print(f"evaluating {resolved.ref} on {len(rows)} rows")
+    result = evaluate(resolved.folder, rows, metric, config)
+    if as_json:
+        print_json({"ref": resolved.ref, "n": result.n, "metrics": result.metrics})
+        return
+    for name, value in result.metrics.items():
+        result_console().print(f"{name.replace('_', ' ')}: {value:.2f} %")

@@ -1,0 +1,36 @@
+"""`nash finetune`: train a dense model by a recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+
+
+def command(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Publish the model in the store under this name.")] = None,
+    alias: Annotated[str, typer.Option("--alias", help="The alias to publish it under.")] = "dense",
+    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1)] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a dense model by a recipe, evaluate it on the test split and, with --name, publish it."""
+    overrides: dict[str, Any] = {"seed": seed, "training.epochs": epochs, "training.max_steps": max_steps}
+    from model_store.store import Store
+    from nash.finetune import finetune
+    from nash.recipe import FinetuneRecipe, read_recipe
+
+    recipe = read_recipe(FinetuneRecipe, recipe_file, {k: v for k, v in overrides.items() if v is not None})
+    report = finetune(recipe, out or Path("runs") / recipe_file.stem, Store(store), progress_console(), name, alias)
+    if as_json:
+        print_json(report.document())
+        return
+    console = result_console()
+    console.print(f"{report.ref}: {report.dense.parameters / 1e6:.2f} million parameters, {report.n} test rows")
+    for metric, value in report.dense.metrics.items():
+        console.print(f"{metric.replace('_', ' ')}: {value:.2f} %")

@@ -1,0 +1,44 @@
+"""The command line. Each command imports what it needs when it runs, so that `nash --help` is instant."""
+
+import os
+import sys
+import traceback
+
+import typer
+
+from model_store.errors import InvalidRequestError, ModelStoreError
+from nash.cli import bench, demo, evaluate, finetune, models, prune, serve
+from nash.errors import NashError, RequestError
+
+app = typer.Typer(
+    name="nash",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Prune encoder-decoder language models and serve them beside their dense originals.",
+)
+app.command("finetune")(finetune.command)
+app.command("prune")(prune.command)
+app.command("evaluate")(evaluate.command)
+app.command("bench")(bench.command)
+app.command("serve")(serve.command)
+app.command("demo")(demo.command)
+app.add_typer(models.app, name="models", help="Publish, list, tag and verify models in the store.")
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    os.environ["NASH_DEBUG"] = "1" if debug else ""
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    try:
+        app()
+    except (NashError, ModelStoreError) as error:
+        if os.environ.get("NASH_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RequestError | InvalidRequestError) else 1)

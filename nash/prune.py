@@ -1,0 +1,184 @@
+"""`nash prune`: from a fine-tuned dense model to a compact one in the store.
+
+The walk: teacher and student, pruning with gates, hardening, compaction, final fine-tune, evaluation, publication.
+Every stage leaves its result in the run folder and is passed over when it is there, so a run that was interrupted
+goes on where it stopped.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, T5ForConditionalGeneration, set_seed
+
+from model_store.ref import check_name
+from model_store.spec import ModelSpec
+from model_store.store import Store, StoredVersion
+from nash.assess import assess
+from nash.compaction import compact, shorten_decoder
+from nash.data import Row, TokenizedPairs, read_rows
+from nash.distillation import DistillationMaps
+from nash.errors import RequestError
+from nash.layer_selection import block_ends, select_layers
+from nash.lineage import lineage_of
+from nash.masking import EncoderGates
+from nash.modeling_nash_t5 import NashT5ForConditionalGeneration
+from nash.models import DTYPES, load_dense, load_tokenizer, read_spec, resolve_model, save_model
+from nash.progress import TrainingProgress
+from nash.pruning_training import StudentTrainer
+from nash.recipe import PruneRecipe, PruningRecipe
+from nash.report import Report, Side
+from nash.run_folder import RunFolder
+from nash.training import train, write_log
+
+DENSE_ALIAS = "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run works on: the dense model, what is kept of its decoder, and the data."""
+
+    folder: Path  # the dense model's files
+    version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
+    spec: ModelSpec
+    kept_layers: tuple[int, ...]
+    train_rows: list[Row]
+    test_rows: list[Row]
+
+
+def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
+    """Prune the recipe's model, publish the result as `name@alias`, and report on both.
+
+    A model given by its path is published as well, as `name@dense`, so that the two can be served side by side and
+    the pruned one's lineage names its parent.
+
+    Raises:
+        RequestError: model, data or targets cannot be used.
+    """
+    task = _task(recipe, store)
+    run = RunFolder(out, recipe.model_dump(mode="json"))
+    if not (out / "compact").is_dir():
+        _prune_phase(recipe, task, out, console)
+    if not (out / "model").is_dir():
+        _final_phase(recipe, task, out, console)
+    results = run.read_json("results.json")
+    if results is None:
+        folders = {"dense": task.folder, "pruned": out / "model"}
+        results = assess(folders, task.test_rows, recipe.metric, recipe.data, console)
+        run.write_json("results.json", results)
+    return _publish(recipe, task, out, store, results)
+
+
+def _task(recipe: PruneRecipe, store: Store) -> Task:
+    data = recipe.data
+    train_rows, test_rows = read_rows(data.train), read_rows(data.test or data.validation)
+    model = resolve_model(recipe.model, store)
+    spec = read_spec(model.folder)
+    if spec.compact:
+        raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
+    check_name(recipe.name, "model name")
+    check_name(recipe.alias, "alias")
+    pruning = recipe.pruning
+    kept = select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
+    return Task(
+        folder=model.folder,
+        version=model.version,
+        spec=spec,
+        kept_layers=kept,
+        train_rows=train_rows,
+        test_rows=test_rows[: data.test_rows],
+    )
+
+
+def _prune_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
+    """Train the student with gates, harden them, and write the compact model they leave to `out/compact`."""
+    set_seed(recipe.seed)
+    teacher = load_dense(task.folder)
+    student = shorten_decoder(teacher, task.kept_layers)
+    student.gates = EncoderGates(task.spec, heads=recipe.pruning.gate_heads, units=recipe.pruning.gate_units)
+    student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
+    if recipe.pruning.encoder_sparsity:
+        _train(recipe, task, student, teacher, out, console, pruning=recipe.pruning)
+    student.to("cpu")
+    hardened = student.gates.harden(recipe.pruning.encoder_sparsity)
+    del student.gates, student.maps
+    compacted = compact(student, task.spec, task.kept_layers, hardened)
+    save_model(compacted, task.folder, out / "compact", torch.float32)
+
+
+def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
+    """Fine-tune the compact model with its teacher and write it to `out/model`."""
+    set_seed(recipe.seed)
+    teacher = load_dense(task.folder)
+    student = NashT5ForConditionalGeneration.from_pretrained(out / "compact", dtype=torch.float32)
+    student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
+    _train(recipe, task, student, teacher, out, console, pruning=None)
+    del student.maps
+    save_model(student.to("cpu"), task.folder, out / "model", DTYPES[recipe.save_dtype])
+
+
+def _train(
+    recipe: PruneRecipe,
+    task: Task,
+    student: PreTrainedModel,
+    teacher: T5ForConditionalGeneration,
+    out: Path,
+    console: Console,
+    *,
+    pruning: PruningRecipe | None,
+) -> None:
+    phase = "final" if pruning is None else "prune"
+    data = recipe.data
+    pairs = TokenizedPairs(
+        task.train_rows,
+        load_tokenizer(task.folder),
+        max_source_tokens=data.max_source_tokens,
+        max_target_tokens=data.max_target_tokens,
+    )
+    progress = TrainingProgress(phase, console)
+    trainer = StudentTrainer(
+        student,
+        teacher,
+        pairs,
+        recipe.final_training if pruning is None else recipe.prune_training,
+        recipe.distillation,
+        block_ends=block_ends(task.kept_layers, task.spec.dense_decoder_layers),
+        pruning=pruning,
+        output_dir=out / "checkpoints" / phase,
+        seed=recipe.seed,
+        callbacks=[progress],
+    )
+    try:
+        log = train(trainer)
+    finally:
+        progress.close()
+    write_log(out / f"{phase}_log.jsonl", log)
+
+
+def _publish(recipe: PruneRecipe, task: Task, out: Path, store: Store, results: dict[str, Any]) -> Report:
+    """Put both models into the store. Publishing the same content again makes no new version."""
+    dense = task.version
+    if dense is None:
+        metrics = results["dense"]["metrics"]
+        published = store.publish(recipe.name, task.folder, alias=DENSE_ALIAS, metrics=metrics)
+        dense = store.resolve(f"{published.name}:{published.version}")
+    lineage = lineage_of(recipe, parent=dense.digest)
+    pruned = store.publish(
+        recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=results["pruned"]["metrics"]
+    )
+    stored = store.resolve(f"{pruned.name}:{pruned.version}")
+    summary = stored.manifest.spec
+    return Report(
+        ref=f"{recipe.name}@{recipe.alias}",
+        digest=pruned.digest,
+        dense_ref=f"{dense.name}@{DENSE_ALIAS}" if DENSE_ALIAS in dense.aliases else dense.ref,
+        n=results["n"],
+        source_tokens=results["source_tokens"],
+        new_tokens=results["new_tokens"],
+        decoder_layers=summary.decoder_layers,
+        encoder_sparsity=summary.encoder_sparsity,
+        dense=Side.of(dense, results["dense"]),
+        pruned=Side.of(stored, results["pruned"]),
+    )

@@ -1,0 +1,201 @@
+"""Training a student under its teacher's eyes: the pruning phase with gates, and the final phase without."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, T5ForConditionalGeneration, TrainerCallback
+
+from nash import distillation, gates, losses
+from nash.data import IGNORED, TokenizedPairs
+from nash.masking import EncoderGates, masked
+from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.training import FinetuneTrainer, decoder_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What a model made of a batch: logits [B, T, V], the outputs of its encoder and its decoder layers."""
+
+    outputs: Any
+    encoder_BSD: list[Tensor]
+    decoder_BTD: list[Tensor]
+
+    @property
+    def logits_BTV(self) -> Tensor:
+        """Scores of the next token at every target position."""
+        logits: Tensor = self.outputs.logits
+        return logits
+
+
+class StudentTrainer(FinetuneTrainer):
+    """Trains a student on the task and towards its teacher; with `pruning`, its gates as well.
+
+    The student carries a submodule `maps` (DistillationMaps) and, in the pruning phase, `gates` (EncoderGates), so
+    that checkpoints hold them. `block_ends` names, for each of the student's decoder layers, the teacher layer that
+    it is compared with.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: T5ForConditionalGeneration,
+        pairs: TokenizedPairs,
+        optimization: OptimizationRecipe,
+        distill: DistillationRecipe,
+        *,
+        block_ends: tuple[int, ...],
+        pruning: PruningRecipe | None,
+        output_dir: Path,
+        seed: int,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(student, pairs, optimization, output_dir=output_dir, seed=seed, callbacks=callbacks)
+        self.student = student
+        self.teacher = teacher.to(self.args.device).eval().requires_grad_(False)
+        self.distill = distill
+        self.block_ends = block_ends
+        self.pruning = pruning
+        self.gates: EncoderGates | None = None if pruning is None else student.gates
+        self.compared_layers = distillation.compared_layers(len(teacher.encoder.block))
+        self.source_items: Tensor | int | None = None
+        self.figures = RunningMeans()
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The weights; then maps, alphas and multipliers (ascending), none of them decayed.
+
+        Gates and multipliers keep their rate: were it to fall with the weights' schedule, late gates would freeze.
+        """
+        groups = [*super().optimizer_groups(), {"params": list(self.student.maps.parameters())}]
+        if self.gates is not None and self.pruning is not None:
+            alphas = [alpha for alpha in self.gates.alphas()[0] if alpha.requires_grad]
+            gate_rate, multiplier_rate = (
+                self.pruning.gate_learning_rate,
+                self.pruning.multiplier_learning_rate,
+            )
+            constant = {"constant_rate": True}
+            groups.append({"params": alphas, "lr": gate_rate, **constant})
+            multipliers = [self.gates.multipliers_2]
+            groups.append({"params": multipliers, "lr": multiplier_rate, "maximize": True, **constant})
+        return groups
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one update; counts its source tokens as the Trainer counts its target tokens."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self.source_items = sum(batch["attention_mask"].sum() for batch in batches)
+        return batches, items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted sum of the task's, the distillation's and the sparsity's losses for one micro-batch."""
+        feed = decoder_inputs(self.student, inputs)
+        student = self._run_student(model, feed)
+        terms = self._terms(student, feed, inputs["labels"], num_items_in_batch)
+        share = losses.share_of_update(inputs["labels"], num_items_in_batch)
+        if self.gates is not None:
+            terms["lagrangian"] = self._lagrangian(self.gates) * share
+        for name, term in terms.items():
+            self.figures.add(name, term)
+        self.figures.count(share)
+        loss = torch.stack(list(terms.values())).sum()
+        return (loss, student.outputs) if return_outputs else loss
+
+    def _run_student(self, model: nn.Module, feed: dict[str, Any]) -> Computed:
+        with ExitStack() as stack:
+            if self.gates is not None:
+                stack.enter_context(masked(self.student, self.gates.draw()))
+            encoder = stack.enter_context(distillation.recorded(self.student.encoder))
+            decoder = stack.enter_context(distillation.recorded(self.student.decoder))
+            return Computed(outputs=model(**feed), encoder_BSD=encoder, decoder_BTD=decoder)
+
+    @torch.no_grad()
+    def _run_teacher(self, feed: dict[str, Any]) -> Computed:
+        with (
+            distillation.recorded(self.teacher.encoder) as encoder,
+            distillation.recorded(self.teacher.decoder) as decoder,
+            self.accelerator.autocast(),  # the Trainer wraps only the student's forward in it
+        ):
+            return Computed(outputs=self.teacher(**feed), encoder_BSD=encoder, decoder_BTD=decoder)
+
+    def _terms(
+        self, student: Computed, feed: dict[str, Any], labels_BT: Tensor, items: Tensor | int | None
+    ) -> dict[str, Tensor]:
+        """Every loss that is switched on, weighted. A teacher that no loss asks for is not run."""
+        want, terms = self.distill, {}
+        if want.task_weight:
+            terms["task"] = want.task_weight * losses.cross_entropy(student.logits_BTV, labels_BT, items)
+        if not (want.prediction_weight or want.encoder_hidden_weight or want.decoder_hidden_weight):
+            return terms
+        teacher = self._run_teacher(feed)
+        if want.prediction_weight:
+            terms["prediction"] = want.prediction_weight * losses.prediction_distillation(
+                student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items
+            )
+        if want.encoder_hidden_weight:
+            terms["encoder"] = want.encoder_hidden_weight * distillation.encoder_loss(
+                student.encoder_BSD,
+                [teacher.encoder_BSD[i] for i in self.compared_layers],
+                self.student.maps.encoder,
+                feed["attention_mask"].bool(),
+                None if items is None else self.source_items,
+            )
+        if want.decoder_hidden_weight:
+            terms["decoder"] = want.decoder_hidden_weight * distillation.decoder_loss(
+                student.decoder_BTD,
+                [teacher.decoder_BTD[i] for i in self.block_ends],
+                self.student.maps.decoder,
+                labels_BT != IGNORED,
+                items,
+            )
+        return terms
+
+    def _lagrangian(self, encoder_gates: EncoderGates) -> Tensor:
+        assert self.pruning is not None
+        warmup_steps = round(self.pruning.sparsity_warmup * self.state.max_steps)
+        target = gates.scheduled_target(self.pruning.encoder_sparsity, self.state.global_step, warmup_steps)
+        sparsity = encoder_gates.sparsity()
+        self.figures.sparsity = float(sparsity.detach())
+        return gates.lagrangian(sparsity, target, encoder_gates.multipliers_2)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each loss and the sparsity to the Trainer's own entry."""
+        if "loss" in logs:
+            logs.update(self.figures.take())
+        super().log(logs, start_time)
+
+
+class RunningMeans:
+    """The losses since the last log entry, each a mean over updates, and the newest sparsity."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.updates: Tensor | float = 0.0
+        self.sparsity: float | None = None
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add one micro-batch's part of a loss."""
+        self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+    def count(self, share: Tensor) -> None:
+        """Say what part of an update the micro-batch was."""
+        self.updates = self.updates + share
+
+    def take(self) -> dict[str, float]:
+        """The means, and start anew."""
+        figures = {name: float(total / self.updates) for name, total in self.sums.items()}
+        if self.sparsity is not None:
+            figures["sparsity"] = self.sparsity
+        self.sums, self.updates = {}, 0.0
+        return figures

@@ -1,0 +1,74 @@
+"""What a run says at its end: dense beside pruned, as JSON and as a table."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from model_store.store import StoredVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One model's figures. Latencies are medians for one request alone, on this machine."""
+
+    metrics: dict[str, float]
+    parameters: int
+    bytes: int
+    encoder_ms: float
+    step_ms: float
+    total_ms: float
+
+    @classmethod
+    def of(cls, stored: StoredVersion, figures: dict[str, Any]) -> "Side":
+        """Put what was measured beside what the store knows of a model."""
+        return cls(parameters=stored.manifest.spec.parameters, bytes=stored.manifest.spec.bytes, **figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned."""
+
+    ref: str
+    digest: str
+    dense_ref: str
+    n: int
+    source_tokens: int
+    new_tokens: int
+    decoder_layers: int
+    encoder_sparsity: float
+    dense: Side
+    pruned: Side
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the engine answers one request."""
+        return self.dense.total_ms / self.pruned.total_ms
+
+    def document(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {**asdict(self), "speedup": self.speedup}
+
+    def table(self) -> Table:
+        """Dense beside pruned, and the ratio of each pair."""
+        table = Table(
+            title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder sparsity {self.encoder_sparsity:.2f}",
+            caption=f"{self.n} test rows; latency of one request of {self.source_tokens} tokens in and "
+            f"{self.new_tokens} out, medians on this machine",
+            caption_justify="left",
+        )
+        table.add_column("")
+        for column in ("dense", "pruned", "ratio"):
+            table.add_column(column, justify="right")
+        for name, value in self.dense.metrics.items():
+            table.add_row(name.replace("_", " ") + " %", f"{value:.2f}", f"{self.pruned.metrics[name]:.2f}", "")
+        figures = (
+            ("parameters (millions)", self.dense.parameters / 1e6, self.pruned.parameters / 1e6),
+            ("megabytes", self.dense.bytes / 1e6, self.pruned.bytes / 1e6),
+            ("encoder ms", self.dense.encoder_ms, self.pruned.encoder_ms),
+            ("decode step ms", self.dense.step_ms, self.pruned.step_ms),
+            ("total ms", self.dense.total_ms, self.pruned.total_ms),
+        )
+        for name, dense, pruned in figures:
+            table.add_row(name, f"{dense:.2f}", f"{pruned:.2f}", f"{dense / pruned:.2f}x")
+        return table
