@@ -15,6 +15,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.utils import logging
 
 from model_store.errors import UnsupportedModelError
 from model_store.ref import looks_like_path
@@ -24,6 +25,12 @@ from nash.errors import RequestError
 from nash.recipe import T5Shape
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' bars and notices off the terminal: the commands show their own progress."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def read_spec(folder: Path) -> ModelSpec:

@@ -25,9 +25,10 @@ def command(
     from model_store.store import Store
     from nash.data import read_rows
     from nash.evaluate import evaluate
-    from nash.models import resolve_model
+    from nash.models import quiet_libraries, resolve_model
     from server.engine.sequence import EngineConfig
 
+    quiet_libraries()
     rows = read_rows(data / f"{split}.jsonl" if data.is_dir() else data)
     resolved = resolve_model(model, Store(store))
     config = EngineConfig(

@@ -23,8 +23,10 @@ def command(
     overrides: dict[str, Any] = {"seed": seed, "training.epochs": epochs, "training.max_steps": max_steps}
     from model_store.store import Store
     from nash.finetune import finetune
+    from nash.models import quiet_libraries
     from nash.recipe import FinetuneRecipe, read_recipe
 
+    quiet_libraries()
     recipe = read_recipe(FinetuneRecipe, recipe_file, {k: v for k, v in overrides.items() if v is not None})
     report = finetune(recipe, out or Path("runs") / recipe_file.stem, Store(store), progress_console(), name, alias)
     if as_json:

@@ -29,6 +29,7 @@ def command(
     """Prune a dense model by a recipe or by flags (which win over the recipe's keys) and publish the result."""
     from model_store.store import Store
     from nash.errors import RequestError
+    from nash.models import quiet_libraries
     from nash.prune import prune
     from nash.recipe import PruneRecipe, build_recipe, read_recipe
 
@@ -56,6 +57,7 @@ def command(
         recipe = build_recipe(PruneRecipe, {}, "given by flags", Path(), overrides)
     else:
         raise RequestError("nothing to prune: give a RECIPE file, or --model, --train, --eval and --name")
+    quiet_libraries()
     folder = out or Path("runs") / f"{recipe.name}-{recipe.alias}"
     report = prune(recipe, folder, Store(store), progress_console())
     if as_json:

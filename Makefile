@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CHECKED := nash model_store server loadtest tests benchmarks examples
+
+.PHONY: demo test test-all check bench audit
+
+# Nothing but Python is required: the virtual environment is made and filled on first use.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/nash demo $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: $(INSTALLED)
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_house_rules.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/engine_cpu.py $(ARGS)
+
+audit: $(INSTALLED)
+	$(BIN)/pip-audit --strict --skip-editable $(ARGS)

@@ -1,0 +1,47 @@
+"""`nash demo`: prune the shipped example model on real data and serve it beside its dense original."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+
+EXAMPLE = Path("examples/g2p")
+
+
+def command(
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve both models at the end.")] = True,
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port")] = 8000,
+    out: Annotated[Path, typer.Option("--out", help="The run's folder; called again, the demo goes on.")] = Path(
+        "runs/demo"
+    ),
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune the example's dense model in a few minutes, publish both, print the table, serve both."""
+    from model_store.store import Store
+    from nash.cli.serve import replace_by_server
+    from nash.errors import RequestError
+    from nash.models import quiet_libraries
+    from nash.prune import prune
+    from nash.recipe import PruneRecipe, read_recipe
+
+    recipe_file = EXAMPLE / "demo.toml"
+    if not recipe_file.is_file():
+        raise RequestError(f"{recipe_file} is not here: run `nash demo` in the project's own folder")
+    console = progress_console()
+    if not (EXAMPLE / "data" / "tokenizer" / "tokenizer.json").is_file():
+        console.print("writing the example's data from the CMU Pronouncing Dictionary")
+        subprocess.run([sys.executable, str(EXAMPLE / "prepare.py")], check=True, stdout=sys.stderr)
+    quiet_libraries()
+    report = prune(read_recipe(PruneRecipe, recipe_file), out, Store(store), console)
+    if as_json:
+        print_json(report.document())
+    else:
+        result_console().print(report.table())
+    if serve:
+        replace_by_server(models=[report.dense_ref, report.ref], host=host, port=port, store=store)
