@@ -131,6 +131,9 @@ def test_human_output(model: Path, root: Path) -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, nash.cli.models; print(*{'torch', 'transformers'} & set(sys.modules))"
+    """Under the `nash` script, that is; `import nash` from elsewhere registers the compact model's class."""
+    code = (
+        "import sys; sys.argv = ['nash']; import nash.cli.models; print(*{'torch', 'transformers'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
