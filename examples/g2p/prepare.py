@@ -19,47 +19,11 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 SPELLING = re.compile(r"[a-z']*[a-z][a-z']*")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz'"
-PHONEMES = [
-    "AA",
-    "AE",
-    "AH",
-    "AO",
-    "AW",
-    "AY",
-    "B",
-    "CH",
-    "D",
-    "DH",
-    "EH",
-    "ER",
-    "EY",
-    "F",
-    "G",
-    "HH",
-    "IH",
-    "IY",
-    "JH",
-    "K",
-    "L",
-    "M",
-    "N",
-    "NG",
-    "OW",
-    "OY",
-    "P",
-    "R",
-    "S",
-    "SH",
-    "T",
-    "TH",
-    "UH",
-    "UW",
-    "V",
-    "W",
-    "Y",
-    "Z",
-    "ZH",
-]
+PHONEMES = (
+    *("AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY"),
+    *("F", "G", "HH", "IH", "IY", "JH", "K", "L", "M", "N", "NG", "OW", "OY"),
+    *("P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH"),
+)
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SPLITS = ("train", "validation", "test")
 

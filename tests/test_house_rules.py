@@ -1,0 +1,133 @@
+"""Rules that hold across the packages; `make check` runs them by themselves."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("model_store", "server", "nash", "loadtest")
+FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples")
+
+# What each part may import of ours. The longest matching prefix decides.
+ALLOWED = {
+    "model_store": {"model_store"},
+    "server.engine": {"server.engine", "model_store"},
+    "server.api": {"server", "model_store"},
+    "server": {"server", "model_store"},
+    "nash": {"nash", "model_store", "server.engine"},
+    "loadtest": {"loadtest"},
+}
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in sources(*PACKAGES):
+        name = module_name(path)
+        prefix = max((p for p in ALLOWED if within(name, p)), key=len)
+        for target in imported(path):
+            if target.split(".")[0] in PACKAGES and not any(within(target, a) for a in ALLOWED[prefix]):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong
+
+
+def test_names_say_something() -> None:
+    empty = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [str(p) for p in sources(*FOLDERS) if empty & {part.removesuffix(".py") for part in p.parts}]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("server.api.app", ["torch", "transformers"]),
+        ("server.__main__", ["torch", "transformers"]),
+        ("model_store.store", ["torch", "transformers", "fastapi"]),
+        ("nash.cli.serve", ["fastapi", "uvicorn", "torch"]),
+        ("nash.cli.main", ["fastapi", "uvicorn"]),
+    ],
+)
+def test_heavy_packages_stay_out(module: str, absent: list[str]) -> None:
+    # The script is called nash, so that importing the package does not load transformers' side of it.
+    program = f"import sys; sys.argv = ['nash']; import {module}; print([m for m in {absent} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_engine_needs_no_web_packages() -> None:
+    program = """
+import sys
+for name in ("fastapi", "starlette", "uvicorn", "pydantic", "msgspec", "prometheus_client", "accelerate", "typer"):
+    sys.modules[name] = None  # importing it raises ImportError
+import server.engine.engine
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "imported", done.stderr
+
+
+def settings_classes() -> Iterator[tuple[str, set[str]]]:
+    """The configuration classes of the project and their fields."""
+    from nash import recipe
+    from server import settings
+    from server.engine import sequence
+
+    for module in (recipe, settings, sequence):
+        for name, value in vars(module).items():
+            if not isinstance(value, type) or value.__module__ != module.__name__:
+                continue
+            if issubclass(value, BaseModel):
+                yield f"{module.__name__}.{name}", set(value.model_fields)
+            elif hasattr(value, "__dataclass_fields__"):
+                yield f"{module.__name__}.{name}", set(value.__dataclass_fields__)
+
+
+def test_every_setting_is_read() -> None:
+    read = set()
+    for path in sources("nash", "server", "model_store"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    unread = {name: sorted(fields - read) for name, fields in settings_classes() if fields - read}
+    assert not unread
+
+
+def test_nothing_opens_a_pickle_or_remote_code() -> None:
+    forbidden = re.compile(r"torch\.load\(|pickle\.loads?\(|trust_remote_code\s*=\s*True")
+    assert not [str(p) for p in sources(*PACKAGES, "benchmarks", "examples") if forbidden.search(p.read_text("utf-8"))]
+
+
+def test_the_readme_names_what_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE))
+    rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert targets
+    assert targets <= rules
+    links = re.findall(r"\]\(([^)#:]+)\)", readme)
+    assert not [link for link in links if not (ROOT / link).exists()]
