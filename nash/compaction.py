@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
@@ -33,7 +33,7 @@ def shorten_decoder(teacher: T5ForConditionalGeneration, kept: tuple[int, ...]) 
                 state[f"decoder.block.{kept.index(int(index))}.{rest}"] = tensor
         else:
             state[name] = tensor
-    student.load_state_dict(state)
+    _load(student, state)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
 
@@ -64,9 +64,16 @@ def compact(
     model = NashT5ForConditionalGeneration(NashT5Config.from_spec(spec, student.config))
     wanted = model.state_dict()
     state = {name: tensor for name, tensor in _cut(student, spec, hardened).items() if name in wanted}
-    model.load_state_dict(state)
+    _load(model, state)
     model.generation_config = copy.deepcopy(student.generation_config)
     return model
+
+
+def _load(model: T5ForConditionalGeneration, state: dict[str, Tensor]) -> None:
+    """Fill a fresh T5, which ties its head to the embedding whatever the config says; T5 v1.1 has a head of its own."""
+    if state["lm_head.weight"].data_ptr() != state["shared.weight"].data_ptr():
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+    model.load_state_dict(state)
 
 
 @torch.no_grad()
