@@ -7,18 +7,10 @@ A running sequence owns one slot in every layer. The running ones fill slots 0 t
 copies nothing.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerView:
-    """What a layer attends to: views of the cache, valid as long as N and T stay."""
-
-    keys_RDT: Tensor
-    values_RTD: Tensor
+from server.engine.attention import Attention, attention_over
 
 
 class KeyValueCache:
@@ -49,15 +41,11 @@ class KeyValueCache:
         """Memory that it holds."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def view(self, sequences: int, length: int) -> list[LayerView]:
-        """What each layer sees of the first `length` positions of the first `sequences` slots."""
-        views = []
-        for layer in self.layers:
-            keys_NHTD, values_NHTD = layer[:sequences, :, :, :length].unbind(2)
-            views.append(
-                LayerView(keys_RDT=keys_NHTD.flatten(0, 1).transpose(1, 2), values_RTD=values_NHTD.flatten(0, 1))
-            )
-        return views
+    def view(self, sequences: int, length: int) -> list[Attention]:
+        """Each layer's attention over the first `length` positions of the first `sequences` slots."""
+        return [
+            attention_over(layer[:sequences, :, 0, :length], layer[:sequences, :, 1, :length]) for layer in self.layers
+        ]
 
     def rows_at(self, positions_N: Tensor) -> dict[int, Tensor]:
         """For each head count the flat rows [R, key or value] of the sequences' positions, for `write`."""

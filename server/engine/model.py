@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from server.engine.cache import KeyValueCache, LayerView
+from server.engine.attention import Attention
+from server.engine.cache import KeyValueCache
 from server.engine.matrix import Matrix, Norm
 from server.engine.position_bias import DecoderBias, EncoderBias, Heads
 
@@ -103,9 +104,9 @@ class DecoderViews:
     """What a step reads of the caches; valid as long as the running sequences and the bucket of T stay."""
 
     windows: dict[Heads, Tensor]  # of the position bias, for `DecoderBias.select`
-    self_layers: list[LayerView]
-    cross_layers: list[LayerView]
-    cross_masks: dict[int, Tensor] | None  # by head count [R, 1, S], 0 or -inf; None: all sources are as long
+    self_attention: list[Attention]  # by layer
+    cross_attention: list[Attention]  # by layer
+    cross_masks: dict[int, Tensor]  # by head count [R, 1, S], 0 or -inf; empty where all sources are as long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,27 +134,20 @@ class Decoder:
 
     def step(self, tokens_N: Tensor, positions_N: Tensor, cache: KeyValueCache, views: DecoderViews) -> Tensor:
         """Logits [N, V] of each sequence's next token; writes this position's keys and values into the cache."""
-        sequences, norm = len(tokens_N), self.norm
+        sequences, norm, cross_masks = len(tokens_N), self.norm, views.cross_masks
         biases = self.bias.select(views.windows, positions_N)
         cache_rows = cache.rows_at(positions_N)
         x_ND = self.embedding_VD.index_select(0, tokens_N)
         for i, layer in enumerate(self.layers):
             if layer.attention is not None:
-                attention, view = layer.attention, views.self_layers[i]
+                attention = layer.attention
                 qkv_R3E = attention.qkv.apply(norm(x_ND)).view(-1, 3, self.head_dim)
                 cache.write(i, cache_rows[len(attention.heads)], qkv_R3E[:, 1:])
-                scores_R1T = torch.baddbmm(biases[attention.heads], qkv_R3E[:, :1], view.keys_RDT)
-                context_R1E = torch.bmm(scores_R1T.softmax(-1), view.values_RTD)
+                context_R1E = views.self_attention[i](qkv_R3E[:, :1], biases[attention.heads])
                 x_ND = attention.out.add(context_R1E.view(sequences, -1), x_ND)
             if layer.cross is not None:
-                view = views.cross_layers[i]
                 query_R1E = layer.cross.query.apply(norm(x_ND)).view(-1, 1, self.head_dim)
-                if views.cross_masks is None:
-                    scores_R1S = torch.bmm(query_R1E, view.keys_RDT)
-                else:
-                    mask_R1S = views.cross_masks[self.cross_heads[i]]
-                    scores_R1S = torch.baddbmm(mask_R1S, query_R1E, view.keys_RDT)
-                context_R1E = torch.bmm(scores_R1S.softmax(-1), view.values_RTD)
+                context_R1E = views.cross_attention[i](query_R1E, cross_masks.get(self.cross_heads[i]))
                 x_ND = layer.cross.out.add(context_R1E.view(sequences, -1), x_ND)
             if layer.ffn is not None:
                 x_ND = layer.ffn(x_ND, norm)

@@ -114,7 +114,7 @@ class Runner:
         decoder, sequences = self._model.decoder, len(running)
         lengths = [len(sequence.source_ids) for sequence in running]
         mask_NS = self._padding_mask(lengths, max(lengths))
-        cross_masks = None
+        cross_masks = {}
         if mask_NS is not None:
             cross_masks = {
                 heads: mask_NS[:, None].expand(-1, heads, -1).reshape(sequences * heads, 1, -1)
@@ -122,8 +122,8 @@ class Runner:
             }
         return DecoderViews(
             windows=decoder.bias.windows(length),
-            self_layers=self._self_cache.view(sequences, length),
-            cross_layers=self._cross_cache.view(sequences, max(lengths)),
+            self_attention=self._self_cache.view(sequences, length),
+            cross_attention=self._cross_cache.view(sequences, max(lengths)),
             cross_masks=cross_masks,
         )
 

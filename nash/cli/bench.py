@@ -1,0 +1,70 @@
+"""`nash bench`: how fast models are on this machine, side by side."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+
+
+def command(
+    models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models in the store, or model directories.")],
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Sources at once; may be given several times. [1]")
+    ] = None,
+    source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Length of every source.")] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Length of every answer, forced.")] = 64,
+    dtype: Annotated[str, typer.Option("--dtype", help="What the engine computes in.")] = "float32",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Torch's own choice if not given.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs; the medians are shown.")] = 5,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the latency of models on the engine that serves them, run in turn, with forced lengths."""
+    import torch
+
+    from model_store.store import Store
+    from nash.latency import measure_side_by_side
+    from nash.models import quiet_libraries, resolve_model
+    from server.engine.sequence import EngineConfig
+
+    quiet_libraries()
+    resolved = [resolve_model(model, Store(store)) for model in models]
+    config = EngineConfig(dtype=dtype, threads=threads)
+    rows: list[dict[str, Any]] = []
+    for size in batch or [1]:
+        progress_console().print(f"batch {size}: {source_tokens} tokens in, {new_tokens} out")
+        latencies = measure_side_by_side(
+            [model.folder for model in resolved],
+            batch=size,
+            source_tokens=source_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            config=config,
+        )
+        for model, latency in zip(resolved, latencies, strict=True):
+            workload = {"batch": size, "source_tokens": source_tokens, "new_tokens": new_tokens}
+            rows.append(
+                {"ref": model.ref, "dtype": dtype, "threads": torch.get_num_threads()} | workload | vars(latency)
+            )
+    if as_json:
+        print_json(rows)
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    first = rows[0]
+    table = Table(
+        caption=f"{first['source_tokens']} tokens in, {first['new_tokens']} out, {first['dtype']}, "
+        f"{first['threads']} threads; medians; a step advances the whole batch by one token"
+    )
+    table.add_column("model", overflow="fold")
+    for heading in ("batch", "encode ms", "step ms", "total ms", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        figures = (f"{row[key]:.2f}" for key in ("encode_ms", "step_ms", "total_ms"))
+        table.add_row(str(row["ref"]), str(row["batch"]), *figures, f"{row['tokens_per_s']:.0f}")
+    result_console().print(table)
