@@ -36,3 +36,121 @@ it is shows in its keys:
 
 A line that starts with a colon is a keep-alive comment. An error before the first event is an ordinary HTTP error.
 """
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.agreement import agreement
+from server.api.bodies import read_comparison, text_request
+from server.api.disconnect import unless_gone
+from server.api.documents import names_document, streamed_tokens, timings_document
+from server.api.errors import error_document
+from server.api.schemas import CompareRequest
+from server.api.sse import EventStreamResponse
+from server.api.wire import AsciiJsonResponse
+from server.errors import RequestError
+from server.messages import Finished
+from server.routing import dense_or_first
+from server.service import Service
+from server.variant import Variant
+
+
+def compare_routes(service: Service) -> APIRouter:
+    """The comparing route of one service."""
+    router = APIRouter()
+
+    @router.post("/compare")
+    async def compare(request: Request) -> Response:
+        """Run one text on several variants and say how much faster each is, and how much they agree."""
+        body, variants = await read_comparison(request, service)
+        events = _events(service, body, variants)
+        if body.stream:
+            return EventStreamResponse(events, keep_alive_s=service.settings.keep_alive_s)
+        return AsciiJsonResponse(await unless_gone(request, _last(events)))
+
+    return router
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one variant made of the text."""
+
+    variant: Variant
+    finished: Finished
+    text: str
+
+    @property
+    def working_ms(self) -> float:
+        """Its time without the queue."""
+        return self.finished.timings.total_ms - self.finished.timings.queue_ms
+
+    @property
+    def plain_tokens(self) -> list[int]:
+        """Its tokens without the special ones."""
+        return [token for token in self.finished.tokens if not self.variant.codec.is_special(token)]
+
+    def document(self) -> dict[str, Any]:
+        """What it made, without its names."""
+        return {
+            "generated_text": self.text,
+            "timings": timings_document(self.finished.timings),
+            "finish_reason": self.finished.finish_reason.value,
+            "generated_tokens": len(self.finished.tokens),
+        }
+
+
+async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            last = event
+    return last
+
+
+async def _events(service: Service, body: CompareRequest, variants: Sequence[Variant]) -> AsyncIterator[dict[str, Any]]:
+    """The events of a streamed comparison; without `stream` only those that are not tokens."""
+    asked = text_request([body.inputs], ["inputs"], body.parameters, logprobs=body.stream, stream=body.stream)
+    answers: list[_Answer] = []
+    begun = False
+    async with service.comparisons.turn():
+        for variant in variants:
+            names = names_document(variant)
+            try:
+                (generation,) = await variant.admit(asked, "compare")
+                async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
+                    async for token in tokens:
+                        if body.stream:
+                            yield {**names, "index": token.index, "token": token.document}
+                            begun = True
+                        if token.end is not None:
+                            answers.append(_Answer(variant, *token.end))
+            except RequestError as error:
+                if not begun:
+                    raise
+                yield {**error_document(error), **names}
+                return
+            yield {**names, **answers[-1].document()}
+            begun = True
+    yield _comparison(answers)
+
+
+def _comparison(answers: Sequence[_Answer]) -> dict[str, Any]:
+    """The document of the module's docstring."""
+    by_variant = {answer.variant: answer for answer in answers}
+    baseline = by_variant[dense_or_first([answer.variant for answer in answers])]
+    results = []
+    for answer in answers:
+        agreed = agreement(answer.text, answer.plain_tokens, baseline.text, baseline.plain_tokens)
+        results.append(
+            {
+                **names_document(answer.variant),
+                **answer.document(),
+                "speedup": round(baseline.working_ms / answer.working_ms, 4),
+                "agreement": {**agreed._asdict(), "rouge_l": round(agreed.rouge_l, 4)},
+            }
+        )
+    return {"baseline": baseline.variant.ref, "results": results}

@@ -1,0 +1,132 @@
+"""`python -m server`: the API process.
+
+It listens at once and answers `/health`; `/health/ready` turns good, and the address is printed, when every model
+is loaded. SIGINT and SIGTERM drain and end it with exit code 0, a second one skips the drain.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+from prometheus_client import disable_created_metrics
+
+from model_store.errors import InvalidRequestError, ModelStoreError
+from server.api.app import create_app_over
+from server.errors import SettingsError, StartError
+from server.service import Service
+from server.settings import parse_settings
+
+# What is left of a connection when its request has ended, before it is cut: a client that reads slowly, say.
+_CLOSE_S = 1
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers, which would end the process by the signal and not with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Stop:
+    """What SIGINT and SIGTERM ask for."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()  # asked twice
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.hurry if self.asked.is_set() else self.asked).set()
+
+
+async def _serve(service: Service, listener: socket.socket) -> None:
+    """Serve until a signal.
+
+    Raises:
+        StartError: a model cannot be loaded.
+    """
+    stop = _Stop()
+    config = uvicorn.Config(
+        create_app_over(service, starts_service=False),
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_CLOSE_S,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    starting = asyncio.create_task(service.start())
+    asked = asyncio.create_task(stop.asked.wait())
+    try:
+        await asyncio.wait((starting, asked, serving), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            names = ", ".join(variant.ref for variant in service.variants)
+            print(f"serving {names} at {_address(listener)}", flush=True)
+            await asyncio.wait((asked, serving), return_when=asyncio.FIRST_COMPLETED)
+            await _drain(service, stop)
+    finally:
+        starting.cancel()
+        asked.cancel()
+        await service.stop()
+        server.should_exit = True
+        await serving
+
+
+async def _drain(service: Service, stop: _Stop) -> None:
+    """Wait for what runs, unless the operator is in a hurry."""
+    draining, hurry = asyncio.create_task(service.drain()), asyncio.create_task(stop.hurry.wait())
+    await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
+    hurry.cancel()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}, port {port}: {error.strerror}: choose another one") from error
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def main() -> int:
+    """Run the server; 0 after a signal, 1 where it could not start, 2 where it was asked for what cannot be."""
+    disable_created_metrics()  # a time stamp for every series, which nobody asks for
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = parse_settings(sys.argv[1:])
+        service = Service(settings)
+        with (
+            _listen(settings.host, settings.port) as listener,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(_serve(service, listener))
+    except (SettingsError, InvalidRequestError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StartError, ModelStoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the loop ran and took the signals over
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""How many generations of one variant may wait, and when to come back where they may not."""
+
+import math
+import time
+from collections import deque
+
+from server.errors import OverloadedError
+
+_RATE_SAMPLES = 64
+
+
+class Admission:
+    """The bound on one variant's queue, with the rate at which the variant finishes."""
+
+    def __init__(self, *, slots: int, max_queue: int) -> None:
+        self._slots = slots
+        self._max_queue = max_queue
+        self._finished_s: deque[float] = deque(maxlen=_RATE_SAMPLES)
+
+    def finished(self) -> None:
+        """Note that a generation came to its end."""
+        self._finished_s.append(time.monotonic())
+
+    def check(self, pending: int, wanted: int) -> None:
+        """Refuse `wanted` more generations where `pending` ones run and wait already.
+
+        Raises:
+            OverloadedError: the queue has no room; `retry_after_s` is when what waits now will have left it, at the
+                rate of the last generations.
+        """
+        if pending + wanted <= self._slots + self._max_queue:
+            return
+        waiting = max(0, pending - self._slots)
+        rest_s = self._seconds_for(max(1, waiting))
+        raise OverloadedError(
+            f"the queue is full: {waiting} wait, {self._max_queue} may, {wanted} more came; "
+            f"try again in {rest_s} s, or send less at once",
+            retry_after_s=rest_s,
+        )
+
+    def _seconds_for(self, generations: int) -> int:
+        """Whole seconds, at least one, until so many generations have finished."""
+        if len(self._finished_s) < 2:
+            return 1
+        span_s = self._finished_s[-1] - self._finished_s[0]
+        return max(1, math.ceil(generations * span_s / (len(self._finished_s) - 1)))

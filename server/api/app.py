@@ -1,0 +1,99 @@
+"""The FastAPI application over a service."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.middleware import Middleware
+
+from server.api.compare import compare_routes
+from server.api.errors import add_error_handlers
+from server.api.generate import generate_routes
+from server.api.health import health_routes
+from server.api.middleware import BodyLimit, KeyCheck, OpenRequests, RequestId, SameSite
+from server.api.models import model_routes
+from server.api.schemas import CompareRequest, GenerateRequest, TaskRequest
+from server.api.static_page import page_routes
+from server.keys import KeyRing
+from server.service import Service
+from server.settings import Settings
+from server.version import project_version
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "/generate": GenerateRequest,
+    "/generate_stream": GenerateRequest,
+    "/compare": CompareRequest,
+    "/": TaskRequest,
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """A server as an ASGI application, for any host of such: its workers start and stop with its lifespan.
+
+    Raises:
+        ModelStoreError, SettingsError, StartError: what was asked for cannot be served.
+    """
+    return create_app_over(Service(settings), starts_service=True)
+
+
+def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
+    """The application over a service that exists, and that the caller starts and stops unless `starts_service`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            if starts_service:
+                await service.start()
+            yield
+        finally:
+            await asyncio.shield(service.stop())
+
+    app = FastAPI(
+        title="nash",
+        version=project_version(),
+        lifespan=lifespan,
+        middleware=_middleware(service),
+        docs_url=None,  # its page loads scripts from another site
+        redoc_url=None,
+    )
+    add_error_handlers(app)
+    app.include_router(generate_routes(service))
+    app.include_router(compare_routes(service))
+    app.include_router(model_routes(service))
+    app.include_router(health_routes(service))
+    app.include_router(page_routes())
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _middleware(service: Service) -> list[Middleware]:
+    """In the order in which a request passes them."""
+    settings = service.settings
+    same_site = settings.is_loopback and not settings.allow_unauthenticated
+    chain = [
+        Middleware(RequestId),
+        Middleware(SameSite, host=settings.host) if same_site else None,
+        Middleware(KeyCheck, keys=KeyRing(settings.api_keys)) if settings.api_keys else None,
+        Middleware(OpenRequests, service=service),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+    ]
+    return [each for each in chain if each is not None]
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The routes read their bodies themselves, so their schemas are added here."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    names, definitions = models_json_schema(
+        [(schema, "validation") for schema in dict.fromkeys(_BODIES.values())],
+        ref_template="#/components/schemas/{model}",
+    )
+    document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+    for path, schema in _BODIES.items():
+        content = {"application/json": {"schema": names[(schema, "validation")]}}
+        document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+    return document

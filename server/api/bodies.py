@@ -1,0 +1,67 @@
+"""From a request's bytes to what it asks of which variants; what is refused on the way is counted as unknown."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from server.api.schemas import CompareRequest, GenerateRequest, GenerationParameters, parse_body
+from server.errors import InvalidRequestError, RequestError
+from server.routing import family_of_first, route
+from server.service import Service
+from server.variant import TextRequest, Variant
+
+G = TypeVar("G", bound=GenerateRequest)
+B = TypeVar("B", bound=BaseModel)
+
+
+async def read_generation(request: Request, service: Service, schema: type[G]) -> tuple[G, Variant]:
+    """The body of a generating route and the variant that it goes to.
+
+    Raises:
+        RequestError: the body is too large or not what it should be, or names what is not loaded.
+    """
+    with _counting(service):
+        body = parse_body(schema, await request.body())
+        most = service.settings.max_batch_items
+        if len(body.texts) > most:
+            raise InvalidRequestError(f"inputs has {len(body.texts)} texts, a request takes {most}: send several")
+        return body, route(body.model, service.variants)
+
+
+async def read_comparison(request: Request, service: Service) -> tuple[CompareRequest, list[Variant]]:
+    """The body of `/compare` and the variants to run, each once, in the order asked for.
+
+    Raises:
+        RequestError: as above.
+    """
+    with _counting(service):
+        body = parse_body(CompareRequest, await request.body())
+        if body.models is None:
+            return body, family_of_first(service.variants)
+        return body, list(dict.fromkeys(route(ref, service.variants) for ref in body.models))
+
+
+def text_request(
+    texts: list[str], fields: list[str], parameters: GenerationParameters, *, logprobs: bool, stream: bool
+) -> TextRequest:
+    """What a variant is asked for."""
+    return TextRequest(
+        texts=texts,
+        fields=fields,
+        max_new_tokens=parameters.max_new_tokens,
+        truncate_tokens=parameters.truncate,
+        logprobs=logprobs,
+        stream=stream,
+    )
+
+
+@contextmanager
+def _counting(service: Service) -> Iterator[None]:
+    try:
+        yield
+    except RequestError as error:
+        service.metrics.refused(error.outcome)
+        raise

@@ -1,0 +1,95 @@
+"""Who may call: bearer tokens, of which only the hashes are kept.
+
+The file has a line for each key, `SCOPE SHA256 [NAME]`: SCOPE is `infer` or `admin` (which may do all that `infer`
+may), SHA256 is `printf %s "$KEY" | sha256sum`. Empty lines and lines that begin with `#` are skipped. The file is
+read again when it changes.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from server.errors import ForbiddenError, SettingsError, UnauthorizedError
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+_logger = logging.getLogger(__name__)
+
+
+class Scope(StrEnum):
+    """What a key is for."""
+
+    INFER = "infer"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Key:
+    scope: Scope
+    digest: str
+
+
+class KeyRing:
+    """The keys of one file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SettingsError where the file cannot be read or holds no key."""
+        self._path = path
+        self._stamp = _stamp(path)
+        self._keys = _read(path)
+
+    def check(self, authorization: str | None, needed: Scope) -> None:
+        """Let the bearer of a good key pass.
+
+        Raises:
+            UnauthorizedError: no bearer token, or one that is not in the file.
+            ForbiddenError: the key's scope is too narrow.
+        """
+        self._reread()
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise UnauthorizedError("a key is needed: send it as 'Authorization: Bearer KEY'")
+        digest = hashlib.sha256(token.strip().encode()).hexdigest()
+        # Every key is compared, and in constant time, so that the time taken tells nothing about any of them.
+        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        if not found:
+            raise UnauthorizedError("the key is not known: check it, or ask the operator for one")
+        if needed is Scope.ADMIN and all(key.scope is not Scope.ADMIN for key in found):
+            raise ForbiddenError("the key is for inference only: use one with the scope admin")
+
+    def _reread(self) -> None:
+        try:
+            stamp = _stamp(self._path)
+            if stamp != self._stamp:
+                self._keys, self._stamp = _read(self._path), stamp
+        except SettingsError as error:
+            _logger.warning("%s; the keys read before stay in force", error)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SettingsError(f"--api-keys {path}: {error.strerror}: give a file that can be read") from error
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read(path: Path) -> tuple[_Key, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--api-keys {path}: {error}: give a text file that can be read") from error
+    keys = []
+    for number, line in enumerate(lines, 1):
+        words = line.split(maxsplit=2)
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) < 2 or words[0] not in set(Scope) or not _SHA256.fullmatch(words[1]):
+            raise SettingsError(f"{path}, line {number}: write 'infer SHA256' or 'admin SHA256', a name may follow")
+        keys.append(_Key(scope=Scope(words[0]), digest=words[1]))
+    if not keys:
+        raise SettingsError(f"{path} holds no key: write a line 'infer SHA256' for each")
+    return tuple(keys)

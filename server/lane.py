@@ -1,0 +1,40 @@
+"""A lane for what must run alone: one at a time, with a bound on how many wait and for how long."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from server.errors import OverloadedError, TimedOutError
+
+
+class Lane:
+    """First come, first served."""
+
+    def __init__(self, *, max_waiting: int, wait_s: float) -> None:
+        self._lock = asyncio.Lock()
+        self._max_waiting = max_waiting
+        self._wait_s = wait_s
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Have the lane for oneself.
+
+        Raises:
+            OverloadedError: too many wait already.
+            TimedOutError: the turn did not come in time.
+        """
+        if self._lock.locked() and self._waiting >= self._max_waiting:
+            raise OverloadedError(f"{self._waiting} comparisons wait already: try again later", retry_after_s=1)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise TimedOutError(f"waited {self._wait_s:g} s for other comparisons: try again later") from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._lock.release()

@@ -1,0 +1,187 @@
+"""What the API process and a worker say to each other: typed messages in length-prefixed msgpack frames.
+
+One frame is four bytes of length, big-endian, and so many bytes of msgpack. Commands go to the worker, reports
+come back. For a request that is not streamed a worker says nothing until it is over.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from server.engine.sequence import EngineConfig, EngineLimits, FinishReason, Timings
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH_BYTES = 4
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The first command: load this model. Answered by `Ready` or `LoadFailed`."""
+
+    directory: str
+    config: EngineConfig
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Run one generation. Answered by exactly one of `Finished` and `Failed`, unless it is cancelled."""
+
+    id: int  # unique for the life of the worker
+    source_ids: list[int]
+    max_new_tokens: int
+    logprobs: bool
+    stream: bool  # report every token as it comes
+    arrived_s: float  # time.monotonic(), which all processes of a machine share
+    queue_limit_s: float  # how long it may wait for a slot
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Stop this generation and say nothing more about it; unknown ids are ignored, they may have just ended."""
+
+    id: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The model is loaded."""
+
+    limits: EngineLimits
+    default_max_new_tokens: int
+    memory_bytes: dict[str, int]  # by kind: weights, cache
+    load_s: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The model cannot be loaded; the worker ends after this."""
+
+    error: str
+
+
+class TokenReport(msgspec.Struct, frozen=True, array_like=True):
+    """One token of one streamed generation."""
+
+    id: int
+    token: int
+    logprob: float | None
+
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The tokens of one step for all streamed generations; a last token comes in `Finished` alone."""
+
+    reports: list[TokenReport]
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A generation came to its end, with everything that it produced."""
+
+    id: int
+    tokens: list[int]
+    logprobs: list[float]  # one for each token, or empty where not asked for
+    finish_reason: FinishReason
+    timings: Timings
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A generation was refused or broke."""
+
+    id: int
+    kind: str  # "validation", "timeout" or "generation": the error_type on the wire
+    error: str
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What happened since the last `Stats`, and how things stand."""
+
+    decode_step_s: list[float]
+    encode_s: list[float]
+    batch_sizes: list[int]  # sequences in each decode step
+    source_tokens: int
+    padding_tokens: int
+    generated_tokens: int
+    running: int
+    waiting: int
+    cache_used_ratio: dict[str, float]  # by kind: self, cross
+    peak_bytes: int  # the most memory that the worker process ever held
+
+
+Command = Load | Submit | Cancel
+Report = Ready | LoadFailed | Tokens | Finished | Failed | Stats
+
+
+class ProtocolError(Exception):
+    """The other side sent bytes that are no frame, or a frame that is no message."""
+
+
+class FrameBuffer:
+    """Cuts a stream of bytes into the payloads of its frames."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the payload of every frame that is complete with `data`.
+
+        Raises:
+            ProtocolError: a frame claims more than MAX_FRAME_BYTES; the stream cannot be read any further.
+        """
+        self._bytes += data
+        start = 0
+        try:
+            while len(self._bytes) - start >= _LENGTH_BYTES:
+                body = start + _LENGTH_BYTES
+                length = int.from_bytes(self._bytes[start:body], "big")
+                if length > MAX_FRAME_BYTES:
+                    raise ProtocolError(f"a frame of {length} bytes: at most {MAX_FRAME_BYTES} are read")
+                if len(self._bytes) < body + length:
+                    break
+                start = body + length
+                yield bytes(self._bytes[body:start])
+        finally:
+            del self._bytes[:start]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def encode(messages: Sequence[Command | Report]) -> bytes:
+    """The frames of `messages`, one after the other, to be written at once."""
+    frames = bytearray()
+    for message in messages:
+        payload = _encoder.encode(message)
+        frames += len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
+    return bytes(frames)
+
+
+def decode_command(payload: bytes) -> Command:
+    """Read the payload of one frame to a worker.
+
+    Raises:
+        ProtocolError: it is no command.
+    """
+    try:
+        return _command_decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"not a command: {error}") from error
+
+
+def decode_report(payload: bytes) -> Report:
+    """Read the payload of one frame from a worker.
+
+    Raises:
+        ProtocolError: it is no report.
+    """
+    try:
+        return _report_decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"not a report: {error}") from error
+
+
+def id_of_malformed(payload: bytes) -> int | None:
+    """The id in a `Submit` that cannot be read otherwise, so that it can still be answered."""
+    try:
+        fields = msgspec.msgpack.decode(payload)
+    except msgspec.DecodeError:
+        return None
+    match fields:
+        case ["Submit", int(request_id), *_] if not isinstance(request_id, bool):
+            return request_id
+    return None

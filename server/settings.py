@@ -1,0 +1,201 @@
+"""What the server is started with: the command line, then the environment, then the defaults below."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from server.engine.sequence import EngineConfig
+from server.errors import SettingsError
+
+_ENVIRONMENT_PREFIX = "NASH_SERVER_"
+_STORE_VARIABLE = "NASH_STORE"  # shared with the commands that write the store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """One model to load: a REF in the store or the path of a model directory, and how to run it."""
+
+    ref: str
+    engine: EngineConfig
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelRequest":
+        """Read `REF[,dtype=...][,threads=2][,slots=32]...`; the keys are the fields of EngineConfig.
+
+        Raises:
+            SettingsError: an unknown key, or a value of the wrong type.
+        """
+        ref, *options = text.split(",")
+        if not ref:
+            raise SettingsError(f"model {text!r} has no name: write REF[,key=value...], as in g2p@pruned,threads=2")
+        chosen: dict[str, Any] = {}
+        for option in options:
+            key, found, value = option.partition("=")
+            if key not in _ENGINE_KEYS or not found:
+                known = ", ".join(_ENGINE_KEYS)
+                raise SettingsError(f"model {text!r}: {option!r} is not known: use key=value with one of {known}")
+            if key in chosen:
+                raise SettingsError(f"model {text!r}: {key} is given twice")
+            try:
+                chosen[key] = _ENGINE_KEYS[key](value)
+            except ValueError as error:
+                raise SettingsError(f"model {text!r}: {key}={value}: {error}") from error
+        return cls(ref=ref, engine=EngineConfig(**chosen))
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise ValueError("give a value")
+    return value
+
+
+def _count(value: str) -> int:
+    if not (value.isascii() and value.isdigit()) or not 0 < int(value) < 2**31:
+        raise ValueError(f"{value!r} is not a whole number from 1")
+    return int(value)
+
+
+def _count_or_zero(value: str) -> int:
+    return 0 if value == "0" else _count(value)
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise ValueError(f"{value!r} is not a number of seconds from 0")
+    return seconds
+
+
+def _pause(value: str) -> float:
+    if _seconds(value) < 0.01:
+        raise ValueError(f"{value!r} is too short: use 0.01 or more")
+    return _seconds(value)
+
+
+def _port(value: str) -> int:
+    port = _count_or_zero(value)
+    if port > 65535:
+        raise ValueError(f"{value!r} is not a port: use 0 to 65535, 0 for any that is free")
+    return port
+
+
+def _flag(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError(f"{value!r} is neither 0 nor 1")
+    return value == "1"
+
+
+_ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
+    "dtype": _text,
+    "device": _text,
+    "threads": _count,
+    "slots": _count,
+    "max_source_tokens": _count,
+    "max_new_tokens": _count,
+}
+
+
+def _option(default: Any, parse: Callable[[str], object], help_text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a server is started with. Each field is a flag (`--max-queue`) and a variable
+    (`NASH_SERVER_MAX_QUEUE`); `models` is the repeatable flag `--model`, the store's variable is NASH_STORE.
+    """
+
+    models: tuple[ModelRequest, ...]
+    store: Path = _option(Path("store"), Path, "folder of the model store")
+    host: str = _option("127.0.0.1", _text, "address to listen on")
+    port: int = _option(8000, _port, "port to listen on, 0 for any that is free")
+    api_keys: Path | None = _option(None, Path, "file of key hashes, a line each: SCOPE SHA256 [NAME]")
+    allow_unauthenticated: bool = _option(
+        False, _flag, "serve without keys beyond this machine, and answer to any Host and Origin"
+    )
+    max_body_bytes: int = _option(1024 * 1024, _count, "longest request body")
+    max_batch_items: int = _option(64, _count, "most texts in one request")
+    max_queue: int = _option(256, _count_or_zero, "most generations of a variant that wait for a slot")
+    queue_s: float = _option(30.0, _seconds, "longest time that a generation waits for a slot")
+    total_s: float = _option(120.0, _seconds, "longest time that a request takes in all")
+    keep_alive_s: float = _option(10.0, _pause, "silence in a stream after which a comment is sent")
+    drain_s: float = _option(2.5, _seconds, "time that running requests get to finish when the server is stopped")
+    restart_s: float = _option(0.5, _pause, "first pause before a dead worker is restarted; doubles up to 30 s")
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise SettingsError("no model to serve: give --model REF, once for each variant")
+        if not (self.is_loopback or self.api_keys or self.allow_unauthenticated):
+            raise SettingsError(
+                f"--host {self.host} can be reached from other machines: give --api-keys FILE, "
+                "or --allow-unauthenticated to serve everybody, or use --host 127.0.0.1"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with errors of one line that the caller prints."""
+
+    def error(self, message: str) -> Any:
+        raise SettingsError(f"{message}: see {self.prog} --help")
+
+
+def parse_settings(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from a command line and the environment.
+
+    Raises:
+        SettingsError: an unknown flag or variable, a value that makes no sense, a combination that is not safe.
+    """
+    environment = os.environ if environment is None else environment
+    options = {option.name: option for option in fields(Settings) if option.default is not MISSING}
+    chosen = _from_environment(environment, options)
+    parser = _Parser(prog="python -m server", description="Serve models of the store over HTTP.", allow_abbrev=False)
+    parser.add_argument(
+        "--model", action="append", dest="models", metavar="REF[,key=value...]", help="a variant to serve; repeat it"
+    )
+    for name, option in options.items():
+        flag = "--" + name.replace("_", "-")
+        help_text = f"{option.metadata['help']} (default: {option.default})"
+        if option.default is False:
+            parser.add_argument(flag, action="store_const", const="1", dest=name, help=help_text)
+        else:
+            parser.add_argument(flag, dest=name, help=help_text)
+    for name, value in vars(parser.parse_args(arguments)).items():
+        if value is not None:
+            chosen[name] = ("--" + name.replace("_", "-"), value)
+    _, models = chosen.pop("models", ("", []))
+    values: dict[str, Any] = {}
+    for name, (origin, text) in chosen.items():
+        try:
+            values[name] = options[name].metadata["parse"](text)
+        except ValueError as error:
+            raise SettingsError(f"{origin}: {error}") from error
+    return Settings(models=tuple(ModelRequest.parse(model) for model in models), **values)
+
+
+def _from_environment(environment: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """By field: the variable's name and its text."""
+    chosen: dict[str, tuple[str, Any]] = {}
+    if environment.get(_STORE_VARIABLE):
+        chosen["store"] = (_STORE_VARIABLE, environment[_STORE_VARIABLE])
+    for variable in sorted(environment):
+        if not variable.startswith(_ENVIRONMENT_PREFIX):
+            continue
+        name = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+        if name == "models":
+            chosen[name] = (variable, environment[variable].split())
+        elif name in options and name != "store":
+            chosen[name] = (variable, environment[variable])
+        else:
+            raise SettingsError(f"{variable} is not a setting: unset it; {_ENVIRONMENT_PREFIX}PORT is one that is")
+    return chosen

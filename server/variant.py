@@ -1,0 +1,92 @@
+"""One loaded variant: its names, its tokenizer, its worker, its metrics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.errors import InvalidRequestError, RequestError, UnavailableError
+from server.generation import Generation, GenerationRequest, Mode
+from server.metrics import Metrics, ModelDescription, VariantMetrics
+from server.resolution import ResolvedModel
+from server.settings import Settings
+from server.supervisor import Supervisor
+from server.tokenization import TextCodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRequest:
+    """What callers ask of a variant, in texts."""
+
+    texts: Sequence[str]
+    fields: Sequence[str]  # how the caller's request calls each text, for the messages of errors
+    max_new_tokens: int | None = None  # None: what the model's own generation_config says
+    truncate_tokens: int | None = None
+    logprobs: bool = False
+    stream: bool = False
+
+
+class Variant:
+    """A `ResolvedModel` that runs."""
+
+    def __init__(self, resolved: ResolvedModel, settings: Settings, metrics: Metrics) -> None:
+        """Raises StartError where the model has no tokenizer that can be read."""
+        self.resolved = resolved
+        self.model = resolved.model
+        self.variant = resolved.variant
+        self.version = resolved.version
+        self.ref = resolved.ref
+        self.codec = TextCodec.load(resolved.directory, resolved.spec.eos_id)
+        self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved))
+        self.supervisor = Supervisor(resolved.ref, resolved.directory, resolved.request.engine, settings, self.metrics)
+
+    async def admit(self, request: TextRequest, mode: Mode) -> list[Generation]:
+        """Tokenize every text and accept all of them, or none; what is refused is counted.
+
+        Raises:
+            InvalidRequestError: a text or a parameter is outside what the model takes.
+            UnavailableError: the model is not loaded at the moment.
+            OverloadedError: the queue has no room.
+        """
+        try:
+            return self.supervisor.submit(await self._tokenize(request), mode)
+        except RequestError as error:
+            self.metrics.ended(error.outcome, len(request.texts))
+            raise
+
+    async def _tokenize(self, request: TextRequest) -> list[GenerationRequest]:
+        engine = self.resolved.request.engine
+        max_new_tokens = self._max_new_tokens(request.max_new_tokens)
+        return [
+            GenerationRequest(
+                source_ids=await self.codec.encode(
+                    text, where=field, limit_tokens=engine.max_source_tokens, truncate=request.truncate_tokens
+                ),
+                max_new_tokens=max_new_tokens,
+                logprobs=request.logprobs,
+                stream=request.stream,
+            )
+            for text, field in zip(request.texts, request.fields, strict=True)
+        ]
+
+    def _max_new_tokens(self, asked: int | None) -> int:
+        limit = self.resolved.request.engine.max_new_tokens
+        if asked is None:
+            ready = self.supervisor.ready
+            if ready is None:
+                raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
+            return ready.default_max_new_tokens
+        if asked > limit:
+            raise InvalidRequestError(
+                f"parameters.max_new_tokens is {asked}: {self.ref} makes at most {limit}, ask for so many or fewer"
+            )
+        return asked
+
+
+def _description(resolved: ResolvedModel) -> ModelDescription:
+    return ModelDescription(
+        version="" if resolved.version is None else str(resolved.version),
+        digest=resolved.digest or "",
+        parent=resolved.parent or "",
+        decoder_layers=len(resolved.spec.decoder),
+        encoder_sparsity=round(resolved.spec.encoder_sparsity, 4),
+        dtype=resolved.request.engine.dtype,
+    )

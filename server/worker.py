@@ -1,0 +1,267 @@
+"""A worker process: one engine, fed through the socket that it was started with.
+
+`python -m server.worker FD PARENT_PID`, started by the supervisor alone. The API process decides when a worker
+ends: it ignores SIGINT and SIGTERM, ends when its socket is closed, and is killed by the kernel with its parent.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence as Collection
+from pathlib import Path
+from typing import Protocol
+
+from model_store.errors import ModelStoreError
+from server.engine.errors import BadRequestError, EngineError
+from server.engine.sequence import GenerationParameters, Sequence, Status, TokenEvent
+from server.messages import (
+    Cancel,
+    Command,
+    Failed,
+    Finished,
+    FrameBuffer,
+    Load,
+    LoadFailed,
+    ProtocolError,
+    Ready,
+    Report,
+    Submit,
+    TokenReport,
+    Tokens,
+    decode_command,
+    encode,
+    id_of_malformed,
+)
+from server.worker_stats import StatsCollector, Step
+
+_READ_BYTES = 1 << 18
+_PR_SET_PDEATHSIG = 1
+
+
+class Steppable(Protocol):
+    """What the loop needs of an engine."""
+
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def step_stats(self) -> Step: ...
+    def add(self, sequence: Sequence) -> None: ...
+    def cancel(self, sequence_id: int) -> bool: ...
+    def step(self) -> list[TokenEvent]: ...
+
+
+class EndOfInput(Exception):  # noqa: N818 (the ordinary end of a worker, as EOFError is not an ordinary one)
+    """The API process closed the socket, or is gone."""
+
+
+class Link:
+    """The worker's end of the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames = FrameBuffer()
+
+    def receive(self, wait_s: float | None) -> list[bytes]:
+        """The payloads that have come, after waiting at most `wait_s` (None: for ever) for the first byte.
+
+        Raises:
+            EndOfInput: the other end is closed.
+            ProtocolError: the bytes are no frames.
+        """
+        self._connection.settimeout(wait_s)
+        try:
+            data = self._connection.recv(_READ_BYTES)
+        except (TimeoutError, BlockingIOError):
+            return []
+        except ConnectionError as error:
+            raise EndOfInput from error
+        if not data:
+            raise EndOfInput
+        return list(self._frames.feed(data))
+
+    def send(self, reports: Collection[Report]) -> None:
+        """Write reports, all at once.
+
+        Raises:
+            EndOfInput: the other end is closed.
+        """
+        self._connection.settimeout(None)
+        try:
+            self._connection.sendall(encode(reports))
+        except ConnectionError as error:
+            raise EndOfInput from error
+
+
+class Worker:
+    """Feeds the engine between its steps and reports what came of them."""
+
+    def __init__(self, engine: Steppable, link: Link, stats: StatsCollector) -> None:
+        self._engine = engine
+        self._link = link
+        self._stats = stats
+        self._submits: dict[int, Submit] = {}
+        self._sequences: dict[int, Sequence] = {}  # the same ids: all that wait or run
+        self._queue: deque[int] = deque()  # ids in the order of arrival; those that run or ended drop out at its head
+
+    def run(self) -> None:
+        """Work until the socket is closed.
+
+        Raises:
+            EndOfInput: always, in the end.
+        """
+        while True:
+            idle = self._engine.idle
+            reports: list[Report] = []
+            for payload in self._link.receive(self._stats.due_in_s() if idle else 0.0):
+                self._handle(payload, reports)
+            if not self._engine.idle:
+                self._expire(reports)
+                self._step(reports)
+            if self._stats.due_in_s() == 0.0:
+                reports.append(self._stats.take(self._sequences.values()))
+            if reports:
+                self._link.send(reports)
+
+    def _handle(self, payload: bytes, reports: list[Report]) -> None:
+        try:
+            command: Command = decode_command(payload)
+        except ProtocolError as error:
+            _log(str(error))
+            if (request_id := id_of_malformed(payload)) is not None:
+                reports.append(Failed(id=request_id, kind="validation", error=str(error)))
+            return
+        match command:
+            case Submit():
+                self._submit(command, reports)
+            case Cancel():
+                if self._engine.cancel(command.id):
+                    self._drop(command.id)
+                    self._stats.changed()
+            case Load():
+                _log("a second model was sent: one worker holds one")
+
+    def _submit(self, submit: Submit, reports: list[Report]) -> None:
+        sequence = Sequence(
+            id=submit.id,
+            source_ids=submit.source_ids,
+            parameters=GenerationParameters(max_new_tokens=submit.max_new_tokens, logprobs=submit.logprobs),
+            arrived_s=submit.arrived_s,
+        )
+        try:
+            self._engine.add(sequence)
+        except BadRequestError as error:
+            reports.append(Failed(id=submit.id, kind="validation", error=str(error)))
+            return
+        self._submits[submit.id] = submit
+        self._sequences[submit.id] = sequence
+        self._queue.append(submit.id)
+
+    def _drop(self, sequence_id: int) -> Sequence:
+        del self._submits[sequence_id]
+        return self._sequences.pop(sequence_id)
+
+    def _expire(self, reports: list[Report]) -> None:
+        """Give up what has waited too long for a slot. The queue is first come, first served: its head is oldest."""
+        while self._queue:
+            sequence = self._sequences.get(self._queue[0])
+            if sequence is not None and sequence.status is Status.WAITING:
+                limit_s = self._submits[sequence.id].queue_limit_s
+                if time.monotonic() - sequence.arrived_s < limit_s:
+                    return
+                self._engine.cancel(sequence.id)
+                self._drop(sequence.id)
+                error = f"waited {limit_s:g} s and no slot came free: try again later, or send less at once"
+                reports.append(Failed(id=sequence.id, kind="timeout", error=error))
+            self._queue.popleft()
+
+    def _step(self, reports: list[Report]) -> None:
+        events = self._engine.step()
+        self._stats.note(self._engine.step_stats)
+        tokens: list[TokenReport] = []
+        for event in events:
+            if event.error is not None:
+                self._drop(event.sequence_id)
+                reports.append(Failed(id=event.sequence_id, kind="generation", error=event.error))
+            elif event.finish_reason is not None:
+                sequence = self._drop(event.sequence_id)
+                reports.append(
+                    Finished(
+                        id=sequence.id,
+                        tokens=sequence.tokens,
+                        logprobs=sequence.logprobs,
+                        finish_reason=event.finish_reason,
+                        timings=sequence.timings,
+                    )
+                )
+            elif self._submits[event.sequence_id].stream:
+                assert event.token is not None
+                tokens.append(TokenReport(id=event.sequence_id, token=event.token, logprob=event.logprob))
+        if tokens:
+            reports.append(Tokens(reports=tokens))
+
+
+def _load_and_run(link: Link, started_s: float) -> int:
+    payloads: list[bytes] = []
+    while not payloads:
+        payloads = link.receive(None)
+    load = decode_command(payloads.pop(0))
+    assert isinstance(load, Load), "the supervisor sends the model first, and nothing more before it is loaded"
+    from server.engine.engine import Engine  # torch comes with it: after the signals are set, and not into tests
+
+    try:
+        engine = Engine.load(Path(load.directory), load.config)
+    except (EngineError, ModelStoreError, OSError, MemoryError) as error:
+        link.send([LoadFailed(error=str(error) or type(error).__name__)])
+        return 1
+    # The first step pays for much that later ones find done; no caller is to wait for it.
+    engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=min(2, load.config.max_new_tokens)))
+    link.send(
+        [
+            Ready(
+                limits=engine.limits,
+                default_max_new_tokens=engine.default_max_new_tokens,
+                memory_bytes=engine.memory_bytes(),
+                load_s=time.monotonic() - started_s,
+            )
+        ]
+    )
+    Worker(engine, link, StatsCollector(engine.limits)).run()
+    return 0
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that comes about."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it ended before we could ask
+        sys.exit(0)
+
+
+def _log(message: str) -> None:
+    print(f"worker {os.getpid()}: {message}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the worker; the exit code is 0 where the API process ended it."""
+    started_s = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    descriptor, parent_pid = (int(argument) for argument in sys.argv[1:])
+    _die_with_parent(parent_pid)
+    try:
+        return _load_and_run(Link(socket.socket(fileno=descriptor)), started_s)
+    except EndOfInput:
+        return 0
+    except ProtocolError as error:
+        _log(f"{error}: giving up")
+        return 1
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    sys.stderr.flush()
+    os._exit(exit_code)  # tearing torch down takes long, and there is nothing to save
