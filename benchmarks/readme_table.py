@@ -1,0 +1,80 @@
+"""Writes the README's results table from the files in benchmarks/results.
+
+python -m benchmarks.readme_table            rewrites the part of README.md between the results marks
+python -m benchmarks.readme_table --check    exits 1 if it is not what the files say
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
+PRUNED = ("g2p-pruned.json", "g2p-pruned-1.json")  # documents that `nash prune --json` printed
+END_TO_END = "g2p-end-to-end.json"  # written by benchmarks/end_to_end.py
+
+
+def table() -> str:
+    """The example's results as a Markdown table with a line on how they came about."""
+    reports = [_read(name) for name in PRUNED]
+    served = _read(END_TO_END)
+    rows = [_row("dense, 6 decoder layers", reports[0]["dense"], reports[0]["dense_ref"], served)]
+    for report in reports:
+        what = f"{report['decoder_layers']} decoder layer{'s' if report['decoder_layers'] > 1 else ''}, "
+        what += f"{100 * report['encoder_sparsity']:.0f} % of the encoder cut"
+        rows.append(_row(what, report["pruned"], report["ref"], served))
+    environment, workload = served["environment"], served["workload"]
+    return "\n".join(
+        [
+            "| g2p, test split | phoneme errors | word errors | parameters | `/generate` alone | 16 in flight |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"{reports[0]['n']} test words. Medians of {workload['rounds']} interleaved rounds of "
+            f"{workload['requests']} requests on {environment['cores']} cores of an {environment['cpu']}, float32, "
+            "client on the same machine; speed-up against dense in the same round. Made from "
+            "[benchmarks/results](benchmarks/results) by `python -m benchmarks.readme_table`.",
+            "",
+        ]
+    )
+
+
+def _row(what: str, side: dict[str, Any], ref: str, served: dict[str, Any]) -> str:
+    metrics = side["metrics"]
+    cells = [
+        what,
+        f"{metrics['phoneme_error_rate']:.2f} %",
+        f"{metrics['word_error_rate']:.2f} %",
+        f"{side['parameters'] / 1e6:.2f} M",
+    ]
+    for level in served["concurrency"]:
+        variant = next(v for v in level["variants"] if v["ref"] == ref)
+        cells.append(f"{variant['p50_ms']:.1f} ms, {variant['speedup']:.2f}x")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Rewrite the README, or check it."""
+    parser = argparse.ArgumentParser(description="Make the README's results table.")
+    parser.add_argument("--check", action="store_true")
+    check: bool = parser.parse_args().check
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    wanted = before + BEGIN + table() + END + after
+    if check and wanted != text:
+        sys.exit("README.md does not say what benchmarks/results say: run python -m benchmarks.readme_table")
+    if not check:
+        readme.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
