@@ -1,6 +1,5 @@
 """Progress of long work on standard error: one live line a phase, or plain lines where that is no terminal."""
 
-import math
 import time
 from typing import Any
 
@@ -14,8 +13,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from nash.errors import NashError
 
 _PLAIN_LINE_EVERY_S = 30.0
 
@@ -60,19 +57,10 @@ class TrainingProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the newest figures; stop the run when the loss is not a number.
-
-        Raises:
-            NashError: the loss is not finite. Earlier checkpoints stay.
-        """
+        """Show the newest figures."""
         figures = {k: v for k, v in (logs or {}).items() if k not in ("epoch", "grad_norm", "learning_rate")}
         if self.bar is None or "loss" not in figures:
             return
-        if not math.isfinite(figures["loss"]):
-            raise NashError(
-                f"the training loss is {figures['loss']} before step {state.global_step}: lower learning_rate or use "
-                f'precision = "float32"; checkpoints of earlier steps are kept in {args.output_dir}'
-            )
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.bar.update(self.task, figures=text)
         now_s = time.monotonic()

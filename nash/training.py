@@ -5,6 +5,7 @@ lengths, the optimizer, and a loss whose gradient does not depend on the accumul
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
+    TrainerState,
 )
 
 from nash import losses
 from nash.data import Collator, SimilarLengthSampler, TokenizedPairs
+from nash.errors import NashError
 from nash.optimizer import MuonAdamW, parameter_groups
 from nash.recipe import OptimizationRecipe
 
@@ -81,6 +84,7 @@ class FinetuneTrainer(Seq2SeqTrainer):
         for i, group in enumerate(scheduler.optimizer.param_groups):
             if group["constant_rate"]:
                 scheduler.lr_lambdas[i] = _constant
+                group["lr"] = scheduler.base_lrs[i]  # a warm-up has set it for the first step already
         return scheduler
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
@@ -100,6 +104,28 @@ class FinetuneTrainer(Seq2SeqTrainer):
         outputs = model(**decoder_inputs(model, inputs))
         loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep an entry and show it.
+
+        Raises:
+            NashError: the loss in it is not finite. Earlier checkpoints stay.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise self._diverged(f"the loss is {logs['loss']}")
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A phase saves at its end too: weights that are not finite neither push out good checkpoints nor get published.
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged("some weights are not finite")
+        super()._save_checkpoint(model, trial)
+
+    def _diverged(self, what: str) -> NashError:
+        return NashError(
+            f"training went astray: {what} after step {self.state.global_step}; lower learning_rate or use "
+            f'precision = "float32" (checkpoints of earlier steps are kept in {self.args.output_dir})'
+        )
 
 
 def decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -164,7 +190,13 @@ def last_checkpoint(folder: Path) -> Path | None:
 def train(trainer: FinetuneTrainer) -> list[dict[str, float]]:
     """Run the phase to its end, from its last whole checkpoint if there is one; return the log's entries."""
     checkpoint = last_checkpoint(Path(str(trainer.args.output_dir)))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state is not None and state.global_step >= state.max_steps:
+        # Going on from a phase's end, the Trainer would take one step more.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
