@@ -28,9 +28,14 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SPLITS = ("train", "validation", "test")
 
 
+def stable_hash(word: str) -> int:
+    """The same number on every machine and in every year."""
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+
+
 def split_of(word: str) -> str:
     """90 % of the words are for training, 2 % for validation, 8 % for the test."""
-    percentile = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") % 100
+    percentile = stable_hash(word) % 100
     return "train" if percentile < 90 else "validation" if percentile < 92 else "test"
 
 
@@ -83,11 +88,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
     for word, ways in pronunciations():
-        rows[split_of(word)].append(json.dumps({"source": word, "target": ways}))
-    for split, lines in rows.items():
-        (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows[split_of(word)].append((word, ways))
+    for split in ("validation", "test"):
+        rows[split].sort(key=lambda row: stable_hash(row[0]))  # so that the first rows are a fair sample of all
+    for split, pairs in rows.items():
+        lines = [json.dumps({"source": word, "target": ways}) + "\n" for word, ways in pairs]
+        (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{split}: {len(lines)} words")
     write_tokenizer(out / "tokenizer")
 
