@@ -1,0 +1,127 @@
+"""What transformers says, and what the engine says, of the same model: the two sides of every comparison."""
+
+import random
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+from model_store.spec import ModelSpec
+from server.engine.cache import KeyValueCache
+from server.engine.model import DecoderViews
+from server.engine.weights import load_model
+from tests.tiny_models import CHARACTERS, VOCABULARY
+
+NEAR_TIE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A greedy answer without the start token, and by how much each token beat the second best."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+class NearTies:
+    """Compares tokens: a difference is allowed from where the reference itself was undecided, and counted."""
+
+    def __init__(self) -> None:
+        self.compared = 0
+        self.undecided = 0
+
+    def check(self, ours: list[int], reference: Answer) -> None:
+        self.compared += 1
+        for position, (token, expected) in enumerate(zip(ours, reference.tokens, strict=False)):
+            if token != expected:
+                assert reference.margins[position] < NEAR_TIE, f"{ours} is not {reference.tokens}"
+                self.undecided += 1
+                return
+        assert len(ours) == len(reference.tokens), f"{ours} is not {reference.tokens}"
+
+
+def random_sources(count: int, *, longest: int, seed: int = 0) -> list[list[int]]:
+    """Sources of one to `longest` tokens, the end token last."""
+    generator = random.Random(seed)
+    letters = [VOCABULARY[c] for c in CHARACTERS]
+    return [[*generator.choices(letters, k=generator.randrange(longest)), VOCABULARY["</s>"]] for _ in range(count)]
+
+
+def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> T5ForConditionalGeneration:
+    """The model in transformers; in float64 its norms too, which transformers computes in float32 at most."""
+    model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+    if dtype == torch.float64:
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, T5LayerNorm):
+                    norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
+                    norm.weight = child.weight
+                    setattr(module, name, norm)
+    return model.eval()
+
+
+def reference_answers(model: T5ForConditionalGeneration, sources: list[list[int]], max_new_tokens: int) -> list[Answer]:
+    """Each source alone through transformers' `generate`."""
+    answers = []
+    for source in sources:
+        output = model.generate(
+            torch.tensor([source]),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        best_two = torch.stack(output.logits).squeeze(1).topk(2).values
+        answers.append(
+            Answer(tokens=output.sequences[0, 1:].tolist(), margins=(best_two[:, 0] - best_two[:, 1]).tolist())
+        )
+    return answers
+
+
+@torch.inference_mode()
+def reference_logits(model: T5ForConditionalGeneration, source: list[int], target: list[int]) -> Tensor:
+    """Logits [len(target), vocabulary] of one source, teacher-forced."""
+    logits: Tensor = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target])).logits[0]
+    return logits
+
+
+@torch.inference_mode()
+def engine_logits(
+    directory: Path, spec: ModelSpec, dtype: torch.dtype, sources: list[list[int]], targets: list[list[int]]
+) -> list[Tensor]:
+    """The same through the engine's model, all sources in one padded batch; targets of equal length."""
+    size, steps = max(len(s) for s in sources), len(targets[0])
+    model = load_model(
+        directory, spec, dtype=dtype, device=torch.device("cpu"), longest_source=size, longest_target=steps
+    )
+    padding_BS = torch.tensor([[0.0] * len(s) + [-torch.inf] * (size - len(s)) for s in sources], dtype=dtype)
+    ids_BS = torch.tensor([s + [spec.pad_id] * (size - len(s)) for s in sources])
+    cache_for = partial(
+        KeyValueCache, slots=len(sources), head_dim=spec.head_dim, dtype=dtype, device=torch.device("cpu")
+    )
+    self_cache = cache_for([len(layer.self_heads) for layer in spec.decoder], capacity=steps)
+    cross_cache = cache_for([len(layer.cross_heads) for layer in spec.decoder], capacity=size)
+    model.decoder.fill_cross_cache(cross_cache, model.encoder(ids_BS, padding_BS), torch.arange(len(sources)))
+    views = DecoderViews(
+        windows=model.decoder.bias.windows(steps),
+        self_attention=self_cache.view(len(sources), steps),
+        cross_attention=cross_cache.view(len(sources), size),
+        cross_masks={
+            heads: padding_BS[:, None].expand(-1, heads, -1).reshape(len(sources) * heads, 1, size)
+            for heads in set(model.decoder.cross_heads)
+        },
+    )
+    by_step = [
+        model.decoder.step(
+            torch.tensor([target[i] for target in targets]),
+            torch.full((len(sources),), i),
+            self_cache,
+            views,
+        ).clone()
+        for i in range(steps)
+    ]
+    return list(torch.stack(by_step, dim=1))
