@@ -137,6 +137,7 @@ class FrameBuffer:
             del self._bytes[:start]
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)  # msgspec lets the latter through
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
@@ -159,7 +160,7 @@ def decode_command(payload: bytes) -> Command:
     """
     try:
         return _command_decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise ProtocolError(f"not a command: {error}") from error
 
 
@@ -171,7 +172,7 @@ def decode_report(payload: bytes) -> Report:
     """
     try:
         return _report_decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise ProtocolError(f"not a report: {error}") from error
 
 
@@ -179,7 +180,7 @@ def id_of_malformed(payload: bytes) -> int | None:
     """The id in a `Submit` that cannot be read otherwise, so that it can still be answered."""
     try:
         fields = msgspec.msgpack.decode(payload)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return None
     match fields:
         case ["Submit", int(request_id), *_] if not isinstance(request_id, bool):

@@ -5,19 +5,21 @@ ends: it ignores SIGINT and SIGTERM, ends when its socket is closed, and is kill
 """
 
 import ctypes
+import logging
 import os
 import signal
 import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Collection
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from model_store.errors import ModelStoreError
 from server.engine.errors import BadRequestError, EngineError
-from server.engine.sequence import GenerationParameters, Sequence, Status, TokenEvent
+from server.engine.sequence import EngineLimits, GenerationParameters, Sequence, Status, TokenEvent
 from server.messages import (
     Cancel,
     Command,
@@ -41,9 +43,14 @@ from server.worker_stats import StatsCollector, Step
 _READ_BYTES = 1 << 18
 _PR_SET_PDEATHSIG = 1
 
+_logger = logging.getLogger("server.worker")
 
-class Steppable(Protocol):
-    """What the loop needs of an engine."""
+
+class WorkerEngine(Protocol):
+    """What a worker needs of an engine."""
+
+    limits: EngineLimits
+    default_max_new_tokens: int
 
     @property
     def idle(self) -> bool: ...
@@ -52,6 +59,7 @@ class Steppable(Protocol):
     def add(self, sequence: Sequence) -> None: ...
     def cancel(self, sequence_id: int) -> bool: ...
     def step(self) -> list[TokenEvent]: ...
+    def memory_bytes(self) -> dict[str, int]: ...
 
 
 class EndOfInput(Exception):  # noqa: N818 (the ordinary end of a worker, as EOFError is not an ordinary one)
@@ -99,7 +107,7 @@ class Link:
 class Worker:
     """Feeds the engine between its steps and reports what came of them."""
 
-    def __init__(self, engine: Steppable, link: Link, stats: StatsCollector) -> None:
+    def __init__(self, engine: WorkerEngine, link: Link, stats: StatsCollector) -> None:
         self._engine = engine
         self._link = link
         self._stats = stats
@@ -130,7 +138,7 @@ class Worker:
         try:
             command: Command = decode_command(payload)
         except ProtocolError as error:
-            _log(str(error))
+            _logger.error("%s", error)
             if (request_id := id_of_malformed(payload)) is not None:
                 reports.append(Failed(id=request_id, kind="validation", error=str(error)))
             return
@@ -142,7 +150,7 @@ class Worker:
                     self._drop(command.id)
                     self._stats.changed()
             case Load():
-                _log("a second model was sent: one worker holds one")
+                _logger.error("a second model was sent: one worker holds one")
 
     def _submit(self, submit: Submit, reports: list[Report]) -> None:
         sequence = Sequence(
@@ -204,21 +212,26 @@ class Worker:
             reports.append(Tokens(reports=tokens))
 
 
-def _load_and_run(link: Link, started_s: float) -> int:
+def _load_engine(load: Load) -> WorkerEngine:
+    from server.engine.engine import Engine  # torch comes with it, and the loop above needs none
+
+    engine = Engine.load(Path(load.directory), load.config)
+    # The first step pays for much that later ones find done; no caller is to wait for it.
+    engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
+    return engine
+
+
+def _load_and_run(link: Link, load_engine: Callable[[Load], WorkerEngine], started_s: float) -> int:
     payloads: list[bytes] = []
     while not payloads:
         payloads = link.receive(None)
-    load = decode_command(payloads.pop(0))
+    load = decode_command(payloads[0])
     assert isinstance(load, Load), "the supervisor sends the model first, and nothing more before it is loaded"
-    from server.engine.engine import Engine  # torch comes with it: after the signals are set, and not into tests
-
     try:
-        engine = Engine.load(Path(load.directory), load.config)
+        engine = load_engine(load)
     except (EngineError, ModelStoreError, OSError, MemoryError) as error:
         link.send([LoadFailed(error=str(error) or type(error).__name__)])
         return 1
-    # The first step pays for much that later ones find done; no caller is to wait for it.
-    engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=min(2, load.config.max_new_tokens)))
     link.send(
         [
             Ready(
@@ -241,27 +254,26 @@ def _die_with_parent(parent_pid: int) -> None:
         sys.exit(0)
 
 
-def _log(message: str) -> None:
-    print(f"worker {os.getpid()}: {message}", file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Run the worker; the exit code is 0 where the API process ended it."""
+def main(load_engine: Callable[[Load], WorkerEngine] = _load_engine) -> NoReturn:
+    """Run the worker and end the process; with 0 where the API process ended it."""
     started_s = time.monotonic()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(format=f"%(levelname)s %(name)s {os.getpid()}: %(message)s", stream=sys.stderr)
     descriptor, parent_pid = (int(argument) for argument in sys.argv[1:])
     _die_with_parent(parent_pid)
     try:
-        return _load_and_run(Link(socket.socket(fileno=descriptor)), started_s)
+        code = _load_and_run(Link(socket.socket(fileno=descriptor)), load_engine, started_s)
     except EndOfInput:
-        return 0
+        code = 0
     except ProtocolError as error:
-        _log(f"{error}: giving up")
-        return 1
+        _logger.error("%s: giving up", error)
+        code = 1
+    except Exception:
+        _logger.exception("the engine failed, and what it holds cannot be trusted any more")
+        code = 1
+    os._exit(code)  # tearing torch down takes long, and there is nothing to save; what is on stderr is unbuffered
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    sys.stderr.flush()
-    os._exit(exit_code)  # tearing torch down takes long, and there is nothing to save
+    main()

@@ -5,10 +5,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.api.wire import AsciiJsonResponse
-from server.errors import MethodNotAllowedError, NotFoundError, RequestError
+from server.errors import ClientGoneError, InternalError, MethodNotAllowedError, NotFoundError, RequestError
 
 
 def error_document(error: RequestError) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every RequestError that a route raises, and what the router itself refuses."""
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
+    app.add_exception_handler(Exception, _on_fault)
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
@@ -45,3 +48,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         response.headers["allow"] = allowed
         return response
     return error_response(NotFoundError(f"{path} is not served: GET /openapi.json lists what is"))
+
+
+async def _on_client_disconnect(request: Request, error: Exception) -> Response:
+    """The client went away while it was still sending; nobody reads this."""
+    return error_response(ClientGoneError("the client closed its connection"))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """A fault of this program: the log has the traceback, the caller is told nothing of our insides."""
+    return error_response(InternalError("an internal error, the server's log says more: report it to the operator"))

@@ -1,0 +1,119 @@
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.sequence import EngineConfig, EngineLimits, FinishReason, Timings
+from server.messages import (
+    Cancel,
+    Command,
+    Failed,
+    Finished,
+    FrameBuffer,
+    Load,
+    LoadFailed,
+    ProtocolError,
+    Ready,
+    Report,
+    Stats,
+    Submit,
+    TokenReport,
+    Tokens,
+    decode_command,
+    decode_report,
+    encode,
+    id_of_malformed,
+)
+
+SUBMIT = Submit(
+    id=7, source_ids=[3, 4, 1], max_new_tokens=5, logprobs=True, stream=False, arrived_s=12.5, queue_limit_s=30.0
+)
+COMMANDS: list[Command] = [
+    Load(directory="/models/a", config=EngineConfig(threads=2, dtype="bfloat16")),
+    SUBMIT,
+    Cancel(id=7),
+]
+REPORTS: list[Report] = [
+    Ready(
+        limits=EngineLimits(max_source_tokens=512, max_new_tokens=256, slots=32),
+        default_max_new_tokens=24,
+        memory_bytes={"weights": 10, "cache": 20},
+        load_s=1.5,
+    ),
+    LoadFailed(error="no"),
+    Tokens(reports=[TokenReport(id=7, token=3, logprob=-0.25), TokenReport(id=8, token=4, logprob=None)]),
+    Finished(
+        id=7,
+        tokens=[3, 1],
+        logprobs=[-0.25, -0.5],
+        finish_reason=FinishReason.EOS,
+        timings=Timings(
+            queue_ms=0.1,
+            encode_ms=1.0,
+            decode_ms=2.0,
+            total_ms=3.1,
+            time_to_first_token_ms=1.5,
+            time_per_output_token_ms=None,
+        ),
+    ),
+    Failed(id=7, kind="validation", error="too long"),
+    Stats(
+        decode_step_s=[0.001],
+        encode_s=[],
+        batch_sizes=[2],
+        source_tokens=3,
+        padding_tokens=1,
+        generated_tokens=2,
+        running=1,
+        waiting=0,
+        cache_used_ratio={"self": 0.5, "cross": 0.25},
+        peak_bytes=1 << 40,
+    ),
+]
+
+
+def frames(data: bytes, cut: int) -> list[bytes]:
+    """The payloads of `data`, which arrives `cut` bytes at a time."""
+    buffer = FrameBuffer()
+    found: list[bytes] = []
+    for start in range(0, len(data), cut):
+        found += buffer.feed(data[start : start + cut])
+    return found
+
+
+@pytest.mark.parametrize("cut", [1, 3, 10_000])
+def test_commands_and_reports_come_back_as_they_were(cut: int) -> None:
+    assert [decode_command(payload) for payload in frames(encode(COMMANDS), cut)] == COMMANDS
+    assert [decode_report(payload) for payload in frames(encode(REPORTS), cut)] == REPORTS
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.integers(1, 50))
+def test_any_payloads_survive_any_cutting(payloads: list[bytes], cut: int) -> None:
+    data = b"".join(struct.pack(">I", len(payload)) + payload for payload in payloads)
+    assert frames(data, cut) == payloads
+
+
+def test_a_frame_that_claims_too_much_is_refused_before_it_is_gathered() -> None:
+    with pytest.raises(ProtocolError, match="4294967295 bytes"):
+        list(FrameBuffer().feed(b"\xff\xff\xff\xff"))
+
+
+@given(st.binary(max_size=60))
+def test_garbage_is_a_protocol_error_and_nothing_else(payload: bytes) -> None:
+    for decode in (decode_command, decode_report):
+        try:
+            decode(payload)
+        except ProtocolError:
+            continue
+    id_of_malformed(payload)
+
+
+def test_a_submit_with_a_wrong_type_still_tells_its_id() -> None:
+    (payload,) = frames(encode([SUBMIT]), 1000)
+    bad = payload.replace(b"\x93\x03\x04\x01", b"\x93\x03\xa1x\x01")  # a text among the tokens
+    assert bad != payload
+    with pytest.raises(ProtocolError, match="not a command"):
+        decode_command(bad)
+    assert id_of_malformed(bad) == 7
+    assert id_of_malformed(b"\xc1") is None

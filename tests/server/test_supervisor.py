@@ -1,0 +1,237 @@
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from server.engine.sequence import EngineConfig
+from server.errors import (
+    ClientGoneError,
+    GenerationError,
+    OverloadedError,
+    RequestError,
+    StartError,
+    TimedOutError,
+    UnavailableError,
+)
+from server.generation import Generation, GenerationRequest
+from server.metrics import Metrics, ModelDescription, VariantMetrics
+from server.settings import ModelRequest, Settings
+from server.supervisor import ModelState, Supervisor
+from tests.server.fake_engine import (
+    BREAKS_THE_STEP,
+    KILLS_IT_AFTER_A_TOKEN,
+    KILLS_IT_ONCE,
+    KILLS_THE_WORKER,
+    LIMITS,
+    RUNS_FOR_EVER,
+)
+
+LABELS = {"model": "m", "variant": "v"}
+
+
+class Harness:
+    """A supervisor over a fake worker, with its metrics."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self._registry = CollectorRegistry()
+        model = ModelRequest(ref="m@v", engine=EngineConfig(slots=LIMITS.slots))
+        description = ModelDescription(
+            version="1", digest="d", parent="", decoder_layers=1, encoder_sparsity=0.0, dtype="float32"
+        )
+        self.supervisor = Supervisor(
+            "m@v",
+            directory,
+            model.engine,
+            Settings(models=(model,), **{"restart_s": 0.05, **settings}),
+            VariantMetrics(Metrics(self._registry), "m", "v", description),
+            worker_module="tests.server.fake_engine",
+        )
+
+    def submit(self, *sources: list[int], stream: bool = False, tokens: int = 1000) -> list[Generation]:
+        requests = [
+            GenerationRequest(source_ids=source, max_new_tokens=tokens, logprobs=True, stream=stream)
+            for source in sources
+        ]
+        return self.supervisor.submit(requests, "stream" if stream else "unary")
+
+    def count(self, name: str, **labels: str) -> float:
+        value = self._registry.get_sample_value(name, {**LABELS, **labels})
+        assert value is not None, name
+        return value
+
+    def outcomes(self) -> dict[str, int]:
+        names = ("ok", "client_error", "rejected", "timeout", "cancelled", "error")
+        counts = {name: int(self.count("nash_requests_total", outcome=name)) for name in names}
+        return {name: count for name, count in counts.items() if count}
+
+    async def eventually(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, **settings: Any) -> AsyncIterator[Harness]:
+    harness = Harness(directory, **settings)
+    try:
+        await harness.supervisor.start()
+        yield harness
+    finally:
+        await harness.supervisor.stop()
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await coroutine
+
+    asyncio.run(bounded())
+
+
+async def error_of(generation: Generation) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        await generation.result()
+    return caught.value
+
+
+def test_results_and_streams(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            assert harness.supervisor.state is ModelState.READY
+            unary = harness.submit([5, 6], [7])
+            (stream,) = harness.submit([8, 9], stream=True)
+            assert [(await generation.result()).tokens for generation in unary] == [[5, 6, 1], [7, 1]]
+            assert [report.token async for report in stream.tokens()] == [8, 9]
+            assert (await stream.result()).tokens == [8, 9, 1]
+            assert harness.outcomes() == {"ok": 3}
+            assert harness.count("nash_request_duration_seconds_count", mode="unary") == 2
+            assert harness.count("nash_generated_tokens_sum") == 3 + 2 + 3
+
+    run(scenario())
+
+
+def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        harness = Harness(tmp_path / "broken")
+        with pytest.raises(StartError, match="m@v cannot be loaded: the weights do not fit: publish them again"):
+            await harness.supervisor.start()
+        assert harness.supervisor.state is ModelState.FAILED
+        with pytest.raises(UnavailableError, match="m@v is failed"):
+            harness.submit([5])
+        await harness.supervisor.stop()
+
+    run(scenario())
+
+
+def test_what_sent_nothing_yet_is_run_again_after_a_death(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            first_pid = harness.supervisor.worker_pid
+            generations = harness.submit([KILLS_IT_ONCE, 5], [6], [7])
+            assert [(await each.result()).tokens for each in generations] == [[KILLS_IT_ONCE, 5, 1], [6, 1], [7, 1]]
+            assert harness.supervisor.worker_pid != first_pid
+            assert harness.outcomes() == {"ok": 3}
+            assert harness.count("nash_worker_restarts_total") == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("poison", [KILLS_THE_WORKER, BREAKS_THE_STEP])
+def test_what_kills_workers_kills_two_and_no_more(tmp_path: Path, poison: int) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            (generation,) = harness.submit([poison])
+            error = await error_of(generation)
+            assert isinstance(error, GenerationError)
+            assert "the worker of m@v ended with exit code" in str(error)
+            await harness.eventually(lambda: harness.supervisor.state is ModelState.READY)
+            (healthy,) = harness.submit([5])
+            assert (await healthy.result()).tokens == [5, 1]
+            assert harness.outcomes() == {"ok": 1, "error": 1}
+            assert harness.count("nash_worker_restarts_total") == 2
+
+    run(scenario())
+
+
+def test_a_stream_that_has_begun_is_not_run_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            (generation,) = harness.submit([KILLS_IT_AFTER_A_TOKEN, 5], stream=True)
+            assert [report.token async for report in generation.tokens()] == [KILLS_IT_AFTER_A_TOKEN]
+            assert isinstance(await error_of(generation), GenerationError)
+            assert harness.count("nash_worker_restarts_total") == 1
+
+    run(scenario())
+
+
+def test_nothing_is_accepted_while_the_worker_is_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, restart_s=5.0) as harness:
+            assert harness.supervisor.worker_pid is not None
+            os.kill(harness.supervisor.worker_pid, signal.SIGKILL)
+            await harness.eventually(lambda: harness.supervisor.state is ModelState.FAILED)
+            with pytest.raises(UnavailableError, match="try again in a moment") as caught:
+                harness.submit([5])
+            assert caught.value.retry_after_s == 5.0
+
+    run(scenario())
+
+
+def test_a_full_queue_refuses_at_once_and_all_or_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, max_queue=3) as harness:
+            generations = harness.submit(*[[RUNS_FOR_EVER]] * 4)
+            began_s = time.monotonic()
+            with pytest.raises(OverloadedError, match="2 wait, 3 may, 2 more came") as caught:
+                harness.submit([5], [6])
+            assert time.monotonic() - began_s < 0.1
+            assert caught.value.retry_after_s is not None
+            assert caught.value.retry_after_s >= 1
+            (last,) = harness.submit([7])
+            for generation in generations:
+                harness.supervisor.cancel(generation)
+            assert (await last.result()).tokens == [7, 1]
+            assert isinstance(await error_of(generations[0]), ClientGoneError)
+            assert harness.outcomes() == {"ok": 1, "cancelled": 4}
+
+    run(scenario())
+
+
+def test_time_in_the_queue_and_in_all_is_bounded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, queue_s=0.1, total_s=0.4) as harness:
+            slow = harness.submit(*[[RUNS_FOR_EVER]] * 2)
+            (waiting,) = harness.submit([5])
+            assert "no slot came free" in str(await error_of(waiting))
+            for generation in slow:
+                error = await error_of(generation)
+                assert isinstance(error, TimedOutError)
+                assert "more than 0.4 s" in str(error)
+            (after,) = harness.submit([6])
+            assert (await after.result()).tokens == [6, 1], "what timed out gave its slot back"
+            assert harness.outcomes() == {"ok": 1, "timeout": 3}
+
+    run(scenario())
+
+
+def test_stop_ends_what_runs_and_leaves_no_process(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            (generation,) = harness.submit([RUNS_FOR_EVER])
+            pid = harness.supervisor.worker_pid
+            assert pid is not None
+            await harness.supervisor.stop()
+            error = await error_of(generation)
+            assert isinstance(error, UnavailableError)
+            assert "shutting down" in str(error)
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+    run(scenario())
