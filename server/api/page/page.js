@@ -1,0 +1,295 @@
+/** The page itself: what the server has, what the reader typed, and the runs between the two. */
+import { ServerError, compare, fetchModels } from "./api.js";
+import { LatencyChart } from "./chart.js";
+import { Columns } from "./columns.js";
+import { duration, element } from "./format.js";
+import { Race } from "./race.js";
+import { samplesOf } from "./samples.js";
+import { Verdict, answerMs } from "./verdict.js";
+
+const POLL_READY_MS = 10_000;
+const POLL_UNREADY_MS = 1_000;
+const AUTO_RUN_MS = 1_000; // from one run to the next
+const STOPPABLE_MS = 400; // a run this long offers to be stopped
+const REPLAY_MS = 1_200; // the slowest lane's time in a replay
+const AUTO_REPLAY_MS = 450;
+const TONES = 6; // colours that page.css has for variants
+const CHIPS = 7;
+
+class Page {
+  #form = byId("composer");
+  #text = byId("text");
+  #run = byId("run");
+  #auto = byId("auto");
+  #family = byId("family");
+  #problem = byId("problem");
+  #replay = byId("replay");
+  #race = new Race(byId("race"));
+  #columns = new Columns(byId("columns"));
+  #chart = new LatencyChart(byId("chart"));
+  #verdict = new Verdict({ figure: byId("figure"), claim: byId("claim"), detail: byId("detail"), badge: byId("badge") });
+  #calm = matchMedia("(prefers-reduced-motion: reduce)");
+  #models = []; // as GET /models gave them
+  #raced = ""; // the refs that the race has lanes for
+  #running = null; // the AbortController of the run in progress
+  #nextSample = 0;
+  #poll = 0;
+
+  start() {
+    this.#form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.#run.dataset.action === "stop") this.#running?.abort();
+      else this.#runOnce();
+    });
+    this.#text.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      if (!this.#run.disabled) this.#runOnce();
+    });
+    this.#text.addEventListener("input", () => {
+      this.#auto.checked = false;
+      this.#grow();
+    });
+    this.#family.addEventListener("change", () => this.#chooseFamily());
+    this.#auto.addEventListener("change", () => this.#auto.checked && this.#runOnAndOn());
+    this.#replay.addEventListener("click", () => this.#race.replay(REPLAY_MS));
+    byId("clear").addEventListener("click", () => this.#clearChart());
+    addEventListener("resize", () => this.#grow());
+    this.#watch();
+  }
+
+  /** Ask the server what it has, now and again and again. */
+  async #watch() {
+    clearTimeout(this.#poll);
+    let delayMs = POLL_UNREADY_MS;
+    try {
+      this.#models = await fetchModels();
+      this.#showModels();
+      if (this.#models.length && this.#models.every(({ state }) => state !== "loading")) delayMs = POLL_READY_MS;
+    } catch (error) {
+      this.#showServer("lost", error.status ? error.message : "Server out of reach, trying again");
+    }
+    clearTimeout(this.#poll);
+    this.#poll = setTimeout(() => this.#watch(), delayMs);
+  }
+
+  /** The chosen family's variants in the order in which they run: the dense one first. */
+  get #variants() {
+    const variants = this.#models.filter(({ model }) => model === this.#family.value);
+    variants.sort((a, b) => (b.variant === "dense") - (a.variant === "dense"));
+    return variants.map((variant, i) => ({ ...variant, tone: i % TONES }));
+  }
+
+  get #ready() {
+    return this.#variants.filter(({ state }) => state === "ready");
+  }
+
+  #showModels() {
+    const families = [...new Set(this.#models.map(({ model }) => model))];
+    if (families.join() !== [...this.#family.options].map(({ value }) => value).join()) {
+      this.#family.replaceChildren(...families.map((name) => new Option(name, name)));
+      byId("family-field").hidden = families.length < 2;
+      this.#chooseFamily();
+    }
+    this.#showVariants();
+    const ready = this.#models.filter(({ state }) => state === "ready").length;
+    const loading = this.#models.filter(({ state }) => state === "loading").map(({ ref }) => ref);
+    if (loading.length) this.#showServer("loading", `Loading ${loading.join(", ")}`);
+    else if (ready) this.#showServer("ready", ready === 1 ? "1 variant ready" : `${ready} variants ready`);
+    else this.#showServer("lost", "No variant is ready");
+  }
+
+  #showVariants() {
+    const variants = this.#variants;
+    this.#columns.show(variants);
+    this.#chart.show(variants);
+    const refs = variants.map(({ ref }) => ref).join();
+    if (refs !== this.#raced && !this.#running) {
+      this.#raced = refs;
+      this.#race.prepare(variants);
+    }
+    const able = this.#ready.length > 0;
+    this.#run.disabled = !able;
+    this.#auto.disabled = !able;
+  }
+
+  #chooseFamily() {
+    const samples = samplesOf(this.#family.value);
+    byId("samples").replaceChildren(
+      ...samples.slice(0, CHIPS).map((sample) => {
+        const chip = element("button", "chip", sample);
+        chip.type = "button";
+        chip.addEventListener("click", () => this.#runSample(sample));
+        return chip;
+      }),
+    );
+    this.#setText(samples[0] ?? "");
+    this.#text.select();
+    this.#clearChart();
+    this.#verdict.none("Press Enter to race the variants");
+    this.#showVariants();
+  }
+
+  #showServer(state, text) {
+    const node = byId("server-state");
+    node.dataset.state = state;
+    if (node.textContent !== text) node.textContent = text;
+  }
+
+  #runSample(sample) {
+    this.#auto.checked = false;
+    this.#setText(sample);
+    if (!this.#run.disabled) this.#runOnce();
+  }
+
+  /** One run that the reader asked for: replayed in slow motion where it was too quick, and announced. */
+  async #runOnce() {
+    this.#auto.checked = false;
+    const outcome = await this.#compare(this.#text.value);
+    if (!outcome.sentence) return;
+    byId("announcer").textContent = outcome.sentence;
+    this.#offerReplay(REPLAY_MS);
+  }
+
+  /** Run sample after sample until the switch is turned off or something goes wrong. */
+  async #runOnAndOn() {
+    const samples = samplesOf(this.#family.value);
+    while (this.#auto.checked) {
+      const startedAt = performance.now();
+      if (!document.hidden) {
+        if (samples.length) this.#setText(samples[this.#nextSample++ % samples.length]);
+        const { sentence, error } = await this.#compare(this.#text.value);
+        if (sentence) this.#offerReplay(AUTO_REPLAY_MS);
+        else if (error?.status === 429) await sleep(1000 * (error.retryAfterS ?? 1));
+        else this.#auto.checked = false;
+      }
+      await sleep(Math.max(0, AUTO_RUN_MS - (performance.now() - startedAt)));
+    }
+  }
+
+  /** Run `text` on every ready variant. Returns {sentence} where it went well, else {error}, or {} if stopped. */
+  async #compare(text) {
+    this.#explain(null);
+    if (!text.trim()) {
+      const error = new ServerError("Type a text first.", { status: 422 });
+      this.#explain(error);
+      return { error };
+    }
+    this.#running?.abort();
+    const controller = new AbortController();
+    this.#running = controller;
+    this.#begin();
+    const stoppable = setTimeout(() => this.#offerStop(true), STOPPABLE_MS);
+    try {
+      const models = this.#ready.map(({ ref }) => ref);
+      const comparison = await this.#follow(compare({ inputs: text, models }, controller.signal));
+      return { sentence: this.#conclude(text, comparison) };
+    } catch (error) {
+      if (this.#running === controller) this.#verdict.none(error.name === "AbortError" ? "Stopped" : "No result");
+      if (error.name === "AbortError") return {};
+      this.#explain(error);
+      return { error };
+    } finally {
+      clearTimeout(stoppable);
+      if (this.#running === controller) this.#end();
+    }
+  }
+
+  #begin() {
+    const variants = this.#ready;
+    this.#raced = variants.map(({ ref }) => ref).join();
+    this.#race.prepare(variants);
+    this.#race.start();
+    this.#columns.clear(variants.map(({ ref }) => ref));
+    this.#replay.hidden = true;
+  }
+
+  /** Draw the stream's events as they come; returns its last one, the whole comparison. */
+  async #follow(events) {
+    for await (const event of events) {
+      if ("results" in event) return event;
+      if ("error" in event) {
+        if (event.ref) this.#columns.fail(event.ref, event.error);
+        throw new ServerError(event.ref ? `${event.ref}: ${event.error}` : event.error, { type: event.error_type, status: 500 });
+      }
+      if ("token" in event) {
+        this.#race.token(event.ref, event.token);
+        this.#columns.token(event.ref, event.token);
+      } else if ("generated_text" in event) {
+        this.#race.finish(event.ref, event.timings);
+        this.#columns.finish(event.ref, event);
+      }
+    }
+    throw new ServerError("The connection to the server was lost in the middle of the answer.");
+  }
+
+  #conclude(text, comparison) {
+    this.#columns.compare(comparison);
+    this.#chart.add(text, new Map(comparison.results.map((result) => [result.ref, answerMs(result)])));
+    this.#noteChart();
+    return this.#verdict.show(comparison);
+  }
+
+  #end() {
+    this.#running = null;
+    this.#offerStop(false);
+    this.#race.settle();
+    this.#columns.settle();
+  }
+
+  #offerStop(stop) {
+    this.#run.textContent = stop ? "Stop" : "Run";
+    this.#run.dataset.action = stop ? "stop" : "run";
+  }
+
+  #offerReplay(durationMs) {
+    if (!this.#race.brief) return;
+    this.#replay.hidden = false;
+    this.#replay.textContent = `Replay, ${Math.round(this.#race.slowdown(REPLAY_MS))}× slower`;
+    if (!this.#calm.matches) this.#race.replay(durationMs);
+  }
+
+  /** Say under the text what went wrong and what to do, or clear that. */
+  #explain(error) {
+    const later = error?.retryAfterS ? ` Try again in ${error.retryAfterS} s.` : "";
+    this.#problem.hidden = error === null;
+    this.#problem.textContent = error ? error.message + later : "";
+    this.#text.toggleAttribute("aria-invalid", error?.status === 422 || error?.status === 413);
+    if (error && (error.status === 0 || error.status === 503)) this.#watch();
+  }
+
+  #noteChart() {
+    const [reference, ...rivals] = this.#chart.medians();
+    const best = rivals.reduce((a, b) => (a && a.ms < b.ms ? a : b), null);
+    byId("clear").hidden = !reference;
+    byId("chart-note").textContent = best
+      ? `median ${duration(best.ms)} against ${duration(reference.ms)}: ${(reference.ms / best.ms).toFixed(2)}×`
+      : "";
+  }
+
+  #clearChart() {
+    this.#chart.clear();
+    this.#noteChart();
+  }
+
+  #setText(text) {
+    this.#text.value = text;
+    this.#grow();
+  }
+
+  /** Give the text area the height of its text; the style sheet bounds it. */
+  #grow() {
+    this.#text.style.height = "auto";
+    this.#text.style.height = `${this.#text.scrollHeight + this.#text.offsetHeight - this.#text.clientHeight}px`;
+  }
+}
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+function sleep(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+new Page().start();

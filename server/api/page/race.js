@@ -1,0 +1,192 @@
+/**
+ * The race: a lane for each variant on one shared time axis, each starting at zero.
+ *
+ * Variants run one after the other; a lane's clock starts when the lane before it is done. While a run streams,
+ * a lane shows when its tokens reached the browser; once the server has told its own timings, those replace
+ * them. Positions are custom properties in milliseconds (--from, --to) over --scale, so that one assignment
+ * moves everything to another scale.
+ */
+import { duration, element, tickLabel, ticks } from "./format.js";
+
+const SEEN_LIVE_MS = 700; // a run this long was seen as it happened
+
+export class Race {
+  #root;
+  #axis = element("div", "axis");
+  #lanes = new Map();
+  #scaleMs = 20;
+  #frame = 0;
+
+  constructor(root) {
+    this.#root = root;
+    root.setAttribute("role", "img");
+  }
+
+  /** Show an empty lane for each variant, in the order in which they will run. */
+  prepare(variants) {
+    cancelAnimationFrame(this.#frame);
+    this.#lanes = new Map(variants.map(({ ref, variant, tone }) => [ref, new Lane(variant, tone)]));
+    this.#root.replaceChildren(...this.#all.map((lane) => lane.node), this.#axis);
+    this.#root.setAttribute("aria-label", "No run yet");
+    this.#rescale(this.#scaleMs);
+  }
+
+  /** Start the first lane's clock. */
+  start() {
+    let active;
+    const advance = () => {
+      const next = this.#all.find((lane) => !lane.done);
+      if (next && next !== active) next.start();
+      active = next;
+      if (active) {
+        const elapsedMs = active.advance();
+        if (elapsedMs > this.#scaleMs) this.#rescale(elapsedMs * 1.6);
+      }
+      this.#frame = requestAnimationFrame(advance);
+    };
+    advance();
+  }
+
+  token(ref, token) {
+    this.#lanes.get(ref)?.token(token);
+  }
+
+  /** Replace what the browser saw of one variant by what the server measured. */
+  finish(ref, timings) {
+    this.#lanes.get(ref)?.finish(timings);
+    this.#all.find((lane) => !lane.done)?.start();
+  }
+
+  /** The run is over, well or not: stop the clocks and fit the axis to the slowest lane. */
+  settle() {
+    cancelAnimationFrame(this.#frame);
+    if (this.#slowestMs > 0) this.#rescale(this.#slowestMs);
+    this.#root.setAttribute("aria-label", this.#all.map((lane) => lane.description).join("; "));
+  }
+
+  /** Whether the run was over too quickly to have been seen. */
+  get brief() {
+    return this.#slowestMs > 0 && this.#slowestMs < SEEN_LIVE_MS;
+  }
+
+  /** How many times slower than the run itself a replay is that takes `durationMs`. */
+  slowdown(durationMs) {
+    return durationMs / this.#slowestMs;
+  }
+
+  /** Let all lanes grow again from zero, together, the slowest one in `durationMs`. */
+  replay(durationMs) {
+    for (const lane of this.#all) lane.replay(this.slowdown(durationMs));
+  }
+
+  get #all() {
+    return [...this.#lanes.values()];
+  }
+
+  get #slowestMs() {
+    return Math.max(0, ...this.#all.map((lane) => lane.totalMs));
+  }
+
+  #rescale(scaleMs) {
+    this.#scaleMs = scaleMs;
+    this.#root.style.setProperty("--scale", scaleMs);
+    const marks = ticks(scaleMs, this.#root.clientWidth < 560 ? 4 : 8).map((ms) => {
+      const mark = element("span", "tick", ms === 0 ? "0 ms" : tickLabel(ms));
+      mark.style.setProperty("--from", ms);
+      return mark;
+    });
+    this.#axis.replaceChildren(...marks);
+  }
+}
+
+/** One variant's row: its name, a bar of segments and token cells, its total. */
+class Lane {
+  node = element("div", "lane");
+  done = false;
+  totalMs = 0;
+  #name;
+  #bar = element("div", "bar");
+  #total = element("span", "lane-total");
+  #wait = element("div", "segment encode");
+  #cells = [];
+  #startedAt = null;
+  #lastMs = 0;
+  #description = null;
+
+  constructor(name, tone) {
+    this.#name = name;
+    this.node.dataset.tone = tone;
+    const track = element("div", "track");
+    track.append(this.#bar, this.#total);
+    this.node.append(element("span", "lane-name", name), track);
+  }
+
+  start() {
+    this.#startedAt ??= performance.now();
+  }
+
+  get #elapsedMs() {
+    return performance.now() - this.#startedAt;
+  }
+
+  /** Draw the wait for the first token as it goes on. Returns the milliseconds since the start. */
+  advance() {
+    if (this.#cells.length === 0) {
+      this.#bar.replaceChildren(place(this.#wait, 0, this.#elapsedMs));
+    }
+    return this.#elapsedMs;
+  }
+
+  token({ text, special }) {
+    this.start();
+    const nowMs = this.#elapsedMs;
+    const cell = element("div", special ? "cell end" : "cell");
+    cell.append(element("span", "", special ? "■" : text.trim() || "·"));
+    if (this.#cells.length === 0) this.#bar.replaceChildren(place(this.#wait, 0, nowMs));
+    this.#bar.append(place(cell, this.#cells.length ? this.#lastMs : nowMs, nowMs));
+    this.#cells.push(cell);
+    this.#lastMs = nowMs;
+    this.#showTotal(nowMs);
+  }
+
+  finish(timings) {
+    this.done = true;
+    const encodedMs = timings.queue_ms + timings.encode_ms;
+    const firstMs = timings.time_to_first_token_ms;
+    const endOf = (i) => firstMs + i * (timings.time_per_output_token_ms ?? 0);
+    this.#bar.replaceChildren(
+      place(element("div", "segment queue"), 0, timings.queue_ms),
+      place(element("div", "segment encode"), timings.queue_ms, encodedMs),
+      ...this.#cells.map((cell, i) => place(cell, i ? endOf(i - 1) : encodedMs, endOf(i))),
+    );
+    this.#showTotal(timings.total_ms);
+    this.#description =
+      `${this.#name}: queue ${duration(timings.queue_ms)}, encode ${duration(timings.encode_ms)}, ` +
+      `decode ${duration(timings.decode_ms)} for ${this.#cells.length} tokens, total ${duration(timings.total_ms)}`;
+  }
+
+  /** What a reader who does not see the lane is told. */
+  get description() {
+    return this.#description ?? `${this.#name}: no answer`;
+  }
+
+  replay(slowdown) {
+    const timing = { duration: this.totalMs * slowdown, easing: "linear" };
+    this.#bar.animate([{ clipPath: "inset(0 100% 0 0)" }, { clipPath: "inset(0 0 0 0)" }], timing);
+    this.#total.animate([{ opacity: 0 }, { opacity: 0, offset: 0.98 }, { opacity: 1 }], timing);
+  }
+
+  #showTotal(ms) {
+    this.totalMs = ms;
+    this.#total.textContent = duration(ms);
+    this.#bar.style.setProperty("--to", ms);
+    this.#total.style.setProperty("--from", ms);
+  }
+}
+
+/** Put an element on the time axis, from one millisecond to another. */
+function place(node, fromMs, toMs) {
+  node.style.setProperty("--from", fromMs);
+  node.style.setProperty("--to", toMs);
+  return node;
+}
