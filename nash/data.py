@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from nash.errors import RequestError
+from nash.recipe import DataRecipe
 
 IGNORED = -100  # the label of a padding position, as torch's cross-entropy and transformers have it
 
@@ -91,6 +92,11 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
         self.cut += sum(len(ids) > max_target_tokens for ids in targets)
         self.sources = [_cut(ids, max_source_tokens) for ids in sources]
         self.targets = [_cut(ids, max_target_tokens) for ids in targets]
+
+    @classmethod
+    def under(cls, data: DataRecipe, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> "TokenizedPairs":
+        """The pairs under a recipe's length limits."""
+        return cls(rows, tokenizer, max_source_tokens=data.max_source_tokens, max_target_tokens=data.max_target_tokens)
 
     def __len__(self) -> int:
         return len(self.sources)

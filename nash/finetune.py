@@ -43,15 +43,16 @@ def finetune(
         RequestError: data, tokenizer or start model cannot be used.
     """
     rows = read_rows(recipe.data.train)
-    test_rows = read_rows(recipe.data.test or recipe.data.validation)[: recipe.data.test_rows]
+    validation_rows = read_rows(recipe.data.validation)
+    test_rows = validation_rows if recipe.data.test is None else read_rows(recipe.data.test)
     start = None if recipe.model is None else resolve_model(recipe.model, store)
     run = RunFolder(out, recipe.model_dump(mode="json"))
     folder = out / "model"
     if not folder.is_dir():
-        _train(recipe, rows, start, out, console)
+        _train(recipe, rows, validation_rows, start, out, console)
     results = run.read_json("results.json")
     if results is None:
-        results = assess({"dense": folder}, test_rows, recipe.metric, recipe.data, console)
+        results = assess({"dense": folder}, test_rows[: recipe.data.test_rows], recipe.metric, recipe.data, console)
         run.write_json("results.json", results)
     ref, digest = str(folder), None
     if name is not None:
@@ -69,16 +70,18 @@ def finetune(
     return FinetuneReport(ref=ref, digest=digest, n=results["n"], dense=side)
 
 
-def _train(recipe: FinetuneRecipe, rows: list[Row], start: ResolvedModel | None, out: Path, console: Console) -> None:
+def _train(
+    recipe: FinetuneRecipe,
+    rows: list[Row],
+    validation_rows: list[Row],
+    start: ResolvedModel | None,
+    out: Path,
+    console: Console,
+) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.folder
     assert tokenizer_folder is not None  # the recipe has one or the other
     tokenizer = load_tokenizer(tokenizer_folder)
-    pairs = TokenizedPairs(
-        rows,
-        tokenizer,
-        max_source_tokens=recipe.data.max_source_tokens,
-        max_target_tokens=recipe.data.max_target_tokens,
-    )
+    pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     set_seed(recipe.seed)
@@ -94,6 +97,7 @@ def _train(recipe: FinetuneRecipe, rows: list[Row], start: ResolvedModel | None,
         recipe.training,
         output_dir=out / "checkpoints",
         seed=recipe.seed,
+        validation=TokenizedPairs.under(recipe.data, validation_rows, tokenizer),
         callbacks=[progress],
     )
     try:

@@ -75,6 +75,13 @@ class EncoderGates(nn.Module):
             units=[_draw(alpha) for alpha in self.unit_alphas],
         )
 
+    def expected(self) -> EncoderMask:
+        """Every gate's value without noise."""
+        return EncoderMask(
+            heads=[_without_noise(alpha) for alpha in self.head_alphas],
+            units=[_without_noise(alpha) for alpha in self.unit_alphas],
+        )
+
     def harden(self, target: float) -> HardenedGates:
         """Decide every gate so that the realised sparsity is the nearest to `target`, within one gate."""
         self._clamp()
@@ -82,7 +89,7 @@ class EncoderGates(nn.Module):
         # A gate that was not trained has no say in what is cut: it is given the highest rank of all.
         ranked = [a if a.requires_grad else torch.full_like(a, torch.inf) for a in alphas]
         kept = gates.harden(ranked, weights, target)
-        values = [gates.deterministic(a).detach() if a.requires_grad else torch.ones_like(a) for a in alphas]
+        values = [_without_noise(a).detach() for a in alphas]
         layers = len(self.head_alphas)
         return HardenedGates(
             values=EncoderMask(heads=values[:layers], units=values[layers:]),
@@ -104,6 +111,10 @@ def _alphas(layers: int, width: int, *, trained: bool) -> nn.ParameterList:
 
 def _draw(alpha: Tensor) -> Tensor:
     return gates.sample(alpha, torch.rand_like(alpha)) if alpha.requires_grad else torch.ones_like(alpha)
+
+
+def _without_noise(alpha: Tensor) -> Tensor:
+    return gates.deterministic(alpha) if alpha.requires_grad else torch.ones_like(alpha)
 
 
 @contextmanager

@@ -58,6 +58,8 @@ class TrainingProgress(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the newest figures."""
+        if logs is not None and "eval_loss" in logs:
+            self.console.print(f"{self.title}: step {state.global_step}, validation loss {logs['eval_loss']:.4f}")
         figures = {k: v for k, v in (logs or {}).items() if k not in ("epoch", "grad_norm", "learning_rate")}
         if self.bar is None or "loss" not in figures:
             return

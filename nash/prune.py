@@ -45,6 +45,7 @@ class Task:
     spec: ModelSpec
     kept_layers: tuple[int, ...]
     train_rows: list[Row]
+    validation_rows: list[Row]
     test_rows: list[Row]
 
 
@@ -73,7 +74,8 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
 
 def _task(recipe: PruneRecipe, store: Store) -> Task:
     data = recipe.data
-    train_rows, test_rows = read_rows(data.train), read_rows(data.test or data.validation)
+    train_rows, validation_rows = read_rows(data.train), read_rows(data.validation)
+    test_rows = validation_rows if data.test is None else read_rows(data.test)
     model = resolve_model(recipe.model, store)
     spec = read_spec(model.folder)
     if spec.compact:
@@ -88,6 +90,7 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
         spec=spec,
         kept_layers=kept,
         train_rows=train_rows,
+        validation_rows=validation_rows,
         test_rows=test_rows[: data.test_rows],
     )
 
@@ -131,12 +134,10 @@ def _train(
 ) -> None:
     phase = "final" if pruning is None else "prune"
     data = recipe.data
-    pairs = TokenizedPairs(
-        task.train_rows,
-        load_tokenizer(task.folder),
-        max_source_tokens=data.max_source_tokens,
-        max_target_tokens=data.max_target_tokens,
-    )
+    tokenizer = load_tokenizer(task.folder)
+    pairs = TokenizedPairs.under(data, task.train_rows, tokenizer)
+    if pairs.cut:
+        console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     progress = TrainingProgress(phase, console)
     trainer = StudentTrainer(
         student,
@@ -148,6 +149,7 @@ def _train(
         pruning=pruning,
         output_dir=out / "checkpoints" / phase,
         seed=recipe.seed,
+        validation=TokenizedPairs.under(data, task.validation_rows, tokenizer),
         callbacks=[progress],
     )
     try:

@@ -52,9 +52,18 @@ class StudentTrainer(FinetuneTrainer):
         pruning: PruningRecipe | None,
         output_dir: Path,
         seed: int,
+        validation: TokenizedPairs | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        super().__init__(student, pairs, optimization, output_dir=output_dir, seed=seed, callbacks=callbacks)
+        super().__init__(
+            student,
+            pairs,
+            optimization,
+            output_dir=output_dir,
+            seed=seed,
+            validation=validation,
+            callbacks=callbacks,
+        )
         self.student = student
         self.teacher = teacher.to(self.args.device).eval().requires_grad_(False)
         self.distill = distill
@@ -111,6 +120,13 @@ class StudentTrainer(FinetuneTrainer):
         self.figures.count(share)
         loss = torch.stack(list(terms.values())).sum()
         return (loss, student.outputs) if return_outputs else loss
+
+    def validation_logits(self, model: nn.Module, feed: dict[str, Any]) -> Tensor:
+        """Scores [B, T, V] of the student, its gates at their values without noise."""
+        if self.gates is None:
+            return super().validation_logits(model, feed)
+        with masked(self.student, self.gates.expected()):
+            return super().validation_logits(model, feed)
 
     def _run_student(self, model: nn.Module, feed: dict[str, Any]) -> Computed:
         with ExitStack() as stack:

@@ -44,15 +44,18 @@ class FinetuneTrainer(Seq2SeqTrainer):
         *,
         output_dir: Path,
         seed: int,
+        validation: TokenizedPairs | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        """`validation` pairs have their loss logged after every epoch; nothing is trained on them."""
         self.optimization = optimization
         self.pairs = pairs
         super().__init__(
             model=model,
-            args=_arguments(optimization, output_dir, seed),
+            args=_arguments(optimization, output_dir, seed, validated=validation is not None),
             data_collator=Collator(pad_id=model.config.pad_token_id),
             train_dataset=pairs,
+            eval_dataset=validation,
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)  # the progress callback says the same, better
@@ -105,6 +108,25 @@ class FinetuneTrainer(Seq2SeqTrainer):
         loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None, None]:
+        """The validation loss of one batch: cross-entropy in nats a token."""
+        inputs = self._prepare_inputs(inputs)
+        logits_BTV = self.validation_logits(model, decoder_inputs(model, inputs))
+        return losses.cross_entropy(logits_BTV, inputs["labels"], None), None, None
+
+    def validation_logits(self, model: nn.Module, feed: dict[str, Any]) -> Tensor:
+        """Scores [B, T, V] of the model as it would be used now."""
+        logits: Tensor = model(**feed).logits
+        return logits
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep an entry and show it.
 
@@ -143,7 +165,9 @@ def _constant(step: int) -> float:
     return 1.0
 
 
-def _arguments(optimization: OptimizationRecipe, output_dir: Path, seed: int) -> Seq2SeqTrainingArguments:
+def _arguments(
+    optimization: OptimizationRecipe, output_dir: Path, seed: int, *, validated: bool
+) -> Seq2SeqTrainingArguments:
     return Seq2SeqTrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=optimization.epochs,
@@ -158,6 +182,9 @@ def _arguments(optimization: OptimizationRecipe, output_dir: Path, seed: int) ->
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
+        eval_strategy="epoch" if validated else "no",
+        per_device_eval_batch_size=optimization.batch_size,
+        prediction_loss_only=True,
         save_strategy="steps",
         save_steps=optimization.checkpoint_steps,
         save_total_limit=2,
@@ -197,7 +224,7 @@ def train(trainer: FinetuneTrainer) -> list[dict[str, float]]:
         trainer.state = state
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
 
 
 def write_log(path: Path, log: list[dict[str, float]]) -> None:
