@@ -72,9 +72,11 @@ class Harness:
         return {name: count for name, count in counts.items() if count}
 
     async def eventually(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.01)
+        for _ in range(2000):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it did not come about in 20 s")
 
 
 @contextlib.asynccontextmanager

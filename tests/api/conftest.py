@@ -1,0 +1,33 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.running_server import RunningServer, publish_tiny_models
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for all tests of this folder, with small limits so that they can be reached."""
+    store = publish_tiny_models(tmp_path_factory.mktemp("served"))
+    options = "threads=1,slots=4,max_source_tokens=64,max_new_tokens=200"
+    with RunningServer(
+        "--store", str(store), "--model", f"tiny@dense,{options}", "--model", f"tiny@pruned,{options}",
+        "--max-body-bytes", "20000", "--max-batch-items", "16", "--max-queue", "28", "--keep-alive-s", "0.05",
+    ) as running:  # fmt: skip
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        yield http
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of `tiny@dense`, for oracles."""
+    from tests.tiny_models import build_tiny_t5
+
+    return build_tiny_t5(tmp_path_factory.mktemp("oracle"), seed=0)
