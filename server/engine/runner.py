@@ -118,7 +118,7 @@ class Runner:
         if mask_NS is not None:
             cross_masks = {
                 heads: mask_NS[:, None].expand(-1, heads, -1).reshape(sequences * heads, 1, -1)
-                for heads in set(decoder.cross_heads)
+                for heads in set(decoder.cross_heads) - {0}
             }
         return DecoderViews(
             windows=decoder.bias.windows(length),

@@ -112,7 +112,7 @@ def engine_logits(
         cross_attention=cross_cache.view(len(sources), size),
         cross_masks={
             heads: padding_BS[:, None].expand(-1, heads, -1).reshape(len(sources) * heads, 1, size)
-            for heads in set(model.decoder.cross_heads)
+            for heads in set(model.decoder.cross_heads) - {0}
         },
     )
     by_step = [
