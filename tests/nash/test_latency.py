@@ -1,0 +1,70 @@
+"""The measurement itself: what is run, and that its figures hang together."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nash.cli.main import app
+from nash.latency import measure, measure_side_by_side
+from server.engine.engine import Engine
+from server.engine.errors import BadRequestError
+from server.engine.sequence import EngineConfig
+from server.engine.sequence import Sequence as Generation
+from tests.tiny_models import build_tiny_t5
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_t5(tmp_path_factory.mktemp("latency") / "model")
+
+
+def test_the_figures_hang_together(model: Path) -> None:
+    latency = measure(model, batch=3, source_tokens=10, new_tokens=12, repeats=3)
+    assert 0 < latency.encode_ms < latency.total_ms
+    assert 0 < latency.step_ms * 12 < 2 * latency.total_ms
+    assert latency.tokens_per_s == pytest.approx(1e3 * 3 * 12 / latency.total_ms, rel=0.5)
+
+
+def test_models_take_turns_and_lengths_are_forced(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(slots=2, max_source_tokens=7, max_new_tokens=5)
+    engines = [Engine.load(model, config) for _ in range(2)]
+    added: list[tuple[int, int, int]] = []
+    add = Engine.add
+
+    def note(self: Engine, sequence: Generation) -> None:
+        add(self, sequence)
+        wanted = sequence.parameters.max_new_tokens
+        added.append((engines.index(self), len(sequence.source_ids), wanted))
+
+    monkeypatch.setattr(Engine, "add", note)
+    assert len(measure_side_by_side(engines, batch=2, source_tokens=7, new_tokens=5, repeats=2)) == 2
+    assert added == [(0, 7, 5), (0, 7, 5), (1, 7, 5), (1, 7, 5)] * 3
+
+
+def test_an_engine_whose_limits_are_too_low_is_refused(model: Path) -> None:
+    engine = Engine.load(model, EngineConfig(max_source_tokens=4))
+    with pytest.raises(BadRequestError, match="the source has 5 tokens"):
+        measure(engine, batch=1, source_tokens=5, new_tokens=2)
+
+
+def test_bench_prints_one_array(model: Path) -> None:
+    arguments = ["bench", str(model), str(model), "--batch", "1", "--batch", "2", "--source-tokens", "4"]
+    result = CliRunner().invoke(app, [*arguments, "--new-tokens", "3", "--repeats", "1", "--threads", "1", "--json"])
+    assert result.exit_code == 0
+    rows = json.loads(result.stdout)
+    assert [(row["ref"], row["batch"]) for row in rows] == [(str(model), batch) for batch in (1, 1, 2, 2)]
+    figures = {"encode_ms", "step_ms", "total_ms", "tokens_per_s"}
+    for row in rows:
+        assert set(row) == {"ref", "dtype", "threads", "batch", "source_tokens", "new_tokens"} | figures
+        assert (row["dtype"], row["threads"], row["source_tokens"], row["new_tokens"]) == ("float32", 1, 4, 3)
+        assert all(row[name] > 0 for name in figures)
+
+
+def test_bench_shows_a_table(model: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["bench", str(model), "--source-tokens", "4", "--new-tokens", "3", "--repeats", "1"]
+    )
+    assert result.exit_code == 0
+    assert "tokens/s" in result.stdout
