@@ -47,6 +47,10 @@ class MuonAdamW(torch.optim.AdamW):
             group.setdefault("muon", False)
             group.setdefault("constant_rate", False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Adam's own looks for its step counter in the state of every parameter; Muon's have a momentum alone.
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
