@@ -169,10 +169,11 @@ def build_recipe(
     """
     for dotted, value in (overrides or {}).items():
         *sections, key = dotted.split(".")
-        target = table
+        target: Any = table
         for section in sections:
-            target = target.setdefault(section, {})
-        target[key] = value
+            target = target.setdefault(section, {}) if isinstance(target, dict) else target
+        if isinstance(target, dict):  # what stands in a section's place is refused below
+            target[key] = value
     try:
         return kind.model_validate(table, context={"folder": folder})
     except ValidationError as error:
