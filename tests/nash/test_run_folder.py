@@ -1,0 +1,40 @@
+"""The folder of a run: bound to its settings, and holding whole results only."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nash.errors import RequestError
+from nash.run_folder import RunFolder
+
+
+def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    RunFolder(out, {"seed": 0, "data": {"train": "a"}})
+    RunFolder(out, {"seed": 0, "data": {"train": "a"}})
+    with pytest.raises(RequestError) as refusal:
+        RunFolder(out, {"seed": 1, "data": {"train": "b"}})
+    assert str(out) in str(refusal.value)
+    assert "data, seed differ" in str(refusal.value)
+    assert "--out" in str(refusal.value)
+    with pytest.raises(RequestError, match="more differ"):
+        RunFolder(out, {"seed": 0, "data": {"train": "a"}, "more": 1})
+    assert json.loads((out / "settings.json").read_text())["seed"] == 0
+
+
+def test_results(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, {})
+    assert run.read_json("results.json") is None
+    run.write_json("results.json", {"n": 3})
+    assert run.read_json("results.json") == {"n": 3}
+
+
+def test_a_result_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, {})
+    run.write_json("results.json", {"n": 3})
+    with pytest.raises(TypeError):
+        run.write_json("results.json", {"n": 4, "bad": object()})
+    assert run.read_json("results.json") == {"n": 3}
+    (tmp_path / ".other.json.partial").write_text('{"n": ')  # as a kill leaves it
+    assert run.read_json("other.json") is None
