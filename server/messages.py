@@ -60,6 +60,7 @@ class TokenReport(msgspec.Struct, frozen=True, array_like=True):
     id: int
     token: int
     logprob: float | None
+    at_ms: float  # when it was made, from the arrival on
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=True):

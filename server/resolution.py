@@ -24,6 +24,7 @@ class ResolvedModel:
     version: int | None  # None for a model that is not in the store
     digest: str | None
     parent: str | None  # digest of the version that it was made from
+    parameters: int | None  # None for a model that is not in the store
     directory: Path
     spec: ModelSpec
     request: ModelRequest
@@ -58,6 +59,7 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
         version=version.version,
         digest=version.digest,
         parent=version.manifest.lineage.parent,
+        parameters=version.manifest.spec.parameters,
         directory=directory,
         spec=ModelSpec.from_config(_read_config(directory)),
         request=request,
@@ -81,6 +83,7 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
         version=None,
         digest=None,
         parent=None,
+        parameters=None,
         directory=directory,
         spec=spec,
         request=request,

@@ -188,6 +188,7 @@ class Worker:
 
     def _step(self, reports: list[Report]) -> None:
         events = self._engine.step()
+        stepped_s = time.monotonic()
         self._stats.note(self._engine.step_stats)
         tokens: list[TokenReport] = []
         for event in events:
@@ -207,7 +208,8 @@ class Worker:
                 )
             elif self._submits[event.sequence_id].stream:
                 assert event.token is not None
-                tokens.append(TokenReport(id=event.sequence_id, token=event.token, logprob=event.logprob))
+                at_ms = 1e3 * (stepped_s - self._sequences[event.sequence_id].arrived_s)
+                tokens.append(TokenReport(id=event.sequence_id, token=event.token, logprob=event.logprob, at_ms=at_ms))
         if tokens:
             reports.append(Tokens(reports=tokens))
 

@@ -23,10 +23,11 @@ space, `token_edit_distance` counts the vocabulary's tokens (the end token is le
 With `"stream": true` the answer is a stream of server-sent events, `data:{...}` and an empty line each. Which event
 it is shows in its keys:
 
-    has "token":          {"ref", "model", "variant", "index": 1,
+    has "token":          {"ref", "model", "variant", "index": 1, "at_ms": 5.31,
                            "token": {"id": 12, "text": "HH", "logprob": -0.02, "special": false}}
-                          one token of one variant; index counts from 1 within the variant; the texts of one variant,
-                          joined, are its generated_text (the end token is special and has the text "")
+                          one token of one variant; index counts from 1 within the variant; at_ms is when the engine
+                          made it, on the clock of the timings; the texts of one variant, joined, are its
+                          generated_text (the end token is special and has the text "")
     has "generated_text": {"ref", "model", "variant", "generated_text", "timings", "finish_reason",
                            "generated_tokens"}
                           this variant is done, once for each; the next one begins after it
@@ -124,7 +125,8 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
                 async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
                     async for token in tokens:
                         if body.stream:
-                            yield {**names, "index": token.index, "token": token.document}
+                            at_ms = round(token.at_ms, 3)
+                            yield {**names, "index": token.index, "at_ms": at_ms, "token": token.document}
                             begun = True
                         if token.end is not None:
                             answers.append(_Answer(variant, *token.end))

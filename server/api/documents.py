@@ -18,6 +18,7 @@ class StreamedToken:
 
     index: int  # from 1
     document: dict[str, Any]
+    at_ms: float  # when it was made, on the clock of the timings
     end: tuple[Finished, str] | None = None  # what was made, and its whole text
 
 
@@ -86,11 +87,12 @@ async def streamed_tokens(variant: Variant, generation: Generation) -> AsyncGene
         async for report in generation.tokens():
             index += 1
             document = _token_document(variant, report.token, text.push(report.token), report.logprob)
-            yield StreamedToken(index=index, document=document)
+            yield StreamedToken(index=index, document=document, at_ms=report.at_ms)
         finished = await generation.result()
         for document, whole in _token_documents(variant, text, finished, index):
             index += 1
-            yield StreamedToken(index=index, document=document, end=None if whole is None else (finished, whole))
+            end = None if whole is None else (finished, whole)
+            yield StreamedToken(index=index, document=document, at_ms=finished.timings.total_ms, end=end)
     finally:
         variant.supervisor.cancel(generation)
 

@@ -42,7 +42,10 @@ def _model_document(service: Service, variant: Variant) -> dict[str, Any]:
         "memory_bytes": None if ready is None else sum(ready.memory_bytes.values()),
         "spec": {
             **dataclasses.asdict(spec),
+            "encoder_layers": len(spec.encoder),
+            "decoder_layers": len(spec.decoder),
             "encoder_sparsity": round(spec.encoder_sparsity, 4),
+            "parameters": variant.resolved.parameters,
             "kind": "pruned" if spec.compact else "dense",
         },
     }

@@ -42,7 +42,12 @@ REPORTS: list[Report] = [
         load_s=1.5,
     ),
     LoadFailed(error="no"),
-    Tokens(reports=[TokenReport(id=7, token=3, logprob=-0.25), TokenReport(id=8, token=4, logprob=None)]),
+    Tokens(
+        reports=[
+            TokenReport(id=7, token=3, logprob=-0.25, at_ms=4.5),
+            TokenReport(id=8, token=4, logprob=None, at_ms=0.0),
+        ]
+    ),
     Finished(
         id=7,
         tokens=[3, 1],
