@@ -27,7 +27,7 @@ check: $(INSTALLED)
 	$(BIN)/pytest -q tests/test_house_rules.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/engine_cpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.engine_cpu $(ARGS)
 
 audit: $(INSTALLED)
 	$(BIN)/pip-audit --strict --skip-editable $(ARGS)

@@ -1,6 +1,6 @@
 """What pruning buys through the server: the same words to each variant by `POST /generate`, in turns.
 
-    python benchmarks/end_to_end.py --store STORE --model g2p@dense --model g2p@pruned --data test.jsonl --out FILE
+    python -m benchmarks.end_to_end --store STORE --model g2p@dense --model g2p@pruned --data test.jsonl --out FILE
 
 Starts the server with the models given, the first of them the baseline. Each round sends the same words to every
 variant, one variant after the other, one request at a time and then with 16 in flight; a ratio is that of the two
