@@ -52,7 +52,7 @@ class Report:
     def table(self) -> Table:
         """Dense beside pruned, and the ratio of each pair."""
         table = Table(
-            title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder sparsity {self.encoder_sparsity:.2f}",
+            title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder {self.encoder_sparsity:.0%} cut",
             caption=f"{self.n} test rows; latency of one request of {self.source_tokens} tokens in and "
             f"{self.new_tokens} out, medians on this machine",
             caption_justify="left",

@@ -56,16 +56,15 @@ def list_versions(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = Fals
         (
             version.ref,
             ", ".join(version.aliases),
-            version.manifest.kind,
             f"{version.manifest.spec.encoder_layers} + {version.manifest.spec.decoder_layers}",
-            f"{version.manifest.spec.parameters:,}",
+            f"{version.manifest.spec.parameters / 1e6:.2f} M",
             f"{version.manifest.spec.bytes / 1e6:.1f}",
-            ", ".join(f"{name} {value:.4g}" for name, value in sorted(version.manifest.metrics.items())),
-            version.created_at[:16].replace("T", " "),
+            "\n".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in sorted(version.manifest.metrics.items())),
+            version.created_at[:10],
         )
         for version in versions
     ]
-    _print_table(("ref", "aliases", "kind", "layers", "parameters", "MB", "metrics", "created"), rows)
+    _print_table(("ref", "aliases", "layers", "weights", "MB", "metrics", "created"), rows)
 
 
 @app.command("show")

@@ -9,7 +9,7 @@ from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, 
 
 
 def command(
-    recipe_file: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A TOML file.")] = None,
+    recipe_file: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="PATH_OR_REF", help="The dense model.")] = None,
     train: Annotated[Path | None, typer.Option("--train", help="Training rows, JSONL.")] = None,
     validation: Annotated[Path | None, typer.Option("--eval", help="Validation rows, JSONL.")] = None,
