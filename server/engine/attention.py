@@ -75,6 +75,6 @@ def attention_over(keys_NHTE: Tensor, values_NHTE: Tensor) -> Attention:
     if keys_NHTE.device.type == "cpu":
         if keys_NHTE.dtype.itemsize < 4:
             return SumAttention(keys_NHTE, values_NHTE)
-        if keys_NHTE.nbytes + values_NHTE.nbytes >= _FUSED_FROM_BYTES:
+        if 2 * keys_NHTE.nbytes >= _FUSED_FROM_BYTES:
             return FusedAttention(keys_NHTE, values_NHTE)
     return ProductAttention(keys_NHTE, values_NHTE)

@@ -43,9 +43,7 @@ class KeyValueCache:
 
     def view(self, sequences: int, length: int) -> list[Attention]:
         """Each layer's attention over the first `length` positions of the first `sequences` slots."""
-        return [
-            attention_over(layer[:sequences, :, 0, :length], layer[:sequences, :, 1, :length]) for layer in self.layers
-        ]
+        return [attention_over(*layer.narrow(0, 0, sequences).narrow(3, 0, length).unbind(2)) for layer in self.layers]
 
     def rows_at(self, positions_N: Tensor) -> dict[int, Tensor]:
         """For each head count the flat rows [R, key or value] of the sequences' positions, for `write`."""

@@ -4,6 +4,7 @@ Axes: D model width, H heads of one layer, E width of a head, F feed-forward uni
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from server.engine.model import (
 from server.engine.position_bias import DecoderBias, EncoderBias
 
 WEIGHTS_FILE = "model.safetensors"
+OUTPUT_NAME = "lm_head.weight"
 
 # Names that old checkpoints hold beside the real ones: copies of the embedding, and a table that T5 never used.
 _REDUNDANT = frozenset(
@@ -62,29 +64,31 @@ def load_model(
     Raises:
         LoadError: the file is missing or no safetensors file, or its tensors are not those of `spec`.
     """
-    tensors = _read(directory / WEIGHTS_FILE, spec)
-    return _Builder(
-        spec, tensors, dtype=dtype, device=device, longest_source=longest_source, longest_target=longest_target
-    ).build()
-
-
-def _read(path: Path, spec: ModelSpec) -> dict[str, Tensor]:
-    """All tensors by name, after their names and shapes were found to be those of `spec`."""
-    wanted = dict(spec.tensor_shapes())
+    path = directory / WEIGHTS_FILE
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if "lm_head.weight" in found:
-                wanted["lm_head.weight"] = (spec.vocab_size, spec.d_model)
-            _check(path, found, wanted)
-            return {name: file.get_tensor(name) for name in wanted}
+            untied = _check(path, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, spec)  # noqa: SIM118 (no mapping)
+            return _Builder(
+                spec,
+                file.get_tensor,
+                untied=untied,
+                dtype=dtype,
+                device=device,
+                longest_source=longest_source,
+                longest_target=longest_target,
+            ).build()
     except FileNotFoundError:
         raise LoadError(f"{path} is not there: a model directory holds config.json and {WEIGHTS_FILE}") from None
     except SafetensorError as error:
         raise LoadError(f"{path} is not a safetensors file ({error}): copy or pull the model again") from error
 
 
-def _check(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
+def _check(path: Path, found: dict[str, tuple[int, ...]], spec: ModelSpec) -> bool:
+    """Refuse tensors that are not those of `spec`; returns whether there is an output matrix of its own."""
+    wanted = dict(spec.tensor_shapes())
+    untied = OUTPUT_NAME in found
+    if untied:
+        wanted[OUTPUT_NAME] = (spec.vocab_size, spec.d_model)
     for name, shape in wanted.items():
         if name not in found:
             raise LoadError(f"{path} lacks the tensor {name!r} that its config.json calls for")
@@ -92,23 +96,29 @@ def _check(path: Path, found: dict[str, tuple[int, ...]], wanted: dict[str, tupl
             raise LoadError(f"{path}: {name!r} has shape {found[name]}, but config.json makes it {shape}")
     if unknown := sorted(found.keys() - wanted.keys() - _REDUNDANT):
         raise LoadError(f"{path} holds {unknown[0]!r}, which its config.json has no place for")
+    return untied
 
 
 class _Builder:
-    """Turns named tensors into layers, one layer at a time; norms are folded in at least float32."""
+    """Turns named tensors into layers, one at a time, so that a model is never in memory twice.
+
+    Norms are folded in at least float32.
+    """
 
     def __init__(
         self,
         spec: ModelSpec,
-        tensors: dict[str, Tensor],
+        read: Callable[[str], Tensor],
         *,
+        untied: bool,
         dtype: torch.dtype,
         device: torch.device,
         longest_source: int,
         longest_target: int,
     ) -> None:
         self._spec = spec
-        self._tensors = tensors
+        self._read = read
+        self._untied = untied
         self._dtype = dtype
         self._device = device
         self._fold_dtype = torch.promote_types(dtype, torch.float32)
@@ -212,8 +222,8 @@ class _Builder:
         return self._matrix(fold_norm(torch.cat(parts), norm_D), single_rows=False)
 
     def _output(self, embedding_VD: Tensor) -> Matrix:
-        if "lm_head.weight" in self._tensors:
-            return self._matrix(self._tensor("lm_head.weight"), single_rows=True)
+        if self._untied:
+            return self._matrix(self._tensor(OUTPUT_NAME), single_rows=True)
         output = lay_out(embedding_VD, single_rows=True)
         if not isinstance(output, PlainMatrix):  # a plain one is the embedding itself
             self._nbytes += output.nbytes
@@ -230,7 +240,8 @@ class _Builder:
         return weight.view(-1, self._spec.head_dim, self._spec.d_model)
 
     def _tensor(self, name: str) -> Tensor:
-        return self._tensors[name].to(device=self._device, dtype=self._fold_dtype)
+        # A copy, because the file's tensors are windows into it and the file may change.
+        return self._read(name).to(device=self._device, dtype=self._fold_dtype, copy=True)
 
     def _plain(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self._dtype)
