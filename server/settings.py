@@ -98,6 +98,7 @@ _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
     "slots": _count,
     "max_source_tokens": _count,
     "max_new_tokens": _count,
+    "max_encode_tokens": _count,
 }
 
 

@@ -1,7 +1,6 @@
 """`GET /` and `/page/NAME`: the comparison page, from the files of the package folder `page`."""
 
 import hashlib
-import mimetypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,13 @@ from server.errors import NotFoundError
 
 _FOLDER = Path(__file__).parent / "page"
 _INDEX = "index.html"
-_TYPES = mimetypes.MimeTypes()  # its built-in table: the machine's own may call scripts text/plain
+_TYPES = {  # by hand: the tables of Python and of machines differ
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
 _HEADERS = {
     "cache-control": "no-cache",  # kept, and asked for again with its ETag: an upgrade shows at once
     "content-security-policy": (
@@ -50,10 +55,9 @@ def page_routes() -> APIRouter:
 
 def _read(path: Path) -> _File:
     content = path.read_bytes()
-    media_type, _ = _TYPES.guess_type(path.name)
     return _File(
         content=content,
-        media_type=media_type or "application/octet-stream",
+        media_type=_TYPES.get(path.suffix, "application/octet-stream"),
         etag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
     )
 

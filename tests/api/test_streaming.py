@@ -1,20 +1,12 @@
 import json
 import socket
 import time
-from typing import Any
 
 import httpx
 import pytest
 
+from tests.api.streams import events_of
 from tests.running_server import RunningServer
-
-
-def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """The documents of a stream; what is neither one of them nor a comment is a fault."""
-    blocks = response.text.split("\n\n")
-    assert blocks.pop() == ""
-    assert all(block.startswith(("data:{", ": ")) for block in blocks)
-    return [json.loads(block.removeprefix("data:")) for block in blocks if block.startswith("data:")]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])

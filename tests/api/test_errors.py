@@ -1,0 +1,179 @@
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.running_server import RunningServer
+
+OK = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
+
+
+def refusal(response: httpx.Response, status: int, error_type: str) -> str:
+    """The text of an error, after its shape is checked."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    document = response.json()
+    assert set(document) == {"error", "error_type"}
+    assert document["error_type"] == error_type
+    return str(document["error"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "the body is not JSON (EOF while parsing an object at line 1 column 1): send an object"),
+        (b"", "the body is not JSON"),
+        (b"\xff", "the body is not JSON"),
+        (b'{"inputs": "\\ud800"}', "the body is not JSON"),
+        (b"[" * 10_000, "the body is not JSON (recursion limit exceeded"),
+        (b"[]", "the body is a list: should be an object"),
+        (b"{}", "inputs is missing: give it"),
+        (b'{"inputs": 3}', "inputs is a number: give a text or a list of texts"),
+        (b'{"inputs": null}', "inputs is null: give a text or a list of texts"),
+        (b'{"inputs": []}', "inputs is an empty list: give at least one text"),
+        (b'{"inputs": ["a", {}]}', "inputs is an object at index 1: give a text"),
+        (b'{"inputs": "a", "parameters": []}', "parameters is a list: should be an object"),
+        (b'{"inputs": "a", "stream": "yes"}', "stream is a text: should be a valid boolean"),
+        (b'{"inputs": "a", "model": "UPPER"}', "model: model name 'UPPER' is not valid"),
+        (b'{"inputs": "a", "modell": "x"}', "modell is not known: leave it out, or use one of inputs, parameters"),
+    ],
+)
+def test_a_malformed_body_is_refused_by_name(client: httpx.Client, body: bytes, message: str) -> None:
+    assert refusal(client.post("/generate", content=body), 422, "validation").startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"max_tokens": 3}, "parameters.max_tokens is not known: leave it out, or use one of max_new_tokens,"),
+        ({"max_new_tokens": 0}, "parameters.max_new_tokens is 0: should be greater than or equal to 1"),
+        ({"max_new_tokens": "3"}, "parameters.max_new_tokens is a text: should be a valid integer"),
+        ({"max_new_tokens": True}, "parameters.max_new_tokens is true: should be a valid integer"),
+        ({"max_new_tokens": 2.5}, "parameters.max_new_tokens is 2.5: should be a valid integer"),
+        ({"max_new_tokens": 10**40}, "parameters.max_new_tokens is a number: should be less than"),
+        ({"max_new_tokens": 201}, "parameters.max_new_tokens is 201: tiny@dense makes at most 200"),
+        ({"truncate": 1}, "parameters.truncate is 1: should be greater than or equal to 2"),
+        ({"do_sample": True}, "parameters.do_sample is not available, decoding is greedy only: leave it out"),
+        ({"num_beams": 4}, "parameters.num_beams is not available, decoding is greedy only: leave it out"),
+        ({"stop": ["x"]}, "parameters.stop is not available, decoding is greedy only: leave it out"),
+        ({"top_p": 0.5}, "parameters.top_p means sampling, which is not available, decoding is greedy only"),
+        ({"temperature": 0}, "parameters.temperature is 0: should be greater than 0"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused_by_name(
+    client: httpx.Client, parameters: dict[str, Any], message: str
+) -> None:
+    response = client.post("/generate", json={"inputs": "a", "parameters": parameters})
+    assert refusal(response, 422, "validation").startswith(message)
+
+
+def test_texts_outside_the_model_are_refused_with_their_place(client: httpx.Client) -> None:
+    def error(inputs: object) -> str:
+        return refusal(client.post("/generate", json={"inputs": inputs}), 422, "validation")
+
+    assert error("") == "inputs is empty: give at least one character that is not white space"
+    assert error("x" * 64) == (
+        'inputs has 65 tokens, the model takes 64: shorten it, or set "truncate": 64 to use its beginning'
+    )
+    assert error(["a", "", "b"]).startswith("inputs[1] is empty")
+    assert error(["a", "x" * 70]).startswith("inputs[1] has 71 tokens")
+    assert error(["a"] * 17) == "inputs has 17 texts, a request takes 16: send several"
+
+
+def test_what_is_not_there_is_not_found(client: httpx.Client) -> None:
+    response = client.post("/generate", json={**OK, "model": "tiny@other"})
+    assert refusal(response, 404, "not_found") == (
+        "model 'tiny@other' is not loaded: use one of tiny@dense, tiny@pruned"
+    )
+    assert "/nothing is not served" in refusal(client.get("/nothing"), 404, "not_found")
+    response = client.get("/generate")
+    assert "GET /generate is not served: use POST" in refusal(response, 405, "not_found")
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_body_over_the_limit_is_refused_whatever_its_headers_say(client: httpx.Client) -> None:
+    message = "the body has more than 20000 bytes: send less at once"
+    assert refusal(client.post("/generate", content=b"x" * 20_001), 413, "validation") == message
+
+    def chunks() -> Iterator[bytes]:
+        yield from (b"x" * 5000 for _ in range(5))
+
+    assert refusal(client.post("/generate", content=chunks()), 413, "validation") == message
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_back(client: httpx.Client) -> None:
+    body = {"inputs": ["b" * 60] * 16, "model": "tiny@pruned", "parameters": {"max_new_tokens": 200}}
+    host, port = client.base_url.host, client.base_url.port
+    assert port is not None
+    content = json.dumps(body).encode()
+    head = f"POST /generate HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: {len(content)}\r\n\r\n".encode()
+    connections = [socket.create_connection((host, port)) for _ in range(2)]
+    for connection in connections:  # 32 generations: four slots and 28 that wait
+        connection.sendall(head + content)
+    try:
+        for _ in range(50):
+            response = client.post("/generate", json=body)
+            if response.status_code == 429:
+                break
+        assert "the queue is full" in refusal(response, 429, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8000"},
+        {"host": "["},
+        {"origin": "https://evil.example"},
+        {"origin": "http://localhost:1"},
+        {"origin": "null"},
+    ],
+)
+def test_other_sites_are_refused_on_a_server_without_keys(client: httpx.Client, headers: dict[str, str]) -> None:
+    response = client.post("/generate", json=OK, headers=headers)
+    assert next(iter(headers.values())) in refusal(response, 403, "unauthorized")
+
+
+def test_the_own_page_and_other_names_of_this_machine_pass(client: httpx.Client, server: RunningServer) -> None:
+    assert client.post("/generate", json=OK, headers={"origin": server.url}).status_code == 200
+    name = f"localhost:{client.base_url.port}"
+    assert client.post("/generate", json=OK, headers={"host": name, "origin": f"http://{name}"}).status_code == 200
+
+
+def test_everything_on_the_wire_is_ascii(client: httpx.Client) -> None:
+    response = client.post("/generate", json={"inputs": "a", "parameters": {"é\u2028": 1}})
+    assert refusal(response, 422, "validation").startswith("parameters.é\u2028 is not known")
+    assert response.content.isascii()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["max_new_tokens", "truncate", "details", "seed", "stop", "top_k", "temperature", "foo"]),
+    st.integers(-3, 300) | JSON,
+    max_size=4,
+)
+BODIES = st.fixed_dictionaries(
+    {"inputs": st.text(max_size=20) | st.lists(st.text(max_size=5), max_size=3) | JSON},
+    optional={"parameters": PARAMETERS | JSON, "model": st.just("tiny@pruned") | JSON, "stream": JSON},
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=40))
+def test_no_body_at_all_is_a_fault_of_the_server(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/generate", content=body)
+    assert response.status_code in (200, 404, 422), (body, response.text)
+    assert response.content.isascii()

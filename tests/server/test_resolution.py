@@ -1,0 +1,77 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model_store.errors import InvalidRequestError, NotFoundError, UnsupportedModelError
+from model_store.spec import ModelSpec
+from model_store.store import Store
+from server.engine.sequence import EngineConfig
+from server.errors import SettingsError
+from server.resolution import ResolvedModel, resolve_models
+from server.settings import ModelRequest
+from tests.tiny_models import build_tiny_t5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    store = Store(root / "store")
+    store.publish("tiny", build_tiny_t5(root / "My Model"), alias="dense")
+    return root
+
+
+def resolve(folder: Path, *refs: str) -> list[ResolvedModel]:
+    requests = tuple(ModelRequest(ref=ref, engine=EngineConfig()) for ref in refs)
+    return list(resolve_models(requests, Store(folder / "store")))
+
+
+def test_a_variant_is_called_by_its_alias_else_by_its_version(folder: Path) -> None:
+    by_alias, by_version = resolve(folder, "tiny@dense", "tiny:1")
+    assert (by_alias.ref, by_alias.model, by_alias.variant) == ("tiny@dense", "tiny", "dense")
+    assert (by_version.ref, by_version.variant) == ("tiny:1", "v1")
+    assert by_alias.digest == by_version.digest
+    assert by_alias.version == 1
+    (bare,) = resolve(folder, "tiny")
+    assert (bare.ref, bare.variant) == ("tiny:1", "v1")
+    assert (bare.directory / "model.safetensors").is_file()
+
+
+def test_a_path_gives_a_legal_name_and_its_kind(folder: Path) -> None:
+    (model,) = resolve(folder, str(folder / "My Model"))
+    assert (model.ref, model.model, model.variant) == ("my-model@dense", "my-model", "dense")
+    assert (model.version, model.digest) == (None, None)
+
+
+def test_a_compact_model_is_called_pruned(folder: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "small"
+    shutil.copytree(folder / "My Model", directory)
+    config = json.loads((directory / "config.json").read_text())
+    dense = ModelSpec.from_config(config)
+    compact = dataclasses.replace(dense, decoder=dense.decoder[:1])
+    config |= {"model_type": "nash_t5", "num_decoder_layers": 1, **compact.layer_config()}
+    (directory / "config.json").write_text(json.dumps(config))
+    (model,) = resolve(folder, str(directory))
+    assert (model.ref, model.spec.compact) == ("small@pruned", True)
+
+
+def test_two_of_one_name_are_refused(folder: Path) -> None:
+    with pytest.raises(SettingsError, match="tiny and tiny:1 are both tiny:1: give one"):
+        resolve(folder, "tiny:1", "tiny")
+
+
+def test_what_is_not_there_or_no_model_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="other"):
+        resolve(folder, "other@dense")
+    with pytest.raises(InvalidRequestError, match="is no folder"):
+        resolve(folder, "./nothing")
+    with pytest.raises(InvalidRequestError, match=r"config\.json"):
+        resolve(folder, str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UnsupportedModelError, match="gpt2"):
+        resolve(folder, str(tmp_path))
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(InvalidRequestError, match="is not JSON"):
+        resolve(folder, str(tmp_path))

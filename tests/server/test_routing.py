@@ -1,0 +1,55 @@
+from dataclasses import dataclass
+
+import pytest
+
+from server.errors import InvalidRequestError, NotFoundError
+from server.routing import dense_or_first, family_of_first, route
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: str
+    variant: str
+    version: int | None = None
+
+    @property
+    def ref(self) -> str:
+        return f"{self.model}@{self.variant}"
+
+
+SUMMARY = Loaded("summary", "pruned", 3)
+FAST, DENSE = Loaded("g2p", "pruned", 2), Loaded("g2p", "dense", 1)
+LOADED = [SUMMARY, FAST, DENSE]
+
+
+@pytest.mark.parametrize(
+    ("ref", "variant"),
+    [
+        (None, SUMMARY),
+        ("g2p", DENSE),
+        ("summary", SUMMARY),
+        ("g2p@pruned", FAST),
+        ("g2p:1", DENSE),
+        ("g2p:02", FAST),
+    ],
+)
+def test_a_ref_finds_its_variant(ref: str | None, variant: Loaded) -> None:
+    assert route(ref, LOADED) is variant
+
+
+@pytest.mark.parametrize("ref", ["other", "g2p@other", "g2p:3", "summary@dense"])
+def test_what_is_not_loaded_is_answered_with_what_is(ref: str) -> None:
+    with pytest.raises(NotFoundError, match=f"'{ref}' is not loaded: use one of summary@pruned, g2p@pruned"):
+        route(ref, LOADED)
+
+
+@pytest.mark.parametrize("ref", ["", "G2P", "a@b@c", "a:x", "../etc", "a:0"])
+def test_what_is_no_ref_is_refused(ref: str) -> None:
+    with pytest.raises(InvalidRequestError, match="not valid"):
+        route(ref, LOADED)
+
+
+def test_families_and_baselines() -> None:
+    assert family_of_first([FAST, SUMMARY, DENSE]) == [FAST, DENSE]
+    assert dense_or_first([FAST, DENSE]) is DENSE
+    assert dense_or_first([FAST]) is FAST

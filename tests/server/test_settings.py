@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from server.engine.sequence import EngineConfig
+from server.errors import SettingsError
+from server.settings import ModelRequest, Settings, parse_settings
+
+MODEL = ["--model", "g2p@dense"]
+
+
+def test_defaults_and_order_of_models() -> None:
+    settings = parse_settings([*MODEL, "--model", "g2p@pruned,dtype=bfloat16,threads=2"], {})
+    assert settings == Settings(
+        models=(
+            ModelRequest(ref="g2p@dense", engine=EngineConfig()),
+            ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2)),
+        )
+    )
+    assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, Path("store"))
+
+
+def test_every_engine_key_can_be_given() -> None:
+    text = "a,dtype=float64,device=cuda,threads=1,slots=2,max_source_tokens=3,max_new_tokens=4,max_encode_tokens=5"
+    assert ModelRequest.parse(text).engine == EngineConfig(
+        dtype="float64",
+        device="cuda",
+        threads=1,
+        slots=2,
+        max_source_tokens=3,
+        max_new_tokens=4,
+        max_encode_tokens=5,
+    )
+
+
+def test_the_command_line_goes_before_the_environment() -> None:
+    environment = {
+        "NASH_STORE": "/models",
+        "NASH_SERVER_PORT": "81",
+        "NASH_SERVER_DRAIN_S": "0.5",
+        "NASH_SERVER_ALLOW_UNAUTHENTICATED": "1",
+        "NASH_SERVER_MODELS": "a b,slots=3",
+        "NASH_REQUIRE_ALL": "1",
+        "HOME": "/root",
+    }
+    settings = parse_settings(["--port", "82"], environment)
+    assert (settings.port, settings.drain_s, settings.store) == (82, 0.5, Path("/models"))
+    assert settings.allow_unauthenticated
+    assert [model.ref for model in settings.models] == ["a", "b"]
+    assert [model.ref for model in parse_settings(MODEL, environment).models] == ["g2p@dense"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ([], {}, "no model to serve: give --model REF"),
+        (["--model", ""], {}, "has no name"),
+        (["--model", "a,foo=1"], {}, "'foo=1' is not known: use key=value with one of dtype, device, threads"),
+        (["--model", "a,slots"], {}, "'slots' is not known"),
+        (["--model", "a,slots=0"], {}, "slots=0: '0' is not a whole number from 1"),
+        (["--model", "a,slots=1,slots=2"], {}, "slots is given twice"),
+        ([*MODEL, "--port", "70000"], {}, "--port: '70000' is not a port"),
+        ([*MODEL, "--queue-s", "soon"], {}, "--queue-s: 'soon' is not a number of seconds"),
+        ([*MODEL, "--queue-s", "nan"], {}, "--queue-s: 'nan' is not a number of seconds"),
+        ([*MODEL, "--keep-alive-s", "0"], {}, "--keep-alive-s: '0' is too short"),
+        ([*MODEL, "--prot", "1"], {}, "unrecognized arguments: --prot 1: see python -m server --help"),
+        (MODEL, {"NASH_SERVER_PROT": "1"}, "NASH_SERVER_PROT is not a setting"),
+        (MODEL, {"NASH_SERVER_PORT": "x"}, "NASH_SERVER_PORT: 'x' is not a whole number"),
+        ([*MODEL, "--host", "0.0.0.0"], {}, "--host 0.0.0.0 can be reached from other machines: give --api-keys"),
+        ([*MODEL, "--host", ""], {}, "--host: give a value"),
+    ],
+)
+def test_what_makes_no_sense_is_named(arguments: list[str], environment: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(arguments, environment)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [["--allow-unauthenticated"], ["--api-keys", "keys.txt"]])
+def test_other_machines_may_be_served_when_told_how(arguments: list[str]) -> None:
+    assert parse_settings([*MODEL, "--host", "0.0.0.0", *arguments], {}).host == "0.0.0.0"
+    assert not parse_settings([*MODEL, "--host", "::1"], {}).allow_unauthenticated

@@ -1,0 +1,112 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from server.errors import InvalidRequestError, StartError
+from server.tokenization import TextCodec
+from tests.tiny_models import EOS_ID, build_tokenizer
+
+NO_EOS = 10**6
+
+
+def byte_level() -> TextCodec:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return TextCodec(tokenizer, NO_EOS)
+
+
+def byte_fallback() -> TextCodec:
+    """As sentencepiece vocabularies decode: pieces with a sign for blanks, and single bytes."""
+    pieces = [f"<0x{i:02X}>" for i in range(256)] + ["▁a", "b", "▁"]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return TextCodec(tokenizer, NO_EOS)
+
+
+def metaspace() -> TextCodec:
+    pieces = ["▁P", "▁", "a", "▁▁b", "."]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="a"))
+    tokenizer.decoder = decoders.Metaspace()
+    return TextCodec(tokenizer, NO_EOS)
+
+
+CODECS = [(byte_level(), 256), (byte_fallback(), 259), (metaspace(), 5), (TextCodec(build_tokenizer(), EOS_ID), 30)]
+GENERATIONS = st.sampled_from(CODECS).flatmap(
+    lambda pair: st.tuples(
+        st.just(pair[0]),
+        # Single bytes and whole pieces in turn, else nearly all sequences would be broken characters.
+        st.lists(st.integers(0, pair[1] - 1) | st.integers(max(0, pair[1] - 4), pair[1] - 1), min_size=1, max_size=12),
+    )
+)
+
+
+@given(GENERATIONS)
+def test_streamed_texts_joined_are_the_decoded_whole(generation: tuple[TextCodec, list[int]]) -> None:
+    codec, ids = generation
+    stream = codec.stream()
+    texts = [stream.push(token) for token in ids[:-1]]
+    last, whole = stream.finish(ids[-1])
+    assert "".join([*texts, last]) == whole == codec.decode(ids)
+
+
+@given(st.text(alphabet="aé漢😀 ", max_size=8))
+def test_a_character_of_several_tokens_comes_whole(text: str) -> None:
+    ids = list((text + "!").encode())
+    stream = byte_fallback().stream()
+    texts = [stream.push(token) for token in ids[:-1]]
+    texts.append(stream.finish(ids[-1])[0])
+    assert "\ufffd" not in "".join(texts)
+
+
+def encode(text: str, *, limit: int = 10, truncate: int | None = None) -> list[int]:
+    codec = TextCodec(build_tokenizer(), EOS_ID)
+    return asyncio.run(codec.encode(text, where="inputs[2]", limit_tokens=limit, truncate=truncate))
+
+
+def test_sources_end_with_the_end_token() -> None:
+    assert encode("abc") == [3, 4, 5, EOS_ID]
+    without = build_tokenizer()
+    without.post_processor = None
+    codec = TextCodec(without, EOS_ID)
+    assert asyncio.run(codec.encode("abc", where="", limit_tokens=9, truncate=None)) == [3, 4, 5, EOS_ID]
+
+
+def test_limits_name_the_numbers_and_the_remedy() -> None:
+    assert len(encode("a" * 9)) == 10
+    with pytest.raises(InvalidRequestError, match=r'inputs\[2\] has 11 tokens, the model takes 10.*"truncate": 10'):
+        encode("a" * 10)
+    with pytest.raises(InvalidRequestError, match=r"inputs\[2\] is empty"):
+        encode("")
+
+
+def test_truncation_keeps_the_beginning_and_the_end_token() -> None:
+    assert encode("abcdef", truncate=3) == [3, 4, EOS_ID]
+    assert encode("ab", truncate=3) == [3, 4, EOS_ID]
+    assert len(encode("a" * 10_000, limit=10, truncate=10)) == 10
+    with pytest.raises(InvalidRequestError, match="has 11 tokens"):
+        encode("a" * 50, limit=10, truncate=11)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"tokenizer\.json is missing: save the model with a fast tokenizer"):
+        TextCodec.load(tmp_path, EOS_ID)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(StartError, match=r"tokenizer\.json is not a tokenizer"):
+        TextCodec.load(tmp_path, EOS_ID)
+
+
+def test_settings_that_cut_or_pad_sources_are_taken_out_of_the_file(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    codec = TextCodec.load(tmp_path, EOS_ID)
+    ids = asyncio.run(codec.encode("abcd", where="", limit_tokens=9, truncate=None))
+    assert ids == [3, 4, 5, 6, EOS_ID]
