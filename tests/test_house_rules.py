@@ -98,9 +98,10 @@ def settings_classes() -> Iterator[tuple[str, set[str]]]:
     from server import settings
     from server.engine import sequence
 
+    results = {sequence.Timings}  # goes onto the wire whole
     for module in (recipe, settings, sequence):
         for name, value in vars(module).items():
-            if not isinstance(value, type) or value.__module__ != module.__name__:
+            if not isinstance(value, type) or value.__module__ != module.__name__ or value in results:
                 continue
             if issubclass(value, BaseModel):
                 yield f"{module.__name__}.{name}", set(value.model_fields)

@@ -9,6 +9,7 @@ import typer
 from model_store.errors import InvalidRequestError, ModelStoreError
 from nash.cli import bench, demo, evaluate, finetune, models, prune, serve
 from nash.errors import NashError, RequestError
+from server.engine.errors import EngineError
 
 app = typer.Typer(
     name="nash",
@@ -37,8 +38,8 @@ def main() -> None:
     """Run the command line: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
     try:
         app()
-    except (NashError, ModelStoreError) as error:
+    except (NashError, ModelStoreError, EngineError) as error:
         if os.environ.get("NASH_DEBUG"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, RequestError | InvalidRequestError) else 1)
+        sys.exit(2 if isinstance(error, RequestError | InvalidRequestError | EngineError) else 1)
