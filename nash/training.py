@@ -194,6 +194,7 @@ def _arguments(
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
+        use_cache=True,  # of the model's saved config: false would make others' generate slow; training passes its own
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
