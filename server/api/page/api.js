@@ -1,33 +1,61 @@
-/** The few calls that this page makes, and their failures as one kind of error. */
+/** The two calls that this page makes, and their failures as one kind of error. */
 
-/** The server said no, or could not be reached (`status` 0). */
+/** The server said no (`status`), one variant failed in a stream (`ref`), or the connection broke (neither). */
 export class ServerError extends Error {
-  constructor(message, { status = 0, type = "connection", retryAfterS = null } = {}) {
+  constructor(message, { status = 0, ref = null, retryAfterS = null } = {}) {
     super(message);
     this.status = status;
-    this.type = type;
+    this.ref = ref;
     this.retryAfterS = retryAfterS;
+  }
+
+  get lostConnection() {
+    return this.status === 0 && this.ref === null;
   }
 }
 
-/** Every variant that the server has, in its order. */
-export async function fetchModels(signal) {
-  const response = await request("models", { signal });
-  return response.json();
+/** The server that this page came from. Its calls throw ServerError, or AbortError where they were stopped. */
+export class Server {
+  key = ""; // the API key, where the server wants one; never stored
+
+  /** Every variant that the server has, in its order. */
+  async models() {
+    const response = await this.#request("models", {});
+    return response.json();
+  }
+
+  /** Run one text on several variants and yield the events of the stream as they arrive. */
+  async *compare(body, signal) {
+    const response = await this.#request("compare", {
+      method: "POST",
+      headers: { "content-type": "application/json", accept: "text/event-stream" },
+      body: JSON.stringify({ ...body, stream: true }),
+      signal,
+    });
+    yield* streamedEvents(response.body);
+  }
+
+  async #request(path, options) {
+    const authorization = this.key ? { authorization: `Bearer ${this.key}` } : {};
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization } });
+    } catch (error) {
+      throw readable(error);
+    }
+    if (response.ok) return response;
+    const body = await response.json().catch(() => ({}));
+    const retryAfter = Number.parseFloat(response.headers.get("retry-after"));
+    throw new ServerError(body.error ?? `The server answered ${response.status}.`, {
+      status: response.status,
+      retryAfterS: Number.isFinite(retryAfter) ? retryAfter : null,
+    });
+  }
 }
 
-/**
- * Run one text on several variants and yield the events of the stream as they arrive.
- * Throws ServerError; one without a status means that the connection broke.
- */
-export async function* compare(body, signal) {
-  const response = await request("compare", {
-    method: "POST",
-    headers: { "content-type": "application/json", accept: "text/event-stream" },
-    body: JSON.stringify({ ...body, stream: true }),
-    signal,
-  });
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+/** The data of server-sent events, parsed. */
+async function* streamedEvents(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   try {
     for (;;) {
@@ -54,23 +82,6 @@ function eventData(block) {
     .filter((line) => line.startsWith("data:"))
     .map((line) => line.slice(5).trimStart())
     .join("\n");
-}
-
-async function request(path, options) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    throw readable(error);
-  }
-  if (response.ok) return response;
-  const body = await response.json().catch(() => ({}));
-  const retryAfter = Number.parseFloat(response.headers.get("retry-after"));
-  throw new ServerError(body.error ?? `The server answered ${response.status}.`, {
-    status: response.status,
-    type: body.error_type ?? "unknown",
-    retryAfterS: Number.isFinite(retryAfter) ? retryAfter : null,
-  });
 }
 
 function readable(error) {

@@ -45,7 +45,7 @@ export class Columns {
 
   /** The run is over: nothing is on its way any more. */
   settle() {
-    for (const column of this.#columns.values()) column.node.classList.remove("waiting");
+    for (const column of this.#columns.values()) column.settle();
   }
 }
 
@@ -76,24 +76,22 @@ class Column {
     this.#state.textContent = state === "ready" ? "" : state;
     this.#facts.replaceChildren(
       ...terms([
-        ["decoder layers", spec?.decoder_layers],
-        ["encoder pruned", spec?.encoder_sparsity, (s) => `${Math.round(100 * s)}\u00a0%`],
+        ["decoder", spec?.decoder_layers, (n) => `${n} layer${n === 1 ? "" : "s"}`],
+        ["encoder cut", spec?.encoder_sparsity, (s) => `${Math.round(100 * s)}\u00a0%`],
         ["parameters", spec?.parameters, count],
         ["memory", memoryBytes, megabytes],
         ["type", dtype],
         ["digest", digest, (d) => d.replace(/^sha256:/, "").slice(0, 8)],
       ]),
     );
-    if (state === "failed") this.fail("This variant did not load; the server's log says why.");
+    if (state === "failed") this.fail("This variant did not load; the server’s log says why.");
   }
 
   clear() {
     this.tokens = [];
     this.node.classList.remove("failed");
-    this.node.classList.add("waiting");
+    this.node.classList.add("waiting", "stale");
     this.#answer.replaceChildren();
-    this.#comparison.textContent = "";
-    this.#times.replaceChildren();
   }
 
   token({ id, text, special }) {
@@ -104,8 +102,8 @@ class Column {
     this.#answer.append(node);
   }
 
-  finish({ generated_text: text, timings, generated_tokens: generated }) {
-    this.node.classList.remove("waiting");
+  finish({ generated_text: text, timings }) {
+    this.node.classList.remove("waiting", "stale");
     if (this.#answer.textContent !== text) this.#answer.textContent = text;
     if (text === "") this.#answer.replaceChildren(element("span", "empty", "an empty answer"));
     this.#times.replaceChildren(
@@ -116,7 +114,6 @@ class Column {
         ["decode", timings.decode_ms, duration],
                 ["first token", timings.time_to_first_token_ms, duration],
         ["per token", timings.time_per_output_token_ms, duration],
-        ["tokens", generated],
       ]),
     );
   }
@@ -125,6 +122,15 @@ class Column {
     this.node.classList.remove("waiting");
     this.node.classList.add("failed");
     this.#answer.textContent = message;
+  }
+
+  /** Without a new answer, what is left of the last one goes. */
+  settle() {
+    if (this.node.classList.contains("stale")) {
+      this.#comparison.textContent = "";
+      this.#times.replaceChildren();
+    }
+    this.node.classList.remove("waiting", "stale");
   }
 
   /** This is what the others are compared with, where there are others. */

@@ -1,5 +1,5 @@
 /** The page itself: what the server has, what the reader typed, and the runs between the two. */
-import { ServerError, compare, fetchModels } from "./api.js";
+import { Server, ServerError } from "./api.js";
 import { LatencyChart } from "./chart.js";
 import { Columns } from "./columns.js";
 import { duration, element } from "./format.js";
@@ -17,6 +17,7 @@ const TONES = 6; // colours that page.css has for variants
 const CHIPS = 7;
 
 class Page {
+  #server = new Server();
   #form = byId("composer");
   #text = byId("text");
   #run = byId("run");
@@ -30,9 +31,9 @@ class Page {
   #verdict = new Verdict({ figure: byId("figure"), claim: byId("claim"), detail: byId("detail"), badge: byId("badge") });
   #calm = matchMedia("(prefers-reduced-motion: reduce)");
   #models = []; // as GET /models gave them
-  #raced = ""; // the refs that the race has lanes for
   #running = null; // the AbortController of the run in progress
   #nextSample = 0;
+  #autoRuns = 0; // how often auto-run was switched on: only the latest goes on
   #poll = 0;
 
   start() {
@@ -54,6 +55,11 @@ class Page {
     this.#auto.addEventListener("change", () => this.#auto.checked && this.#runOnAndOn());
     this.#replay.addEventListener("click", () => this.#race.replay(REPLAY_MS));
     byId("clear").addEventListener("click", () => this.#clearChart());
+    byId("key-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#server.key = byId("key").value.trim();
+      this.#watch();
+    });
     addEventListener("resize", () => this.#grow());
     this.#watch();
   }
@@ -63,11 +69,15 @@ class Page {
     clearTimeout(this.#poll);
     let delayMs = POLL_UNREADY_MS;
     try {
-      this.#models = await fetchModels();
+      this.#models = await this.#server.models();
+      if (byId("server-state").dataset.state === "lost") this.#explain(null); // it has come back
       this.#showModels();
+      byId("key-form").hidden = true;
       if (this.#models.length && this.#models.every(({ state }) => state !== "loading")) delayMs = POLL_READY_MS;
     } catch (error) {
       this.#showServer("lost", error.status ? error.message : "Server out of reach, trying again");
+      byId("key-form").hidden = error.status !== 401;
+      if (error.status === 401) delayMs = POLL_READY_MS;
     }
     clearTimeout(this.#poll);
     this.#poll = setTimeout(() => this.#watch(), delayMs);
@@ -103,12 +113,9 @@ class Page {
     const variants = this.#variants;
     this.#columns.show(variants);
     this.#chart.show(variants);
-    const refs = variants.map(({ ref }) => ref).join();
-    if (refs !== this.#raced && !this.#running) {
-      this.#raced = refs;
-      this.#race.prepare(variants);
-    }
-    const able = this.#ready.length > 0;
+    const ready = this.#ready;
+    if (this.#race.vacant && !this.#running) this.#race.prepare(ready);
+    const able = ready.length > 0;
     this.#run.disabled = !able;
     this.#auto.disabled = !able;
   }
@@ -123,9 +130,15 @@ class Page {
         return chip;
       }),
     );
+    if (this.#running) {
+      this.#running.abort();
+      this.#end();
+    }
     this.#setText(samples[0] ?? "");
     this.#text.select();
     this.#clearChart();
+    this.#race.prepare(this.#ready);
+    this.#replay.hidden = true;
     this.#verdict.none("Press Enter to race the variants");
     this.#showVariants();
   }
@@ -154,7 +167,8 @@ class Page {
   /** Run sample after sample until the switch is turned off or something goes wrong. */
   async #runOnAndOn() {
     const samples = samplesOf(this.#family.value);
-    while (this.#auto.checked) {
+    const turn = ++this.#autoRuns;
+    while (this.#auto.checked && turn === this.#autoRuns) {
       const startedAt = performance.now();
       if (!document.hidden) {
         if (samples.length) this.#setText(samples[this.#nextSample++ % samples.length]);
@@ -182,7 +196,7 @@ class Page {
     const stoppable = setTimeout(() => this.#offerStop(true), STOPPABLE_MS);
     try {
       const models = this.#ready.map(({ ref }) => ref);
-      const comparison = await this.#follow(compare({ inputs: text, models }, controller.signal));
+      const comparison = await this.#follow(this.#server.compare({ inputs: text, models }, controller.signal));
       return { sentence: this.#conclude(text, comparison) };
     } catch (error) {
       if (this.#running === controller) this.#verdict.none(error.name === "AbortError" ? "Stopped" : "No result");
@@ -197,10 +211,10 @@ class Page {
 
   #begin() {
     const variants = this.#ready;
-    this.#raced = variants.map(({ ref }) => ref).join();
     this.#race.prepare(variants);
     this.#race.start();
     this.#columns.clear(variants.map(({ ref }) => ref));
+    byId("result").classList.add("stale");
     this.#replay.hidden = true;
   }
 
@@ -209,11 +223,10 @@ class Page {
     for await (const event of events) {
       if ("results" in event) return event;
       if ("error" in event) {
-        if (event.ref) this.#columns.fail(event.ref, event.error);
-        throw new ServerError(event.ref ? `${event.ref}: ${event.error}` : event.error, { type: event.error_type, status: 500 });
+        throw new ServerError(event.error, { status: 500, ref: event.ref ?? null });
       }
       if ("token" in event) {
-        this.#race.token(event.ref, event.token);
+        this.#race.token(event.ref, event.token, event.at_ms);
         this.#columns.token(event.ref, event.token);
       } else if ("generated_text" in event) {
         this.#race.finish(event.ref, event.timings);
@@ -232,6 +245,7 @@ class Page {
 
   #end() {
     this.#running = null;
+    byId("result").classList.remove("stale");
     this.#offerStop(false);
     this.#race.settle();
     this.#columns.settle();
@@ -249,13 +263,18 @@ class Page {
     if (!this.#calm.matches) this.#race.replay(durationMs);
   }
 
-  /** Say under the text what went wrong and what to do, or clear that. */
+  /** Say what went wrong and what to do: in the column of the variant that failed, else under the text. */
   #explain(error) {
+    if (error?.ref) {
+      this.#columns.fail(error.ref, error.message);
+      byId("announcer").textContent = `${error.ref}: ${error.message}`;
+      return;
+    }
     const later = error?.retryAfterS ? ` Try again in ${error.retryAfterS} s.` : "";
     this.#problem.hidden = error === null;
     this.#problem.textContent = error ? error.message + later : "";
     this.#text.toggleAttribute("aria-invalid", error?.status === 422 || error?.status === 413);
-    if (error && (error.status === 0 || error.status === 503)) this.#watch();
+    if (error?.lostConnection || error?.status === 503) this.#watch();
   }
 
   #noteChart() {

@@ -1,9 +1,9 @@
 /**
  * The race: a lane for each variant on one shared time axis, each starting at zero.
  *
- * Variants run one after the other; a lane's clock starts when the lane before it is done. While a run streams,
- * a lane shows when its tokens reached the browser; once the server has told its own timings, those replace
- * them. Positions are custom properties in milliseconds (--from, --to) over --scale, so that one assignment
+ * Variants run one after the other; a lane's clock starts when the lane before it is done. That clock only draws
+ * the wait for the first token: when a token was made, and how long each part took, is what the server says.
+ * Positions are custom properties in milliseconds (--from, --to) over --scale, so that one assignment
  * moves everything to another scale.
  */
 import { duration, element, tickLabel, ticks } from "./format.js";
@@ -47,11 +47,12 @@ export class Race {
     advance();
   }
 
-  token(ref, token) {
-    this.#lanes.get(ref)?.token(token);
+  /** A token that the engine made `atMs` after the request arrived. */
+  token(ref, token, atMs) {
+    this.#lanes.get(ref)?.token(token, atMs);
   }
 
-  /** Replace what the browser saw of one variant by what the server measured. */
+  /** One variant is done: its parts are known, and the next one's turn begins. */
   finish(ref, timings) {
     this.#lanes.get(ref)?.finish(timings);
     this.#all.find((lane) => !lane.done)?.start();
@@ -60,8 +61,14 @@ export class Race {
   /** The run is over, well or not: stop the clocks and fit the axis to the slowest lane. */
   settle() {
     cancelAnimationFrame(this.#frame);
+    for (const lane of this.#all) lane.settle();
     if (this.#slowestMs > 0) this.#rescale(this.#slowestMs);
     this.#root.setAttribute("aria-label", this.#all.map((lane) => lane.description).join("; "));
+  }
+
+  /** Whether there is nothing to be seen yet. */
+  get vacant() {
+    return this.#slowestMs === 0;
   }
 
   /** Whether the run was over too quickly to have been seen. */
@@ -91,7 +98,7 @@ export class Race {
     this.#scaleMs = scaleMs;
     this.#root.style.setProperty("--scale", scaleMs);
     const marks = ticks(scaleMs, this.#root.clientWidth < 560 ? 4 : 8).map((ms) => {
-      const mark = element("span", "tick", ms === 0 ? "0 ms" : tickLabel(ms));
+      const mark = element("span", "tick", tickLabel(ms));
       mark.style.setProperty("--from", ms);
       return mark;
     });
@@ -109,8 +116,8 @@ class Lane {
   #total = element("span", "lane-total");
   #wait = element("div", "segment encode");
   #cells = [];
+  #ends = []; // of the cells, in milliseconds
   #startedAt = null;
-  #lastMs = 0;
   #description = null;
 
   constructor(name, tone) {
@@ -125,44 +132,40 @@ class Lane {
     this.#startedAt ??= performance.now();
   }
 
-  get #elapsedMs() {
-    return performance.now() - this.#startedAt;
-  }
-
   /** Draw the wait for the first token as it goes on. Returns the milliseconds since the start. */
   advance() {
-    if (this.#cells.length === 0) {
-      this.#bar.replaceChildren(place(this.#wait, 0, this.#elapsedMs));
-    }
-    return this.#elapsedMs;
+    const elapsedMs = performance.now() - this.#startedAt;
+    if (this.#cells.length === 0) this.#bar.replaceChildren(place(this.#wait, 0, elapsedMs));
+    return elapsedMs;
   }
 
-  token({ text, special }) {
-    this.start();
-    const nowMs = this.#elapsedMs;
+  token({ text, special }, atMs) {
     const cell = element("div", special ? "cell end" : "cell");
     cell.append(element("span", "", special ? "■" : text.trim() || "·"));
-    if (this.#cells.length === 0) this.#bar.replaceChildren(place(this.#wait, 0, nowMs));
-    this.#bar.append(place(cell, this.#cells.length ? this.#lastMs : nowMs, nowMs));
+    if (this.#cells.length === 0) this.#bar.replaceChildren(place(this.#wait, 0, atMs));
+    this.#bar.append(place(cell, this.#ends.at(-1) ?? atMs, atMs));
     this.#cells.push(cell);
-    this.#lastMs = nowMs;
-    this.#showTotal(nowMs);
+    this.#ends.push(atMs);
+    this.#showTotal(atMs);
   }
 
   finish(timings) {
     this.done = true;
     const encodedMs = timings.queue_ms + timings.encode_ms;
-    const firstMs = timings.time_to_first_token_ms;
-    const endOf = (i) => firstMs + i * (timings.time_per_output_token_ms ?? 0);
     this.#bar.replaceChildren(
       place(element("div", "segment queue"), 0, timings.queue_ms),
       place(element("div", "segment encode"), timings.queue_ms, encodedMs),
-      ...this.#cells.map((cell, i) => place(cell, i ? endOf(i - 1) : encodedMs, endOf(i))),
+      ...this.#cells.map((cell, i) => place(cell, i ? this.#ends[i - 1] : encodedMs, this.#ends[i])),
     );
     this.#showTotal(timings.total_ms);
     this.#description =
       `${this.#name}: queue ${duration(timings.queue_ms)}, encode ${duration(timings.encode_ms)}, ` +
       `decode ${duration(timings.decode_ms)} for ${this.#cells.length} tokens, total ${duration(timings.total_ms)}`;
+  }
+
+  /** A wait that brought no token leaves nothing to show. */
+  settle() {
+    if (this.#cells.length === 0) this.#wait.remove();
   }
 
   /** What a reader who does not see the lane is told. */
@@ -179,7 +182,6 @@ class Lane {
   #showTotal(ms) {
     this.totalMs = ms;
     this.#total.textContent = duration(ms);
-    this.#bar.style.setProperty("--to", ms);
     this.#total.style.setProperty("--from", ms);
   }
 }

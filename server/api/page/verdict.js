@@ -21,8 +21,9 @@ export class Verdict {
     if (rivals.length === 0) return this.#alone(reference);
     const best = rivals.reduce((a, b) => (b.speedup > a.speedup ? b : a));
     const { figure, word, outcome } = comparison(best.speedup);
-    const detail = `${duration(answerMs(best))} against ${duration(answerMs(reference))}, queue aside`;
-    this.#write(figure, `${word} ${reference.variant}`, detail, outcome);
+    const detail = `${duration(answerMs(best))} of work, not ${duration(answerMs(reference))}`;
+    const claim = `${word} ${reference.variant}`;
+    this.#write(figure, rivals.length > 1 ? `${best.variant} is ${claim}` : claim, detail, outcome);
     const agreement = this.#agree(best.agreement);
     return `${best.variant} is ${figure} ${word} ${reference.variant}, ${detail}; ${agreement}.`;
   }
