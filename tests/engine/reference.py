@@ -14,7 +14,7 @@ from model_store.spec import ModelSpec
 from server.engine.cache import KeyValueCache
 from server.engine.model import DecoderViews
 from server.engine.weights import load_model
-from tests.tiny_models import CHARACTERS, VOCABULARY
+from tests.tiny_models import CHARACTERS, EOS_ID, PAD_ID, VOCABULARY
 
 NEAR_TIE = 1e-4
 
@@ -48,7 +48,7 @@ def random_sources(count: int, *, longest: int, seed: int = 0) -> list[list[int]
     """Sources of one to `longest` tokens, the end token last."""
     generator = random.Random(seed)
     letters = [VOCABULARY[c] for c in CHARACTERS]
-    return [[*generator.choices(letters, k=generator.randrange(longest)), VOCABULARY["</s>"]] for _ in range(count)]
+    return [[*generator.choices(letters, k=generator.randrange(longest)), EOS_ID] for _ in range(count)]
 
 
 def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> T5ForConditionalGeneration:
@@ -64,21 +64,27 @@ def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> T5For
     return model.eval()
 
 
-def reference_answers(model: T5ForConditionalGeneration, sources: list[list[int]], max_new_tokens: int) -> list[Answer]:
-    """Each source alone through transformers' `generate`."""
-    answers = []
-    for source in sources:
+def reference_answers(
+    model: T5ForConditionalGeneration, sources: list[list[int]], max_new_tokens: int, *, batch: int = 1
+) -> list[Answer]:
+    """Greedy answers of transformers' `generate`, each source alone or in padded batches."""
+    answers: list[Answer] = []
+    for start in range(0, len(sources), batch):
+        chosen = sources[start : start + batch]
+        size = max(len(source) for source in chosen)
         output = model.generate(
-            torch.tensor([source]),
+            torch.tensor([source + [PAD_ID] * (size - len(source)) for source in chosen]),
+            attention_mask=torch.tensor([[1] * len(s) + [0] * (size - len(s)) for s in chosen]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
         )
-        best_two = torch.stack(output.logits).squeeze(1).topk(2).values
-        answers.append(
-            Answer(tokens=output.sequences[0, 1:].tolist(), margins=(best_two[:, 0] - best_two[:, 1]).tolist())
-        )
+        best_two = torch.stack(output.logits, dim=1).topk(2).values
+        margins = (best_two[..., 0] - best_two[..., 1]).tolist()
+        for tokens, margin in zip(output.sequences[:, 1:].tolist(), margins, strict=True):
+            length = tokens.index(EOS_ID) + 1 if EOS_ID in tokens else len(tokens)
+            answers.append(Answer(tokens=tokens[:length], margins=margin[:length]))
     return answers
 
 
