@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,10 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message}: see {self.prog} --help")
 
 
-def parse_settings(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from a command line and the environment.
+def parse_settings(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None, *, cores: int | None = None
+) -> Settings:
+    """Read the settings from a command line and the environment; `cores` are those of this process if None.
 
     Raises:
         SettingsError: an unknown flag or variable, a value that makes no sense, a combination that is not safe.
@@ -181,7 +183,25 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str] | No
             values[name] = options[name].metadata["parse"](text)
         except ValueError as error:
             raise SettingsError(f"{origin}: {error}") from error
-    return Settings(models=tuple(ModelRequest.parse(model) for model in models), **values)
+    return Settings(models=_with_threads([ModelRequest.parse(model) for model in models], cores or _cores()), **values)
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_threads(requests: Sequence[ModelRequest], cores: int) -> tuple[ModelRequest, ...]:
+    """Give every model that names no number of threads its share of the cores.
+
+    More threads than cores wait for each other at the end of every operation: two small models with two threads each
+    on two cores answer several times slower than with one each.
+    """
+    share = max(1, cores // max(1, len(requests)))
+    return tuple(
+        request if request.engine.threads else replace(request, engine=replace(request.engine, threads=share))
+        for request in requests
+    )
 
 
 def _from_environment(environment: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

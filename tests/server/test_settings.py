@@ -10,14 +10,21 @@ MODEL = ["--model", "g2p@dense"]
 
 
 def test_defaults_and_order_of_models() -> None:
-    settings = parse_settings([*MODEL, "--model", "g2p@pruned,dtype=bfloat16,threads=2"], {})
+    settings = parse_settings([*MODEL, "--model", "g2p@pruned,dtype=bfloat16,threads=2"], {}, cores=2)
     assert settings == Settings(
         models=(
-            ModelRequest(ref="g2p@dense", engine=EngineConfig()),
+            ModelRequest(ref="g2p@dense", engine=EngineConfig(threads=1)),
             ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2)),
         )
     )
     assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, Path("store"))
+
+
+@pytest.mark.parametrize(("cores", "models", "threads"), [(1, 2, 1), (2, 1, 2), (2, 3, 1), (16, 3, 5)])
+def test_models_share_the_cores(cores: int, models: int, threads: int) -> None:
+    arguments = [argument for i in range(models) for argument in ("--model", f"g2p:{i + 1}")]
+    settings = parse_settings(arguments, {}, cores=cores)
+    assert [model.engine.threads for model in settings.models] == [threads] * models
 
 
 def test_every_engine_key_can_be_given() -> None:
