@@ -35,7 +35,7 @@ def sources(words: list[str]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def answers(sources: list[list[int]]) -> list[Answer]:
-    return reference_answers(load_reference(MODEL), sources, NEW_TOKENS)
+    return reference_answers(load_reference(MODEL), sources, NEW_TOKENS, batch=40)
 
 
 @pytest.fixture(scope="module")
