@@ -108,6 +108,12 @@ class FinetuneTrainer(Seq2SeqTrainer):
         loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The validation loss; leaves training's random numbers alone, for a run resumed at an epoch's end skips it."""
+        with torch.random.fork_rng():
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            return metrics
+
     @torch.no_grad()
     def prediction_step(
         self,
