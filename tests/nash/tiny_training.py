@@ -1,0 +1,104 @@
+"""A task, a teacher and trainers small enough that an update takes milliseconds."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, set_seed
+
+from nash.compaction import shorten_decoder
+from nash.data import Row, TokenizedPairs
+from nash.distillation import DistillationMaps
+from nash.layer_selection import block_ends
+from nash.masking import EncoderGates
+from nash.models import load_dense, load_tokenizer, read_spec
+from nash.pruning_training import StudentTrainer
+from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.training import FinetuneTrainer
+from tests.tiny_models import build_tiny_t5
+
+KEPT_LAYERS = (0, 2)
+ALL_LOSSES = DistillationRecipe(encoder_hidden_weight=1.0, decoder_hidden_weight=1.0)
+
+
+def build_task_model(directory: Path, dropout: float) -> Path:
+    """A dense model of three layers a stack; without dropout, gradients are a function of the batch."""
+    build_tiny_t5(directory, d_model=16, heads=3, head_dim=4, d_ff=12, encoder_layers=3)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"dropout_rate": dropout}))
+    return directory
+
+
+def task_rows(count: int) -> list[Row]:
+    """Spell a word backwards; lengths differ much, so that padding and token counts matter."""
+    generator = random.Random(count)
+    words = ["".join(generator.choices("abcdef", k=generator.randint(1, 12))) for _ in range(count)]
+    return [Row(source=word, targets=(word[::-1],)) for word in words]
+
+
+def task_pairs(directory: Path, count: int) -> TokenizedPairs:
+    """The task's first rows as tokens."""
+    return TokenizedPairs(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
+
+
+def finetune_trainer(
+    directory: Path, out: Path, callbacks: Sequence[TrainerCallback] = (), *, rows: int = 16, **optimization: Any
+) -> FinetuneTrainer:
+    """Fine-tunes the dense model; every step is logged."""
+    set_seed(0)
+    trainer = FinetuneTrainer(
+        load_dense(directory),
+        task_pairs(directory, rows),
+        OptimizationRecipe(**optimization),
+        output_dir=out,
+        seed=0,
+        validation=task_pairs(directory, 5),
+        callbacks=callbacks,
+    )
+    trainer.args.logging_steps = 1
+    return trainer
+
+
+def student_trainer(
+    directory: Path,
+    out: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    distill: DistillationRecipe = ALL_LOSSES,
+    pruning: PruningRecipe | None = None,
+    rows: int = 16,
+    **optimization: Any,
+) -> StudentTrainer:
+    """Trains a student with two of three decoder layers, the pruning phase where `pruning` is given."""
+    set_seed(0)
+    teacher = load_dense(directory)
+    student = shorten_decoder(teacher, KEPT_LAYERS)
+    _perturb(student)
+    student.maps = DistillationMaps(teacher.config.d_model, len(KEPT_LAYERS))
+    if pruning is not None:
+        student.gates = EncoderGates(read_spec(directory), heads=pruning.gate_heads, units=pruning.gate_units)
+    trainer = StudentTrainer(
+        student,
+        teacher,
+        task_pairs(directory, rows),
+        OptimizationRecipe(**optimization),
+        distill,
+        block_ends=block_ends(KEPT_LAYERS, 3),
+        pruning=pruning,
+        output_dir=out,
+        seed=0,
+        validation=task_pairs(directory, 5),
+        callbacks=callbacks,
+    )
+    trainer.args.logging_steps = 1
+    return trainer
+
+
+def _perturb(student: nn.Module) -> None:
+    """Away from the teacher, or the hidden states of the encoder would differ by nothing."""
+    for name, parameter in student.named_parameters():
+        if name.startswith("encoder.block"):
+            parameter.data.mul_(1.1)
