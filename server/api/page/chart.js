@@ -116,10 +116,11 @@ export class LatencyChart {
       .sort((a, b) => a.ms - b.ms)
       .map((m) => {
         lowest = Math.min(y(m.ms), lowest - 2 * LABEL_GAP);
-        const label = svg("text", { class: "median-label", x: width - MARGIN.right + 10, y: lowest, "data-tone": m.tone });
+        const left = width - MARGIN.right + 10;
+        const label = svg("text", { class: "median-label", x: left, y: lowest, "data-tone": m.tone });
         label.append(
           svg("tspan", { class: "median-name" }, m.variant),
-          svg("tspan", { x: width - MARGIN.right + 10, dy: 16 }, duration(m.ms)),
+          svg("tspan", { x: left, dy: 16 }, duration(m.ms)),
         );
         return label;
       });

@@ -28,7 +28,12 @@ class Page {
   #race = new Race(byId("race"));
   #columns = new Columns(byId("columns"));
   #chart = new LatencyChart(byId("chart"));
-  #verdict = new Verdict({ figure: byId("figure"), claim: byId("claim"), detail: byId("detail"), badge: byId("badge") });
+  #verdict = new Verdict({
+    figure: byId("figure"),
+    claim: byId("claim"),
+    detail: byId("detail"),
+    badge: byId("badge"),
+  });
   #calm = matchMedia("(prefers-reduced-motion: reduce)");
   #models = []; // as GET /models gave them
   #running = null; // the AbortController of the run in progress
@@ -66,21 +71,21 @@ class Page {
 
   /** Ask the server what it has, now and again and again. */
   async #watch() {
-    clearTimeout(this.#poll);
-    let delayMs = POLL_UNREADY_MS;
+    let models = null;
+    let failure = null;
     try {
-      this.#models = await this.#server.models();
-      if (byId("server-state").dataset.state === "lost") this.#explain(null); // it has come back
-      this.#showModels();
-      byId("key-form").hidden = true;
-      if (this.#models.length && this.#models.every(({ state }) => state !== "loading")) delayMs = POLL_READY_MS;
+      models = await this.#server.models();
     } catch (error) {
-      this.#showServer("lost", error.status ? error.message : "Server out of reach, trying again");
-      byId("key-form").hidden = error.status !== 401;
-      if (error.status === 401) delayMs = POLL_READY_MS;
+      failure = error;
     }
+    const keyWanted = failure?.status === 401;
+    const settled = keyWanted || models?.every(({ state }) => state !== "loading");
     clearTimeout(this.#poll);
-    this.#poll = setTimeout(() => this.#watch(), delayMs);
+    this.#poll = setTimeout(() => this.#watch(), settled ? POLL_READY_MS : POLL_UNREADY_MS);
+    byId("key-form").hidden = !keyWanted;
+    if (keyWanted) this.#showServer("lost", "The server asks for an API key");
+    else if (failure) this.#showServer("lost", failure.lostConnection ? "Server out of reach, trying again" : failure.message);
+    else this.#showModels(models);
   }
 
   /** The chosen family's variants in the order in which they run: the dense one first. */
@@ -94,7 +99,9 @@ class Page {
     return this.#variants.filter(({ state }) => state === "ready");
   }
 
-  #showModels() {
+  #showModels(models) {
+    if (byId("server-state").dataset.state === "lost") this.#explain(null); // it has come back
+    this.#models = models;
     const families = [...new Set(this.#models.map(({ model }) => model))];
     if (families.join() !== [...this.#family.options].map(({ value }) => value).join()) {
       this.#family.replaceChildren(...families.map((name) => new Option(name, name)));
