@@ -62,6 +62,7 @@ async def _serve(service: Service, listener: socket.socket) -> None:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=_CLOSE_S,
     )
     server = _Server(config)

@@ -1,6 +1,5 @@
 """From what an engine made to what callers read."""
 
-import dataclasses
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ def names_document(variant: Variant) -> dict[str, Any]:
 
 def timings_document(timings: Timings) -> dict[str, Any]:
     """Milliseconds, to the microsecond."""
-    return {name: None if value is None else round(value, 3) for name, value in dataclasses.asdict(timings).items()}
+    return {name: None if value is None else round(value, 3) for name, value in vars(timings).items()}
 
 
 def answer_document(
