@@ -1,7 +1,8 @@
-"""What the server is started with: the command line, then the environment, then the defaults below."""
+"""What the server is started with: the command line, then the environment, a file, and the defaults below."""
 
 import argparse
 import os
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -161,11 +162,11 @@ def parse_settings(
     """
     environment = os.environ if environment is None else environment
     options = {option.name: option for option in fields(Settings) if option.default is not MISSING}
-    chosen = _from_environment(environment, options)
     parser = _Parser(prog="python -m server", description="Serve models of the store over HTTP.", allow_abbrev=False)
     parser.add_argument(
         "--model", action="append", dest="models", metavar="REF[,key=value...]", help="a variant to serve; repeat it"
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML: these settings, and models = [REF, ...]")
     for name, option in options.items():
         flag = "--" + name.replace("_", "-")
         help_text = f"{option.metadata['help']} (default: {option.default})"
@@ -173,7 +174,10 @@ def parse_settings(
             parser.add_argument(flag, action="store_const", const="1", dest=name, help=help_text)
         else:
             parser.add_argument(flag, dest=name, help=help_text)
-    for name, value in vars(parser.parse_args(arguments)).items():
+    flags = vars(parser.parse_args(arguments))
+    file = flags.pop("config")
+    chosen = ({} if file is None else _from_file(file, options)) | _from_environment(environment, options)
+    for name, value in flags.items():
         if value is not None:
             chosen[name] = ("--" + name.replace("_", "-"), value)
     _, models = chosen.pop("models", ("", []))
@@ -202,6 +206,31 @@ def _with_threads(requests: Sequence[ModelRequest], cores: int) -> tuple[ModelRe
         request if request.engine.threads else replace(request, engine=replace(request.engine, threads=share))
         for request in requests
     )
+
+
+def _from_file(path: Path, options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """By field: where it stands and its text; models as a list."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path} is not valid TOML: {error}") from error
+    chosen: dict[str, tuple[str, Any]] = {}
+    for name, value in table.items():
+        if name == "models":
+            if not isinstance(value, list) or not all(isinstance(model, str) for model in value):
+                raise SettingsError(f'{path}: models is {value!r}: write a list, as in ["g2p@dense", "g2p@pruned"]')
+            chosen[name] = (str(path), value)
+        elif name not in options:
+            raise SettingsError(f"{path}: {name} is not a setting: use models, {', '.join(options)}")
+        elif isinstance(value, bool):
+            chosen[name] = (f"{path}, {name}", "1" if value else "0")
+        elif isinstance(value, str | int | float):
+            chosen[name] = (f"{path}, {name}", str(value))
+        else:
+            raise SettingsError(f"{path}: {name} is {value!r}: write a text, a number, true or false")
+    return chosen
 
 
 def _from_environment(environment: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:

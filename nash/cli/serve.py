@@ -8,21 +8,24 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nash.cli.output import DEFAULT_STORE, StoreOption
+OptionalStoreOption = Annotated[
+    Path | None, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder; default: store.")
+]
 
 
 def command(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--model",
             metavar="REF[,key=value...]",
             help="A variant to serve; repeat it. Keys: dtype, device, threads, slots, max_source_tokens, "
             "max_new_tokens.",
         ),
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on, 0 for any that is free.")] = 8000,
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for any that is free; default: 8000.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings; flags win over it.")] = None,
     api_keys: Annotated[Path | None, typer.Option(help="File of key hashes, a line each: SCOPE SHA256 [NAME].")] = None,
     allow_unauthenticated: Annotated[
         bool,
@@ -31,20 +34,31 @@ def command(
             help="Serve without keys beyond this machine, and answer to any Host and Origin.",
         ),
     ] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: OptionalStoreOption = None,
 ) -> None:
     """Serve models with live metrics and a page that compares them. SIGINT and SIGTERM end it with 0."""
     extra = ["--api-keys", str(api_keys)] if api_keys else []
+    if config is not None:
+        extra += ["--config", str(config)]
     if allow_unauthenticated:
         extra.append("--allow-unauthenticated")
-    replace_by_server(models=models, host=host, port=port, store=store, extra=extra)
+    replace_by_server(models=models or [], host=host, port=port, store=store, extra=extra)
 
 
 def replace_by_server(
-    *, models: Sequence[str], host: str, port: int, store: Path, extra: Sequence[str] = ()
+    *,
+    models: Sequence[str],
+    host: str | None,
+    port: int | None,
+    store: Path | None,
+    extra: Sequence[str] = (),
 ) -> NoReturn:
     """Become `python -m server`: signals then reach it directly, and nothing of HTTP is imported here."""
-    arguments = [sys.executable, "-m", "server", "--host", host, "--port", str(port), "--store", str(store)]
+    arguments = [sys.executable, "-m", "server"]
+    # What is not given is left to the server, whose file and environment may say it.
+    for flag, value in (("--host", host), ("--port", port), ("--store", store)):
+        if value is not None:
+            arguments += [flag, str(value)]
     for model in models:
         arguments += ["--model", model]
     sys.stdout.flush()

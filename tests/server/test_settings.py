@@ -87,3 +87,37 @@ def test_what_makes_no_sense_is_named(arguments: list[str], environment: dict[st
 def test_other_machines_may_be_served_when_told_how(arguments: list[str]) -> None:
     assert parse_settings([*MODEL, "--host", "0.0.0.0", *arguments], {}).host == "0.0.0.0"
     assert not parse_settings([*MODEL, "--host", "::1"], {}).allow_unauthenticated
+
+
+def test_a_file_says_what_flags_and_environment_do_not(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(
+        'models = ["g2p@dense,threads=1", "g2p@pruned,threads=1"]\nport = 9001\nqueue_s = 1.5\nmax_queue = 7\n'
+        "allow_unauthenticated = true\n"
+    )
+    settings = parse_settings(["--config", str(file), "--port", "9003"], {"NASH_SERVER_MAX_QUEUE": "8"})
+    assert [model.ref for model in settings.models] == ["g2p@dense", "g2p@pruned"]
+    assert (settings.port, settings.max_queue, settings.queue_s) == (9003, 8, 1.5)
+    assert settings.allow_unauthenticated
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("prot = 1", "prot is not a setting"),
+        ('models = "g2p"', "write a list"),
+        ('port = "x"', "port"),
+        ("port = [1]", "write a text, a number"),
+        ("port = ", "not valid TOML"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, error: str) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=error):
+        parse_settings([*MODEL, "--config", str(file)], {})
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.toml cannot be read"):
+        parse_settings([*MODEL, "--config", "nowhere.toml"], {})
