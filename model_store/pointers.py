@@ -63,8 +63,14 @@ def read_version(layout: Layout, name: str, version: int) -> str:
     return match[1].decode()
 
 
-def commit_version(layout: Layout, name: str, digest: str, tmp: Path) -> tuple[int, bool]:
-    """Make `digest` the newest version of a model unless it is already; its number, and whether it is new."""
+def commit_version(layout: Layout, name: str, alias: str | None, digest: str, tmp: Path) -> tuple[int, bool]:
+    """Make `digest` the newest version of a model unless the newest, or the one that `alias` names, is it already.
+
+    Returns its number, and whether it is new.
+    """
+    aliased = None if alias is None else _alias_version(layout, name, alias)
+    if aliased is not None and _is_live_with(layout, name, aliased, digest):
+        return aliased, False
     make_folder(layout.versions(name))
     pointer = tmp / "version"
     write_new(pointer, f"{digest}\n".encode())
@@ -114,18 +120,18 @@ def move_alias(layout: Layout, name: str, alias: str, version: int, reason: str,
     write_new(pointer, json.dumps(move, sort_keys=True).encode("ascii"))
     while True:
         newest = max(_numbers(folder), default=0)
-        if newest and _alias_names(layout, name, alias, version):
+        if newest and _alias_version(layout, name, alias) == version:
             return
         if link_if_absent(pointer, folder / number_name(newest + 1)):
             return
 
 
-def _alias_names(layout: Layout, name: str, alias: str, version: int) -> bool:
+def _alias_version(layout: Layout, name: str, alias: str) -> int | None:
     try:
         move = read_alias(layout, name, alias)
     except CorruptStoreError:
-        return False  # moving the alias is how such a pointer is repaired
-    return move is not None and move.version == version
+        return None  # moving the alias is how such a pointer is repaired
+    return None if move is None else move.version
 
 
 def find_version(layout: Layout, ref: Ref) -> int:

@@ -16,7 +16,7 @@ from model_store.source import ModelSource, inspect, list_files
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Where a model is now; `created` is false where the newest version already had this very content."""
+    """Where a model is now; `created` is false where the same content was there already."""
 
     name: str
     version: int
@@ -71,7 +71,7 @@ def publish(layout: Layout, publication: Publication, on_step: Callable[[str], N
         write_new(tmp / "manifest", manifest.canonical_bytes())
         store_blob(layout, tmp / "manifest", digest, tmp)
         on_step("version")
-        version, created = commit_version(layout, publication.name, digest, tmp)
+        version, created = commit_version(layout, publication.name, publication.alias, digest, tmp)
         on_step("check")
         # A collection that began before the version was there may have taken what was linked above.
         fresh = {file.sha256: copies / file.path for file in files} | {digest: tmp / "manifest"}

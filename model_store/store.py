@@ -94,8 +94,8 @@ class Store:
     ) -> Published:
         """Store a model directory as the next version of `name`, and point `alias` at it.
 
-        Content that equals the newest version's, manifest and all, makes no new one. `kind` is read from
-        `config.json` where it is not given.
+        Content that equals, manifest and all, that of the newest version or of the one that `alias` names makes no
+        new one. `kind` is read from `config.json` where it is not given.
 
         Raises:
             InvalidRequestError: a bad name, or the directory is not a publishable model.

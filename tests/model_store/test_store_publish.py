@@ -68,6 +68,16 @@ def test_equal_content_makes_no_new_version(store: Store, model_dir: Path) -> No
     assert store.publish("other", model_dir, metrics={"per": 5.0}).digest == first.digest
 
 
+def test_two_aliases_published_in_turn_again_make_no_new_versions(store: Store, model_dir: Path) -> None:
+    """As a run does that is called again: dense, then pruned, neither of them the newest when it comes."""
+    for created in (True, False, False):
+        for number, alias in ((1, "dense"), (2, "pruned")):
+            done = store.publish("g2p", model_dir, metrics={"n": float(number)}, alias=alias)
+            assert (done.version, done.created) == (number, created)
+    store.tag("g2p:2", "dense")
+    assert store.publish("g2p", model_dir, metrics={"n": 1.0}, alias="dense").version == 3
+
+
 def test_equal_content_gives_an_equal_digest_in_another_store(model_dir: Path, tmp_path: Path) -> None:
     digests = {Store(tmp_path / name).publish("g2p", model_dir).digest for name in ("one", "two")}
     assert len(digests) == 1
