@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
+from model_store.ref import check_name
 from model_store.safetensors_header import read_header
 from model_store.store import Store
 from nash.assess import assess
 from nash.data import Row, TokenizedPairs, read_rows
-from nash.lineage import lineage_of
+from nash.lineage import input_digests, lineage_of
 from nash.models import DTYPES, ResolvedModel, load_dense, load_tokenizer, new_t5, resolve_model, save_model
 from nash.progress import TrainingProgress
 from nash.recipe import FinetuneRecipe
@@ -41,12 +42,16 @@ def finetune(
 
     Raises:
         RequestError: data, tokenizer or start model cannot be used.
+        model_store.errors.InvalidRequestError: `name` or `alias` is not legal.
     """
+    if name is not None:
+        check_name(name, "model name")
+    check_name(alias, "alias")
     rows = read_rows(recipe.data.train)
     validation_rows = read_rows(recipe.data.validation)
     test_rows = validation_rows if recipe.data.test is None else read_rows(recipe.data.test)
     start = None if recipe.model is None else resolve_model(recipe.model, store)
-    run = RunFolder(out, recipe.model_dump(mode="json"))
+    run = RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start))
     folder = out / "model"
     if not folder.is_dir():
         _train(recipe, rows, validation_rows, start, out, console)

@@ -7,15 +7,29 @@ from typing import Any
 from model_store.manifest import Lineage
 from model_store.ref import looks_like_path
 from nash.data import file_digest
-from nash.recipe import FinetuneRecipe, PruneRecipe
+from nash.models import ResolvedModel, weights_digest
+from nash.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
+
+
+def data_digests(data: DataRecipe) -> dict[str, str]:
+    """The sha256 of every data file, by split."""
+    files = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {split: file_digest(path) for split, path in files.items() if path is not None}
+
+
+def input_digests(data: DataRecipe, model: ResolvedModel | None) -> dict[str, str]:
+    """What a run reads, by content: a file or an alias may be another one when the run goes on."""
+    digests = data_digests(data)
+    if model is not None:
+        digests["model"] = weights_digest(model.folder) if model.version is None else model.version.digest
+    return digests
 
 
 def lineage_of(recipe: FinetuneRecipe | PruneRecipe, parent: str | None) -> Lineage:
     """Parent digest, data digests, recipe, seed and code version of a run."""
-    files = {"train": recipe.data.train, "validation": recipe.data.validation, "test": recipe.data.test}
     return Lineage(
         parent=parent,
-        data={split: file_digest(path) for split, path in files.items() if path is not None},
+        data=data_digests(recipe.data),
         recipe=_portable(recipe.model_dump(mode="python")),
         seed=recipe.seed,
         code_version=version("nash"),

@@ -21,6 +21,7 @@ from model_store.errors import UnsupportedModelError
 from model_store.ref import looks_like_path
 from model_store.spec import DENSE_MODEL_TYPE, ModelSpec
 from model_store.store import Store, StoredVersion
+from nash.data import file_digest
 from nash.errors import RequestError
 from nash.recipe import T5Shape
 
@@ -84,17 +85,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def weights_digest(folder: Path) -> str:
+    """The sha256 of a directory's weights.
+
+    Raises:
+        RequestError: there are none.
+    """
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise RequestError(f"{folder} has no model.safetensors: save the weights there as one safetensors file")
+    return file_digest(weights)
+
+
 def load_dense(folder: Path) -> T5ForConditionalGeneration:
     """A dense model in float32, ready to be trained.
 
     Raises:
         RequestError: the directory holds no dense model of a supported family.
     """
-    spec = read_spec(folder)
-    if spec.compact:
-        raise RequestError(f"{folder} holds a model that is already pruned: give the dense one it came from")
+    read_spec(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert config["model_type"] == DENSE_MODEL_TYPE
+    if config["model_type"] != DENSE_MODEL_TYPE:
+        raise RequestError(f"{folder} holds a model that is already pruned: give the dense one it came from")
     model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, T5ForConditionalGeneration, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration, set_seed
 
 from model_store.ref import check_name
 from model_store.spec import ModelSpec
@@ -22,7 +22,7 @@ from nash.data import Row, TokenizedPairs, read_rows
 from nash.distillation import DistillationMaps
 from nash.errors import RequestError
 from nash.layer_selection import block_ends, select_layers
-from nash.lineage import lineage_of
+from nash.lineage import input_digests, lineage_of
 from nash.masking import EncoderGates
 from nash.modeling_nash_t5 import NashT5ForConditionalGeneration
 from nash.models import DTYPES, load_dense, load_tokenizer, read_spec, resolve_model, save_model
@@ -40,9 +40,11 @@ DENSE_ALIAS = "dense"
 class Task:
     """What a run works on: the dense model, what is kept of its decoder, and the data."""
 
+    inputs: dict[str, str]  # digests of what is read
     folder: Path  # the dense model's files
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
     kept_layers: tuple[int, ...]
     train_rows: list[Row]
     validation_rows: list[Row]
@@ -59,7 +61,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         RequestError: model, data or targets cannot be used.
     """
     task = _task(recipe, store)
-    run = RunFolder(out, recipe.model_dump(mode="json"))
+    run = RunFolder(out, recipe.model_dump(mode="json"), task.inputs)
     if not (out / "compact").is_dir():
         _prune_phase(recipe, task, out, console)
     if not (out / "model").is_dir():
@@ -84,15 +86,29 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
     check_name(recipe.alias, "alias")
     pruning = recipe.pruning
     kept = select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
+    _check_reachable(pruning, spec)
     return Task(
+        inputs=input_digests(data, model),
         folder=model.folder,
         version=model.version,
         spec=spec,
+        tokenizer=load_tokenizer(model.folder),
         kept_layers=kept,
         train_rows=train_rows,
         validation_rows=validation_rows,
         test_rows=test_rows[: data.test_rows],
     )
+
+
+def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
+    """Without this, hardening would cut what has no gate, in the order of the layers."""
+    heads, units = spec.num_heads * spec.head_weights, spec.d_ff * spec.unit_weights
+    reachable = (pruning.gate_heads * heads + pruning.gate_units * units) / (heads + units)
+    if pruning.encoder_sparsity > reachable:
+        raise RequestError(
+            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads and gate_units "
+            f"let no more than {reachable:.2f} of the encoder's prunable weights be cut"
+        )
 
 
 def _prune_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
@@ -134,8 +150,7 @@ def _train(
 ) -> None:
     phase = "final" if pruning is None else "prune"
     data = recipe.data
-    tokenizer = load_tokenizer(task.folder)
-    pairs = TokenizedPairs.under(data, task.train_rows, tokenizer)
+    pairs = TokenizedPairs.under(data, task.train_rows, task.tokenizer)
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     progress = TrainingProgress(phase, console)
@@ -149,7 +164,7 @@ def _train(
         pruning=pruning,
         output_dir=out / "checkpoints" / phase,
         seed=recipe.seed,
-        validation=TokenizedPairs.under(data, task.validation_rows, tokenizer),
+        validation=TokenizedPairs.under(data, task.validation_rows, task.tokenizer),
         callbacks=[progress],
     )
     try:

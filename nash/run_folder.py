@@ -8,22 +8,27 @@ from nash.errors import RequestError
 
 
 class RunFolder:
-    """`--out`: holds the run's settings, its phases' checkpoints and results.
+    """`--out`: holds the run's settings, the digests of its inputs, its phases' checkpoints and results.
 
     Raises:
-        RequestError: the folder belongs to a run with other settings.
+        RequestError: the folder belongs to a run with other settings, or its inputs have changed since.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        known = self.read_json("settings.json")
+        self._bind("settings", settings)
+        self._bind("inputs", inputs)
+
+    def _bind(self, kind: str, values: dict[str, Any]) -> None:
+        """Going on under other settings, or on other data, would publish a model that is neither run's."""
+        known = self.read_json(f"{kind}.json")
         if known is None:
-            self.write_json("settings.json", settings)
-        elif known != settings:
-            differing = sorted(k for k in {*known, *settings} if known.get(k) != settings.get(k))
+            self.write_json(f"{kind}.json", values)
+        elif known != values:
+            differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
             raise RequestError(
-                f"{path} holds a run with other settings ({', '.join(differing)} differ): "
+                f"{self.path} holds a run with other {kind} ({', '.join(differing)} differ): "
                 "choose another --out, or remove the folder to start anew"
             )
 

@@ -11,27 +11,30 @@ from nash.run_folder import RunFolder
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
-    RunFolder(out, {"seed": 0, "data": {"train": "a"}})
-    RunFolder(out, {"seed": 0, "data": {"train": "a"}})
+    settings, inputs = {"seed": 0, "data": {"train": "a"}}, {"train": "0f"}
+    RunFolder(out, settings, inputs)
+    RunFolder(out, settings, inputs)
     with pytest.raises(RequestError) as refusal:
-        RunFolder(out, {"seed": 1, "data": {"train": "b"}})
+        RunFolder(out, {"seed": 1, "data": {"train": "b"}}, inputs)
     assert str(out) in str(refusal.value)
     assert "data, seed differ" in str(refusal.value)
     assert "--out" in str(refusal.value)
     with pytest.raises(RequestError, match="more differ"):
-        RunFolder(out, {"seed": 0, "data": {"train": "a"}, "more": 1})
+        RunFolder(out, settings | {"more": 1}, inputs)
+    with pytest.raises(RequestError, match=r"other inputs \(train differ\)"):
+        RunFolder(out, settings, {"train": "1f"})
     assert json.loads((out / "settings.json").read_text())["seed"] == 0
 
 
 def test_results(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, {})
+    run = RunFolder(tmp_path, {}, {})
     assert run.read_json("results.json") is None
     run.write_json("results.json", {"n": 3})
     assert run.read_json("results.json") == {"n": 3}
 
 
 def test_a_result_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, {})
+    run = RunFolder(tmp_path, {}, {})
     run.write_json("results.json", {"n": 3})
     with pytest.raises(TypeError):
         run.write_json("results.json", {"n": 4, "bad": object()})
