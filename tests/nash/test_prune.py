@@ -1,0 +1,287 @@
+"""`nash prune` from a recipe to the store, as its user sees it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from model_store.store import Store
+from nash.models import read_spec
+from nash.training import last_checkpoint
+from tests.nash.command_line import PROGRAM, Outcome, nash
+from tests.nash.tiny_training import build_task_model, task_rows
+
+SPARSITY = 0.4
+FIELDS = {"metrics", "parameters", "bytes", "encoder_ms", "step_ms", "total_ms"}
+RECIPE = f"""
+model = "./dense"
+name = "reverse"
+metric = "exact"
+[data]
+train = "train.jsonl"
+validation = "validation.jsonl"
+test = "test.jsonl"
+max_source_tokens = 16
+max_target_tokens = 16
+[pruning]
+encoder_sparsity = {SPARSITY}
+decoder_layers = 2
+[prune_training]
+max_steps = 4
+batch_size = 8
+checkpoint_steps = 2
+[final_training]
+max_steps = 4
+batch_size = 8
+checkpoint_steps = 2
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A folder with a dense model, data and a recipe; read only."""
+
+    folder: Path
+
+    def recipe(self, name: str = "prune", text: str = RECIPE) -> Path:
+        path = self.folder / f"{name}.toml"
+        path.write_text(text)
+        return path
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp("task")
+    build_task_model(folder / "dense", dropout=0.1)
+    rows = [{"source": row.source, "target": list(row.targets)} for row in task_rows(80)]
+    for split, chosen in {"train": rows[:60], "validation": rows[60:70], "test": rows[70:]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return Task(folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: where it is, and what it printed."""
+
+    out: Path
+    store: Path
+    outcome: Outcome
+    document: Any
+
+    def again(self, task: Task) -> Any:
+        return nash("prune", task.recipe(), "--out", self.out, "--store", self.store, "--json").document()
+
+
+@pytest.fixture(scope="module")
+def run(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    out, store = folder / "out", folder / "store"
+    outcome = nash("prune", task.recipe(), "--out", out, "--store", store, "--json")
+    return Run(out=out, store=store, outcome=outcome, document=outcome.document())
+
+
+def test_the_document(run: Run) -> None:
+    document = run.document
+    assert {"ref", "digest", "dense", "pruned", "speedup"} <= document.keys()
+    assert document["ref"] == "reverse@pruned"
+    assert document["dense"].keys() == document["pruned"].keys() == FIELDS
+    assert document["pruned"]["metrics"].keys() == {"exact_match"}
+    assert document["n"] == 10
+    assert document["pruned"]["parameters"] < document["dense"]["parameters"]
+    assert document["speedup"] == pytest.approx(document["dense"]["total_ms"] / document["pruned"]["total_ms"])
+    assert "Traceback" not in run.outcome.err
+
+
+def test_what_is_in_the_store(run: Run, task: Task) -> None:
+    store = Store(run.store)
+    dense, pruned = store.resolve("reverse@dense"), store.resolve("reverse@pruned")
+    assert pruned.digest == run.document["digest"]
+    manifest = pruned.manifest
+    assert manifest.lineage.parent == dense.digest
+    assert manifest.lineage.seed == 0
+    assert manifest.lineage.data.keys() == {"train", "validation", "test"}
+    assert str(task.folder) not in json.dumps(manifest.lineage.recipe), "a digest must not depend on folders"
+    spec = read_spec(store.checkout("reverse@pruned"))
+    one_gate = spec.head_weights / (3 * (3 * spec.head_weights + spec.d_ff * spec.unit_weights))
+    assert spec.encoder_sparsity == pytest.approx(SPARSITY, abs=one_gate)
+    assert [layer.origin for layer in spec.decoder] == [0, 2]
+    assert all(len(layer.cross_heads) == 3 and layer.ffn == spec.d_ff for layer in spec.decoder)
+
+
+def test_the_published_model_loads_and_was_trained(run: Run) -> None:
+    folder = Store(run.store).checkout("reverse@pruned")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    compact = AutoModelForSeq2SeqLM.from_pretrained(run.out / "compact")
+    names = dict(model.named_parameters())
+    assert names.keys() == dict(compact.named_parameters()).keys()
+    assert not any(name.startswith(("gates", "maps")) for name in names)
+    same = [name for name, p in compact.named_parameters() if torch.equal(p, names[name])]
+    assert not same, "the final phase left these as they were"
+    for phase in ("prune", "final"):
+        assert (run.out / f"{phase}_log.jsonl").is_file()
+
+
+def test_run_again_it_goes_on_from_what_is_there(run: Run, task: Task) -> None:
+    """First from everything; then without the final model; then from the last checkpoints alone."""
+    saved = {path: path.stat().st_mtime_ns for path in run.out.rglob("*") if path.is_file()}
+    assert run.again(task) == run.document, "even what was measured is the first run's"
+    assert {path: path.stat().st_mtime_ns for path in saved} == saved, "something was done twice"
+    for lost in (["model"], ["compact", "model"]):
+        for name in lost:
+            shutil.rmtree(run.out / name)
+        assert run.again(task)["digest"] == run.document["digest"]
+    assert [stored.ref for stored in Store(run.store).list()] == ["reverse:1", "reverse:2"]
+
+
+def test_flags_alone(run: Run, task: Task, tmp_path: Path) -> None:
+    """A dense model out of the store, kept as it is: only the decoder is shortened."""
+    arguments = [
+        "--model",
+        "reverse@dense",
+        "--train",
+        task.folder / "train.jsonl",
+        "--name",
+        "reverse",
+        "--alias",
+        "s",
+    ]
+    arguments += ["--eval", task.folder / "validation.jsonl", "--encoder-sparsity", 0, "--decoder-layers", 1]
+    arguments += ["--max-steps", 1, "--out", tmp_path / "out", "--store", run.store]
+    store = tmp_path / "store"
+    shutil.copytree(run.store, store)
+    document = nash("prune", *arguments[:-1], store, "--json").document()
+    assert document["ref"] == "reverse@s"
+    stored = Store(store).resolve("reverse@s")
+    assert stored.manifest.lineage.parent == Store(store).resolve("reverse@dense").digest
+    spec = read_spec(Store(store).checkout("reverse@s"))
+    assert (len(spec.decoder), spec.encoder_sparsity) == (1, 0.0)
+
+
+def test_a_table_for_people(run: Run, task: Task) -> None:
+    outcome = nash("prune", task.recipe(), "--out", run.out, "--store", run.store)
+    assert outcome.code == 0
+    for text in ("reverse@pruned", "exact match", "total ms", "2 decoder layers"):
+        assert text in outcome.out
+
+
+def refused(task: Task, tmp_path: Path, recipe: Path, *flags: object) -> str:
+    """Exit 2, one line that says what and what to do, and nothing published or begun."""
+    store, out = tmp_path / "store", tmp_path / "out"
+    outcome = nash("prune", recipe, "--out", out, "--store", store, "--json", *flags)
+    assert outcome.code == 2, outcome.err
+    assert outcome.out == ""
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, outcome.err
+    assert outcome.err.splitlines()[-1] == errors[0]
+    assert not Store(store).list()
+    assert not out.exists()
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[pruning]", "[pruning]\nsparsity = 0.3", "pruning.sparsity"),
+        ("decoder_layers = 2", "decoder_layers = 9", "decoder_layers 9"),
+        ("decoder_layers = 2", "decoder_layers = [0, 3]", "decoder_layers [0, 3]"),
+        (f"= {SPARSITY}", "= 1.5", "pruning.encoder_sparsity = 1.5"),
+        ("./dense", "absent@dense", "absent"),
+        ("./dense", "./absent", "absent"),
+        ('"reverse"', '"Reverse"', "Reverse"),
+        ("test.jsonl", "absent.jsonl", "absent.jsonl"),
+        ("[pruning]", "[pruning]\ngate_heads = false\ngate_units = false", "gate_heads"),
+        (f"= {SPARSITY}", "= 0.7\ngate_heads = false", "encoder_sparsity 0.7 is out of reach"),
+    ],
+)
+def test_bad_recipes(task: Task, tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in RECIPE
+    assert says in refused(task, tmp_path, task.recipe("bad", RECIPE.replace(old, new, 1)))
+
+
+def test_a_malformed_row(task: Task, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"source": "a", "target": "b"}\n{"source": "a"}\n')
+    message = refused(task, tmp_path, task.recipe(), "--train", data)
+    assert f"{data}, line 2" in message
+
+
+def test_another_family(task: Task, tmp_path: Path) -> None:
+    (tmp_path / "bart").mkdir()
+    (tmp_path / "bart" / "config.json").write_text('{"model_type": "bart", "d_model": 16, "encoder_layers": 2}')
+    message = refused(task, tmp_path, task.recipe(), "--model", tmp_path / "bart")
+    assert "bart" in message
+    assert "T5" in message
+
+
+def test_a_pruned_model_is_not_pruned_again(run: Run, task: Task, tmp_path: Path) -> None:
+    assert "already pruned" in refused(task, tmp_path, task.recipe(), "--model", f"{run.out / 'model'}/")
+
+
+def test_a_model_without_a_tokenizer(task: Task, tmp_path: Path) -> None:
+    shutil.copytree(task.folder / "dense", tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+    assert "tokenizer.json" in refused(task, tmp_path, task.recipe(), "--model", tmp_path / "bare")
+
+
+def test_a_model_without_weights(task: Task, tmp_path: Path) -> None:
+    shutil.copytree(task.folder / "dense", tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(task, tmp_path, task.recipe(), "--model", tmp_path / "bare")
+
+
+def test_data_that_changed_under_a_run(run: Run, task: Task) -> None:
+    """Else the lineage would name rows that the model has never seen."""
+    data = task.folder / "train.jsonl"
+    before = data.read_text()
+    data.write_text(before + '{"source": "new", "target": "wen"}\n')
+    try:
+        outcome = nash("prune", task.recipe(), "--out", run.out, "--store", run.store)
+    finally:
+        data.write_text(before)
+    assert outcome.code == 2
+    assert "train differ" in outcome.err
+
+
+def test_a_folder_of_another_run(run: Run, task: Task) -> None:
+    before = len(Store(run.store).list())
+    outcome = nash("prune", task.recipe(), "--out", run.out, "--store", run.store, "--seed", 1)
+    assert outcome.code == 2
+    assert "seed differ" in outcome.err
+    assert len(Store(run.store).list()) == before
+
+
+def test_nothing_given() -> None:
+    outcome = nash("prune")
+    assert outcome.code == 2
+    assert "--model" in outcome.err
+
+
+def test_an_interrupted_run_says_so_and_goes_on(task: Task, tmp_path: Path) -> None:
+    """SIGINT in the middle of training, then the same command once more."""
+    text = RECIPE.replace("max_steps = 4", "max_steps = 60", 1)
+    arguments = ["prune", str(task.recipe("long", text)), "--out", str(tmp_path / "out")]
+    arguments += ["--store", str(tmp_path / "store"), "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline_s = time.monotonic() + 300
+    checkpoints = tmp_path / "out" / "checkpoints" / "prune"
+    while last_checkpoint(checkpoints) is None and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "compact").exists()
+    document = nash(*arguments).document()
+    assert Store(tmp_path / "store").resolve("reverse@pruned").digest == document["digest"]
