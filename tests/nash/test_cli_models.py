@@ -122,7 +122,7 @@ def test_human_output(model: Path, root: Path) -> None:
 
     assert "g2p:1" in text("publish", "g2p", str(model), "--alias", "dense")
     assert "there already" in text("publish", "g2p", str(model))
-    assert "71,456" in text("ls")
+    assert "0.07 M" in text("ls")
     shown = text("show", "g2p")
     assert "model.safetensors" in shown
     assert "encoder_sparsity" in shown
