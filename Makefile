@@ -30,4 +30,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.engine_cpu $(ARGS)
 
 audit: $(INSTALLED)
-	$(BIN)/pip-audit --strict --skip-editable $(ARGS)
+	$(BIN)/pip-audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
