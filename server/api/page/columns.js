@@ -139,8 +139,9 @@ class Column {
   }
 
   compare(reference, speedup, agreement) {
-    const { figure, word } = comparison(speedup);
+    const { figure, word, outcome } = comparison(speedup);
     this.#comparison.textContent = `${figure} ${word} ${reference.name}`;
+    this.#comparison.dataset.outcome = outcome;
     if (agreement.exact) return;
     const shared = sharedPositions(reference.tokens, this.tokens);
     this.tokens.forEach(({ node }, i) => node.classList.toggle("differs", !shared.has(i)));
