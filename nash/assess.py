@@ -15,6 +15,8 @@ from nash.models import load_tokenizer
 from nash.recipe import DataRecipe, MetricKind
 from server.engine.sequence import EngineConfig
 
+LATENCY_REPEATS = 21  # one request takes milliseconds: a few more keep the medians still
+
 
 def assess(
     folders: dict[str, Path], rows: Sequence[Row], metric: MetricKind, data: DataRecipe, console: Console
@@ -33,7 +35,7 @@ def assess(
     new_tokens = _median_tokens(tokenizer, [row.targets[0] for row in rows], data.max_target_tokens)
     console.print(f"measuring latency: {source_tokens} tokens in, {new_tokens} out")
     latencies = measure_side_by_side(
-        list(folders.values()), batch=1, source_tokens=source_tokens, new_tokens=new_tokens
+        list(folders.values()), batch=1, source_tokens=source_tokens, new_tokens=new_tokens, repeats=LATENCY_REPEATS
     )
     figures: dict[str, Any] = {"n": len(rows), "source_tokens": source_tokens, "new_tokens": new_tokens}
     for name, latency in zip(folders, latencies, strict=True):
