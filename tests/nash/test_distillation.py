@@ -51,10 +51,10 @@ def test_encoder_loss() -> None:
     teacher = [student[0] + 0.1, student[2] - 0.2]
     mask = torch.tensor([[True, True, False], [True, False, False]])
     identity = DistillationMaps(4, 1).encoder
-    assert float(encoder_loss(student, teacher, identity, mask, None)) == pytest.approx((0.01 + 0.04) / 2, rel=1e-4)
-    assert float(encoder_loss(student, teacher, identity, mask, 30)) == pytest.approx(0.025 * 3 / 30, rel=1e-4)
+    assert encoder_loss(student, teacher, identity, mask, None).item() == pytest.approx((0.01 + 0.04) / 2, rel=1e-4)
+    assert encoder_loss(student, teacher, identity, mask, 30).item() == pytest.approx(0.025 * 3 / 30, rel=1e-4)
     teacher[1][~mask] += 100
-    assert float(encoder_loss(student, teacher, identity, mask, None)) == pytest.approx(0.025, rel=1e-4)
+    assert encoder_loss(student, teacher, identity, mask, None).item() == pytest.approx(0.025, rel=1e-4)
 
 
 def test_decoder_loss_has_a_map_for_each_layer() -> None:
@@ -63,7 +63,7 @@ def test_decoder_loss_has_a_map_for_each_layer() -> None:
     with torch.no_grad():
         maps[1].weight.mul_(2)  # type: ignore[operator]
     teacher = [student[0] + 0.5, 2 * student[1]]
-    assert float(decoder_loss(student, teacher, maps, mask, None)) == pytest.approx(0.25 / 2, rel=1e-4)
+    assert decoder_loss(student, teacher, maps, mask, None).item() == pytest.approx(0.25 / 2, rel=1e-4)
     assert isinstance(maps[0], nn.Linear)
     torch.testing.assert_close(maps[0].weight, torch.eye(4))
 

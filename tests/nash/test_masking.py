@@ -50,7 +50,8 @@ def test_untrained_gates_stay_open(spec: ModelSpec) -> None:
     hardened = own.harden(0.3)
     assert all(bool(k.all()) for k in hardened.kept.heads)
     assert all(bool((v == 1).all()) for v in hardened.values.heads)
-    assert own.sparsity().item() < 0.5, "heads, half of the weights, count as open"
+    units = torch.cat([gates.open_probability(a.detach()) for a in own.unit_alphas])
+    assert own.sparsity().item() == pytest.approx(0.5 * (1 - units.mean().item()), abs=1e-6), "heads count as open"
 
 
 def test_alphas_are_kept_where_gradients_live(spec: ModelSpec) -> None:

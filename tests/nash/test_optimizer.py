@@ -34,6 +34,11 @@ def test_orthogonalize(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(rotated, torch.diag_embed(near_one), atol=1e-3, rtol=0)
 
 
+def test_orthogonalize_lifts_small_singular_values() -> None:
+    lifted = orthogonalize(torch.diag(torch.tensor([1.0, 0.3, 0.03, 0.004]))).diagonal()
+    assert bool(((lifted > 0.6) & (lifted < 1.3)).all()), lifted
+
+
 def test_orthogonalize_of_nothing_is_nothing() -> None:
     assert not orthogonalize(torch.zeros(3, 4)).any()
 

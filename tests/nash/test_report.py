@@ -51,5 +51,5 @@ def test_table() -> None:
     assert ["total ms", "12.00", "4.00", "3.00x"] in rows
     assert ["phoneme error rate %", "9.25", "9.50", ""] in rows
     assert ["parameters (millions)", "2.00", "2.00", "1.00x"] in rows
-    assert "g2p@pruned: 2 decoder layers, encoder sparsity 0.31" in " ".join(text.split())
+    assert "g2p@pruned: 2 decoder layers, encoder 31% cut" in " ".join(text.split())
     assert "60 test rows" in text

@@ -152,6 +152,13 @@ def test_a_half_written_checkpoint_is_passed_over(
     assert_equal(weights(resumed), whole[finetuning][0])
 
 
+def test_the_newest_checkpoint_is_by_number(tmp_path: Path) -> None:
+    for step in (9, 10, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
     assert last_checkpoint(tmp_path / "absent") is None
