@@ -33,12 +33,6 @@ def predict(folder: Path, sources: Sequence[str], config: EngineConfig) -> list[
     """The model's greedy answers to the source texts, in their order."""
     tokenizer = load_tokenizer(folder)
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
-    # Like lengths side by side: the engine admits in order, so its encoder batches then hold little padding.
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     engine = Engine.load(folder, config)
-    parameters = GenerationParameters(max_new_tokens=min(engine.default_max_new_tokens, config.max_new_tokens))
-    answers = [""] * len(encoded)
-    generated = engine.generate([encoded[i] for i in order], parameters)
-    for i, sequence in zip(order, generated, strict=True):
-        answers[i] = tokenizer.decode(sequence.tokens, skip_special_tokens=True)
-    return answers
+    generated = engine.generate(encoded, GenerationParameters(max_new_tokens=engine.default_max_new_tokens))
+    return [tokenizer.decode(sequence.tokens, skip_special_tokens=True) for sequence in generated]

@@ -82,6 +82,8 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
     spec = read_spec(model.folder)
     if spec.compact:
         raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
+    if not recipe.distillation.trains:
+        raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
     check_name(recipe.name, "model name")
     check_name(recipe.alias, "alias")
     pruning = recipe.pruning

@@ -77,16 +77,16 @@ class StudentTrainer(FinetuneTrainer):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """The weights; then maps, alphas and multipliers (ascending), none of them decayed.
 
-        Gates and multipliers keep their rate: were it to fall with the weights' schedule, late gates would freeze.
+        These keep their rate: were it to fall with the weights' schedule, late gates would freeze.
         """
-        groups = [*super().optimizer_groups(), {"params": list(self.student.maps.parameters())}]
+        constant = {"constant_rate": True}
+        groups = [*super().optimizer_groups(), {"params": list(self.student.maps.parameters()), **constant}]
         if self.gates is not None and self.pruning is not None:
             alphas = [alpha for alpha in self.gates.alphas()[0] if alpha.requires_grad]
             gate_rate, multiplier_rate = (
                 self.pruning.gate_learning_rate,
                 self.pruning.multiplier_learning_rate,
             )
-            constant = {"constant_rate": True}
             groups.append({"params": alphas, "lr": gate_rate, **constant})
             multipliers = [self.gates.multipliers_2]
             groups.append({"params": multipliers, "lr": multiplier_rate, "maximize": True, **constant})

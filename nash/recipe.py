@@ -121,6 +121,11 @@ class DistillationRecipe(_Section):
     encoder_hidden_weight: float = Field(default=0.001, ge=0)
     decoder_hidden_weight: float = Field(default=0.001, ge=0)
 
+    @property
+    def trains(self) -> bool:
+        """Whether any loss is switched on."""
+        return any((self.task_weight, self.prediction_weight, self.encoder_hidden_weight, self.decoder_hidden_weight))
+
 
 class PruneRecipe(_Section):
     """`nash prune`: from a fine-tuned `model` (a path or a reference) to a compact one in the store."""

@@ -1,6 +1,6 @@
 """One phase of training on transformers' Seq2SeqTrainer.
 
-Checkpoints, resume, mixed precision, several GPUs and trackers are the Trainer's. What is ours: batches of like
+Checkpoints, resume and mixed precision are the Trainer's. What is ours: batches of like
 lengths, the optimizer, and a loss whose gradient does not depend on the accumulation steps.
 """
 

@@ -43,3 +43,8 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RequestError | InvalidRequestError | EngineError) else 1)
+    except OSError as error:  # a full disk, a folder without permission: nothing of ours knows better
+        if os.environ.get("NASH_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -138,22 +138,23 @@ def test_multipliers_and_gates_pull_apart(model_dir: Path, tmp_path: Path) -> No
     assert linear < 0 < quadratic
 
 
-def test_clipping_spares_gates(model_dir: Path, tmp_path: Path) -> None:
+def test_clipping_spares_gates_and_maps(model_dir: Path, tmp_path: Path) -> None:
     clipped, free = Watch(), Watch()
     for watch, most in ((clipped, 1e-3), (free, NO_CLIPPING)):
         out = tmp_path / str(most)
         run(student_trainer(model_dir, out, [watch], pruning=PRUNING, batch_size=4, max_steps=1, max_grad_norm=most))
     [small], [large] = clipped.gradients, free.gradients
-    gates = {name for name in large if name.startswith("gates")}
-    assert len(gates) == 7  # three layers of heads, three of units, the multipliers
-    assert_same_gradients({n: small[n] for n in gates}, {n: large[n] for n in gates})
-    norm = torch.stack([g.norm() for n, g in small.items() if n not in gates]).norm().item()
+    spared = {name for name in large if name.startswith(("gates", "maps"))}
+    # Three layers of heads, three of units, the multipliers; the encoder's map and one of each decoder layer.
+    assert len(spared) == 7 + 1 + len([name for name in large if name.startswith("maps.decoder")])
+    assert_same_gradients({n: small[n] for n in spared}, {n: large[n] for n in spared})
+    norm = torch.stack([g.norm() for n, g in small.items() if n not in spared]).norm().item()
     assert norm == pytest.approx(1e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 2])
 def test_rates(model_dir: Path, tmp_path: Path, warmup_steps: int) -> None:
-    """Weights and maps follow the schedule, gates and multipliers keep their rate from the first step to the last."""
+    """Weights follow the schedule; maps, gates and multipliers keep their rate from the first step to the last."""
     watch = Watch()
     trainer = student_trainer(
         model_dir,
@@ -168,7 +169,8 @@ def test_rates(model_dir: Path, tmp_path: Path, warmup_steps: int) -> None:
     run(trainer)
     matrices, rest, maps, alphas, multipliers = zip(*watch.rates, strict=True)
     expected = [0.1, 0.075, 0.05, 0.025] if warmup_steps == 0 else [0.0, 0.05, 0.1, 0.05]
-    assert list(matrices) == list(rest) == list(maps) == pytest.approx(expected)
+    assert list(matrices) == list(rest) == pytest.approx(expected)
+    assert maps == (0.1,) * 4
     assert alphas == (0.02,) * 4
     assert multipliers == (PRUNING.multiplier_learning_rate,) * 4
 
