@@ -24,6 +24,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.readme_table --check
 	$(BIN)/pytest -q tests/test_house_rules.py
 
 bench: $(INSTALLED)
