@@ -1,6 +1,5 @@
 """The command line. Each command imports what it needs when it runs, so that `nash --help` is instant."""
 
-import os
 import sys
 import traceback
 
@@ -31,20 +30,21 @@ app.add_typer(models.app, name="models", help="Publish, list, tag and verify mod
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
-    os.environ["NASH_DEBUG"] = "1" if debug else ""
+    """What `main` itself looks at is declared here, for the help."""
 
 
 def main() -> None:
     """Run the command line: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
+    debug = "--debug" in sys.argv
     try:
         app()
     except (NashError, ModelStoreError, EngineError) as error:
-        if os.environ.get("NASH_DEBUG"):
+        if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RequestError | InvalidRequestError | EngineError) else 1)
     except OSError as error:  # a full disk, a folder without permission: nothing of ours knows better
-        if os.environ.get("NASH_DEBUG"):
+        if debug:
             traceback.print_exc()
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
