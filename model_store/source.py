@@ -122,6 +122,16 @@ def inspect(directory: Path) -> ModelSource:
     )
 
 
+def check_publishable(directory: Path) -> None:
+    """Refuse what `Store.publish` would refuse, without a store.
+
+    Raises:
+        InvalidRequestError: the directory is not a publishable model.
+    """
+    list_files(directory)
+    inspect(directory)
+
+
 def _check_content(path: Path) -> None:
     if danger := _danger(path):
         raise InvalidRequestError(f"{path.name} is {danger}: delete it; weights go into {WEIGHTS}")

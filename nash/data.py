@@ -49,7 +49,7 @@ def _row(line: str, path: Path, number: int) -> Row:
 
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad(f"not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise bad(f"{line.strip()[:40]!r} is not an object")
@@ -62,6 +62,8 @@ def _row(line: str, path: Path, number: int) -> Row:
         raise bad(f"source is {source!r}, not a text with something in it")
     if not targets or not all(isinstance(t, str) and t.strip() for t in targets):
         raise bad(f"target is {target!r}, not a text or a list of texts")
+    if any("\ud800" <= character <= "\udfff" for text in (source, *targets) for character in text):
+        raise bad("a text holds half of a surrogate pair, which is no character")
     return Row(source=source, targets=tuple(targets))
 
 

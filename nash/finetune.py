@@ -51,14 +51,14 @@ def finetune(
     validation_rows = read_rows(recipe.data.validation)
     test_rows = validation_rows if recipe.data.test is None else read_rows(recipe.data.test)
     start = None if recipe.model is None else resolve_model(recipe.model, store)
-    run = RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start))
     folder = out / "model"
-    if not folder.is_dir():
-        _train(recipe, rows, validation_rows, start, out, console)
-    results = run.read_json("results.json")
-    if results is None:
-        results = assess({"dense": folder}, test_rows[: recipe.data.test_rows], recipe.metric, recipe.data, console)
-        run.write_json("results.json", results)
+    with RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start)) as run:
+        if not folder.is_dir():
+            _train(recipe, rows, validation_rows, start, out, console)
+        results = run.read_json("results.json")
+        if results is None:
+            results = assess({"dense": folder}, test_rows[: recipe.data.test_rows], recipe.metric, recipe.data, console)
+            run.write_json("results.json", results)
     ref, digest = str(folder), None
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None

@@ -22,6 +22,7 @@ from model_store.ref import looks_like_path
 from model_store.spec import DENSE_MODEL_TYPE, ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.data import file_digest
+from nash.disk import full_disk_named
 from nash.errors import RequestError
 from nash.recipe import T5Shape
 
@@ -143,9 +144,11 @@ def save_model(model: Any, tokenizer_files: Path, folder: Path, dtype: torch.dty
     """Write a model directory whole or not at all: weights in `dtype`, and the tokenizer's files as they are."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.to(dtype).save_pretrained(partial)
-    for file in tokenizer_paths(tokenizer_files):
-        shutil.copyfile(file, partial / file.name)
+    model.to(dtype)
+    with full_disk_named(folder.parent, sum(parameter.nbytes for parameter in model.parameters())):
+        model.save_pretrained(partial)
+        for file in tokenizer_paths(tokenizer_files):
+            shutil.copyfile(file, partial / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 

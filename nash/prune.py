@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration, set_seed
 
 from model_store.ref import check_name
+from model_store.source import check_publishable
 from model_store.spec import ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.assess import assess
@@ -61,17 +62,17 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         RequestError: model, data or targets cannot be used.
     """
     task = _task(recipe, store)
-    run = RunFolder(out, recipe.model_dump(mode="json"), task.inputs)
-    if not (out / "compact").is_dir():
-        _prune_phase(recipe, task, out, console)
-    if not (out / "model").is_dir():
-        _final_phase(recipe, task, out, console)
-    results = run.read_json("results.json")
-    if results is None:
-        folders = {"dense": task.folder, "pruned": out / "model"}
-        results = assess(folders, task.test_rows, recipe.metric, recipe.data, console)
-        run.write_json("results.json", results)
-    return _publish(recipe, task, out, store, results)
+    with RunFolder(out, recipe.model_dump(mode="json"), task.inputs) as run:
+        if not (out / "compact").is_dir():
+            _prune_phase(recipe, task, out, console)
+        if not (out / "model").is_dir():
+            _final_phase(recipe, task, out, console)
+        results = run.read_json("results.json")
+        if results is None:
+            folders = {"dense": task.folder, "pruned": out / "model"}
+            results = assess(folders, task.test_rows, recipe.metric, recipe.data, console)
+            run.write_json("results.json", results)
+        return _publish(recipe, task, out, store, results)
 
 
 def _task(recipe: PruneRecipe, store: Store) -> Task:
@@ -86,6 +87,10 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
         raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
     check_name(recipe.name, "model name")
     check_name(recipe.alias, "alias")
+    if recipe.alias == DENSE_ALIAS:
+        raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
+    if model.version is None:
+        check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
     pruning = recipe.pruning
     kept = select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
     _check_reachable(pruning, spec)

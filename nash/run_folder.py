@@ -1,14 +1,18 @@
 """The folder of one run: what is done stays done, so an interrupted run goes on where it stopped."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 from nash.errors import RequestError
 
 
 class RunFolder:
     """`--out`: holds the run's settings, the digests of its inputs, its phases' checkpoints and results.
+
+    One run at a time has a folder, for as long as the `with` block lasts.
 
     Raises:
         RequestError: the folder belongs to a run with other settings, or its inputs have changed since.
@@ -17,8 +21,20 @@ class RunFolder:
     def __init__(self, path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._bind("settings", settings)
-        self._bind("inputs", inputs)
+        self._lock = _lock(path / ".lock")
+        try:
+            self._bind("settings", settings)
+            self._bind("inputs", inputs)
+        except RequestError:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let other runs have the folder."""
+        self._lock.close()
 
     def _bind(self, kind: str, values: dict[str, Any]) -> None:
         """Going on under other settings, or on other data, would publish a model that is neither run's."""
@@ -38,9 +54,31 @@ class RunFolder:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise RequestError(
+                f"{self.path / name} is damaged ({error}): remove it if the rest of the run is to go on"
+            ) from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a result whole or not at all: a reader takes its presence for its being finished."""
         temporary = self.path / f".{name}.partial"
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name with nothing in it
         temporary.replace(self.path / name)
+
+
+def _lock(path: Path) -> TextIO:
+    """Hold a file for the life of this process; the system lets go of it however the process ends.
+
+    Raises:
+        RequestError: another run holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RequestError(f"another run is at work in {path.parent}: wait for it, or choose another --out") from None
+    return file

@@ -24,6 +24,7 @@ from transformers import (
 
 from nash import losses
 from nash.data import Collator, SimilarLengthSampler, TokenizedPairs
+from nash.disk import full_disk_named
 from nash.errors import NashError
 from nash.optimizer import MuonAdamW, parameter_groups
 from nash.recipe import OptimizationRecipe
@@ -223,14 +224,19 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def train(trainer: FinetuneTrainer) -> list[dict[str, float]]:
     """Run the phase to its end, from its last whole checkpoint if there is one; return the log's entries."""
-    checkpoint = last_checkpoint(Path(str(trainer.args.output_dir)))
+    folder = Path(str(trainer.args.output_dir))
+    checkpoint = last_checkpoint(folder)
     state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if state is not None and state.global_step >= state.max_steps:
         # Going on from a phase's end, the Trainer would take one step more.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
     else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        # A checkpoint is the weights and the optimizer's two moments; the one before it goes after it is written.
+        checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in trainer.model.parameters())
+        folder.mkdir(parents=True, exist_ok=True)
+        with full_disk_named(folder, checkpoint_bytes):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
 
 

@@ -1,6 +1,7 @@
 """What the server is started with: the command line, then the environment, a file, and the defaults below."""
 
 import argparse
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +143,12 @@ class Settings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name, whatever it begins with, may lead anywhere
 
 
 class _Parser(argparse.ArgumentParser):

@@ -218,9 +218,7 @@ class Supervisor:
         assert self._first_ready is not None
         while True:
             self.state, self._load_error = ModelState.LOADING, None
-            self._worker = await WorkerProcess.spawn(self._worker_module, self._environment(), self._on_report)
-            self._worker.send([self._load])
-            how = await self._worker.wait()
+            how = await self._live_once()
             self._worker = self.ready = None
             self.state = ModelState.FAILED
             reason = self._load_error or f"its worker {how}; the lines above say more"
@@ -232,6 +230,15 @@ class Supervisor:
             self._drop_what_cannot_run_again(how)
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+
+    async def _live_once(self) -> str:
+        """One life of a worker; how it ended."""
+        try:
+            self._worker = await WorkerProcess.spawn(self._worker_module, self._environment(), self._on_report)
+        except OSError as error:  # no descriptors, processes or memory left: they may come free
+            return f"could not be started ({error.strerror})"
+        self._worker.send([self._load])
+        return await self._worker.wait()
 
     def _drop_what_cannot_run_again(self, how: str) -> None:
         for generation in list(self._pending.values()):

@@ -19,14 +19,14 @@ def progress_console() -> "Console":
     """Progress goes to standard error, so that standard output holds the result alone."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def result_console() -> "Console":
     """Results for people go to standard output."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def print_json(document: Any) -> None:

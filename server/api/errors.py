@@ -9,7 +9,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.api.wire import AsciiJsonResponse
-from server.errors import ClientGoneError, InternalError, MethodNotAllowedError, NotFoundError, RequestError
+from server.errors import (
+    BodyTooLargeError,
+    ClientGoneError,
+    InternalError,
+    MethodNotAllowedError,
+    NotFoundError,
+    RequestError,
+)
 
 
 def error_document(error: RequestError) -> dict[str, Any]:
@@ -22,6 +29,8 @@ def error_response(error: RequestError) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, BodyTooLargeError):
+        headers["connection"] = "close"  # or the client could go on sending what nobody reads
     return AsciiJsonResponse(error_document(error), status_code=error.status, headers=headers)
 
 

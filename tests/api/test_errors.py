@@ -103,7 +103,9 @@ def test_a_body_over_the_limit_is_refused_whatever_its_headers_say(client: httpx
     def chunks() -> Iterator[bytes]:
         yield from (b"x" * 5000 for _ in range(5))
 
-    assert refusal(client.post("/generate", content=chunks()), 413, "validation") == message
+    response = client.post("/generate", content=chunks())
+    assert refusal(response, 413, "validation") == message
+    assert response.headers["connection"] == "close"
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(client: httpx.Client) -> None:

@@ -166,3 +166,18 @@ def test_the_short_batch_is_the_last() -> None:
     for start in range(0, 400, 8):
         lengths = [sampler.lengths[i][0] for i in order[start : start + 8]]
         assert max(lengths) - min(lengths) <= 8
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"source": "ab\\ud800", "target": "AE"}', "surrogate"),
+        ('{"source": "ab", "target": ["AE", "\\udfff"]}', "surrogate"),
+        ('{"source": ' + "[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_what_no_tokenizer_can_read_is_a_bad_row(tmp_path: Path, line: str, says: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"source": "a", "target": "b"}\n' + line + "\n")
+    with pytest.raises(RequestError, match=rf"line 2: .*{says}"):
+        read_rows(file)

@@ -214,6 +214,29 @@ def test_a_malformed_row(task: Task, tmp_path: Path) -> None:
     assert f"{data}, line 2" in message
 
 
+def test_the_dense_models_alias(task: Task, tmp_path: Path) -> None:
+    assert "alias 'dense' is the dense model's" in refused(task, tmp_path, task.recipe(), "--alias", "dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("generation_config.json", None, "no generation_config.json"),
+        ("training_args.bin", b"PK\x03\x04", "training_args.bin"),
+        ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "model.safetensors"),
+    ],
+)
+def test_what_could_not_be_published_is_refused_before_training(
+    task: Task, tmp_path: Path, name: str, content: bytes | None, says: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(task.folder / "dense", model)
+    (model / name).unlink(missing_ok=True)
+    if content is not None:
+        (model / name).write_bytes(content)
+    assert says in refused(task, tmp_path, task.recipe(), "--model", model)
+
+
 def test_another_family(task: Task, tmp_path: Path) -> None:
     (tmp_path / "bart").mkdir()
     (tmp_path / "bart" / "config.json").write_text('{"model_type": "bart", "d_model": 16, "encoder_layers": 2}')

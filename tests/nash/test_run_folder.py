@@ -12,8 +12,9 @@ from nash.run_folder import RunFolder
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     settings, inputs = {"seed": 0, "data": {"train": "a"}}, {"train": "0f"}
-    RunFolder(out, settings, inputs)
-    RunFolder(out, settings, inputs)
+    for _ in range(2):
+        with RunFolder(out, settings, inputs):
+            pass
     with pytest.raises(RequestError) as refusal:
         RunFolder(out, {"seed": 1, "data": {"train": "b"}}, inputs)
     assert str(out) in str(refusal.value)
@@ -41,3 +42,16 @@ def test_a_result_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert run.read_json("results.json") == {"n": 3}
     (tmp_path / ".other.json.partial").write_text('{"n": ')  # as a kill leaves it
     assert run.read_json("other.json") is None
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, {}, {}), pytest.raises(RequestError, match="another run is at work in"):
+        RunFolder(tmp_path, {}, {})
+    with RunFolder(tmp_path, {}, {}) as run:
+        assert run.read_json("settings.json") == {}
+
+
+def test_a_torn_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("")
+    with pytest.raises(RequestError, match=r"settings\.json is damaged"):
+        RunFolder(tmp_path, {}, {})

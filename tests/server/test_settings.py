@@ -121,3 +121,12 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, error: str) ->
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.toml cannot be read"):
         parse_settings([*MODEL, "--config", "nowhere.toml"], {})
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("localhost", True), ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("127.example.org", False)],
+)
+def test_only_an_address_is_loopback(host: str, loopback: bool) -> None:
+    models = (ModelRequest(ref="a", engine=EngineConfig()),)
+    assert Settings(models=models, host=host, allow_unauthenticated=True).is_loopback is loopback

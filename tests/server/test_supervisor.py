@@ -24,6 +24,7 @@ from server.generation import Generation, GenerationRequest
 from server.metrics import Metrics, ModelDescription, VariantMetrics
 from server.settings import ModelRequest, Settings
 from server.supervisor import ModelState, Supervisor
+from server.worker_process import WorkerProcess
 from tests.server.fake_engine import (
     BREAKS_THE_STEP,
     KILLS_IT_AFTER_A_TOKEN,
@@ -127,6 +128,39 @@ def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
         assert harness.supervisor.state is ModelState.FAILED
         with pytest.raises(UnavailableError, match="m@v is failed"):
             harness.submit([5])
+        await harness.supervisor.stop()
+
+    run(scenario())
+
+
+def test_a_worker_that_cannot_be_spawned_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn, refusals = WorkerProcess.spawn, [OSError(24, "Too many open files")] * 2
+
+    async def spawn_later(*arguments: Any) -> WorkerProcess:
+        if refusals:
+            raise refusals.pop()
+        return await spawn(*arguments)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            monkeypatch.setattr(WorkerProcess, "spawn", spawn_later)
+            assert harness.supervisor.worker_pid is not None
+            os.kill(harness.supervisor.worker_pid, signal.SIGKILL)
+            await harness.eventually(lambda: not refusals and harness.supervisor.state is ModelState.READY)
+            assert harness.count("nash_worker_restarts_total") == 3
+
+    run(scenario())
+
+
+def test_a_worker_that_cannot_be_spawned_at_the_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*arguments: Any) -> WorkerProcess:
+        raise OSError(24, "Too many open files")
+
+    async def scenario() -> None:
+        monkeypatch.setattr(WorkerProcess, "spawn", refuse)
+        harness = Harness(tmp_path)
+        with pytest.raises(StartError, match=r"could not be started \(Too many open files\)"):
+            await harness.supervisor.start()
         await harness.supervisor.stop()
 
     run(scenario())
