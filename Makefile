@@ -1,14 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-CHECKED := nash model_store server loadtest tests benchmarks examples
+CHECKED := nash model_store server loadtest deploy tests benchmarks examples
 
 .PHONY: demo test test-all check bench audit
 
 # Nothing but Python is required: the virtual environment is made and filled on first use.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,loadtest]"
 	@touch $@
 
 demo: $(INSTALLED)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("model_store", "server", "nash", "loadtest")
-FOLDERS = (*PACKAGES, "tests", "benchmarks", "examples")
+FOLDERS = (*PACKAGES, "deploy", "tests", "benchmarks", "examples")
 
 # What each part may import of ours. The longest matching prefix decides.
 ALLOWED = {
