@@ -48,7 +48,14 @@ class ModelDescription:
     decoder_layers: int
     encoder_sparsity: float
     dtype: str
+    baseline: bool  # whether the other variants of the model are compared with it
     engine: str = "nash"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """In Prometheus' manner: texts alone, truth as true and false."""
+        values = vars(self).items()
+        return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values}
 
 
 class Metrics:
@@ -122,7 +129,7 @@ class VariantMetrics:
         self._cache_used = {kind: metrics.cache_used.labels(*own, kind) for kind in ("self", "cross")}
         self._memory = {kind: metrics.memory.labels(*own, kind) for kind in ("weights", "cache", "peak")}
         self._load = metrics.load.labels(*own)
-        metrics.info.labels(*own).info({key: str(value) for key, value in vars(description).items()})
+        metrics.info.labels(*own).info(description.labels)
 
     def ended(self, outcome: str, generations: int = 1) -> None:
         """Count generations that ended in `outcome`, refused ones included."""

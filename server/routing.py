@@ -61,3 +61,8 @@ def dense_or_first(variants: Sequence[V]) -> V:
 def family_of_first(loaded: Sequence[V]) -> list[V]:
     """All variants of the family that a request without a model goes to."""
     return [candidate for candidate in loaded if candidate.model == loaded[0].model]
+
+
+def baseline_of(model: str, variants: Sequence[V]) -> V:
+    """The one among a family's variants that the others are compared with."""
+    return dense_or_first([variant for variant in variants if variant.model == model])

@@ -11,6 +11,7 @@ from server.errors import UnavailableError
 from server.lane import Lane
 from server.metrics import Metrics
 from server.resolution import resolve_models
+from server.routing import baseline_of
 from server.settings import Settings
 from server.supervisor import ModelState
 from server.variant import Variant
@@ -28,9 +29,10 @@ class Service:
         """
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
+        models = resolve_models(settings.models, Store(settings.store))
         self.variants = tuple(
-            Variant(resolved, settings, self.metrics)
-            for resolved in resolve_models(settings.models, Store(settings.store))
+            Variant(resolved, settings, self.metrics, baseline=resolved is baseline_of(resolved.model, models))
+            for resolved in models
         )
         # Two comparisons at once would slow each other.
         self.comparisons = Lane(max_waiting=settings.max_queue, wait_s=settings.queue_s)

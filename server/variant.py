@@ -27,15 +27,19 @@ class TextRequest:
 class Variant:
     """A `ResolvedModel` that runs."""
 
-    def __init__(self, resolved: ResolvedModel, settings: Settings, metrics: Metrics) -> None:
-        """Raises StartError where the model has no tokenizer that can be read."""
+    def __init__(self, resolved: ResolvedModel, settings: Settings, metrics: Metrics, *, baseline: bool) -> None:
+        """`baseline`: whether the metrics compare the model's other variants with this one.
+
+        Raises:
+            StartError: the model has no tokenizer that can be read.
+        """
         self.resolved = resolved
         self.model = resolved.model
         self.variant = resolved.variant
         self.version = resolved.version
         self.ref = resolved.ref
         self.codec = TextCodec.load(resolved.directory, resolved.spec.eos_id)
-        self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved))
+        self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
         self.supervisor = Supervisor(resolved.ref, resolved.directory, resolved.request.engine, settings, self.metrics)
 
     async def admit(self, request: TextRequest, mode: Mode) -> list[Generation]:
@@ -81,7 +85,7 @@ class Variant:
         return asked
 
 
-def _description(resolved: ResolvedModel) -> ModelDescription:
+def _description(resolved: ResolvedModel, baseline: bool) -> ModelDescription:
     return ModelDescription(
         version="" if resolved.version is None else str(resolved.version),
         digest=resolved.digest or "",
@@ -89,4 +93,5 @@ def _description(resolved: ResolvedModel) -> ModelDescription:
         decoder_layers=len(resolved.spec.decoder),
         encoder_sparsity=round(resolved.spec.encoder_sparsity, 4),
         dtype=resolved.request.engine.dtype,
+        baseline=baseline,
     )

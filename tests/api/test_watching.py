@@ -52,6 +52,7 @@ def test_every_metric_is_there_for_both_variants_from_the_start(client: httpx.Cl
         info = next(name for name in names if name.startswith("nash_model_info") and f'variant="{variant}"' in name)
         assert re.search(r'digest="[0-9a-f]{64}"', info)
         assert f'decoder_layers="{3 if variant == "dense" else 1}"' in info
+        assert f'baseline="{"true" if variant == "dense" else "false"}"' in info
     assert not [name for name in names if "_created" in name]
 
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from server.errors import InvalidRequestError, NotFoundError
-from server.routing import dense_or_first, family_of_first, route
+from server.routing import baseline_of, dense_or_first, family_of_first, route
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,8 @@ def test_families_and_baselines() -> None:
     assert family_of_first([FAST, SUMMARY, DENSE]) == [FAST, DENSE]
     assert dense_or_first([FAST, DENSE]) is DENSE
     assert dense_or_first([FAST]) is FAST
+
+
+def test_the_baseline_is_the_familys_dense_variant_or_its_first() -> None:
+    assert baseline_of("g2p", LOADED) is DENSE
+    assert baseline_of("summary", LOADED) is SUMMARY

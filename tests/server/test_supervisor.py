@@ -44,7 +44,7 @@ class Harness:
         self._registry = CollectorRegistry()
         model = ModelRequest(ref="m@v", engine=EngineConfig(slots=LIMITS.slots))
         description = ModelDescription(
-            version="1", digest="d", parent="", decoder_layers=1, encoder_sparsity=0.0, dtype="float32"
+            version="1", digest="d", parent="", decoder_layers=1, encoder_sparsity=0.0, dtype="float32", baseline=True
         )
         self.supervisor = Supervisor(
             "m@v",

@@ -1,0 +1,452 @@
+"""The dashboard "Dense against pruned", as code.
+
+    python -m deploy.grafana.dashboard            write dashboards/nash.json
+    python -m deploy.grafana.dashboard --check    fail where the file and this module differ
+
+Every panel says what it shows in its own description; docs/operations.md says what to make of it. A series is always
+named by its variant alone, so that Grafana gives a variant the same colour in every panel.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders.dashboard import (
+    AnnotationQuery,
+    Dashboard,
+    DashboardLink,
+    DatasourceVariable,
+    FieldColor,
+    QueryVariable,
+    Row,
+    ThresholdsConfig,
+)
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.variants import Dataquery
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    DataSourceRef,
+    LegendDisplayMode,
+    LegendPlacement,
+    SortOrder,
+    TooltipDisplayMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    Panel,
+    Threshold,
+    ThresholdsMode,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+FILE = Path(__file__).parent / "dashboards" / "nash.json"
+UID = "nash-dense-against-pruned"
+
+_DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+_COLUMNS = 24  # of Grafana's grid
+_OWN = 'model="$model", variant=~"$variant"'
+_TRAFFIC = f'{_OWN}, mode!="compare"'  # /compare runs one variant after the other, whatever else is going on
+_BASELINE = 'max by (model, variant) (nash_model_info{baseline="true"})'
+_PARTS = ("sum", "count")  # of a histogram, beside its buckets
+_PAIRS_WINDOW = "$__range"
+_SPEEDUP_WINDOW = "5m"  # the window of the recording rules
+
+
+def _query(expression: str, legend: str = "{{variant}}") -> prometheus.Dataquery:
+    return prometheus.Dataquery().expr(expression).legend_format(legend).datasource(_DATASOURCE)
+
+
+def _targets(queries: Sequence[prometheus.Dataquery]) -> list[Builder[Dataquery]]:
+    return [query.ref_id(chr(ord("A") + number)) for number, query in enumerate(queries)]
+
+
+def _lines(title: str, description: str, unit: str, *queries: prometheus.Dataquery, span: int) -> timeseries.Panel:
+    """Lines over time, one a variant and query, from zero up."""
+    return (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(_DATASOURCE)
+        .targets(_targets(queries))
+        .unit(unit)
+        .min(0)
+        .line_width(2)
+        .fill_opacity(8)
+        .color_scheme(FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+        .legend(common.VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM))
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .span(span)
+        .height(8)
+    )
+
+
+def _speedup_stat(title: str, description: str, expression: str, *, no_value: str, span: int) -> stat.Panel:
+    """One number a variant; below 1 it is slower than the baseline, and red."""
+    steps = [Threshold(color="red"), Threshold(value=0.995, color="text"), Threshold(value=1.05, color="green")]
+    return (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(_DATASOURCE)
+        .targets(_targets([_query(expression).instant()]))
+        .unit("suffix:x")
+        .decimals(2)
+        .no_value(no_value)
+        .color_mode(BigValueColorMode.VALUE)
+        .graph_mode(BigValueGraphMode.NONE)
+        .thresholds(ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
+        .span(span)
+        .height(6)
+    )
+
+
+def _mean(metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> str:
+    """The mean of a histogram's observations in the window: exact, whatever its buckets; nothing where there were none."""
+    total, count = (
+        f"sum by (model, variant) (rate({metric}_{part}{{{labels}}}[{window}]))" for part in ("sum", "count")
+    )
+    return f"{total} / {count}"
+
+
+def _quantile(share: float, metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> str:
+    """A quantile, interpolated within a bucket; nothing, instead of NaN, where there was no observation."""
+    rates = f"sum by (le, model, variant) (rate({metric}_bucket{{{labels}}}[{window}]))"
+    return f"histogram_quantile({share}, {rates}) >= 0"
+
+
+def _over_baseline(value: Callable[[str], str]) -> str:
+    """The baseline's value over each variant's; `value` makes an expression by (model, variant) from labels."""
+    every = value('model="$model"')  # the baseline counts whether or not it is chosen for display
+    baseline = f"avg by (model) (({every}) * on (model, variant) group_left () {_BASELINE})"
+    return f"{baseline} / on (model) group_right () ({value(_OWN)})"
+
+
+def _what_pruning_buys() -> list[Builder[Panel]]:
+    duration = "nash_request_duration_seconds"
+    rule = f"model_variant:nash_speedup:mean5m{{{_OWN}}}"
+    return [
+        _speedup_stat(
+            "Speed-up, mean",
+            "Mean time of the baseline's requests over that of the variant's, last 5 minutes, without /compare. "
+            "Exact, but the two may answer different requests: see the pairs.",
+            rule,
+            no_value="no traffic on both in 5 minutes",
+            span=6,
+        ),
+        _speedup_stat(
+            "Speed-up, p95",
+            "The same at the 95th percentile: what the slow requests gain.",
+            _over_baseline(
+                lambda labels: _quantile(0.95, duration, f'{labels}, mode!="compare"', _SPEEDUP_WINDOW),
+            ),
+            no_value="no traffic on both in 5 minutes",
+            span=6,
+        ),
+        _speedup_stat(
+            "Speed-up of /compare pairs",
+            "Mean over the shown time, from /compare alone: the same texts on every variant, one after the other. "
+            "The controlled figure.",
+            _over_baseline(lambda labels: _mean(duration, f'{labels}, mode="compare"', _PAIRS_WINDOW)),
+            no_value="nothing compared in the shown time",
+            span=6,
+        ),
+        _lines(
+            "Requests per second",
+            "Requests that ended well, without /compare.",
+            "reqps",
+            _query(f"sum by (variant) (rate(nash_request_duration_seconds_count{{{_TRAFFIC}}}[$__rate_interval]))"),
+            span=6,
+        ).height(6),
+        _lines(
+            "Speed-up over time",
+            "The mean speed-up of the last 5 minutes, as the alerts see it. The baseline is the line at 1.",
+            "suffix:x",
+            _query(rule),
+            span=_COLUMNS,
+        ),
+    ]
+
+
+def _latency() -> list[Builder[Panel]]:
+    duration = "nash_request_duration_seconds"
+    quantiles: list[Builder[Panel]] = [
+        _lines(
+            f"Latency p{share * 100:g}",
+            "From admission to the whole answer, without /compare.",
+            "s",
+            _query(_quantile(share, duration, _TRAFFIC)),
+            span=8,
+        )
+        for share in (0.5, 0.95, 0.99)
+    ]
+    heat = (
+        heatmap.Panel()
+        .title("Latency of $variant")
+        .description("How many requests took how long. Two bands are two kinds of requests: long and short texts, say.")
+        .datasource(_DATASOURCE)
+        .targets(
+            _targets(
+                [
+                    _query(
+                        f"sum by (le, variant) (increase({duration}_bucket{{{_TRAFFIC}}}[$__rate_interval]))", "{{le}}"
+                    ).format(PromQueryFormat.HEATMAP)
+                ]
+            )
+        )
+        .calculate(False)
+        .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
+        .y_axis(heatmap.YAxisConfig().unit("s"))
+        .filter_values(heatmap.FilterValueRange().le(1e-9))
+        .repeat("variant")
+        .repeat_direction("h")
+        .max_per_row(2)
+        .span(_COLUMNS)
+        .height(8)
+    )
+    rest = [
+        _lines(
+            "Time to first token, mean",
+            "From arrival to the first token: queue, encoder, first step.",
+            "s",
+            _query(_mean("nash_time_to_first_token_seconds")),
+            span=8,
+        ),
+        _lines(
+            "Time per output token, mean",
+            "Between a request's tokens: the decoder, which pruning shortens most.",
+            "s",
+            _query(_mean("nash_time_per_output_token_seconds")),
+            span=8,
+        ),
+        _lines(
+            "Time in the queue, p95",
+            "Until a slot was free. Rises before anything else when a variant has more work than it can do.",
+            "s",
+            _query(_quantile(0.95, "nash_queue_seconds")),
+            span=8,
+        ),
+    ]
+    return [*quantiles, heat, *rest]
+
+
+def _engine() -> list[Builder[Panel]]:
+    return [
+        _lines(
+            "Decode step, mean",
+            "One step of all running requests together.",
+            "s",
+            _query(_mean("nash_decode_step_seconds")),
+            span=8,
+        ),
+        _lines("Encoder batch, mean", "One batch of sources.", "s", _query(_mean("nash_encode_seconds")), span=8),
+        _lines(
+            "Batch size, mean",
+            "Requests in a decode step. Near the number of slots the variant is full.",
+            "short",
+            _query(_mean("nash_batch_size")),
+            span=8,
+        ),
+        _lines(
+            "Running and waiting",
+            "Requests that hold a slot, and those that wait for one.",
+            "short",
+            _query(f"sum by (variant) (nash_requests_running{{{_OWN}}})", "{{variant}} running"),
+            _query(f"sum by (variant) (nash_requests_waiting{{{_OWN}}})", "{{variant}} waiting"),
+            _query(f"sum by (variant) (nash_slots{{{_OWN}}})", "{{variant}} slots"),
+            span=8,
+        ),
+        _lines(
+            "Generated tokens per second",
+            "All requests together.",
+            "short",
+            _query(f'sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction="generated"}}[$__rate_interval]))'),
+            span=8,
+        ),
+        _lines(
+            "Padding, share of source tokens",
+            "Work of the encoder on positions that hold nothing.",
+            "percentunit",
+            _query(
+                f'sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction="padding"}}[$__rate_interval]))'
+                f' / sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction=~"source|padding"}}[$__rate_interval]))'
+            ),
+            span=8,
+        ),
+    ]
+
+
+def _health() -> list[Builder[Panel]]:
+    labels = ("model", "variant", "version", "decoder_layers", "encoder_sparsity", "dtype", "engine", "baseline")
+    columns = [*labels, "parent", "digest"]
+    models = (
+        table.Panel()
+        .title("Models")
+        .description(
+            "What is loaded. The baseline is what the speed-ups refer to; parent is the digest it was made from."
+        )
+        .datasource(_DATASOURCE)
+        .targets(
+            _targets(
+                [
+                    _query(f"max by ({', '.join(columns)}) (nash_model_info{{{_OWN}}})")
+                    .format(PromQueryFormat.TABLE)
+                    .instant()
+                ]
+            )
+        )
+        .with_transformation(
+            DataTransformerConfig(
+                id_val="organize",
+                options={
+                    "excludeByName": {"Time": True, "Value": True},
+                    "indexByName": {name: number for number, name in enumerate(columns)},
+                },
+            )
+        )
+        .override_by_regexp("digest|parent", [DynamicConfigValue(id_val="custom.width", value=160)])
+        .span(_COLUMNS)
+        .height(5)
+    )
+    return [
+        _lines(
+            "Requests per second that did not end well",
+            "By outcome. client_error is the caller's; rejected is a full queue; timeout and error are the server's.",
+            "reqps",
+            _query(
+                f'sum by (variant, outcome) (rate(nash_requests_total{{{_OWN}, outcome!="ok"}}[$__rate_interval]))',
+                "{{variant}} {{outcome}}",
+            ),
+            span=8,
+        ),
+        _lines(
+            "Memory of the workers",
+            "Weights and caches as sized at load; peak is the most that the worker's process ever held.",
+            "bytes",
+            _query(f"sum by (variant, kind) (nash_model_memory_bytes{{{_OWN}}})", "{{variant}} {{kind}}"),
+            span=8,
+        ),
+        _lines(
+            "Cache in use",
+            "Used part of the caches for generated tokens (self) and source tokens (cross).",
+            "percentunit",
+            _query(f"avg by (variant, kind) (nash_cache_used_ratio{{{_OWN}}})", "{{variant}} {{kind}}"),
+            span=8,
+        ),
+        _lines(
+            "Worker restarts",
+            "Workers that died and were started again, in the last hour.",
+            "short",
+            _query(f"sum by (variant) (increase(nash_worker_restarts_total{{{_OWN}}}[1h]))"),
+            span=8,
+        ),
+        _lines(
+            "Time of the last load",
+            "From the start of the worker to ready.",
+            "s",
+            _query(f"max by (variant) (nash_model_load_seconds{{{_OWN}}})"),
+            span=8,
+        ),
+        _lines(
+            "Tokens of a request, mean",
+            "Source and generated tokens. Where two variants differ here, they answer different requests.",
+            "short",
+            _query(_mean("nash_source_tokens"), "{{variant}} source"),
+            _query(_mean("nash_generated_tokens"), "{{variant}} generated"),
+            span=8,
+        ),
+        models,
+    ]
+
+
+def build() -> Dashboard:
+    """The whole dashboard."""
+    everything = VariableOption(selected=True, text="All", value="$__all")
+    dashboard = (
+        Dashboard("Dense against pruned")
+        .uid(UID)
+        .description("What pruning buys, live: the same server's dense and pruned variants side by side.")
+        .tags(["nash"])
+        .readonly()
+        .refresh("5s")
+        .time("now-15m", "now")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .annotation(
+            AnnotationQuery()
+            .name("Alerts")
+            .datasource(_DATASOURCE)
+            .enable(True)
+            .icon_color("red")
+            .expr('ALERTS{alertname=~"Nash.*", alertstate="firing"}')
+            .title_format("{{alertname}}")
+            .text_format("{{model}} {{variant}}")
+        )
+        .link(
+            DashboardLink("Alert rules")
+            .type(DashboardLinkType.LINK)
+            .url("/alerting/list?search=Nash")
+            .tooltip("The rules of Prometheus and how they stand")
+        )
+        .with_variable(DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
+        .with_variable(
+            QueryVariable("model")
+            .label("Model")
+            .datasource(_DATASOURCE)
+            .query("label_values(nash_model_info, model)")
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .sort(VariableSort.ALPHABETICAL_ASC)
+        )
+        .with_variable(
+            QueryVariable("variant")
+            .label("Variants")
+            .datasource(_DATASOURCE)
+            .query('label_values(nash_model_info{model="$model"}, variant)')
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .sort(VariableSort.ALPHABETICAL_ASC)
+            .multi(True)
+            .include_all(True)
+            .current(everything)
+        )
+    )
+    rows = {
+        "What pruning buys": _what_pruning_buys(),
+        "Latency": _latency(),
+        "Engine": _engine(),
+        "Health": _health(),
+    }
+    for title, panels in rows.items():
+        dashboard.with_row(Row(title))
+        for panel in panels:
+            dashboard.with_panel(panel)
+    return dashboard
+
+
+def text() -> str:
+    """The dashboard's JSON, as it is committed."""
+    return JSONEncoder(sort_keys=True, indent=2).encode(build().build()) + "\n"
+
+
+def main() -> None:
+    """Write the file, or compare it."""
+    parser = argparse.ArgumentParser(description="Write Grafana's dashboard, or check that it is up to date.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the file differs")
+    if not parser.parse_args().check:
+        FILE.write_text(text(), encoding="utf-8")
+    elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text():
+        sys.exit(f"{FILE} is not what this module makes: run python -m deploy.grafana.dashboard")
+
+
+if __name__ == "__main__":
+    main()
