@@ -12,6 +12,7 @@ from model_store.manifest import FileEntry, Kind, Lineage, Manifest, SpecSummary
 from model_store.pointers import commit_version, move_alias
 from model_store.ref import check_name
 from model_store.source import ModelSource, inspect, list_files
+from model_store.views import open_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ def publish(layout: Layout, publication: Publication, on_step: Callable[[str], N
 
     Raises:
         InvalidRequestError: the directory is not a publishable model.
+        CorruptStoreError: something foreign stands in the directory that is made for loading it.
         StoreAccessError: there is not enough space.
     """
     sizes = list_files(publication.directory)
@@ -78,6 +80,9 @@ def publish(layout: Layout, publication: Publication, on_step: Callable[[str], N
         for sha256, copy in fresh.items():
             if not layout.blob(sha256).exists():
                 store_blob(layout, copy, sha256, tmp)
+        # Now, because those who load it may see the store on a read-only disk, and before an alias leads to it.
+        on_step("view")
+        open_view(layout, manifest, digest, f"{publication.name}:{version}")
         if publication.alias is not None:
             on_step("alias")
             move_alias(layout, publication.name, publication.alias, version, publication.reason, tmp)

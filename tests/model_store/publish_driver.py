@@ -1,4 +1,4 @@
-"""Runs the store in child processes that can be killed, raced and starved; started by the tests as a script.
+"""Runs the store in child processes that can be killed, raced and starved; `drive` starts this file as a script.
 
 Reads one JSON request from standard input, forks a child for each job and lets all of them begin at one moment.
 Prints the children's results as a JSON list: what the job returned, `"killed"`, or the error's type and text.
@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,31 @@ from typing import Any
 from model_store.errors import ModelStoreError
 from model_store.store import Store
 
+ROOT = Path(__file__).parents[2]
+
+
+def drive(jobs: list[dict[str, Any]]) -> list[Any]:
+    """What became of each job; all of them begin at one moment."""
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    results: list[Any] = json.loads(done.stdout)
+    return results
+
 
 def run_job(job: dict[str, Any]) -> object:
     root, directory = Path(job["store"]), Path(job["directory"])
     if "file_limit_bytes" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit_bytes"],) * 2)
+    if "uid" in job:
+        os.setgid(job["uid"])
+        os.setuid(job["uid"])
     if "checkout" in job:
         return str(Store(root).checkout(job["checkout"]))
 

@@ -1,17 +1,12 @@
 """The store under kill -9, under a race and under a full disk, in real processes."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model_store.store import Store
+from tests.model_store.publish_driver import drive
 
-ROOT = Path(__file__).parents[2]
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 STEPS = (
     *(f"copy {name}" for name in FILES),
@@ -19,24 +14,11 @@ STEPS = (
     "manifest",
     "version",
     "check",
+    "view",
     "alias",
     "drop",
 )
-AFTER_COMMIT = ("check", "alias", "drop")
-
-
-def drive(jobs: list[dict[str, Any]]) -> list[Any]:
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("publish_driver.py")],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    results: list[Any] = json.loads(done.stdout)
-    return results
+AFTER_COMMIT = ("check", "view", "alias", "drop")
 
 
 def test_steps_are_those_that_are_killed_below(store: Store, model_dir: Path) -> None:
