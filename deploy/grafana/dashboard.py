@@ -8,6 +8,7 @@ named by its variant alone, so that Grafana gives a variant the same colour in e
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +42,6 @@ from grafana_foundation_sdk.models.dashboard import (
     DataTransformerConfig,
     DynamicConfigValue,
     FieldColorModeId,
-    Panel,
     Threshold,
     ThresholdsMode,
     VariableOption,
@@ -62,6 +62,9 @@ _BASELINE = 'max by (model, variant) (nash_model_info{baseline="true"})'
 _PARTS = ("sum", "count")  # of a histogram, beside its buckets
 _PAIRS_WINDOW = "$__range"
 _SPEEDUP_WINDOW = "5m"  # the window of the recording rules
+
+
+_Panel = heatmap.Panel | stat.Panel | table.Panel | timeseries.Panel
 
 
 def _query(expression: str, legend: str = "{{variant}}") -> prometheus.Dataquery:
@@ -113,7 +116,7 @@ def _speedup_stat(title: str, description: str, expression: str, *, no_value: st
 
 
 def _mean(metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> str:
-    """The mean of a histogram's observations in the window: exact, whatever its buckets; nothing where there were none."""
+    """The mean of a histogram's observations in the window, exact whatever its buckets; nothing without any."""
     total, count = (
         f"sum by (model, variant) (rate({metric}_{part}{{{labels}}}[{window}]))" for part in ("sum", "count")
     )
@@ -133,7 +136,7 @@ def _over_baseline(value: Callable[[str], str]) -> str:
     return f"{baseline} / on (model) group_right () ({value(_OWN)})"
 
 
-def _what_pruning_buys() -> list[Builder[Panel]]:
+def _what_pruning_buys() -> list[_Panel]:
     duration = "nash_request_duration_seconds"
     rule = f"model_variant:nash_speedup:mean5m{{{_OWN}}}"
     return [
@@ -179,9 +182,9 @@ def _what_pruning_buys() -> list[Builder[Panel]]:
     ]
 
 
-def _latency() -> list[Builder[Panel]]:
+def _latency() -> list[_Panel]:
     duration = "nash_request_duration_seconds"
-    quantiles: list[Builder[Panel]] = [
+    quantiles: list[_Panel] = [
         _lines(
             f"Latency p{share * 100:g}",
             "From admission to the whole answer, without /compare.",
@@ -241,7 +244,11 @@ def _latency() -> list[Builder[Panel]]:
     return [*quantiles, heat, *rest]
 
 
-def _engine() -> list[Builder[Panel]]:
+def _engine() -> list[_Panel]:
+    padding, source, generated = (
+        f'sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction="{direction}"}}[$__rate_interval]))'
+        for direction in ("padding", "source", "generated")
+    )
     return [
         _lines(
             "Decode step, mean",
@@ -271,31 +278,26 @@ def _engine() -> list[Builder[Panel]]:
             "Generated tokens per second",
             "All requests together.",
             "short",
-            _query(f'sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction="generated"}}[$__rate_interval]))'),
+            _query(generated),
             span=8,
         ),
         _lines(
             "Padding, share of source tokens",
             "Work of the encoder on positions that hold nothing.",
             "percentunit",
-            _query(
-                f'sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction="padding"}}[$__rate_interval]))'
-                f' / sum by (variant) (rate(nash_tokens_total{{{_OWN}, direction=~"source|padding"}}[$__rate_interval]))'
-            ),
+            _query(f"{padding} / ({padding} + {source})"),
             span=8,
         ),
     ]
 
 
-def _health() -> list[Builder[Panel]]:
+def _health() -> list[_Panel]:
     labels = ("model", "variant", "version", "decoder_layers", "encoder_sparsity", "dtype", "engine", "baseline")
     columns = [*labels, "parent", "digest"]
     models = (
         table.Panel()
         .title("Models")
-        .description(
-            "What is loaded. The baseline is what the speed-ups refer to; parent is the digest it was made from."
-        )
+        .description("What is loaded. Speed-ups refer to the baseline; parent is the digest of the original.")
         .datasource(_DATASOURCE)
         .targets(
             _targets(
@@ -322,7 +324,7 @@ def _health() -> list[Builder[Panel]]:
     return [
         _lines(
             "Requests per second that did not end well",
-            "By outcome. client_error is the caller's; rejected is a full queue; timeout and error are the server's.",
+            "By outcome: client_error is the caller's, rejected a full queue, timeout and error are the server's.",
             "reqps",
             _query(
                 f'sum by (variant, outcome) (rate(nash_requests_total{{{_OWN}, outcome!="ok"}}[$__rate_interval]))',
@@ -426,10 +428,11 @@ def build() -> Dashboard:
         "Engine": _engine(),
         "Health": _health(),
     }
+    numbers = itertools.count(1)
     for title, panels in rows.items():
-        dashboard.with_row(Row(title))
+        dashboard.with_row(Row(title).id(next(numbers)))
         for panel in panels:
-            dashboard.with_panel(panel)
+            dashboard.with_panel(panel.id(next(numbers)))
     return dashboard
 
 

@@ -1,0 +1,194 @@
+"""The stack of docker-compose.yml on this machine, without containers: the same commands, the same configuration.
+
+    python -m deploy.native [--store STORE] [--model REF ...]
+
+starts the server and a Prometheus that watches it, on loopback, and ends both on Ctrl-C. It needs Debian's
+`prometheus`. Only what names a container is rewritten: hosts, ports, the folders of mounts.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+COMPOSE = ROOT / "docker-compose.yml"
+CONFIGURATION = Path(__file__).parent / "prometheus" / "prometheus.yml"
+
+_LISTENING = re.compile(r'msg="Listening on".* address=(\S+)')
+_START_S = 60
+_STOP_S = 30
+
+
+class PrometheusError(Exception):
+    """Prometheus could not be started or did not answer a query."""
+
+
+class Prometheus:
+    """A Prometheus of this machine with the committed configuration, for the length of a `with` block.
+
+    `server` is where the server listens, as HOST:PORT; `change` may edit the configuration before it is used.
+    """
+
+    def __init__(self, server: str, *, change: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._server = server
+        self._change = change
+        self._listening = threading.Event()
+        self._last_lines: list[str] = []
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        binary = shutil.which("prometheus")
+        if binary is None:
+            raise PrometheusError("prometheus is not installed: apt-get install prometheus")
+        self._folder = Path(tempfile.mkdtemp(prefix="nash-prometheus-"))
+        configuration = native_configuration(self._server)
+        if self._change is not None:
+            self._change(configuration)
+        path = self._folder / "prometheus.yml"
+        path.write_text(yaml.safe_dump(configuration), encoding="utf-8")
+        own = {
+            "--config.file": path,
+            "--storage.tsdb.path": self._folder / "data",
+            "--web.listen-address": "127.0.0.1:0",
+        }
+        self._process = subprocess.Popen(
+            [binary, *_with_flags(_compose_command("prometheus"), own)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        if not self._listening.wait(_START_S) or not self.url:
+            self.__exit__(None, None, None)
+            raise PrometheusError("prometheus did not start: " + " / ".join(self._last_lines[-3:]))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The instant vector of an expression now: `metric`, the labels, and `value`, the time and a text.
+
+        Raises:
+            PrometheusError: the expression is not valid.
+        """
+        result = self._get("query", query=expression)["result"]
+        return result if isinstance(result, list) else [result]
+
+    def metric_names(self) -> set[str]:
+        """Every name that it has a series of, recorded ones included."""
+        return set(self._get("label/__name__/values"))
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Recording and alerting rules as they stand, with `health` and `lastError`."""
+        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
+
+    def wait_for(self, expression: str, *, timeout_s: float = 60.0) -> list[dict[str, Any]]:
+        """The vector of an expression as soon as it is not empty.
+
+        Raises:
+            PrometheusError: it still is after `timeout_s`.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not (found := self.query(expression)):
+            if time.monotonic() > deadline_s:
+                raise PrometheusError(f"{expression} has no series after {timeout_s:g} s")
+            time.sleep(0.2)
+        return found
+
+    def _get(self, path: str, **parameters: str) -> Any:
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=_STOP_S) as response:
+                return json.load(response)["data"]
+        except urllib.error.HTTPError as error:
+            raise PrometheusError(f"{parameters}: {error.read().decode()}") from error
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._last_lines = [*self._last_lines[-20:], line.strip()]
+            if (found := _LISTENING.search(line)) is not None:
+                self.url = f"http://{found[1]}"
+                self._listening.set()
+        self._listening.set()  # it has ended
+
+
+def native_configuration(server: str) -> dict[str, Any]:
+    """The committed prometheus.yml with this machine's paths, and with HOST:PORT of the server."""
+    configuration: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
+    mounted = Path(_flags(_compose_command("prometheus"))["--config.file"]).parent
+    configuration["rule_files"] = [
+        str(CONFIGURATION.parent / Path(name).relative_to(mounted)) if Path(name).is_absolute()
+        else str(CONFIGURATION.parent / name)
+        for name in configuration["rule_files"]
+    ]  # fmt: skip
+    for job in configuration["scrape_configs"]:
+        for group in job["static_configs"]:
+            group["targets"] = [server if job["job_name"] == "nash" else target for target in group["targets"]]
+    return configuration
+
+
+def _compose_command(service: str) -> list[str]:
+    command = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"][service]["command"]
+    assert isinstance(command, list)
+    return command
+
+
+def _flags(command: Sequence[str]) -> dict[str, str]:
+    return dict(argument.split("=", 1) for argument in command if "=" in argument)
+
+
+def _with_flags(command: Sequence[str], own: dict[str, Any]) -> list[str]:
+    """The command with these flags in place of its own."""
+    kept = [argument for argument in command if argument.split("=", 1)[0] not in own]
+    return kept + [f"{flag}={value}" for flag, value in own.items()]
+
+
+def main() -> int:
+    """Run the server and Prometheus until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="The server and Prometheus on this machine, without containers.")
+    parser.add_argument("--store", default="store", help="the model store's folder")
+    parser.add_argument("--model", action="append", help="a variant to serve; default: g2p@dense and g2p@pruned")
+    parser.add_argument("--port", type=int, default=8000, help="port of the server")
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "server", "--store", options.store, "--port", str(options.port)]
+    for model in options.model or ("g2p@dense", "g2p@pruned"):
+        command += ["--model", model]
+    try:
+        with Prometheus(f"127.0.0.1:{options.port}") as prometheus:
+            print(f"Prometheus at {prometheus.url}", flush=True)
+            server = subprocess.Popen(command)
+            try:
+                return server.wait()
+            except KeyboardInterrupt:
+                return server.wait()  # it has the signal too, and drains
+    except PrometheusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
