@@ -1,0 +1,9 @@
+"""The error tree of the load test. Messages name the value and the remedy and are shown as they stand."""
+
+
+class LoadtestError(Exception):
+    """The work failed for a reason that the user can understand (exit code 1)."""
+
+
+class RequestError(LoadtestError):
+    """What was asked for is wrong: a bad row, an unknown REF, a folder that is in use (exit code 2)."""

@@ -1,0 +1,169 @@
+"""What the server has loaded, and which of it is put under load."""
+
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from loadtest.errors import LoadtestError, RequestError
+
+API_KEY_VARIABLE = "NASH_API_KEY"
+_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One variant under load."""
+
+    ref: str
+    name: str  # what figures and plots call it
+    weight: float = 1.0  # its share of the requests, in proportion to the others'
+
+    def __str__(self) -> str:
+        return f"{self.ref},weight={self.weight:g}"
+
+
+class ServerClient:
+    """Asks a server what it is and has; generates nothing."""
+
+    def __init__(self, host: str, api_key: str | None) -> None:
+        """`host` is a URL such as `http://127.0.0.1:8000`.
+
+        Raises:
+            RequestError: it is none.
+        """
+        self.host = checked_host(host)
+        self._headers = authorization(api_key)
+        # Locust's client uses no proxy either.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def models(self) -> list[dict[str, Any]]:
+        """`GET /models` of a server that is ready.
+
+        Raises:
+            LoadtestError: it cannot be reached, is not ready, refuses the key, or is no server of this kind.
+        """
+        ready = self._get("/health/ready")
+        if not isinstance(ready, dict) or ready.get("ready") is not True:
+            raise LoadtestError(f"{self.host} is not ready ({_states(ready)}): wait until its models are loaded")
+        models = self._get("/models")
+        named = isinstance(models, list) and all(
+            isinstance(model, dict) and all(_is_name(model.get(key)) for key in ("ref", "model", "variant"))
+            for model in models
+        )
+        if not named or not models:
+            raise LoadtestError(f"{self.host}/models does not list models: give the address of a nash server")
+        return list(models)
+
+    def info(self) -> Any:
+        """`GET /info`.
+
+        Raises:
+            LoadtestError: it cannot be had.
+        """
+        return self._get("/info")
+
+    def _get(self, path: str) -> Any:
+        request = urllib.request.Request(self.host + path, headers=self._headers)
+        try:
+            with self._opener.open(request, timeout=_TIMEOUT_S) as response:
+                body = response.read()
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise LoadtestError(
+                    f"{self.host}{path} wants a valid API key: set {API_KEY_VARIABLE} to one"
+                ) from error
+            if error.code != 503:
+                raise LoadtestError(
+                    f"{self.host}{path} answered {error.code}: give the address of a nash server"
+                ) from error
+            body = error.read()
+        except (OSError, ValueError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise LoadtestError(
+                f"no server answers at {self.host} ({reason}): start one with `nash serve`, or give its --host"
+            ) from error
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise LoadtestError(f"{self.host}{path} is not JSON: give the address of a nash server") from error
+
+
+def checked_host(host: str) -> str:
+    """The URL without a slash at its end.
+
+    Raises:
+        RequestError: it is no http(s) URL, or has a query.
+    """
+    try:
+        parts = urlsplit(host)
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+        usable = usable and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RequestError(f"host {host!r} is not an address: write one such as http://127.0.0.1:8000")
+    return host.rstrip("/")
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The headers that carry an API key."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> list[Target]:
+    """The variants under load: those asked for as `REF[,weight=N]`, else all of the first model's family.
+
+    Raises:
+        RequestError: a REF that is not loaded, one that is named twice, or a bad weight.
+    """
+    loaded = {model["ref"]: model for model in models}
+    if asked:
+        weights = dict(_with_weight(text, loaded, asked) for text in asked)
+    else:
+        weights = {ref: 1.0 for ref, model in loaded.items() if model["model"] == models[0]["model"]}
+    variants = [loaded[ref]["variant"] for ref in weights]
+    return [
+        # Two families may call a variant alike.
+        Target(ref=ref, name=name if variants.count(name) == 1 else ref, weight=weight)
+        for (ref, weight), name in zip(weights.items(), variants, strict=True)
+    ]
+
+
+def baseline_of(targets: Sequence[Target], models: Sequence[dict[str, Any]]) -> Target:
+    """The one that the others are compared with: the variant `dense` where there is one, else the first."""
+    dense = {model["ref"] for model in models if model["variant"] == "dense"}
+    return next((target for target in targets if target.ref in dense), targets[0])
+
+
+def _with_weight(text: str, loaded: dict[str, dict[str, Any]], asked: Sequence[str]) -> tuple[str, float]:
+    ref, separator, option = text.partition(",")
+    if ref not in loaded:
+        raise RequestError(f"model {ref!r} is not loaded: use one of {', '.join(loaded)}")
+    if sum(other.partition(",")[0] == ref for other in asked) > 1:
+        raise RequestError(f"model {ref!r} is given twice: say it once, with a weight")
+    if not separator:
+        return ref, 1.0
+    key, _, value = option.partition("=")
+    try:
+        weight = float(value) if key == "weight" else math.nan
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise RequestError(f"model {text!r}: {option!r} is not weight=N with a number above 0: write {ref},weight=2")
+    return ref, weight
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and value != ""
+
+
+def _states(ready: Any) -> str:
+    try:
+        return ", ".join(f"{model['ref']}: {model['state']}" for model in ready["models"])
+    except (KeyError, TypeError):
+        return "it does not say why"

@@ -1,0 +1,263 @@
+"""Locust's side of the load test.
+
+    locust -f loadtest/locustfile.py --class-picker --host http://127.0.0.1:8000 --workload examples/g2p/workload.jsonl
+
+opens Locust's web page, with the options below as fields; `python -m loadtest` runs the same file without a page and
+makes a report of the rows. It needs Locust and this package only. Set GEVENT_BACKEND=select: gevent's default waits
+in whole milliseconds, which makes an open loop half a millisecond late, select a seventh of that.
+"""
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Group
+from gevent.socket import wait_read
+from locust import User, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.exception import StopUser
+
+from loadtest.errors import LoadtestError, RequestError
+from loadtest.generate_client import Answer, GenerateClient
+from loadtest.loaded_models import API_KEY_VARIABLE, ServerClient, Target, authorization, checked_host, choose_targets
+from loadtest.rows import OK, TOO_MANY_IN_FLIGHT, Row, RowWriter
+from loadtest.schedule import RequestOrder, poisson_arrivals
+from loadtest.workload import read_workload
+
+MAX_IN_FLIGHT = 4096  # what arrives beyond is recorded as failed
+_FLUSH_S = 0.5
+
+
+@events.init_command_line_parser.add_listener
+def _add_options(parser: LocustArgumentParser) -> None:
+    prefix = "NASH_LOADTEST_"
+    parser.add_argument(
+        "--models",
+        env_var=prefix + "MODELS",
+        default="",
+        help="Variants as REF[,weight=N], separated by spaces; default: all of the first model's family.",
+    )
+    parser.add_argument(
+        "--workload", env_var=prefix + "WORKLOAD", default="", help='JSONL file of {"source": text} rows.'
+    )
+    parser.add_argument(
+        "--rate", env_var=prefix + "RATE", type=float, default=10.0, help="ArrivalUser: requests a second."
+    )
+    parser.add_argument(
+        "--max-new-tokens", env_var=prefix + "MAX_NEW_TOKENS", type=int, default=0, help="0: the model's own limit."
+    )
+    parser.add_argument("--seed", env_var=prefix + "SEED", type=int, default=0, help="Of arrivals, variants and texts.")
+    parser.add_argument("--rows", default="", include_in_web_ui=False, help="CSV file to write a row a request to.")
+    parser.add_argument(
+        "--stop-with-stdin",
+        action="store_true",
+        include_in_web_ui=False,
+        help="End the run when standard input does, so that no run outlives who started it.",
+    )
+
+
+class Load:
+    """One run: what is sent next, to whom, and where its row goes."""
+
+    def __init__(self, environment: Environment) -> None:
+        """Take the options as they are now; the web page may have changed them.
+
+        Raises:
+            LoadtestError: they are wrong, or the server is not there.
+        """
+        options: Any = environment.parsed_options
+        host = checked_host(environment.host or "")
+        if not options.workload:
+            raise RequestError("no workload: give --workload FILE")
+        if not 0 < options.rate < 1e6:
+            raise RequestError(f"rate {options.rate} is out of range: give requests a second above 0")
+        self._workload = read_workload(Path(options.workload))
+        api_key = os.environ.get(API_KEY_VARIABLE)
+        self._targets = choose_targets(options.models.split(), ServerClient(host, api_key).models())
+        self._order = RequestOrder(self._workload, [target.weight for target in self._targets], options.seed)
+        self._client = GenerateClient(
+            host,
+            authorization(api_key),
+            concurrency=MAX_IN_FLIGHT,
+            max_new_tokens=options.max_new_tokens or None,
+        )
+        self._rows = RowWriter(Path(options.rows)) if options.rows else None
+        self._request_event = environment.events.request
+        self._in_flight = 0
+        self._started = time.perf_counter()
+        self._flusher = gevent.spawn(self._flush)
+
+    def arrivals(self, rate_per_s: float, seed: int) -> Iterator[float]:
+        """When requests are due, on the clock of time.perf_counter."""
+        return (self._started + at_s for at_s in poisson_arrivals(rate_per_s, seed))
+
+    def next_request(self) -> tuple[Target, int]:
+        """The variant that comes next and its text."""
+        variant, text = next(self._order)
+        return self._targets[variant], text
+
+    def send(self, target: Target, text: int, intended: float | None = None) -> None:
+        """Send one request and record how it went; `intended` is when it was due, now if left out."""
+        if self._in_flight >= MAX_IN_FLIGHT:
+            now = time.perf_counter()
+            self._record(target, text, intended, Answer(sent=now, ended=now, outcome=TOO_MANY_IN_FLIGHT))
+            return
+        self._in_flight += 1
+        try:
+            answer = self._client.generate(target.ref, self._workload.sources[text])
+        finally:
+            self._in_flight -= 1
+        self._record(target, text, intended, answer)
+
+    def close(self) -> None:
+        """Write the last rows."""
+        self._flusher.kill()
+        if self._rows:
+            self._rows.close()
+        self._client.close()
+
+    def _record(self, target: Target, text: int, intended: float | None, answer: Answer) -> None:
+        due = answer.sent if intended is None else intended
+        latency_ms = (answer.ended - due) * 1e3
+        if self._rows:
+            self._rows.write(
+                Row(
+                    intended_s=due - self._started,
+                    lag_ms=(answer.sent - due) * 1e3,
+                    latency_ms=latency_ms,
+                    service_ms=(answer.ended - answer.sent) * 1e3,
+                    variant=target.name,
+                    ref=target.ref,
+                    status=answer.status,
+                    outcome=answer.outcome,
+                    input=text,
+                    queue_ms=answer.queue_ms,
+                    encode_ms=answer.encode_ms,
+                    decode_ms=answer.decode_ms,
+                    total_ms=answer.total_ms,
+                    generated_tokens=answer.generated_tokens,
+                )
+            )
+        self._request_event.fire(
+            request_type="POST",
+            name=target.name,
+            response_time=latency_ms,
+            response_length=answer.size_bytes,
+            exception=None if answer.outcome == OK else LoadtestError(answer.outcome),
+            context={},
+        )
+
+    def _flush(self) -> None:
+        while True:
+            gevent.sleep(_FLUSH_S)
+            if self._rows:
+                self._rows.flush()
+
+
+class _LoadUser(User):
+    """Locust makes the users itself, so the class is where they find their run."""
+
+    abstract = True
+    load: ClassVar[Load | None] = None
+
+    def current_load(self) -> Load:
+        """The run.
+
+        Raises:
+            StopUser: it could not be set up; the log says why.
+        """
+        if self.load is None:
+            raise StopUser
+        return self.load
+
+
+class ClosedUser(_LoadUser):
+    """Closed loop: sends its next request when the last one is answered, without a pause."""
+
+    @task
+    def generate(self) -> None:
+        """One request."""
+        load = self.current_load()
+        load.send(*load.next_request())
+
+
+class ArrivalUser(_LoadUser):
+    """Open loop: requests arrive at the asked rate, whether or not the server keeps up; one user makes them all."""
+
+    fixed_count = 1
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self._stopping = Event()
+
+    @task
+    def arrive(self) -> None:
+        """The whole run: send what is due, each from a greenlet of its own, then wait for what is under way."""
+        load = self.current_load()
+        options: Any = self.environment.parsed_options
+        under_way = Group()
+        try:
+            for due in load.arrivals(options.rate, options.seed):
+                if self._wait_until(due):
+                    break
+                under_way.add(gevent.spawn(load.send, *load.next_request(), due))
+            under_way.join()
+        finally:
+            under_way.kill()  # each one records that it did not finish
+        raise StopUser
+
+    def stop(self, force: bool = False) -> bool:
+        """Send nothing more, as well as what Locust does."""
+        self._stopping.set()
+        return super().stop(force)
+
+    def _wait_until(self, due: float) -> bool:
+        """Whether the run is to stop instead."""
+        wait_s = due - time.perf_counter()
+        return self._stopping.wait(wait_s) if wait_s > 0 else self._stopping.is_set()
+
+
+@events.test_start.add_listener
+def _open_load(environment: Environment, **_: object) -> None:
+    _LoadUser.load = None
+    try:
+        _LoadUser.load = Load(environment)
+    except (LoadtestError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        environment.process_exit_code = 2 if isinstance(error, RequestError) else 1
+        if environment.web_ui is None and environment.runner is not None:
+            gevent.spawn(environment.runner.quit)
+        return
+    gc.collect()
+    gc.freeze()  # or every full collection would go through all of Locust, with requests waiting
+
+
+@events.test_stop.add_listener
+def _close_load(environment: Environment, **_: object) -> None:
+    load, _LoadUser.load = _LoadUser.load, None
+    if load is not None:
+        load.close()
+
+
+@events.init.add_listener
+def _watch_stdin(environment: Environment, **_: object) -> None:
+    options: Any = environment.parsed_options
+    if options is not None and options.stop_with_stdin:
+        gevent.spawn(_quit_at_end_of_stdin, environment)
+
+
+def _quit_at_end_of_stdin(environment: Environment) -> None:
+    descriptor = sys.stdin.fileno()
+    while True:
+        wait_read(descriptor)
+        if not os.read(descriptor, 1024):
+            break
+    if environment.runner is not None:
+        environment.runner.quit()
