@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPParseError
 
@@ -84,14 +84,18 @@ def _judged(answer: Answer, ref: str, content: bytes, tokens: object) -> Answer:
         document = None
     if answer.status != 200:
         kind = document.get("error_type") if isinstance(document, dict) else None
-        known = isinstance(kind, str) and _ERROR_TYPE.fullmatch(kind)
-        return answer._replace(outcome=kind if known else f"http_{answer.status}")
+        if isinstance(kind, str) and _ERROR_TYPE.fullmatch(kind):
+            return answer._replace(outcome=kind)
+        return answer._replace(outcome=f"http_{answer.status}")
     try:
         if document["ref"] != ref or not isinstance(document["generated_text"], str):
             return answer._replace(outcome=BAD_ANSWER)
         timings = document["timings"]
         return answer._replace(
-            **{name: float(timings[name]) for name in ("queue_ms", "encode_ms", "decode_ms", "total_ms")},
+            queue_ms=float(timings["queue_ms"]),
+            encode_ms=float(timings["encode_ms"]),
+            decode_ms=float(timings["decode_ms"]),
+            total_ms=float(timings["total_ms"]),
             generated_tokens=int(tokens) if isinstance(tokens, str) else None,
         )
     except (KeyError, TypeError, ValueError):

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gevent
-from gevent.event import Event
-from gevent.pool import Group
-from gevent.socket import wait_read
+import gevent  # type: ignore[import-untyped]
+from gevent.event import Event  # type: ignore[import-untyped]
+from gevent.pool import Group  # type: ignore[import-untyped]
+from gevent.socket import wait_read  # type: ignore[import-untyped]
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -35,7 +35,7 @@ MAX_IN_FLIGHT = 4096  # what arrives beyond is recorded as failed
 _FLUSH_S = 0.5
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _add_options(parser: LocustArgumentParser) -> None:
     prefix = "NASH_LOADTEST_"
     parser.add_argument(
@@ -145,7 +145,7 @@ class Load:
                     generated_tokens=answer.generated_tokens,
                 )
             )
-        self._request_event.fire(
+        self._request_event.fire(  # type: ignore[no-untyped-call]
             request_type="POST",
             name=target.name,
             response_time=latency_ms,
@@ -216,15 +216,15 @@ class ArrivalUser(_LoadUser):
     def stop(self, force: bool = False) -> bool:
         """Send nothing more, as well as what Locust does."""
         self._stopping.set()
-        return super().stop(force)
+        return bool(super().stop(force))
 
     def _wait_until(self, due: float) -> bool:
         """Whether the run is to stop instead."""
         wait_s = due - time.perf_counter()
-        return self._stopping.wait(wait_s) if wait_s > 0 else self._stopping.is_set()
+        return bool(self._stopping.wait(wait_s) if wait_s > 0 else self._stopping.is_set())
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _open_load(environment: Environment, **_: object) -> None:
     _LoadUser.load = None
     try:
@@ -239,14 +239,14 @@ def _open_load(environment: Environment, **_: object) -> None:
     gc.freeze()  # or every full collection would go through all of Locust, with requests waiting
 
 
-@events.test_stop.add_listener
+@events.test_stop.add_listener  # type: ignore[untyped-decorator]
 def _close_load(environment: Environment, **_: object) -> None:
     load, _LoadUser.load = _LoadUser.load, None
     if load is not None:
         load.close()
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def _watch_stdin(environment: Environment, **_: object) -> None:
     options: Any = environment.parsed_options
     if options is not None and options.stop_with_stdin:

@@ -35,7 +35,6 @@ class Row(NamedTuple):
     generated_tokens: int | None
 
 
-
 class RowWriter:
     """Streams rows into a CSV file."""
 
@@ -97,8 +96,11 @@ def _row(cells: list[str]) -> Row:
 def compress(path: Path) -> Path:
     """Replace a file by its gzip; equal contents give equal bytes."""
     target = path.with_name(path.name + ".gz")
-    with path.open("rb") as plain, target.open("wb") as packed:
-        with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as archive:
-            shutil.copyfileobj(plain, archive)
+    with (
+        path.open("rb") as plain,
+        target.open("wb") as packed,
+        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as archive,
+    ):
+        shutil.copyfileobj(plain, archive)
     path.unlink()
     return target

@@ -6,7 +6,7 @@ import traceback
 import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
-from nash.cli import bench, demo, evaluate, finetune, models, prune, serve
+from nash.cli import bench, demo, evaluate, finetune, loadtest, models, prune, serve
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
@@ -22,6 +22,7 @@ app.command("prune")(prune.command)
 app.command("evaluate")(evaluate.command)
 app.command("bench")(bench.command)
 app.command("serve")(serve.command)
+app.command("loadtest", context_settings=loadtest.PASS_EVERYTHING)(loadtest.command)
 app.command("demo")(demo.command)
 app.add_typer(models.app, name="models", help="Publish, list, tag and verify models in the store.")
 

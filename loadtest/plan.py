@@ -1,0 +1,72 @@
+"""What a run is asked to do."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.errors import RequestError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
+_UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
+_LONGEST_S = 7 * 24 * 3600
+_MOST_USERS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Either `users` (closed loop) or `rate_per_s` (open loop) is set."""
+
+    host: str
+    models: tuple[str, ...]  # as REF[,weight=N]; none: all of the first model's family
+    workload: Path
+    users: int | None
+    rate_per_s: float | None
+    duration_s: float  # measured, after the warm-up
+    warmup_s: float
+    max_new_tokens: int | None
+    seed: int
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Check what the options' types do not say.
+
+        Raises:
+            RequestError: a value is out of range.
+        """
+        if (self.users is None) == (self.rate_per_s is None):
+            raise RequestError("--users and --rate exclude each other: a closed loop has users, an open one a rate")
+        if self.users is not None and not 1 <= self.users <= _MOST_USERS:
+            raise RequestError(f"--users {self.users} is out of range: give 1 to {_MOST_USERS}")
+        rate = self.rate_per_s
+        if rate is not None and not (math.isfinite(rate) and 0 < rate <= 1e5):
+            raise RequestError(f"--rate {rate:g} is out of range: give requests a second above 0, up to 100000")
+        if self.duration_s < 1:
+            raise RequestError(f"--duration {self.duration_s:g} is too short: give a second or more")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise RequestError(f"--max-new-tokens {self.max_new_tokens} is out of range: give 1 or more")
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests arrive at a rate."""
+        return self.rate_per_s is not None
+
+    @property
+    def loop(self) -> str:
+        """The load in words."""
+        if self.rate_per_s is not None:
+            return f"{self.rate_per_s:g} requests a second"
+        return "1 user" if self.users == 1 else f"{self.users} users"
+
+
+def parse_duration_s(option: str, text: str) -> float:
+    """Seconds from `90`, `90s`, `2m` or `1h`.
+
+    Raises:
+        RequestError: it is none of these, or longer than a week.
+    """
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) * _UNIT_S[match[2]] if match else math.inf
+    if seconds > _LONGEST_S:
+        raise RequestError(f"{option} {text!r} is not a duration up to a week: write 90, 90s, 2m or 1h")
+    return seconds

@@ -1,0 +1,88 @@
+"""`report.html`: one page that needs nothing else, with the finding first."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from loadtest.plots import TONES, Series, distribution_plot, timeline_plot
+from loadtest.speedup import MIN_BLOCKS
+from loadtest.summary import Run
+from loadtest.verdict import MAX_LAG_SHARE
+
+ABSENT = "\N{EN DASH}"
+
+
+def headlines(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence for each variant that was compared; figures that may not be believed make none."""
+    verdict = summary["verdict"]
+    if verdict["void"]:
+        return ["This run is void: its figures say more about the client than about the server"]
+    names = {figures["ref"]: figures["name"] for figures in summary["variants"]}
+    baseline = names[summary["baseline"]]
+    compared = summary["speedups"]["by_ref"]
+    if not compared:
+        return [f"{baseline} alone: nothing to compare it with"]
+    return [_sentence(names[ref], baseline, ratios["latency"]) for ref, ratios in compared.items()]
+
+
+def _sentence(name: str, baseline: str, ratios: Mapping[str, Any] | None) -> str:
+    if ratios is None:
+        return f"{name} cannot be compared with {baseline}: one of them answered nothing"
+    mean = ratios["mean"]
+    if mean["low"] is None:
+        return f"{name} answers {times(mean['ratio'])} as fast as {baseline}, in a run too short to say how surely"
+    interval = f"({mean['low']:.2f} to {mean['high']:.2f})"
+    claim = f"{name} answers {times(mean['ratio'])} as fast as {baseline} {interval}"
+    if mean["low"] <= 1 <= mean["high"]:
+        return f"No difference that this run could tell: {claim}"
+    return claim if mean["ratio"] > 1 else f"{claim}, which is slower"
+
+
+def times(ratio: float) -> str:
+    """A ratio as people write it."""
+    return f"{ratio:.2f}x"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three figures are more than a run repeats."""
+    if value is None:
+        return ABSENT
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def per_second(value: float | None) -> str:
+    """A rate."""
+    return ABSENT if value is None else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def render(run: Run, summary: Mapping[str, Any]) -> str:
+    """The whole page."""
+    measured = run.measured.answered()
+    series = []
+    for target in run.targets:
+        rows = measured.of(target.ref)
+        series.append(Series(name=target.name, at_s=rows.intended_s - run.plan.warmup_s, latency_ms=rows.latency_ms))
+    environment = Environment(
+        loader=PackageLoader("loadtest", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"times": times, "ms": milliseconds, "rate": per_second}
+    return environment.get_template("report.html.jinja").render(
+        summary=summary,
+        plan=summary["plan"],
+        loop=run.plan.loop,
+        headlines=headlines(summary),
+        tones={target.ref: i % TONES for i, target in enumerate(run.targets)},
+        names={target.ref: target.name for target in run.targets},
+        baseline=run.baseline,
+        min_blocks=MIN_BLOCKS,
+        max_lag_percent=round(MAX_LAG_SHARE * 100),
+        # Made by this program from numbers alone.
+        distribution=Markup(distribution_plot(series)),
+        timeline=Markup(timeline_plot(series, run.measured_s)),
+    )

@@ -1,0 +1,17 @@
+"""`nash loadtest`: compare variants of a served model under load."""
+
+import os
+import sys
+
+import typer
+
+# Every option, --help too, is the load test's own to read.
+PASS_EVERYTHING = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+def command(context: typer.Context) -> None:
+    """Put a server's variants under load and report how much faster each one answers."""
+    # A process of its own: Locust replaces half of the standard library when it is imported.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "loadtest", *context.args])
