@@ -120,7 +120,7 @@ def _mean(metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> 
     total, count = (
         f"sum by (model, variant) (rate({metric}_{part}{{{labels}}}[{window}]))" for part in ("sum", "count")
     )
-    return f"{total} / {count}"
+    return f"{total} / ({count} > 0)"
 
 
 def _quantile(share: float, metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> str:

@@ -25,14 +25,15 @@ from tests.running_server import RunningServer, publish_tiny_models
 VARIANTS = ("dense", "pruned")
 WINDOWS = {"$__rate_interval": "20s", "$__range": "15m"}  # as Grafana has them on this dashboard's datasource
 METRIC = re.compile(r"\b(?:[a-z_]+:)?nash_\w+(?::\w+)?")
-NEEDED = "nash_(queue_seconds)_(.+)"
+TEXTS = ("abc", "a b c d e f", "the quick brown fox", "hello b", "hello world")  # one token for some of them is no gap
+QUEUE_SERIES = "nash_(queue_seconds)_(.+)"
 
 
 def rename_queue(configuration: dict[str, Any]) -> None:
     """Store the queue's histogram under another name, as if the server had renamed it."""
     rename = {
         "source_labels": ["__name__"],
-        "regex": NEEDED,
+        "regex": QUEUE_SERIES,
         "target_label": "__name__",
         "replacement": "nash_renamed_${2}",
     }
@@ -61,7 +62,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("live")
     words = folder / "words.jsonl"
-    words.write_text("".join(json.dumps({"source": f"hello world {n}"}) + "\n" for n in range(50)), encoding="utf-8")
+    words.write_text("".join(json.dumps({"source": text}) + "\n" for text in TEXTS), encoding="utf-8")
     document = json.loads(dashboard.FILE.read_text(encoding="utf-8"))
     store = publish_tiny_models(folder)
     models = [argument for variant in VARIANTS for argument in ("--model", f"tiny@{variant}")]
@@ -71,6 +72,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             command = [sys.executable, "-m", "loadtest", "--host", server.url, *models, "--workload", str(words)]
             command += ["--users", "2", "--duration", "20s", "--warmup", "2s", "--out", str(folder / "report")]
             load = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            for each in (prometheus, renamed):
+                each.wait_for("nash_requests_running")  # a rate sees what comes after the first scrape
             for _ in range(3):
                 body = {"inputs": "hello", "parameters": {"max_new_tokens": 4}}
                 assert httpx.post(f"{server.url}/compare", json=body, timeout=60).status_code == 200
