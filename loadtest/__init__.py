@@ -4,7 +4,8 @@
 
     workload.py, schedule.py, loaded_models.py    what is sent, when, to which variants
     rows.py                                       one raw row a request, from Locust to the report
-    generate_client.py, locustfile.py             inside Locust; these import Locust and the modules above alone
+    generate_client.py, scheduling.py,
+    locustfile.py                                 inside Locust; these import Locust and the modules above alone
     locust_process.py, progress.py                Locust as a child process, watched
     figures.py, speedup.py, verdict.py            from rows to figures
     summary.py, plots.py, report.py               what is left in the output folder

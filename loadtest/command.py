@@ -105,7 +105,7 @@ def _print(result: Result) -> None:
 
 def _table(summary: Mapping[str, Any]) -> Table:
     table = Table("latency, ms")
-    for name in ("ok", "failed", "requests/s", "mean", "p50", "p95", "p99", "speed-up"):
+    for name in ("ok", "failed", "req/s", "mean", "p50", "p95", "p99", "speed-up"):
         table.add_column(name, justify="right")
     for figures in summary["variants"]:
         latency = figures["latency_ms"] or {}

@@ -29,6 +29,7 @@ from loadtest.generate_client import Answer, GenerateClient
 from loadtest.loaded_models import API_KEY_VARIABLE, ServerClient, Target, authorization, checked_host, choose_targets
 from loadtest.rows import OK, TOO_MANY_IN_FLIGHT, Row, RowWriter
 from loadtest.schedule import RequestOrder, poisson_arrivals
+from loadtest.scheduling import ask_for_short_slices
 from loadtest.workload import read_workload
 
 MAX_IN_FLIGHT = 4096  # what arrives beyond is recorded as failed
@@ -235,6 +236,7 @@ def _open_load(environment: Environment, **_: object) -> None:
         if environment.web_ui is None and environment.runner is not None:
             gevent.spawn(environment.runner.quit)
         return
+    ask_for_short_slices()
     gc.collect()
     gc.freeze()  # or every full collection would go through all of Locust, with requests waiting
 

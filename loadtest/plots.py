@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from loadtest.figures import Floats
 
@@ -32,7 +32,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "nash",  # equal figures give equal bytes
     "font.family": "sans-serif",
-    "font.size": 12,
+    "font.size": 12.5,
     "text.color": _INK,
     "axes.edgecolor": _RULE,
     "axes.labelcolor": _SOFT,
@@ -95,17 +95,18 @@ def timeline_plot(series: Sequence[Series], duration_s: float) -> str:
             middle = (filled + 0.5) * bin_s
             axes.plot(middle, [np.median(row) for row in rows], color=tone)
             axes.plot(middle, [np.percentile(row, 95) for row in rows], color=tone, linewidth=1, alpha=0.55)
-            axes.plot(middle, [row.max() for row in rows], "o", color=tone, markersize=3, markeredgewidth=0, alpha=0.5)
+            axes.plot(middle, [row.max() for row in rows], "o", color=tone, markersize=4, markeredgewidth=0, alpha=0.6)
         axes.set_yscale("log")
         _log_ticks(axes.yaxis)
         axes.set_xlim(0, max(duration_s, bin_s))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         axes.set_xlabel(f"seconds from the end of the warm-up, bins of {bin_s:.0f} s")
         axes.set_ylabel("latency, ms (log scale)")
         return _svg(figure, "timeline", "Latency over the course of the run, by variant")
 
 
 def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.2, 3.5), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)

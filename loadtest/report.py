@@ -18,7 +18,7 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
     """One sentence for each variant that was compared; figures that may not be believed make none."""
     verdict = summary["verdict"]
     if verdict["void"]:
-        return ["This run is void: its figures say more about the client than about the server"]
+        return ["This run is void: the client fell behind its own schedule"]
     names = {figures["ref"]: figures["name"] for figures in summary["variants"]}
     baseline = names[summary["baseline"]]
     compared = summary["speedups"]["by_ref"]

@@ -74,6 +74,7 @@ def summarize(run: Run) -> tuple[dict[str, Any], Verdict]:
             "all": len(run.records),
             "warmup": len(run.records.between(0.0, run.plan.warmup_s)),
             "measured": len(measured),
+            "after": int((run.records.intended_s >= run.end_s).sum()),
             "failed_outside": len(run.records) - len(run.records.answered()) - len(measured) + len(measured.answered()),
         },
         "baseline": run.baseline.ref,

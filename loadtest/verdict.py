@@ -39,7 +39,7 @@ def judge(variants: Sequence[Mapping[str, Any]], lag_ms: Mapping[str, float] | N
         if late:
             q, lag, limit = late[0]
             void = (
-                f"void: the client fell behind its schedule, {q} of the lag is {lag:.2f} ms and may be {limit:.2f} ms: "
+                f"void: {q} of the client's lag behind its schedule is {lag:.2f} ms and may be {limit:.2f} ms: "
                 "lower --rate, or run the client on another machine than the server"
             )
     problems = [f"{figures['name']} answered no request" for figures in variants if not figures["ok"]]

@@ -2,7 +2,8 @@
 
     python examples/g2p/prepare.py --out examples/g2p/data
 
-writes `train.jsonl`, `validation.jsonl`, `test.jsonl` and the folder `tokenizer`. A word belongs to one split only,
+writes `train.jsonl`, `validation.jsonl`, `test.jsonl` and the folder `tokenizer`; and, beside this file,
+`workload.jsonl`, the texts that load tests send. A word belongs to one split only,
 chosen by a hash of its spelling, so the splits stay the same when the dictionary grows. Stress marks are dropped;
 a word that is pronounced in several ways has a list of targets, the dictionary's first one first.
 """
@@ -26,6 +27,7 @@ PHONEMES = (
 )
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SPLITS = ("train", "validation", "test")
+WORKLOAD_WORDS = 1000
 
 
 def stable_hash(word: str) -> int:
@@ -82,11 +84,18 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def workload_lines(test_words: list[str]) -> list[str]:
+    """The rows of a load test: the first words of the test split in the order of their hashes, a fair sample."""
+    return [json.dumps({"source": word}) + "\n" for word in sorted(test_words, key=stable_hash)[:WORKLOAD_WORDS]]
+
+
 def main() -> None:
-    """Write the three splits and the tokenizer, and say how many words each split has."""
+    """Write the three splits, the tokenizer and the workload, and say how many words each split has."""
     parser = argparse.ArgumentParser(description="Write the g2p example's data and tokenizer.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--workload", type=Path, default=Path(__file__).parent / "workload.jsonl")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[tuple[str, list[str]]]] = {split: [] for split in SPLITS}
     for word, ways in pronunciations():
@@ -98,6 +107,8 @@ def main() -> None:
         (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{split}: {len(lines)} words")
     write_tokenizer(out / "tokenizer")
+    workload: Path = arguments.workload
+    workload.write_text("".join(workload_lines([word for word, _ in rows["test"]])), encoding="utf-8")
 
 
 if __name__ == "__main__":
