@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -75,6 +76,7 @@ class Prometheus:
         if not self._listening.wait(_START_S) or not self.url:
             self.__exit__(None, None, None)
             raise PrometheusError("prometheus did not start: " + " / ".join(self._last_lines[-3:]))
+        self._wait_until_ready()
         return self
 
     def __exit__(
@@ -117,6 +119,19 @@ class Prometheus:
                 raise PrometheusError(f"{expression} has no series after {timeout_s:g} s")
             time.sleep(0.2)
         return found
+
+    def _wait_until_ready(self) -> None:
+        """It listens before it answers queries."""
+        deadline_s = time.monotonic() + _START_S
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/-/ready", timeout=_STOP_S).close()
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
     def _get(self, path: str, **parameters: str) -> Any:
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
