@@ -50,7 +50,9 @@ class LocustProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the parent alone, which ends this in its own way
+                # Ctrl-C is for the parent alone, which ends this in its own way. Not a session of its own: Linux
+                # shares out the processor by session first, and a client in another one than the server is woken late.
+                process_group=0,
             )
         return self
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -14,7 +14,7 @@ N = 20_000
 
 def gaps(rate_per_s: float, seed: int) -> list[float]:
     times = [0.0, *islice(poisson_arrivals(rate_per_s, seed), N)]
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 @pytest.mark.parametrize("rate_per_s", [0.5, 40.0, 3000.0])
@@ -30,7 +30,7 @@ def test_gaps_are_exponential_with_the_rates_mean(rate_per_s: float) -> None:
 def test_gaps_do_not_depend_on_the_ones_before() -> None:
     drawn = gaps(10.0, seed=3)
     mean = sum(drawn) / N
-    covariance = sum((a - mean) * (b - mean) for a, b in zip(drawn, drawn[1:], strict=False)) / N
+    covariance = sum((a - mean) * (b - mean) for a, b in pairwise(drawn)) / N
     assert abs(covariance / mean**2) < 3 / math.sqrt(N)
 
 

@@ -18,6 +18,7 @@ from loadtest.summary import Run, summarize, to_json
 from loadtest.workload import Workload
 from tests.loadtest.rows_of_a_run import records, row, steady_run
 
+CLAIM = "pruned answers"
 HOSTILE = '<script>alert("1")</script>&\u2028'
 
 
@@ -108,7 +109,7 @@ def test_the_speed_up_is_found_and_said() -> None:
             20.0,
             "pruned answers 0.50x as fast as dense (0.50 to 0.50), which is slower",
         ),
-        (steady_run(12), None, 6.0, "pruned answers 2.00x as fast as dense, in a run too short to say how surely"),
+        (steady_run(12), None, 6.0, f"{CLAIM} 2.00x as fast as dense, in a run too short to say how surely"),
         (steady_run(27, lag_ms=2.0), 20.0, 20.0, "This run is void: the client fell behind its own schedule"),
         (
             [each for each in steady_run(27) if each.variant == "dense"],
@@ -201,7 +202,7 @@ def test_the_page_asks_for_nothing_else() -> None:
     assert all(reference == "data:," or reference.startswith("#") for reference in page.references)
     assert len(page.ids) == len(set(page.ids))
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
-    assert {used for used in re.findall(r"url\(#([^)]+)\)", html)} <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
     assert not re.search(r"@import|url\((?!#)", html)
     assert set(re.findall(r"https?://[^\s<,]+", html)) == {"http://127.0.0.1:8000"}  # the server under test, as text
 

@@ -17,7 +17,8 @@ from nash.models import load_dense, load_tokenizer
 from tests.nash.command_line import PROGRAM, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 
-COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+# `nash loadtest` becomes another process, whose options those of its help are.
+COMMANDS = sorted(set(get_command(app).commands) - {"loadtest"})  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
