@@ -1,0 +1,52 @@
+"""What an engine needs of whatever computes: the one interface between deciding and computing.
+
+Two implementations: PyTorch, for CUDA and as the fallback everywhere, and the native operator on CPUs that have what
+it wants. A slot holds the cached state of one row of decoding: one sequence, or one beam of it.
+"""
+
+from collections.abc import Sequence as Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Tokens that go into the decoder in one step, row by row; a slot's rows stand together, positions ascending.
+
+    Most slots have one row a step. A decoder prefix, or a draft that is to be verified, has several.
+    """
+
+    tokens: list[int]
+    positions: list[int]  # within the decoder's sequence, its start token being 0
+    slots: list[int]
+    wanted: list[int]  # rows whose logits are asked for, ascending
+
+
+class Backend(Protocol):
+    """Owns everything that is a tensor. Slots are numbered from 0; the running ones fill 0 to n-1 at every step."""
+
+    def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
+        """Encode sources, each into all of its slots (one, or one a beam), whose decoded state begins anew.
+
+        Returns the number of positions that were computed for nothing.
+        """
+
+    def decode(self, feed: Feed) -> Tensor:
+        """Logits [wanted, vocabulary] on the backend's device, in at least float32; valid until the next call."""
+
+    def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
+        """Give each slot of `targets` the decoded state, `length` positions, that its origin has now.
+
+        Origins are among the targets, which are the beams of one sequence: their sources are the same.
+        """
+
+    def move(self, origin: int, target: int, *, source_length: int, length: int) -> None:
+        """A sequence changes its slot: copy the state of its source and its decoded state over the target's."""
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's state, where it may not be finite."""
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Fixed for the life of the backend: `weights` and `cache`."""
