@@ -19,6 +19,7 @@ class GenerationRequest:
     max_new_tokens: int
     logprobs: bool
     stream: bool
+    arrived_s: float  # time.monotonic(); every time that a caller or an operator sees counts from here
 
 
 class Generation:

@@ -65,7 +65,9 @@ class Metrics:
         self._registry = registry
         ProcessCollector(registry=registry)
         self.requests = self._counter("requests", "Generations, by how they ended", "outcome")
-        self.duration = self._histogram("request_duration_seconds", "Admission to answer", _REQUEST_BUCKETS, "mode")
+        self.duration = self._histogram(
+            "request_duration_seconds", "Arrival of the request, its body read, to its answer", _REQUEST_BUCKETS, "mode"
+        )
         self.first_token = self._histogram("time_to_first_token_seconds", "Arrival to first token", _REQUEST_BUCKETS)
         self.output_token = self._histogram(
             "time_per_output_token_seconds", "Mean gap between a generation's tokens", _TOKEN_BUCKETS

@@ -144,7 +144,7 @@ class Supervisor:
             max_new_tokens=request.max_new_tokens,
             logprobs=request.logprobs,
             stream=request.stream,
-            arrived_s=time.monotonic(),
+            arrived_s=request.arrived_s,
             queue_limit_s=self._settings.queue_s,
         )
 

@@ -1,5 +1,6 @@
 """One loaded variant: its names, its tokenizer, its worker, its metrics."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class TextRequest:
     truncate_tokens: int | None = None
     logprobs: bool = False
     stream: bool = False
+    arrived_s: float | None = None  # time.monotonic() when the request was there; None: when it is admitted
 
 
 class Variant:
@@ -67,6 +69,7 @@ class Variant:
                 max_new_tokens=max_new_tokens,
                 logprobs=request.logprobs,
                 stream=request.stream,
+                arrived_s=time.monotonic() if request.arrived_s is None else request.arrived_s,
             )
             for text, field in zip(request.texts, request.fields, strict=True)
         ]

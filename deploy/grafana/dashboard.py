@@ -187,7 +187,7 @@ def _latency() -> list[_Panel]:
     quantiles: list[_Panel] = [
         _lines(
             f"Latency p{share * 100:g}",
-            "From admission to the whole answer, without /compare.",
+            "From the arrival of a request to its whole answer, without /compare.",
             "s",
             _query(_quantile(share, duration, _TRAFFIC)),
             span=8,

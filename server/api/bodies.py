@@ -1,5 +1,6 @@
 """From a request's bytes to what it asks of which variants; what is refused on the way is counted as unknown."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,18 +18,20 @@ G = TypeVar("G", bound=GenerateRequest)
 B = TypeVar("B", bound=BaseModel)
 
 
-async def read_generation(request: Request, service: Service, schema: type[G]) -> tuple[G, Variant]:
-    """The body of a generating route and the variant that it goes to.
+async def read_generation(request: Request, service: Service, schema: type[G]) -> tuple[G, Variant, float]:
+    """The body of a generating route, the variant that it goes to, and when the body was there (time.monotonic()).
 
     Raises:
         RequestError: the body is too large or not what it should be, or names what is not loaded.
     """
     with _counting(service):
-        body = parse_body(schema, await request.body())
+        content = await request.body()
+        arrived_s = time.monotonic()
+        body = parse_body(schema, content)
         most = service.settings.max_batch_items
         if len(body.texts) > most:
             raise InvalidRequestError(f"inputs has {len(body.texts)} texts, a request takes {most}: send several")
-        return body, route(body.model, service.variants)
+        return body, route(body.model, service.variants), arrived_s
 
 
 async def read_comparison(request: Request, service: Service) -> tuple[CompareRequest, list[Variant]]:
@@ -45,9 +48,15 @@ async def read_comparison(request: Request, service: Service) -> tuple[CompareRe
 
 
 def text_request(
-    texts: list[str], fields: list[str], parameters: GenerationParameters, *, logprobs: bool, stream: bool
+    texts: list[str],
+    fields: list[str],
+    parameters: GenerationParameters,
+    *,
+    logprobs: bool,
+    stream: bool,
+    arrived_s: float | None = None,
 ) -> TextRequest:
-    """What a variant is asked for."""
+    """What a variant is asked for; the fields are those of TextRequest."""
     return TextRequest(
         texts=texts,
         fields=fields,
@@ -55,6 +64,7 @@ def text_request(
         truncate_tokens=parameters.truncate,
         logprobs=logprobs,
         stream=stream,
+        arrived_s=arrived_s,
     )
 
 

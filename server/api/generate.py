@@ -34,26 +34,26 @@ def generate_routes(service: Service) -> APIRouter:
     @router.post("/generate")
     async def generate(request: Request) -> Response:
         """Generate for one text or a list of texts; with `stream`, as `/generate_stream`."""
-        body, variant = await read_generation(request, service, GenerateRequest)
+        body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
         if body.stream:
-            return _stream(service, variant, body, body.parameters)
-        documents, headers = await unless_gone(request, _answers(variant, body, body.parameters))
+            return _stream(service, variant, body, body.parameters, arrived_s)
+        documents, headers = await unless_gone(request, _answers(variant, body, body.parameters, arrived_s))
         return AsciiJsonResponse(documents if isinstance(body.inputs, list) else documents[0], headers=headers)
 
     @router.post("/generate_stream")
     async def generate_stream(request: Request) -> Response:
         """Generate for one text and send every token as it comes."""
-        body, variant = await read_generation(request, service, GenerateRequest)
-        return _stream(service, variant, body, body.parameters)
+        body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
+        return _stream(service, variant, body, body.parameters, arrived_s)
 
     @router.post("/")
     async def generate_for_task(request: Request) -> Response:
         """What huggingface_hub's InferenceClient posts to: always a list, under the name that each task reads."""
-        body, variant = await read_generation(request, service, TaskRequest)
+        body, variant, arrived_s = await read_generation(request, service, TaskRequest)
         parameters = _task_parameters(body.parameters)
         if body.stream:
-            return _stream(service, variant, body, parameters)
-        documents, headers = await unless_gone(request, _answers(variant, body, parameters))
+            return _stream(service, variant, body, parameters, arrived_s)
+        documents, headers = await unless_gone(request, _answers(variant, body, parameters, arrived_s))
         for document in documents:
             document["summary_text"] = document["translation_text"] = document["generated_text"]
         return AsciiJsonResponse(documents, headers=headers)
@@ -62,11 +62,11 @@ def generate_routes(service: Service) -> APIRouter:
 
 
 async def _answers(
-    variant: Variant, body: GenerateRequest, parameters: GenerationParameters
+    variant: Variant, body: GenerateRequest, parameters: GenerationParameters, arrived_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The answer to each text, and the headers of all."""
     details = bool(parameters.details)
-    asked = text_request(body.texts, body.fields, parameters, logprobs=details, stream=False)
+    asked = text_request(body.texts, body.fields, parameters, logprobs=details, stream=False, arrived_s=arrived_s)
     generations = await variant.admit(asked, "unary")
     finished = await _results(variant, generations)
     documents = [
@@ -85,19 +85,21 @@ async def _results(variant: Variant, generations: Sequence[Generation]) -> list[
             variant.supervisor.cancel(generation)
 
 
-def _stream(service: Service, variant: Variant, body: GenerateRequest, parameters: GenerationParameters) -> Response:
+def _stream(
+    service: Service, variant: Variant, body: GenerateRequest, parameters: GenerationParameters, arrived_s: float
+) -> Response:
     if isinstance(body.inputs, list):
         variant.metrics.ended("client_error", len(body.inputs))
         raise InvalidRequestError("inputs is a list, which cannot stream: send one text, or leave stream out")
-    events = _events(variant, body, parameters)
+    events = _events(variant, body, parameters, arrived_s)
     return EventStreamResponse(events, keep_alive_s=service.settings.keep_alive_s)
 
 
 async def _events(
-    variant: Variant, body: GenerateRequest, parameters: GenerationParameters
+    variant: Variant, body: GenerateRequest, parameters: GenerationParameters, arrived_s: float
 ) -> AsyncIterator[dict[str, Any]]:
     """One event a token; the last one has the whole text, the details and the timings."""
-    asked = text_request(body.texts, body.fields, parameters, logprobs=True, stream=True)
+    asked = text_request(body.texts, body.fields, parameters, logprobs=True, stream=True, arrived_s=arrived_s)
     (generation,) = await variant.admit(asked, "stream")
     async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
         async for token in tokens:

@@ -57,7 +57,13 @@ class Harness:
 
     def submit(self, *sources: list[int], stream: bool = False, tokens: int = 1000) -> list[Generation]:
         requests = [
-            GenerationRequest(source_ids=source, max_new_tokens=tokens, logprobs=True, stream=stream)
+            GenerationRequest(
+                source_ids=source,
+                max_new_tokens=tokens,
+                logprobs=True,
+                stream=stream,
+                arrived_s=time.monotonic(),
+            )
             for source in sources
         ]
         return self.supervisor.submit(requests, "stream" if stream else "unary")
