@@ -28,9 +28,6 @@ REQUIRED = (CONFIG, WEIGHTS, TOKENIZER, "generation_config.json")
 _TEXT_SUFFIXES = (".txt", ".md", ".toml", ".jsonl")
 _SUFFIXES = (".json", ".safetensors", ".model", *_TEXT_SUFFIXES)
 _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_EMBEDDINGS = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# Of no use to anyone, yet in the first T5 checkpoints; transformers passes over it too.
-_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 # How files begin that could run code when opened: pickles of protocol 2 to 5 and the archives around them.
 _DANGEROUS_STARTS = (
     *((bytes((0x80, protocol)), "a pickle") for protocol in range(2, 6)),
@@ -185,8 +182,7 @@ def _has_key(content: object, key: str) -> bool:
 
 def _check_tensors(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> None:
     wanted = dict(spec.tensor_shapes())
-    embedding, table = (spec.vocab_size, spec.d_model), (spec.relative_buckets, spec.num_heads)
-    allowed = {**wanted, **dict.fromkeys(_EMBEDDINGS, embedding), _UNUSED: table}
+    allowed = wanted | dict(spec.optional_tensor_shapes())
     for name in wanted:
         if name not in tensors:
             raise InvalidRequestError(f"{WEIGHTS} has no tensor {name!r}, which {CONFIG} calls for")

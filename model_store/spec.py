@@ -107,6 +107,16 @@ class ModelSpec:
             yield f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", bias
             yield f"{stack}.final_layer_norm.weight", (d,)
 
+    def optional_tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every tensor that a checkpoint of this shape may hold besides.
+
+        An output matrix of its own is used; the others are copies of the embedding, and a table that T5 never used.
+        """
+        for name in ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens"):
+            yield f"{name}.weight", (self.vocab_size, self.d_model)
+        unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+        yield unused, (self.relative_buckets, self.num_heads)
+
     def _attention_shapes(self, prefix: str, kind: str, heads: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         if heads == 0:
             return

@@ -3,7 +3,7 @@
 Axes: N running sequences, H heads of one layer, R = N*H rows of attention, T positions in use, E width of a head.
 
 Each form is built once over views of a cache and called at every step, as long as N and T stay: it takes the queries
-[R, 1, E] and an additive mask [R, 1, T] or None, and returns the context [R, 1, E]. T5 does not scale its scores.
+[R, 1, E] and an additive mask [R, 1, T] or None, and returns the context [R, 1, E]. Queries come scaled.
 """
 
 from typing import Protocol
@@ -68,6 +68,18 @@ class FusedAttention:
             scale=1.0,
         )
         return context_NH1E.flatten(0, 1)
+
+
+class GatheredAttention:
+    """Over the slots of a cache in any order, any number of times: they are copied at every call."""
+
+    def __init__(self, cache_SH2CE: Tensor, slots_N: Tensor, length: int) -> None:
+        self._cache_SH2TE = cache_SH2CE.narrow(3, 0, length)
+        self._slots_N = slots_N
+
+    def __call__(self, query_R1E: Tensor, mask_R1T: Tensor | None) -> Tensor:
+        keys_NHTE, values_NHTE = self._cache_SH2TE.index_select(0, self._slots_N).unbind(2)
+        return attention_over(keys_NHTE, values_NHTE)(query_R1E, mask_R1T)
 
 
 def attention_over(keys_NHTE: Tensor, values_NHTE: Tensor) -> Attention:

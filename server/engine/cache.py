@@ -10,7 +10,7 @@ copies nothing.
 import torch
 from torch import Tensor
 
-from server.engine.attention import Attention, attention_over
+from server.engine.attention import Attention, GatheredAttention, attention_over
 
 
 class KeyValueCache:
@@ -45,10 +45,20 @@ class KeyValueCache:
         """Each layer's attention over the first `length` positions of the first `sequences` slots."""
         return [attention_over(*layer.narrow(0, 0, sequences).narrow(3, 0, length).unbind(2)) for layer in self.layers]
 
-    def rows_at(self, positions_N: Tensor) -> dict[int, Tensor]:
-        """For each head count the flat rows [R, key or value] of the sequences' positions, for `write`."""
+    def gather(self, slots_N: Tensor, length: int) -> list[Attention]:
+        """Each layer's attention over the first `length` positions of any slots, as they are when it is called."""
+        return [GatheredAttention(layer, slots_N, length) for layer in self.layers]
+
+    def rows_at(self, positions_N: Tensor, slots_N: Tensor | None = None) -> dict[int, Tensor]:
+        """For each head count the flat rows [R, key or value] of positions, for `write`.
+
+        They belong to `slots_N`, or to the first N slots.
+        """
         offset_N11 = positions_N.view(-1, 1, 1)
-        return {h: (first[: len(positions_N)] + offset_N11).view(-1, 2) for h, first in self._first_rows.items()}
+        return {
+            h: ((first[: len(positions_N)] if slots_N is None else first[slots_N]) + offset_N11).view(-1, 2)
+            for h, first in self._first_rows.items()
+        }
 
     def write(self, layer: int, rows_R2: Tensor, keys_values_R2D: Tensor) -> None:
         """Write one position of each sequence."""
@@ -62,6 +72,12 @@ class KeyValueCache:
         """Copy the first `length` positions of one slot over another's."""
         for layer in self.layers:
             layer[target, :, :, :length].copy_(layer[source, :, :, :length])
+
+    def reorder(self, targets_N: Tensor, origins_N: Tensor, length: int) -> None:
+        """Give each target the first `length` positions that its origin has now; slots may be both."""
+        for layer in self.layers:
+            positions = layer[:, :, :, :length]
+            positions.index_copy_(0, targets_N, positions.index_select(0, origins_N))
 
     def clear(self, slot: int) -> None:
         """Zero a slot, so that nothing that was not finite stays in it."""

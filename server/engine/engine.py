@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from model_store.spec import ModelSpec
+from server.engine.backend import Backend, Feed
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.runner import Runner, Sampled, longest_source, longest_target
-from server.engine.scheduler import Scheduler
+from server.engine.sampling import greedy, peak_logprobs
+from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import (
     EngineConfig,
     EngineLimits,
@@ -26,7 +27,7 @@ from server.engine.sequence import (
     Status,
     TokenEvent,
 )
-from server.engine.weights import load_model
+from server.engine.torch_backend import TorchBackend
 
 _DTYPES = {
     "float32": torch.float32,
@@ -49,10 +50,19 @@ class StepStats:
     waiting: int = 0  # after the step
 
 
-class Engine:
-    """A loaded model, its scheduler and its runner."""
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One token for each running sequence, in the order of their slots."""
 
-    def __init__(self, spec: ModelSpec, runner: Runner, config: EngineConfig, *, default_max_new_tokens: int) -> None:
+    tokens: list[int]
+    peaks: list[float]  # the logit of each token; not finite where any of its row was NaN or +inf
+    logprobs: list[float] | None
+
+
+class Engine:
+    """A loaded model, its scheduler and its backend."""
+
+    def __init__(self, spec: ModelSpec, backend: Backend, config: EngineConfig, *, default_max_new_tokens: int) -> None:
         """Callers use `Engine.load`."""
         self.spec = spec
         self.limits = EngineLimits(
@@ -62,9 +72,8 @@ class Engine:
         )
         self.default_max_new_tokens = default_max_new_tokens
         self.step_stats = StepStats()
-        self._runner = runner
+        self._backend = backend
         self._scheduler = Scheduler(slots=config.slots, max_encode_tokens=config.max_encode_tokens)
-        self._slots_changed = True  # since the last decode
 
     @classmethod
     def load(cls, directory: Path, config: EngineConfig) -> "Engine":
@@ -79,16 +88,8 @@ class Engine:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
-        model = load_model(
-            directory,
-            spec,
-            dtype=dtype,
-            device=torch.device(config.device),
-            longest_source=longest_source(config),
-            longest_target=longest_target(config),
-        )
-        runner = Runner(spec, model, config, dtype)
-        return cls(spec, runner, config, default_max_new_tokens=_default_max_new_tokens(directory, config))
+        backend = _make_backend(directory, spec, config, dtype)
+        return cls(spec, backend, config, default_max_new_tokens=_default_max_new_tokens(directory, config))
 
     @property
     def idle(self) -> bool:
@@ -97,7 +98,7 @@ class Engine:
 
     def memory_bytes(self) -> dict[str, int]:
         """Memory that the engine holds from load to end: `weights` and `cache`."""
-        return self._runner.memory_bytes()
+        return self._backend.memory_bytes()
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its tokens come from `step`.
@@ -114,7 +115,6 @@ class Engine:
         if sequence is None:
             return False
         sequence.finished_s = time.monotonic()
-        self._slots_changed = True
         return True
 
     @torch.inference_mode()
@@ -125,13 +125,11 @@ class Engine:
         running = self._scheduler.running
         if not running:
             return []
-        self._runner.move(plan.moves, running)
-        padding_tokens = self._runner.encode(plan.admitted) if plan.admitted else 0
+        self._move(plan.moves, running)
+        padding_tokens = self._encode(plan.admitted) if plan.admitted else 0
         encoded_s = time.monotonic()
-        same_slots = not (self._slots_changed or plan.admitted)
-        sampled = self._runner.decode(running, same_slots=same_slots)
+        sampled = self._decode(running)
         decoded_s = time.monotonic()
-        self._slots_changed = False
         for sequence in plan.admitted:
             sequence.admitted_s, sequence.encoded_s = planned_s, encoded_s
         events = self._commit(running, sampled, decoded_s)
@@ -185,6 +183,34 @@ class Engine:
         if sequence.id in self._scheduler:
             raise BadRequestError(f"id {sequence.id} is in use: ids must be unique among what waits or runs")
 
+    def _move(self, moves: list[Move], running: list[Sequence]) -> None:
+        for move in moves:
+            sequence = running[move.target]
+            self._backend.move(
+                move.source, move.target, source_length=len(sequence.source_ids), length=len(sequence.tokens)
+            )
+
+    def _encode(self, admitted: list[Sequence]) -> int:
+        slots = [[sequence.slot] for sequence in admitted if sequence.slot is not None]
+        return self._backend.encode([sequence.source_ids for sequence in admitted], slots)
+
+    def _decode(self, running: list[Sequence]) -> Sampled:
+        rows = list(range(len(running)))
+        feed = Feed(
+            tokens=[s.tokens[-1] if s.tokens else self.spec.decoder_start_id for s in running],
+            positions=[len(s.tokens) for s in running],
+            slots=rows,
+            wanted=rows,
+        )
+        logits_NV = self._backend.decode(feed)
+        choice = greedy(logits_NV)
+        wants_logprobs = any(sequence.parameters.logprobs for sequence in running)
+        return Sampled(
+            tokens=choice.tokens_N.tolist(),
+            peaks=choice.peaks_N.tolist(),
+            logprobs=peak_logprobs(logits_NV, choice.peaks_N).tolist() if wants_logprobs else None,
+        )
+
     def _commit(self, running: list[Sequence], sampled: Sampled, now_s: float) -> list[TokenEvent]:
         """Give each sequence its token, and take those out that ended."""
         events = []
@@ -215,7 +241,7 @@ class Engine:
 
     def _fail(self, sequence: Sequence, now_s: float) -> TokenEvent:
         assert sequence.slot is not None, f"sequence {sequence.id} does not run"
-        self._runner.clear(sequence.slot)
+        self._backend.clear(sequence.slot)
         sequence.error = (
             f"the model's scores became NaN or infinite at token {len(sequence.tokens) + 1}: "
             "its weights are damaged, or its dtype is too narrow for this input"
@@ -226,7 +252,10 @@ class Engine:
     def _end(self, sequence: Sequence, status: Status, now_s: float) -> None:
         self._scheduler.remove(sequence.id, status)
         sequence.finished_s = now_s
-        self._slots_changed = True
+
+
+def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> Backend:
+    return TorchBackend.load(directory, spec, config, dtype)
 
 
 def _dtype(config: EngineConfig) -> torch.dtype:

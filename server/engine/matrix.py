@@ -1,9 +1,5 @@
-"""Weight matrices in the layout that is fastest where they are used, and the norm that feeds them.
+"""Linear maps in the layout that is fastest where they are used. Axes: N rows, I inputs, O outputs."""
 
-Axes: N rows, I inputs, O outputs, D model width.
-"""
-
-import math
 from typing import Protocol
 
 import torch
@@ -26,110 +22,98 @@ _ONEDNN_ACTIVATIONS = {
 
 
 class Matrix(Protocol):
-    """A linear map without bias. Inputs are contiguous [N, I]."""
+    """A linear map with or without bias. Inputs are contiguous [N, I]."""
 
     @property
     def nbytes(self) -> int:
         """Memory that it holds."""
 
     def apply(self, x_NI: Tensor) -> Tensor:
-        """The product [N, O]."""
+        """The map of each row [N, O]."""
 
     def activate(self, x_NI: Tensor, activation: str) -> Tensor:
-        """`activation` of the product [N, O]; the names are those of `ModelSpec.activation`."""
+        """`activation` of it [N, O]; the names are those of `Network.activation`."""
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
-        """The residual plus the product [N, O]."""
+        """The residual plus it [N, O]."""
 
 
 class PlainMatrix:
     """Weights as they come, [O, I]: for CUDA and for float64."""
 
-    def __init__(self, weight_OI: Tensor) -> None:
-        self._weight_OI = weight_OI
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         self._weight_IO = weight_OI.t()
-
-    @property
-    def nbytes(self) -> int:
-        return self._weight_OI.nbytes
+        self._bias_O = bias_O
+        self.nbytes = weight_OI.nbytes + (0 if bias_O is None else bias_O.nbytes)
 
     def apply(self, x_NI: Tensor) -> Tensor:
-        return torch.mm(x_NI, self._weight_IO)
+        return _apply(x_NI, self._weight_IO, self._bias_O)
 
     def activate(self, x_NI: Tensor, activation: str) -> Tensor:
-        return _activate(torch.mm(x_NI, self._weight_IO), activation)
+        return _activate(_apply(x_NI, self._weight_IO, self._bias_O), activation)
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
-        return torch.addmm(residual_NO, x_NI, self._weight_IO)
+        return _add(x_NI, self._weight_IO, self._bias_O, residual_NO)
 
 
 class PackedMatrix:
     """Weights in oneDNN's blocked layout: for float32 and bfloat16 on a CPU."""
 
-    def __init__(self, weight_OI: Tensor, *, single_rows: bool) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> None:
         """`single_rows`: the matrix will often meet one row alone."""
         outputs, inputs = weight_OI.shape
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _PACK_ROWS)
+        self._bias_O = bias_O
         self._weight_IO: Tensor | None = None
         self.nbytes = weight_OI.nbytes
         if single_rows and weight_OI.dtype == torch.float32 and weight_OI.nbytes <= SINGLE_ROW_COPY_BYTES:
             # MKL's product of one row is quickest along the longer side.
             self._weight_IO = weight_OI.t().contiguous() if outputs >= inputs else weight_OI.contiguous().t()
             self.nbytes *= 2
+        if bias_O is not None:
+            self.nbytes += bias_O.nbytes
 
     def apply(self, x_NI: Tensor) -> Tensor:
         if self._weight_IO is not None and x_NI.shape[0] == 1:
-            return torch.mm(x_NI, self._weight_IO)
+            return _apply(x_NI, self._weight_IO, self._bias_O)
         return self._product(x_NI, "none", "")
 
     def activate(self, x_NI: Tensor, activation: str) -> Tensor:
         if self._weight_IO is not None and x_NI.shape[0] == 1:
-            return _activate(torch.mm(x_NI, self._weight_IO), activation)
+            return _activate(_apply(x_NI, self._weight_IO, self._bias_O), activation)
         return self._product(x_NI, *_ONEDNN_ACTIVATIONS[activation])
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
         if self._weight_IO is not None and x_NI.shape[0] == 1:
-            return torch.addmm(residual_NO, x_NI, self._weight_IO)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_NI, residual_NO, self._packed, None, "add")
+            return _add(x_NI, self._weight_IO, self._bias_O, residual_NO)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x_NI, residual_NO, self._packed, self._bias_O, "add"
+        )
         return product
 
     def _product(self, x_NI: Tensor, activation: str, algorithm: str) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self._packed, None, activation, [], algorithm)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x_NI, self._packed, self._bias_O, activation, [], algorithm
+        )
         return product
 
 
-def lay_out(weight_OI: Tensor, *, single_rows: bool) -> Matrix:
-    """The matrix in the layout for its device and dtype; `single_rows`: it will often meet one row alone."""
+def lay_out(weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
+    """The map in the layout for its device and dtype; `single_rows`: it will often meet one row alone."""
     packable = weight_OI.device.type == "cpu" and weight_OI.dtype in (torch.float32, torch.bfloat16)
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if packable and has_onednn:
-        return PackedMatrix(weight_OI, single_rows=single_rows)
-    return PlainMatrix(weight_OI.contiguous())
+        return PackedMatrix(weight_OI, bias_O, single_rows=single_rows)
+    return PlainMatrix(weight_OI.contiguous(), bias_O)
 
 
-class Norm:
-    """RMSNorm without its weight and without its factor sqrt(D): both are folded into the matrix that follows.
-
-    x / sqrt(mean(x^2) + eps) = sqrt(D) * x / sqrt(|x|^2 + D*eps), and the last root is the hypotenuse over |x| and
-    sqrt(D*eps): three small operations where the definition takes five.
-    """
-
-    def __init__(self, *, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
-        self._half = dtype.itemsize < 4
-        self._leg = torch.tensor(math.sqrt(width * eps), dtype=torch.float32 if self._half else dtype, device=device)
-
-    def __call__(self, x_ND: Tensor) -> Tensor:
-        """Each row over the hypotenuse, [N, D]; half precisions are normed in float32."""
-        if self._half:
-            x_ND_float = x_ND.float()
-            length_N1 = torch.linalg.vector_norm(x_ND_float, 2, -1, True)
-            return torch.div(x_ND_float, length_N1.hypot_(self._leg)).to(x_ND.dtype)
-        return torch.div(x_ND, torch.linalg.vector_norm(x_ND, 2, -1, True).hypot_(self._leg))
+def _apply(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:
+    return torch.mm(x_NI, weight_IO) if bias_O is None else torch.addmm(bias_O, x_NI, weight_IO)
 
 
-def fold_norm(weight_OI: Tensor, norm_I: Tensor) -> Tensor:
-    """The matrix that takes `Norm`'s output where `weight_OI` took the full RMSNorm's with weight `norm_I`."""
-    return weight_OI * (norm_I * math.sqrt(norm_I.shape[0]))
+def _add(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, residual_NO: Tensor) -> Tensor:
+    sum_NO = torch.addmm(residual_NO, x_NI, weight_IO)
+    return sum_NO if bias_O is None else sum_NO.add_(bias_O)
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:

@@ -3,9 +3,9 @@
 Axes: I inputs and O outputs of a matrix, D model width, V vocabulary, P positions, F feed-forward units, HE heads times
 head width, K buckets of distance, H heads of the dense model.
 
-A stack embeds a token as `embedding[token] * embedding_scale + positions[position]`, then applies `embedding_norm`, then
-its layers. A layer's sublayers are self-attention, in the decoder cross-attention, and the feed-forward. With N the norm
-without weights, a sublayer S maps the residual x to
+A stack embeds a token as `embedding[token] * embedding_scale + positions[position]`, then applies `embedding_norm`,
+then its layers. A layer's sublayers are self-attention, in the decoder cross-attention, and the feed-forward. With N
+the norm without weights, a sublayer S maps the residual x to
 
     x + S(N(x))          where the norm comes first (T5, Pegasus, mBART, M2M100)
     after(x + S(x))      where it comes last (BART, Marian)
@@ -111,7 +111,7 @@ class Network:
     norm: Literal["rms", "layer"]  # x / sqrt(mean(x^2) + eps), or (x - mean) / sqrt(variance + eps)
     norm_eps: float
     norm_first: bool
-    activation: Literal["relu", "gelu", "gelu_new", "silu"]  # gelu_new: the approximation by tanh
+    activation: str  # "relu", "gelu", "gelu_new" (the approximation by tanh) or "silu"
     d_model: int
     head_dim: int
     vocab_size: int  # of the decoder and the logits; the encoder's may be another
@@ -119,6 +119,7 @@ class Network:
     encoder_heads: tuple[Heads, ...]  # by layer
     self_heads: tuple[Heads, ...]  # by decoder layer
     cross_heads: tuple[Heads, ...]  # by decoder layer
+    unplaced_token: int | None  # in the decoder it gets no position: M2M100's padding, where it is generated
     encoder: StackWeights[EncoderLayerWeights]
     decoder: StackWeights[DecoderLayerWeights]
     output: Callable[[], Linear]  # [V, D], reads it

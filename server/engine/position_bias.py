@@ -1,9 +1,10 @@
-"""T5's relative position bias: one number for each head and bucket of distance, added to the attention scores.
+"""What is added to the scores of self-attention: masks, and T5's one number for each head and bucket of distance.
 
 Axes: H heads of one layer, S source positions, N sequences, T key positions, P query positions.
 
 A bias depends on the distance alone, so a stack keeps one row per head, ordered by distance, and every matrix of
-biases is a view of sliding windows over that row. Layers that keep the same heads share one table.
+biases is a view of sliding windows over that row. Layers that keep the same heads share one table; without a bias,
+layers that keep as many.
 """
 
 import math
@@ -37,25 +38,35 @@ def relative_bucket(relative: Tensor, *, bidirectional: bool, buckets: int, max_
 class EncoderBias:
     """The encoder's tables: every key is visible to every query."""
 
-    def __init__(self, weight: Tensor, layers: list[Heads], *, max_distance: int, longest: int) -> None:
-        """`weight` [buckets, dense heads]; `layers`: each layer's kept heads; `longest`: the most positions."""
+    def __init__(self, weight: Tensor | None, layers: list[Heads], *, max_distance: int, longest: int) -> None:
+        """`weight` [buckets, dense heads], None: there is no bias; `layers`: each layer's kept heads; `longest`: the
+        most positions.
+        """
+        self._longest = longest
+        self._rows_HR: dict[Heads, Tensor | None] = dict.fromkeys(layers)
+        if weight is None:
+            return
         relative = torch.arange(1 - longest, longest)
         bucket = relative_bucket(relative, bidirectional=True, buckets=weight.shape[0], max_distance=max_distance).to(
             weight.device
         )
-        self._longest = longest
-        self._rows_HR = {heads: weight[bucket][:, list(heads)].t().contiguous() for heads in set(layers)}
+        for heads in self._rows_HR:
+            self._rows_HR[heads] = weight[bucket][:, list(heads)].t().contiguous()
 
-    def masks(self, size: int, padding_BS: Tensor | None) -> dict[Heads, Tensor]:
-        """For each set of heads the additive mask [B or 1, H, S, S] of `size` positions.
+    def masks(self, size: int, padding_BS: Tensor | None) -> dict[Heads, Tensor | None]:
+        """For each set of heads the additive mask of `size` positions, [B or 1, H or 1, S or 1, S]; None: all zeros.
 
-        `padding_BS` holds 0 where there is a token and -inf where there is none.
+        `padding_BS` holds 0 where there is a token and -inf where there is none; None: there is no padding.
         """
+        padding_B11S = None if padding_BS is None else padding_BS[:, None, None, :]
         start, stop = self._longest - size, self._longest + size - 1
-        masks = {}
+        masks: dict[Heads, Tensor | None] = {}
         for heads, rows_HR in self._rows_HR.items():
+            if rows_HR is None:
+                masks[heads] = padding_B11S
+                continue
             bias_1HSS = rows_HR[:, start:stop].unfold(1, size, 1).flip(1)[None]
-            masks[heads] = bias_1HSS if padding_BS is None else bias_1HSS + padding_BS[:, None, None, :]
+            masks[heads] = bias_1HSS if padding_B11S is None else bias_1HSS + padding_B11S
         return masks
 
 
@@ -63,7 +74,9 @@ class DecoderBias:
     """The decoder's tables: a query sees itself and what came before; later keys get -inf."""
 
     def __init__(self, weight: Tensor, layers: list[Heads], *, max_distance: int, longest: int) -> None:
-        """`weight` [buckets, dense heads]; `layers`: each layer's kept heads; `longest`: the most positions."""
+        """`weight` [buckets, dense heads], zeros where there is no bias; `layers`: each layer's kept heads; `longest`:
+        the most positions.
+        """
         bucket = relative_bucket(
             torch.arange(1 - longest, 1), bidirectional=False, buckets=weight.shape[0], max_distance=max_distance
         ).to(weight.device)

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +10,9 @@ from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from model_store.spec import ModelSpec
-from server.engine.cache import KeyValueCache
-from server.engine.model import DecoderViews
-from server.engine.weights import load_model
+from server.engine.backend import Feed
+from server.engine.sequence import EngineConfig
+from server.engine.torch_backend import TorchBackend
 from tests.tiny_models import CHARACTERS, EOS_ID, PAD_ID, VOCABULARY
 
 NEAR_TIE = 1e-4
@@ -97,36 +96,19 @@ def reference_logits(model: T5ForConditionalGeneration, source: list[int], targe
 
 @torch.inference_mode()
 def engine_logits(
-    directory: Path, spec: ModelSpec, dtype: torch.dtype, sources: list[list[int]], targets: list[list[int]]
+    directory: Path, spec: ModelSpec, dtype: str, sources: list[list[int]], targets: list[list[int]]
 ) -> list[Tensor]:
-    """The same through the engine's model, all sources in one padded batch; targets of equal length."""
-    size, steps = max(len(s) for s in sources), len(targets[0])
-    model = load_model(
-        directory, spec, dtype=dtype, device=torch.device("cpu"), longest_source=size, longest_target=steps
+    """The same through the engine's PyTorch backend, all sources in one padded batch; targets of equal length."""
+    count, steps = len(sources), len(targets[0])
+    config = EngineConfig(
+        dtype=dtype, slots=count, max_source_tokens=max(len(s) for s in sources), max_new_tokens=steps
     )
-    padding_BS = torch.tensor([[0.0] * len(s) + [-torch.inf] * (size - len(s)) for s in sources], dtype=dtype)
-    ids_BS = torch.tensor([s + [spec.pad_id] * (size - len(s)) for s in sources])
-    cache_for = partial(
-        KeyValueCache, slots=len(sources), head_dim=spec.head_dim, dtype=dtype, device=torch.device("cpu")
-    )
-    self_cache = cache_for([len(layer.self_heads) for layer in spec.decoder], capacity=steps)
-    cross_cache = cache_for([len(layer.cross_heads) for layer in spec.decoder], capacity=size)
-    model.decoder.fill_cross_cache(cross_cache, model.encoder(ids_BS, padding_BS), torch.arange(len(sources)))
-    views = DecoderViews(
-        windows=model.decoder.bias.windows(steps),
-        self_attention=self_cache.view(len(sources), steps),
-        cross_attention=cross_cache.view(len(sources), size),
-        cross_masks={
-            heads: padding_BS[:, None].expand(-1, heads, -1).reshape(len(sources) * heads, 1, size)
-            for heads in set(model.decoder.cross_heads) - {0}
-        },
-    )
+    backend = TorchBackend.load(directory, spec, config, getattr(torch, dtype))
+    backend.encode(sources, [[slot] for slot in range(count)])
+    rows = list(range(count))
     by_step = [
-        model.decoder.step(
-            torch.tensor([target[i] for target in targets]),
-            torch.full((len(sources),), i),
-            self_cache,
-            views,
+        backend.decode(
+            Feed(tokens=[target[i] for target in targets], positions=[i] * count, slots=rows, wanted=rows)
         ).clone()
         for i in range(steps)
     ]

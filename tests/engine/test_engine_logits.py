@@ -11,7 +11,7 @@ from model_store.spec import ModelSpec
 from tests.engine.compact import hollow, ragged, shortened, write_compact, write_zeroed
 from tests.engine.reference import engine_logits, load_reference, random_sources, reference_logits
 
-TOLERANCES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
+TOLERANCES = [("float32", 1e-5), ("float64", 1e-10)]
 SOURCES = random_sources(5, longest=70)
 TARGETS = [[0, *s][:24] for s in random_sources(40, longest=60, seed=1) if len(s) >= 23][:5]
 
@@ -20,8 +20,8 @@ def spec_of(directory: Path) -> ModelSpec:
     return ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
 
 
-def check_same_logits(reference_dir: Path, ours_dir: Path, dtype: torch.dtype, tolerance: float) -> None:
-    reference = load_reference(reference_dir, dtype)
+def check_same_logits(reference_dir: Path, ours_dir: Path, dtype: str, tolerance: float) -> None:
+    reference = load_reference(reference_dir, getattr(torch, dtype))
     ours = engine_logits(ours_dir, spec_of(ours_dir), dtype, SOURCES, TARGETS)
     for source, target, logits in zip(SOURCES, TARGETS, ours, strict=True):
         expected = reference_logits(reference, source, target)
@@ -30,7 +30,7 @@ def check_same_logits(reference_dir: Path, ours_dir: Path, dtype: torch.dtype, t
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_dense_logits_are_those_of_transformers(dense_dir: Path, dtype: torch.dtype, tolerance: float) -> None:
+def test_dense_logits_are_those_of_transformers(dense_dir: Path, dtype: str, tolerance: float) -> None:
     check_same_logits(dense_dir, dense_dir, dtype, tolerance)
 
 
@@ -39,7 +39,7 @@ def test_dense_logits_are_those_of_transformers(dense_dir: Path, dtype: torch.dt
 def test_compact_logits_are_those_of_the_dense_model_with_zeroed_parts(
     dense_dir: Path,
     cut: Callable[[ModelSpec], ModelSpec],
-    dtype: torch.dtype,
+    dtype: str,
     tolerance: float,
     tmp_path: Path,
 ) -> None:
@@ -51,8 +51,8 @@ def test_compact_logits_are_those_of_the_dense_model_with_zeroed_parts(
 
 def test_bfloat16_logits_are_near_those_of_float64(dense_dir: Path) -> None:
     spec = spec_of(dense_dir)
-    exact = torch.stack(engine_logits(dense_dir, spec, torch.float64, SOURCES, TARGETS))
-    coarse = torch.stack(engine_logits(dense_dir, spec, torch.bfloat16, SOURCES, TARGETS)).double()
+    exact = torch.stack(engine_logits(dense_dir, spec, "float64", SOURCES, TARGETS))
+    coarse = torch.stack(engine_logits(dense_dir, spec, "bfloat16", SOURCES, TARGETS)).double()
     theirs = torch.stack(
         [
             reference_logits(load_reference(dense_dir, torch.bfloat16), source, target).double()

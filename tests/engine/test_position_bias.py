@@ -40,8 +40,21 @@ def test_the_encoder_s_masks_are_bias_plus_padding(size: int) -> None:
     padding[1, size // 2 :] = -torch.inf
     padded = EncoderBias(table, LAYERS, max_distance=128, longest=40).masks(size, padding)
     for heads in LAYERS:
-        assert torch.equal(masks[heads], expected[None, list(heads)])
-        assert torch.equal(padded[heads], expected[None, list(heads)] + padding[:, None, None])
+        mask, padded_mask = masks[heads], padded[heads]
+        assert mask is not None
+        assert padded_mask is not None
+        assert torch.equal(mask, expected[None, list(heads)])
+        assert torch.equal(padded_mask, expected[None, list(heads)] + padding[:, None, None])
+
+
+def test_without_a_bias_only_the_padding_is_masked() -> None:
+    padding = torch.zeros(3, 7)
+    padding[1, 2:] = -torch.inf
+    bias = EncoderBias(None, LAYERS, max_distance=1, longest=40)
+    assert bias.masks(7, None) == dict.fromkeys(LAYERS)
+    for mask in bias.masks(7, padding).values():
+        assert mask is not None
+        assert torch.equal(mask, padding[:, None, None])
 
 
 def test_the_decoder_s_bias_is_picked_by_each_sequence_s_position() -> None:

@@ -1,0 +1,68 @@
+"""A `model.safetensors` that fits its config, read tensor by tensor."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model_store.spec import ModelSpec
+from server.engine.errors import LoadError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+class Checkpoint:
+    """The tensors of an open file, in the dtype and on the device that they are wanted in."""
+
+    def __init__(self, file: Any, names: frozenset[str], *, dtype: torch.dtype, device: torch.device) -> None:
+        """Callers use `open_checkpoint`."""
+        self._file = file
+        self._names = names
+        self._dtype = dtype
+        self._device = device
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one tensor: the file's are windows into it, and the file may change."""
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
+
+
+@contextmanager
+def open_checkpoint(
+    directory: Path, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device
+) -> Iterator[Checkpoint]:
+    """The weights of the model in `directory`, which must be of the shape `spec`; closed with the context.
+
+    Raises:
+        LoadError: the file is missing or no safetensors file, or its tensors are not those of `spec`.
+    """
+    path = directory / WEIGHTS_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            _check(path, found, spec)
+            yield Checkpoint(file, frozenset(found), dtype=dtype, device=device)
+    except FileNotFoundError:
+        raise LoadError(f"{path} is not there: a model directory holds config.json and {WEIGHTS_FILE}") from None
+    except SafetensorError as error:
+        raise LoadError(f"{path} is not a safetensors file ({error}): copy or pull the model again") from error
+
+
+def _check(path: Path, found: dict[str, tuple[int, ...]], spec: ModelSpec) -> None:
+    wanted = dict(spec.tensor_shapes())
+    allowed = wanted | dict(spec.optional_tensor_shapes())
+    for name in wanted:
+        if name not in found:
+            raise LoadError(f"{path} lacks the tensor {name!r} that its config.json calls for")
+    for name, shape in found.items():
+        if name not in allowed:
+            raise LoadError(f"{path} holds {name!r}, which its config.json has no place for")
+        if shape != allowed[name]:
+            raise LoadError(f"{path}: {name!r} has shape {shape}, but config.json makes it {allowed[name]}")

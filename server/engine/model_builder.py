@@ -1,0 +1,249 @@
+"""From neutral weights to a model that PyTorch runs: fused, converted and laid out.
+
+Axes: D model width, HE heads times head width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.engine.folding import by_head
+from server.engine.matrix import Matrix, lay_out
+from server.engine.model import (
+    CrossAttention,
+    Decoder,
+    DecoderLayer,
+    Embedding,
+    Encoder,
+    EncoderLayer,
+    FeedForward,
+    Remnant,
+    SelfAttention,
+)
+from server.engine.network import (
+    AttentionWeights,
+    DecoderLayerWeights,
+    EncoderLayerWeights,
+    FeedForwardWeights,
+    Heads,
+    Network,
+    Norm,
+    StackWeights,
+)
+from server.engine.norm import LayerNorm, NoNorm, PlainRMSNorm, RowNorm
+from server.engine.position_bias import DecoderBias, EncoderBias
+
+_Stack = StackWeights[EncoderLayerWeights] | StackWeights[DecoderLayerWeights]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Both stacks, ready to run, and the memory that their weights take."""
+
+    encoder: Encoder
+    decoder: Decoder
+    nbytes: int
+
+
+def build_model(
+    network: Network, *, dtype: torch.dtype, device: torch.device, longest_source: int, longest_target: int
+) -> Model:
+    """Read the weights, one layer at a time, and lay them out to compute in `dtype` on `device`.
+
+    `longest_source` and `longest_target` bound the positions that the model serves; learned ones reach that far.
+    """
+    return _Builder(network, dtype, device).build(longest_source, longest_target)
+
+
+class _Builder:
+    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
+        self._network = network
+        self._dtype = dtype
+        self._device = device
+        self._nbytes = 0
+        self._norm = self._leading_norm()
+        # A norm that leads leaves its factor to the matrices that read it.
+        self._factor = self._norm.factor
+
+    def build(self, longest_source: int, longest_target: int) -> Model:
+        network = self._network
+        source_tokens_VD = self._tokens(network.encoder)
+        target_tokens_VD = source_tokens_VD
+        if network.decoder.embedding_VD is not network.encoder.embedding_VD:
+            target_tokens_VD = self._tokens(network.decoder)
+        encoder_masks = [self._mask(heads, network.encoder) for heads in network.encoder_heads]
+        encoder = Encoder(
+            embedding=self._embedding(network.encoder, source_tokens_VD, longest_source, unplaced_token=None),
+            layers=[self._encoder_layer(layer) for layer in network.encoder.layers],
+            bias=EncoderBias(
+                self._optional(network.encoder.position_bias_KH),
+                encoder_masks,
+                max_distance=network.relative_max_distance,
+                longest=longest_source,
+            ),
+            norm=self._norm,
+            head_dim=network.head_dim,
+        )
+        table_KH = self._optional(network.decoder.position_bias_KH)
+        if table_KH is None:  # the smallest table of nothing
+            most_heads = max(len(heads) for heads in network.self_heads)
+            table_KH = torch.zeros(2, most_heads, dtype=self._dtype, device=self._device)
+        cross: list[AttentionWeights] = []
+        layers = [self._decoder_layer(layer, cross) for layer in network.decoder.layers]
+        decoder = Decoder(
+            embedding=self._embedding(
+                network.decoder, target_tokens_VD, longest_target, unplaced_token=network.unplaced_token
+            ),
+            layers=layers,
+            cross_keys_values=self._cross_keys_values(cross),
+            cross_heads=[len(heads) for heads in network.cross_heads],
+            bias=DecoderBias(
+                table_KH,
+                [self._mask(heads, network.decoder) for heads in network.self_heads],
+                max_distance=network.relative_max_distance,
+                longest=longest_target,
+            ),
+            norm=self._norm,
+            output=self._output(),
+            head_dim=network.head_dim,
+        )
+        return Model(encoder=encoder, decoder=decoder, nbytes=self._nbytes)
+
+    def _leading_norm(self) -> RowNorm:
+        network = self._network
+        if not network.norm_first:
+            return NoNorm()
+        if network.norm == "rms":
+            return PlainRMSNorm(width=network.d_model, eps=network.norm_eps, dtype=self._dtype, device=self._device)
+        return LayerNorm(width=network.d_model, eps=network.norm_eps)
+
+    def _tokens(self, stack: _Stack) -> Tensor:
+        return self._plain(stack.embedding_VD * stack.embedding_scale)
+
+    def _embedding(
+        self,
+        stack: _Stack,
+        tokens_VD: Tensor,
+        longest: int,
+        *,
+        unplaced_token: int | None,
+    ) -> Embedding:
+        positions_PD = None if stack.positions_PD is None else self._plain(stack.positions_PD[:longest].clone())
+        return Embedding(
+            tokens_VD=tokens_VD,
+            positions_PD=positions_PD,
+            unplaced_token=unplaced_token,
+            norm=self._norm_of(stack.embedding_norm),
+        )
+
+    def _encoder_layer(self, layer: EncoderLayerWeights) -> EncoderLayer:
+        return EncoderLayer(
+            attention=self._self_attention(layer.attention, self._network.encoder, single_rows=False),
+            ffn=self._feed_forward(layer.ffn, single_rows=False),
+        )
+
+    def _decoder_layer(self, layer: DecoderLayerWeights, cross: list[AttentionWeights]) -> DecoderLayer:
+        """Adds the layer's cross-attention, whose keys and values are still to come, to `cross`."""
+        if layer.cross is not None and layer.cross.heads:
+            cross.append(layer.cross)
+        return DecoderLayer(
+            attention=self._self_attention(layer.attention, self._network.decoder, single_rows=True),
+            cross=self._cross_attention(layer.cross),
+            ffn=self._feed_forward(layer.ffn, single_rows=True),
+        )
+
+    def _self_attention(
+        self,
+        attention: AttentionWeights | None,
+        stack: _Stack,
+        *,
+        single_rows: bool,
+    ) -> SelfAttention | Remnant | None:
+        if attention is None:
+            return None
+        if not attention.heads:
+            return self._remnant(attention.out.bias_O, attention.after)
+        query, head_dim = attention.query, self._network.head_dim
+        bias = query.bias_O
+        if bias is not None:
+            nothing = torch.zeros_like(bias)
+            bias = by_head([bias, nothing, nothing], head_dim)
+        return SelfAttention(
+            mask=self._mask(attention.heads, stack),
+            qkv=self._matrix(
+                by_head([query.weight_OI, attention.key_OI, attention.value_OI], head_dim) * self._factor,
+                bias,
+                single_rows=single_rows,
+            ),
+            out=self._matrix(attention.out.weight_OI, attention.out.bias_O, single_rows=single_rows),
+            after=self._norm_of(attention.after),
+        )
+
+    def _cross_attention(self, cross: AttentionWeights | None) -> CrossAttention | Remnant | None:
+        if cross is None:
+            return None
+        if not cross.heads:
+            return self._remnant(cross.out.bias_O, cross.after)
+        return CrossAttention(
+            query=self._matrix(cross.query.weight_OI * self._factor, cross.query.bias_O, single_rows=True),
+            out=self._matrix(cross.out.weight_OI, cross.out.bias_O, single_rows=True),
+            after=self._norm_of(cross.after),
+        )
+
+    def _feed_forward(self, ffn: FeedForwardWeights | None, *, single_rows: bool) -> FeedForward | Remnant | None:
+        if ffn is None:
+            return None
+        if ffn.into.weight_OI.shape[0] == 0:
+            return self._remnant(ffn.out.bias_O, ffn.after)
+        gate = None
+        if ffn.gate is not None:
+            gate = self._matrix(ffn.gate.weight_OI * self._factor, ffn.gate.bias_O, single_rows=single_rows)
+        return FeedForward(
+            activation=self._network.activation,
+            into=self._matrix(ffn.into.weight_OI * self._factor, ffn.into.bias_O, single_rows=single_rows),
+            gate=gate,
+            out=self._matrix(ffn.out.weight_OI, ffn.out.bias_O, single_rows=single_rows),
+            after=self._norm_of(ffn.after),
+        )
+
+    def _cross_keys_values(self, cross: list[AttentionWeights]) -> Matrix | None:
+        if not cross:
+            return None
+        parts = [by_head([layer.key_OI, layer.value_OI], self._network.head_dim) for layer in cross]
+        return self._matrix(torch.cat(parts) * self._factor, None, single_rows=False)
+
+    def _output(self) -> Matrix:
+        output = self._network.output()
+        return self._matrix(output.weight_OI * self._factor, output.bias_O, single_rows=True)
+
+    def _mask(self, heads: Heads, stack: _Stack) -> Heads:
+        """Layers with the same heads share a position bias; without one, layers with as many share their masks."""
+        return tuple(range(len(heads))) if stack.position_bias_KH is None else heads
+
+    def _remnant(self, bias_D: Tensor | None, after: Norm | None) -> Remnant:
+        return Remnant(bias_D=self._optional(bias_D), after=self._norm_of(after))
+
+    def _norm_of(self, norm: Norm | None) -> RowNorm:
+        if norm is None:
+            return NoNorm()
+        return LayerNorm(
+            width=self._network.d_model,
+            eps=self._network.norm_eps,
+            gain_D=self._plain(norm.gain_D),
+            shift_D=self._optional(norm.shift_D),
+        )
+
+    def _optional(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else self._plain(tensor)
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self._dtype)
+        self._nbytes += tensor.nbytes
+        return tensor
+
+    def _matrix(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
+        bias_O = None if bias_O is None else bias_O.to(self._dtype)
+        matrix = lay_out(weight_OI.to(self._dtype), bias_O, single_rows=single_rows)
+        self._nbytes += matrix.nbytes
+        return matrix

@@ -1,0 +1,61 @@
+"""Norms, with weights and without. Axes: N rows, D model width."""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class RowNorm(Protocol):
+    """Norms each row [N, D]. `factor`: what its result must be multiplied with to be the norm."""
+
+    factor: float
+
+    def __call__(self, x_ND: Tensor) -> Tensor: ...
+
+
+class NoNorm:
+    """Where a network has no norm: the rows themselves."""
+
+    factor = 1.0
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        return x_ND
+
+
+class PlainRMSNorm:
+    """RMSNorm without weights and without its factor sqrt(D): both belong into the matrix that follows.
+
+    x / sqrt(mean(x^2) + eps) = sqrt(D) * x / sqrt(|x|^2 + D*eps), and the last root is the hypotenuse over |x| and
+    sqrt(D*eps): three small operations where the definition takes five.
+    """
+
+    def __init__(self, *, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        self.factor = math.sqrt(width)
+        self._half = dtype.itemsize < 4
+        self._leg = torch.tensor(math.sqrt(width * eps), dtype=torch.float32 if self._half else dtype, device=device)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """Each row over the hypotenuse; half precisions are normed in float32."""
+        if self._half:
+            x_ND_float = x_ND.float()
+            length_N1 = torch.linalg.vector_norm(x_ND_float, 2, -1, True)
+            return torch.div(x_ND_float, length_N1.hypot_(self._leg)).to(x_ND.dtype)
+        return torch.div(x_ND, torch.linalg.vector_norm(x_ND, 2, -1, True).hypot_(self._leg))
+
+
+class LayerNorm:
+    """(x - mean) / sqrt(variance + eps), times the gain plus the shift where there are weights."""
+
+    factor = 1.0
+
+    def __init__(self, *, width: int, eps: float, gain_D: Tensor | None = None, shift_D: Tensor | None = None) -> None:
+        self._shape = (width,)
+        self._eps = eps
+        self._gain_D = gain_D
+        self._shift_D = shift_D
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        return F.layer_norm(x_ND, self._shape, self._gain_D, self._shift_D, self._eps)
