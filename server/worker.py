@@ -50,8 +50,9 @@ class WorkerEngine(Protocol):
     """What a worker needs of an engine."""
 
     limits: EngineLimits
-    default_max_new_tokens: int
 
+    @property
+    def default_max_new_tokens(self) -> int: ...
     @property
     def idle(self) -> bool: ...
     @property

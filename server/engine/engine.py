@@ -1,7 +1,7 @@
 """Tokens in, tokens out: continuous batching over one model.
 
-Sequences join and leave at every step. A step is: plan who runs, encode the newcomers, advance everyone by one token,
-commit the tokens. One thread owns an engine; nothing here locks.
+Sequences join and leave at every step. A step is: plan who runs, encode the newcomers, decode everyone, choose what
+each goes on with, commit it. One thread owns an engine; nothing here locks.
 """
 
 import json
@@ -15,19 +15,25 @@ import torch
 
 from model_store.spec import ModelSpec
 from server.engine.backend import Backend, Feed
+from server.engine.beam import BeamSearch, Candidate
+from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.sampling import greedy, peak_logprobs
-from server.engine.scheduler import Move, Scheduler
+from server.engine.generation_config import GenerationDefaults, read_generation_config, with_seed
+from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import (
     EngineConfig,
     EngineLimits,
     FinishReason,
     GenerationParameters,
+    Hypothesis,
+    Row,
     Sequence,
     Status,
     TokenEvent,
+    TopToken,
 )
 from server.engine.torch_backend import TorchBackend
+from server.engine.validation import check_parameters, check_source
 
 _DTYPES = {
     "float32": torch.float32,
@@ -37,43 +43,52 @@ _DTYPES = {
 }
 
 
+_NOT_FINITE = (
+    "the model's scores became NaN or infinite at token {number}: "
+    "its weights are damaged, or its dtype is too narrow for this input"
+)
+_ALL_FORBIDDEN = (
+    "every token is forbidden at token {number}: allow more through no_repeat_ngram_size, bad_words, suppress_tokens "
+    "or min_new_tokens"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
     """What the last step did."""
 
     encode_s: float = 0.0  # 0 where nobody was admitted
     decode_s: float = 0.0
-    batch_size: int = 0  # sequences advanced by one token
+    batch_size: int = 0  # rows decoded: a sequence has one, or one a beam or sample
+    generated_tokens: int = 0  # a beam search, whatever its width, makes one a step
     source_tokens: int = 0  # encoded, without padding
     padding_tokens: int = 0  # encoded for nothing
-    running: int = 0  # after the step
-    waiting: int = 0  # after the step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """One token for each running sequence, in the order of their slots."""
-
-    tokens: list[int]
-    peaks: list[float]  # the logit of each token; not finite where any of its row was NaN or +inf
-    logprobs: list[float] | None
+    running: int = 0  # sequences after the step
+    waiting: int = 0  # sequences after the step
 
 
 class Engine:
     """A loaded model, its scheduler and its backend."""
 
-    def __init__(self, spec: ModelSpec, backend: Backend, config: EngineConfig, *, default_max_new_tokens: int) -> None:
-        """Callers use `Engine.load`."""
+    def __init__(
+        self, spec: ModelSpec, backend: Backend, config: EngineConfig, *, defaults: GenerationDefaults
+    ) -> None:
+        """Callers use `Engine.load`; `defaults` are the model's own."""
         self.spec = spec
         self.limits = EngineLimits(
             max_source_tokens=config.max_source_tokens,
             max_new_tokens=config.max_new_tokens,
             slots=config.slots,
         )
-        self.default_max_new_tokens = default_max_new_tokens
+        self.defaults = defaults
         self.step_stats = StepStats()
         self._backend = backend
-        self._scheduler = Scheduler(slots=config.slots, max_encode_tokens=config.max_encode_tokens)
+        self._scheduler = Scheduler(
+            slots=config.slots,
+            max_encode_tokens=config.max_encode_tokens,
+            max_decode_tokens=config.max_decode_tokens,
+        )
+        self._decodings: dict[int, Decoding] = {}  # by the id of a sequence that waits or runs
 
     @classmethod
     def load(cls, directory: Path, config: EngineConfig) -> "Engine":
@@ -81,15 +96,21 @@ class Engine:
 
         Raises:
             LoadError: a file is missing or broken, the weights do not fit the config, the dtype or the device is
-                not available, or the caches do not fit into memory.
+                not available, the caches do not fit into memory, or the model wants to be decoded in a way that this
+                engine has not.
             model_store.errors.UnsupportedModelError: config.json describes another architecture.
         """
         dtype = _dtype(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
-        backend = _make_backend(directory, spec, config, dtype)
-        return cls(spec, backend, config, default_max_new_tokens=_default_max_new_tokens(directory, config))
+        defaults = _read_defaults(directory, spec, config)
+        return cls(spec, _make_backend(directory, spec, config, dtype), config, defaults=defaults)
+
+    @property
+    def default_max_new_tokens(self) -> int:
+        """How many tokens are made at most where a request says nothing."""
+        return self.defaults.parameters.max_new_tokens
 
     @property
     def idle(self) -> bool:
@@ -104,16 +125,18 @@ class Engine:
         """Queue a sequence; its tokens come from `step`.
 
         Raises:
-            BadRequestError: it is outside the engine's limits, or its id is in use.
+            BadRequestError: it is outside the engine's limits, its parameters cannot hold together, or its id is in
+                use.
         """
         self._check(sequence)
-        self._scheduler.add(sequence)
+        self._enqueue(sequence)
 
     def cancel(self, sequence_id: int) -> bool:
         """Drop a sequence that waits or runs: no event of it comes any more. False if it is not there."""
         sequence = self._scheduler.remove(sequence_id, Status.CANCELLED)
         if sequence is None:
             return False
+        del self._decodings[sequence_id]
         sequence.finished_s = time.monotonic()
         return True
 
@@ -122,24 +145,26 @@ class Engine:
         """Admit, encode, and advance every running sequence by one token; nothing to do gives no events."""
         planned_s = time.monotonic()
         plan = self._scheduler.plan()
-        running = self._scheduler.running
-        if not running:
+        rows = self._scheduler.rows
+        if not rows:
             return []
-        self._move(plan.moves, running)
-        padding_tokens = self._encode(plan.admitted) if plan.admitted else 0
+        admitted = [sequence for batch in plan.batches for sequence in batch]
+        padding_tokens = self._prepare(plan)
         encoded_s = time.monotonic()
-        sampled = self._decode(running)
-        decoded_s = time.monotonic()
-        for sequence in plan.admitted:
+        for sequence in admitted:
             sequence.admitted_s, sequence.encoded_s = planned_s, encoded_s
-        events = self._commit(running, sampled, decoded_s)
+        feed, wants = self._feed(rows)
+        chosen = choose(self._backend.decode(feed), wants)
+        decoded_s = time.monotonic()
+        events = self._commit(wants, chosen, decoded_s)
         self.step_stats = StepStats(
-            encode_s=encoded_s - planned_s if plan.admitted else 0.0,
-            decode_s=decoded_s - encoded_s,
-            batch_size=len(running),
-            source_tokens=sum(len(sequence.source_ids) for sequence in plan.admitted),
+            encode_s=encoded_s - planned_s if admitted else 0.0,
+            decode_s=time.monotonic() - encoded_s,  # with what is copied between beams
+            batch_size=len(rows),
+            generated_tokens=sum(want.decoding.search is None or want.row.index == 0 for want in wants),
+            source_tokens=sum(len(sequence.source_ids) for sequence in admitted),
             padding_tokens=padding_tokens,
-            running=len(self._scheduler.running),
+            running=self._scheduler.running,
             waiting=self._scheduler.waiting,
         )
         return events
@@ -148,14 +173,14 @@ class Engine:
         """Run all sources to their end; the results are in the order of `sources`.
 
         Raises:
-            BadRequestError: a source is outside the engine's limits; nothing was run then.
+            BadRequestError: a source or the parameters are outside the engine's limits; nothing was run then.
         """
         assert not self._scheduler.running, "generate is for an engine that serves nobody else"
         sequences = [Sequence(id=i, source_ids=source, parameters=parameters) for i, source in enumerate(sources)]
         for sequence in sequences:
             self._check(sequence)
         for sequence in sorted(sequences, key=lambda s: -len(s.source_ids)):  # alike lengths pad each other least
-            self._scheduler.add(sequence)
+            self._enqueue(sequence)
         while not self.idle:
             self.step()
         return sequences
@@ -163,95 +188,200 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert what must hold between two steps, for tests."""
         self._scheduler.check_integrity()
+        sequences = {row.sequence.id: row.sequence for row in self._scheduler.rows}
+        assert len(self._decodings) == self._scheduler.running + self._scheduler.waiting, "a decoding is left over"
+        for number, sequence in sequences.items():
+            assert number in self._decodings, "a sequence that nobody knows how to decode"
+            for row in sequence.rows:
+                assert 1 <= row.fresh <= len(row.history), "nothing to decode"
+                made = len(row.history) - 1 - len(sequence.parameters.prefix_ids)
+                assert 0 <= made < sequence.parameters.max_new_tokens, "too long"
 
     def _check(self, sequence: Sequence) -> None:
-        source, limits, wanted = sequence.source_ids, self.limits, sequence.parameters.max_new_tokens
-        if not source:
-            raise BadRequestError("the source is empty: give at least one token")
-        if len(source) > limits.max_source_tokens:
-            raise BadRequestError(
-                f"the source has {len(source)} tokens, but this model is loaded for at most "
-                f"{limits.max_source_tokens}: shorten it"
-            )
-        if min(source) < 0 or max(source) >= self.spec.vocab_size:
-            bad = min(source) if min(source) < 0 else max(source)
-            raise BadRequestError(
-                f"token {bad} is outside the vocabulary of {self.spec.vocab_size}: use this model's tokenizer"
-            )
-        if not 1 <= wanted <= limits.max_new_tokens:
-            raise BadRequestError(f"max_new_tokens is {wanted}: it must be from 1 to {limits.max_new_tokens}")
+        check_source(sequence.source_ids, limits=self.limits, vocab_size=self.spec.vocab_size)
+        check_parameters(
+            sequence.parameters, limits=self.limits, vocab_size=self.spec.vocab_size, eos_ids=self.defaults.eos_ids
+        )
         if sequence.id in self._scheduler:
             raise BadRequestError(f"id {sequence.id} is in use: ids must be unique among what waits or runs")
 
-    def _move(self, moves: list[Move], running: list[Sequence]) -> None:
-        for move in moves:
-            sequence = running[move.target]
-            self._backend.move(
-                move.source, move.target, source_length=len(sequence.source_ids), length=len(sequence.tokens)
+    def _enqueue(self, sequence: Sequence) -> None:
+        sequence.parameters = with_seed(sequence.parameters)
+        sequence.begin(self.defaults.decoder_start_id)
+        self._decodings[sequence.id] = Decoding(sequence.parameters, self.defaults.eos_ids)
+        self._scheduler.add(sequence)
+
+    def _prepare(self, plan: Plan) -> int:
+        """Bring every row's state to its slot; returns the number of padding positions that were encoded."""
+        for move in plan.moves:
+            row = move.row
+            length = len(row.history) - row.fresh
+            self._backend.move(move.source, move.target, source_length=len(row.sequence.source_ids), length=length)
+        return sum(
+            self._backend.encode(
+                [sequence.source_ids for sequence in batch],
+                [[_slot(row) for row in sequence.rows] for sequence in batch],
             )
-
-    def _encode(self, admitted: list[Sequence]) -> int:
-        slots = [[sequence.slot] for sequence in admitted if sequence.slot is not None]
-        return self._backend.encode([sequence.source_ids for sequence in admitted], slots)
-
-    def _decode(self, running: list[Sequence]) -> Sampled:
-        rows = list(range(len(running)))
-        feed = Feed(
-            tokens=[s.tokens[-1] if s.tokens else self.spec.decoder_start_id for s in running],
-            positions=[len(s.tokens) for s in running],
-            slots=rows,
-            wanted=rows,
-        )
-        logits_NV = self._backend.decode(feed)
-        choice = greedy(logits_NV)
-        wants_logprobs = any(sequence.parameters.logprobs for sequence in running)
-        return Sampled(
-            tokens=choice.tokens_N.tolist(),
-            peaks=choice.peaks_N.tolist(),
-            logprobs=peak_logprobs(logits_NV, choice.peaks_N).tolist() if wants_logprobs else None,
+            for batch in plan.batches
         )
 
-    def _commit(self, running: list[Sequence], sampled: Sampled, now_s: float) -> list[TokenEvent]:
-        """Give each sequence its token, and take those out that ended."""
+    def _feed(self, rows: list[Row]) -> tuple[Feed, list[Want]]:
+        """What goes into the decoder, and the rows whose logits come out of it."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        wants = []
+        for slot, row in enumerate(rows):
+            length, fresh = len(row.history), row.fresh
+            tokens += row.history[length - fresh :]
+            positions += range(length - fresh, length)
+            slots += [slot] * fresh
+            decoding = self._decodings[row.sequence.id]
+            if decoding.search is None or row.index == 0 or length > 1 + len(row.sequence.parameters.prefix_ids):
+                wanted.append(len(tokens) - 1)
+                wants.append(Want(row=row, decoding=decoding))
+        return Feed(tokens=tokens, positions=positions, slots=slots, wanted=wanted), wants
+
+    def _commit(self, wants: list[Want], chosen: Chosen, now_s: float) -> list[TokenEvent]:
+        """Give each row its token, and take those sequences out that ended."""
         events = []
-        for i, sequence in enumerate(running):
-            if not math.isfinite(sampled.peaks[i]):
-                events.append(self._fail(sequence, now_s))
+        for i, want in enumerate(wants):
+            sequence, search = want.row.sequence, want.decoding.search
+            if sequence.status is not Status.RUNNING:  # another of its rows has ended it
                 continue
-            token, logprob = sampled.tokens[i], None
-            sequence.tokens.append(token)
-            if sampled.logprobs is not None and sequence.parameters.logprobs:
-                logprob = sampled.logprobs[i]
-                sequence.logprobs.append(logprob)
             if sequence.first_token_s is None:
                 sequence.first_token_s = now_s
-            reason = self._finish_reason(sequence)
-            if reason is not None:
-                sequence.finish_reason = reason
-                self._end(sequence, Status.FINISHED, now_s)
-            events.append(TokenEvent(sequence_id=sequence.id, token=token, logprob=logprob, finish_reason=reason))
+            if not math.isfinite(chosen.peaks[i]):
+                events.append(self._fail(sequence, _NOT_FINITE, now_s))
+            elif i in chosen.barred:
+                events.append(self._fail(sequence, _ALL_FORBIDDEN, now_s))
+            elif search is None:
+                events += self._extend(want, i, chosen, now_s)
+            else:
+                self._note_top_tokens(want, chosen.top_tokens.get(i))
+        for i, candidates in chosen.candidates.items():
+            sequence, search = wants[i].row.sequence, wants[i].decoding.search
+            if sequence.status is Status.RUNNING:
+                assert search is not None, "candidates without a search"
+                events += self._advance(sequence, search, candidates, now_s)
         return events
 
-    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        if sequence.tokens[-1] == self.spec.eos_id and not sequence.parameters.ignore_eos:
-            return FinishReason.EOS
-        if len(sequence.tokens) == sequence.parameters.max_new_tokens:
-            return FinishReason.LENGTH
-        return None
+    def _extend(self, want: Want, i: int, chosen: Chosen, now_s: float) -> list[TokenEvent]:
+        """One more token for a row that is no beam; what there is to tell of it."""
+        row, sequence, decoding = want.row, want.row.sequence, want.decoding
+        token, logprob, top_tokens = chosen.tokens[i], chosen.logprobs.get(i), chosen.top_tokens.get(i, [])
+        row.history.append(token)
+        row.fresh = 1
+        if logprob is not None:
+            row.logprobs.append(logprob)
+        if top_tokens:
+            row.top_tokens.append(top_tokens)
+        alone = sequence.parameters.rows == 1
+        if alone:
+            sequence.tokens.append(token)
+            if decoding.parameters.logprobs and logprob is not None:
+                sequence.logprobs.append(logprob)
+        reason = _finish_reason(row, decoding)
+        if reason is not None:
+            sequence.hypotheses.append(_sampled(row, decoding, reason))
+            if len(sequence.rows) > 1:
+                self._scheduler.release(row)
+                return []
+            self._finish(sequence, now_s)
+        if not alone:
+            return [] if reason is None else [_decided(sequence)]
+        return [
+            TokenEvent(
+                sequence_id=sequence.id,
+                token=token,
+                logprob=logprob if decoding.parameters.logprobs else None,
+                top_tokens=top_tokens,
+                finish_reason=reason,
+            )
+        ]
 
-    def _fail(self, sequence: Sequence, now_s: float) -> TokenEvent:
-        assert sequence.slot is not None, f"sequence {sequence.id} does not run"
-        self._backend.clear(sequence.slot)
-        sequence.error = (
-            f"the model's scores became NaN or infinite at token {len(sequence.tokens) + 1}: "
-            "its weights are damaged, or its dtype is too narrow for this input"
-        )
+    def _advance(
+        self, sequence: Sequence, search: BeamSearch, candidates: list[Candidate], now_s: float
+    ) -> list[TokenEvent]:
+        """One step of a beam search; what there is to tell of it: nothing, until it is over."""
+        rows = sequence.rows
+        before = len(rows[0].history)
+        made = before - len(sequence.parameters.prefix_ids)  # the start token stands for the one that comes
+        survivors = search.advance(candidates, rows, made)
+        if survivors is None:
+            sequence.hypotheses = search.hypotheses
+            if not sequence.hypotheses:
+                return [self._fail(sequence, _ALL_FORBIDDEN, now_s)]
+            self._finish(sequence, now_s)
+            return [_decided(sequence)]
+        origins = [rows[survivor.beam] for survivor in survivors]
+        slots, origin_slots = [_slot(row) for row in rows], [_slot(row) for row in origins]
+        if made > 1 and slots != origin_slots:  # before the first choice all beams are the same
+            self._backend.reorder(slots, origin_slots, before)
+        states = [(row.history, row.logprobs, row.top_tokens) for row in origins]
+        for row, survivor, (history, logprobs, top_tokens) in zip(rows, survivors, states, strict=True):
+            row.history, row.fresh = [*history, survivor.token], 1
+            row.logprobs = logprobs if survivor.logprob is None else [*logprobs, survivor.logprob]
+            row.top_tokens = list(top_tokens)
+        return []
+
+    def _note_top_tokens(self, want: Want, top_tokens: list[TopToken] | None) -> None:
+        """Remember the best tokens of a beam's position; the first position is that of all beams."""
+        if top_tokens:
+            first = len(want.row.history) == 1 + len(want.row.sequence.parameters.prefix_ids)
+            for row in want.row.sequence.rows if first else [want.row]:
+                row.top_tokens.append(top_tokens)
+
+    def _finish(self, sequence: Sequence, now_s: float) -> None:
+        """End a sequence well; its hypotheses are there."""
+        if len(sequence.hypotheses) > 1:
+            sequence.hypotheses.sort(key=lambda each: each.score or 0.0, reverse=True)
+        best = sequence.hypotheses[0]
+        sequence.tokens, sequence.logprobs, sequence.finish_reason = best.tokens, best.logprobs, best.finish_reason
+        self._end(sequence, Status.FINISHED, now_s)
+
+    def _fail(self, sequence: Sequence, reason: str, now_s: float) -> TokenEvent:
+        made = len(sequence.rows[0].history) - len(sequence.parameters.prefix_ids)
+        for row in sequence.rows:
+            self._backend.clear(_slot(row))
+        sequence.error = reason.format(number=made)
         self._end(sequence, Status.FAILED, now_s)
         return TokenEvent(sequence_id=sequence.id, token=None, error=sequence.error)
 
     def _end(self, sequence: Sequence, status: Status, now_s: float) -> None:
         self._scheduler.remove(sequence.id, status)
+        del self._decodings[sequence.id]
         sequence.finished_s = now_s
+
+
+def _slot(row: Row) -> int:
+    assert row.slot is not None, f"sequence {row.sequence.id} does not run"
+    return row.slot
+
+
+def _finish_reason(row: Row, decoding: Decoding) -> FinishReason | None:
+    if row.history[-1] in decoding.eos_ids:
+        return FinishReason.EOS
+    if len(row.history) == 1 + len(decoding.parameters.prefix_ids) + decoding.parameters.max_new_tokens:
+        return FinishReason.LENGTH
+    return None
+
+
+def _sampled(row: Row, decoding: Decoding, reason: FinishReason) -> Hypothesis:
+    """What a row that is no beam came to; one of several is scored by its log-probability."""
+    several = decoding.parameters.rows > 1
+    return Hypothesis(
+        tokens=row.history[1 + len(decoding.parameters.prefix_ids) :],
+        finish_reason=reason,
+        score=sum(row.logprobs) if several else None,
+        logprobs=row.logprobs if decoding.parameters.logprobs else [],
+        top_tokens=row.top_tokens,
+    )
+
+
+def _decided(sequence: Sequence) -> TokenEvent:
+    return TokenEvent(sequence_id=sequence.id, token=None, finish_reason=sequence.finish_reason)
 
 
 def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> Backend:
@@ -268,18 +398,19 @@ def _dtype(config: EngineConfig) -> torch.dtype:
     return _DTYPES[config.dtype]
 
 
-def _default_max_new_tokens(directory: Path, config: EngineConfig) -> int:
-    """What generation_config.json says, within the engine's limit; the limit itself where it says nothing."""
+def _read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> GenerationDefaults:
+    """Of generation_config.json, or of config.json where it is not there: older models say it all in one."""
     path = directory / "generation_config.json"
-    settings = _read_json(path) if path.exists() else {}
-    wanted = settings.get("max_new_tokens")
-    if wanted is None and isinstance(settings.get("max_length"), int):
-        wanted = settings["max_length"] - 1  # transformers counts the decoder's start token
-    if wanted is None:
-        return config.max_new_tokens
-    if not isinstance(wanted, int) or wanted < 1:
-        raise LoadError(f"{path}: max_new_tokens is {wanted!r}: it must be a whole number from 1")
-    return min(wanted, config.max_new_tokens)
+    if not path.exists():
+        path = directory / "config.json"
+    return read_generation_config(
+        _read_json(path),
+        path=path,
+        vocab_size=spec.vocab_size,
+        eos_id=spec.eos_id,
+        decoder_start_id=spec.decoder_start_id,
+        most_new_tokens=config.max_new_tokens,
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

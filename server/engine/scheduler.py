@@ -1,51 +1,72 @@
-"""Which sequences run in which slot. Knows no tensors.
+"""Which rows run in which slot. Knows no tensors.
 
-The running sequences fill slots 0 to n-1 whenever a step runs. A sequence that ends leaves a hole; the next plan gives
-holes to newcomers first, and closes those that are left by moving the last running sequences into them.
+A sequence has one row, or one for each of its beams or samples; it is admitted with all of them. Running rows fill
+slots 0 to n-1 whenever a step runs. A row that ends leaves a hole; the next plan gives holes to newcomers first, and
+closes those that are left by moving the last rows into them.
+
+Order of admission: first come, first served, but that sequences which find too few free slots are overtaken by
+narrower ones, each by no more than MOST_OVERTAKING.
 """
 
 from collections import deque
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 
-from server.engine.sequence import Sequence, Status
+from server.engine.sequence import Row, Sequence, Status
+
+MOST_OVERTAKING = 16
+
+# An encoder batch more costs about as much as so many positions: it reads all of the encoder's weights once again.
+_BATCH_POSITIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A running sequence changes its slot; its cached state must be copied from `source` to `target`."""
+    """A running row changes its slot; its cached state must be copied from `source` to `target`."""
 
     source: int
     target: int
+    row: Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to do before the next step: the moves in their order, then the encoding of `admitted`."""
+    """What to do before the next step: the moves in their order, then the encoder batches."""
 
     moves: list[Move]
-    admitted: list[Sequence]
+    batches: list[list[Sequence]]  # the newcomers, those of like length together
 
 
 class Scheduler:
-    """First come, first served, as many as there are slots."""
+    """Admits, places, and takes out."""
 
-    def __init__(self, *, slots: int, max_encode_tokens: int) -> None:
-        """`max_encode_tokens`: the most positions, padding included, that are encoded in one step."""
+    def __init__(self, *, slots: int, max_encode_tokens: int, max_decode_tokens: int) -> None:
+        """Bounds on the work of one step, which those that run already wait for.
+
+        `max_encode_tokens`: positions that are encoded, padding included; `max_decode_tokens`: tokens that enter the
+        decoder, prefixes included. A single sequence may exceed either.
+        """
         self._slots = slots
         self._max_encode_tokens = max_encode_tokens
+        self._max_decode_tokens = max_decode_tokens
         self._waiting: deque[Sequence] = deque()
-        self._rows: list[Sequence | None] = []  # by slot; None is a hole
+        self._table: list[Row | None] = []  # by slot; None is a hole
         self._by_id: dict[int, Sequence] = {}  # waiting and running
 
     @property
     def waiting(self) -> int:
-        """How many wait for a slot."""
+        """How many sequences wait for slots."""
         return len(self._waiting)
 
     @property
-    def running(self) -> list[Sequence]:
-        """The running sequences in the order of their slots."""
-        return [sequence for sequence in self._rows if sequence is not None]
+    def running(self) -> int:
+        """How many sequences run."""
+        return len(self._by_id) - len(self._waiting)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The running rows in the order of their slots."""
+        return [row for row in self._table if row is not None]
 
     @property
     def idle(self) -> bool:
@@ -56,8 +77,9 @@ class Scheduler:
         return sequence_id in self._by_id
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue. Its id must be new among those that wait or run."""
+        """Put a sequence, with its rows laid out, at the end of the queue. Its id must be new among those here."""
         assert sequence.id not in self._by_id, f"sequence {sequence.id} is already there"
+        assert 1 <= len(sequence.rows) <= self._slots, f"sequence {sequence.id} has {len(sequence.rows)} rows"
         sequence.status = Status.WAITING
         self._by_id[sequence.id] = sequence
         self._waiting.append(sequence)
@@ -67,62 +89,135 @@ class Scheduler:
         sequence = self._by_id.pop(sequence_id, None)
         if sequence is None:
             return None
-        if sequence.slot is None:
+        if sequence.status is Status.WAITING:
             self._waiting.remove(sequence)
-        else:
-            self._rows[sequence.slot] = None
-            sequence.slot = None
+        for row in sequence.rows:
+            self._vacate(row)
+        sequence.rows = []
         sequence.status = status
         return sequence
 
+    def release(self, row: Row) -> None:
+        """Take out one row of a sequence whose other rows run on."""
+        assert len(row.sequence.rows) > 1, f"the only row of sequence {row.sequence.id} ends with it"
+        row.sequence.rows.remove(row)
+        self._vacate(row)
+
     def plan(self) -> Plan:
-        """Admit what fits and close the holes. Afterwards the running sequences fill slots 0 to n-1."""
-        holes = [slot for slot, sequence in enumerate(self._rows) if sequence is None]
-        admitted = self._admit(self._slots - len(self._rows) + len(holes))
+        """Admit what fits and close the holes. Afterwards the running rows fill slots 0 to n-1."""
+        if not self._waiting and None not in self._table:
+            return Plan(moves=[], batches=[])
+        holes = [slot for slot, row in enumerate(self._table) if row is None]
+        admitted = self._admit(self._slots - len(self._table) + len(holes))
         for sequence in admitted:
-            if holes:
-                self._place(sequence, holes.pop(0))
-            else:
-                self._rows.append(None)
-                self._place(sequence, len(self._rows) - 1)
-        return Plan(moves=self._close(holes), admitted=admitted)
+            for row in sequence.rows:
+                if holes:
+                    self._place(row, holes.pop(0))
+                else:
+                    self._table.append(None)
+                    self._place(row, len(self._table) - 1)
+        return Plan(moves=self._close(holes), batches=self._batches(admitted))
 
     def _admit(self, free: int) -> list[Sequence]:
-        """Take from the head of the queue what one padded encoder batch may hold; always at least one."""
+        """Take from the queue what fits into the free slots and the bounds of a step."""
         admitted: list[Sequence] = []
-        longest = tokens = 0
-        while self._waiting and len(admitted) < free:
-            size = len(self._waiting[0].source_ids)
-            longest, tokens = max(longest, size), tokens + size
-            padded = longest * (len(admitted) + 1)
-            if admitted and (padded > self._max_encode_tokens or padded > 2 * tokens):
+        passed: list[Sequence] = []  # too wide for the free slots
+        encoded, decoded = 0, sum(row.fresh for row in self.rows)
+        while self._waiting and free and len(passed) < MOST_OVERTAKING:
+            sequence = self._waiting[0]
+            rows = len(sequence.rows)
+            if rows > free:
+                if sequence.overtaken >= MOST_OVERTAKING:
+                    break
+                passed.append(self._waiting.popleft())
+                continue
+            encoded += len(sequence.source_ids)
+            decoded += rows * sequence.rows[0].fresh
+            if admitted and (encoded > self._max_encode_tokens or decoded > self._max_decode_tokens):
                 break
             admitted.append(self._waiting.popleft())
+            sequence.status = Status.RUNNING
+            free -= rows
+            for other in passed:
+                other.overtaken += 1
+            if any(other.overtaken >= MOST_OVERTAKING for other in passed):
+                break
+        self._waiting.extendleft(reversed(passed))
         return admitted
 
-    def _place(self, sequence: Sequence, slot: int) -> None:
-        sequence.slot = slot
-        sequence.status = Status.RUNNING
-        self._rows[slot] = sequence
+    def _batches(self, sequences: list[Sequence]) -> list[list[Sequence]]:
+        """Group by length, so that padding and batches together cost least."""
+        batches = _group(sequences, _BATCH_POSITIONS)
+        if _positions(batches) > self._max_encode_tokens:
+            return _group(sequences, 1)  # next to no padding
+        return batches
+
+    def _place(self, row: Row, slot: int) -> None:
+        row.slot = slot
+        self._table[slot] = row
+
+    def _vacate(self, row: Row) -> None:
+        if row.slot is not None:
+            self._table[row.slot] = None
+            row.slot = None
 
     def _close(self, holes: list[int]) -> list[Move]:
         moves = []
         for hole in holes:
-            while self._rows and self._rows[-1] is None:
-                self._rows.pop()
-            if hole >= len(self._rows):
+            while self._table and self._table[-1] is None:
+                self._table.pop()
+            if hole >= len(self._table):
                 break
-            sequence = self._rows.pop()
-            assert sequence is not None, "the last row was a hole"
-            moves.append(Move(source=len(self._rows), target=hole))
-            self._place(sequence, hole)
+            row = self._table.pop()
+            assert row is not None, "the last row was a hole"
+            moves.append(Move(source=len(self._table), target=hole, row=row))
+            self._place(row, hole)
         return moves
 
     def check_integrity(self) -> None:
         """Assert what must always hold, for tests."""
-        running = self.running
-        assert len(self._rows) <= self._slots, "more rows than slots"
-        assert {s.id for s in running} | {s.id for s in self._waiting} == set(self._by_id), "a sequence is lost"
-        assert all(s.slot is None and s.status is Status.WAITING for s in self._waiting), "a waiter has a slot"
-        for slot, sequence in enumerate(self._rows):
-            assert sequence is None or (sequence.slot == slot and sequence.status is Status.RUNNING), "wrong slot"
+        assert len(self._table) <= self._slots, "more rows than slots"
+        waiting = {sequence.id for sequence in self._waiting}
+        assert len(waiting) == len(self._waiting), "a sequence waits twice"
+        running = {row.sequence.id for row in self.rows}
+        assert not waiting & running, "a sequence waits and runs"
+        assert waiting | running == set(self._by_id), "a sequence is lost"
+        assert all(sequence.overtaken <= MOST_OVERTAKING for sequence in self._waiting), "overtaken too often"
+        for sequence in self._by_id.values():
+            assert sequence.rows, "a sequence without rows"
+            assert all(row.sequence is sequence for row in sequence.rows), "a row of another sequence"
+            assert len({row.index for row in sequence.rows}) == len(sequence.rows), "a row twice"
+            if sequence.id in waiting:
+                assert sequence.status is Status.WAITING, "a waiter's status"
+                assert all(row.slot is None for row in sequence.rows), "a waiter has a slot"
+            else:
+                assert sequence.status is Status.RUNNING, "a runner's status"
+                for row in sequence.rows:
+                    assert row.slot is not None, "a runner without a slot"
+                    assert self._table[row.slot] is row, "wrong slot"
+        assert sum(len(self._by_id[number].rows) for number in running) == len(self.rows), "a row without its sequence"
+
+
+def _group(sequences: Ordered[Sequence], batch_positions: int) -> list[list[Sequence]]:
+    """The cheapest grouping where a batch costs its positions, padding included, and `batch_positions` more.
+
+    The longest come first.
+    """
+    ordered = sorted(sequences, key=lambda sequence: -len(sequence.source_ids))
+    lengths = [len(sequence.source_ids) for sequence in ordered]
+    least, start = [0] * (len(ordered) + 1), [0] * (len(ordered) + 1)  # cost of the first n, and their last batch
+    for end in range(1, len(ordered) + 1):
+        least[end], start[end] = min(
+            (least[begin] + lengths[begin] * (end - begin) + batch_positions, begin) for begin in range(end)
+        )
+    batches: list[list[Sequence]] = []
+    end = len(ordered)
+    while end:
+        batches.append(ordered[start[end] : end])
+        end = start[end]
+    return batches[::-1]
+
+
+def _positions(batches: Ordered[Ordered[Sequence]]) -> int:
+    """Positions that the batches compute, padding included."""
+    return sum(len(batch) * max(len(sequence.source_ids) for sequence in batch) for batch in batches)

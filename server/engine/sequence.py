@@ -6,6 +6,7 @@ Needs no torch: the API process, which holds none, shares these types with the e
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 
 class FinishReason(StrEnum):
@@ -27,11 +28,45 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParameters:
-    """What a caller may choose for one generation. Decoding is greedy."""
+    """How one generation is decoded; the names are transformers' where it has one, and so is what they do.
+
+    The defaults change nothing: greedy decoding. What a model's own generation_config.json says comes in through
+    `GenerationDefaults`.
+    """
 
     max_new_tokens: int
-    logprobs: bool = False  # also give each token's natural-log probability
+    min_new_tokens: int = 0  # no end token before so many others
     ignore_eos: bool = False  # go on to max_new_tokens whatever comes: forced lengths, for measurements
+    prefix_ids: tuple[int, ...] = ()  # stand after the decoder's start token; what is generated goes on from them
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    seed: int | None = None  # None: drawn at admission
+
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1  # so many of the beams, or so many samples
+
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0  # 0: n-grams may repeat
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not come
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()  # only as the first token that is not forced
+    forced_bos_token_id: int | None = None  # the first token; no prefix stands before it, else it is not forced
+    forced_eos_token_ids: tuple[int, ...] = ()  # the token at max_new_tokens is one of these
+    renormalize_logits: bool = False
+
+    logprobs: bool = False  # also give each token's natural-log probability, as the model said it before all the above
+    top_n_tokens: int = 0  # also give so many of the model's best tokens at each position
+
+    @property
+    def rows(self) -> int:
+        """How many cache slots a generation owns: one a beam, or one a sample."""
+        return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +80,7 @@ class EngineConfig:
     max_source_tokens: int = 512
     max_new_tokens: int = 256
     max_encode_tokens: int = 1024  # most positions, padding included, encoded in one step; one source may exceed it
+    max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +88,42 @@ class EngineLimits:
     """What one loaded engine accepts; a request beyond it is refused before it waits."""
 
     max_source_tokens: int
-    max_new_tokens: int
+    max_new_tokens: int  # with the decoder prefix
     slots: int
 
 
 @dataclass(frozen=True, kw_only=True)
+class TopToken:
+    """One of the best tokens at a position, whether or not it was chosen."""
+
+    id: int
+    logprob: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenEvent:
-    """One step's news of one sequence: a token (and how it ended, if it ended), or the error it died of."""
+    """One step's news of one sequence: a token (and how it ended, if it ended), or the error it died of.
+
+    Beams and parallel samples give no token as they go: their one event says that they are done.
+    """
 
     sequence_id: int
-    token: int | None  # None only where `error` is set
+    token: int | None
     logprob: float | None = None  # only where the parameters ask for it
+    top_tokens: list[TopToken] = field(default_factory=list)  # best first; empty where not asked for
     finish_reason: FinishReason | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """One finished answer."""
+
+    tokens: list[int]  # without the decoder's start token and prefix, with the final end token
+    finish_reason: FinishReason
+    score: float | None  # of a beam as transformers' sequences_scores; of one of several samples, its log-probability
+    logprobs: list[float]  # one per token, or empty where not asked for
+    top_tokens: list[list[TopToken]]  # the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +136,23 @@ class Timings:
     total_ms: float  # arrival to the last token
     time_to_first_token_ms: float  # from arrival
     time_per_output_token_ms: float | None  # mean gap between tokens; None where there is only one token
+
+
+@dataclass(kw_only=True, eq=False, slots=True)
+class Row:
+    """One line of a sequence's decoding, which owns a cache slot: the only one, a sample, or a beam."""
+
+    sequence: "Sequence"
+    index: int  # among the sequence's rows
+
+    # Written by the scheduler.
+    slot: int | None = None  # None unless running
+
+    # Written by the engine as it commits a step.
+    history: list[int]  # the start token, the prefix, what was generated; all but the last `fresh` are in the cache
+    fresh: int  # how many of them the decoder has not seen: the prefix at first, one token later
+    logprobs: list[float] = field(default_factory=list)  # of what was generated
+    top_tokens: list[list[TopToken]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,16 +170,20 @@ class Sequence:
 
     # Written by the scheduler.
     status: Status = Status.WAITING
-    slot: int | None = None  # the cache row that it owns; None unless running
+    overtaken: int = 0  # how many later arrivals were admitted before it
 
-    # Written by the engine as it commits a step.
-    tokens: list[int] = field(default_factory=list)  # without the decoder's start token, with the final eos
+    # Written by the engine as it takes the sequence in, and as it commits a step.
+    rows: list[Row] = field(default_factory=list)  # those that still run, or wait to
+    hypotheses: list[Hypothesis] = field(default_factory=list)  # best first, once finished
+    tokens: list[int] = field(
+        default_factory=list
+    )  # of the only row as they come; else of the best hypothesis, at last
     logprobs: list[float] = field(default_factory=list)  # one per token, or empty where not asked for
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | None = None  # the best hypothesis's
     error: str | None = None  # why it failed
     admitted_s: float | None = None
     encoded_s: float | None = None
-    first_token_s: float | None = None
+    first_token_s: float | None = None  # of beams and parallel samples: when the first step was done
     finished_s: float | None = None  # when it reached any final status
 
     @property
@@ -122,3 +202,10 @@ class Sequence:
             time_to_first_token_ms=1e3 * (self.first_token_s - self.arrived_s),
             time_per_output_token_ms=1e3 * (self.finished_s - self.first_token_s) / gaps if gaps else None,
         )
+
+    def begin(self, start_id: int) -> None:
+        """Lay out the rows, before the sequence waits; `start_id` is the decoder's start token."""
+        history = [start_id, *self.parameters.prefix_ids]
+        self.rows = [
+            Row(sequence=self, index=i, history=list(history), fresh=len(history)) for i in range(self.parameters.rows)
+        ]

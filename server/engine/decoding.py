@@ -1,0 +1,255 @@
+"""From the logits of a step to what each row goes on with. Every row is chosen for by its own sequence's parameters.
+
+Rows that want nothing but the likeliest token cost one pass over the logits; what others want is computed for them
+alone, together where it is the same.
+
+Axes: N rows whose logits are wanted, R of them that want something, V vocabulary, C candidates of a row.
+"""
+
+import math
+from collections.abc import Collection
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+
+from torch import Tensor
+
+from server.engine.beam import BeamSearch, Candidate
+from server.engine.logits import Rules, process
+from server.engine.sampling import (
+    at_least_float32,
+    draw_without_replacement,
+    greedy,
+    likeliest,
+    sample,
+    uniform,
+    warp,
+)
+from server.engine.sequence import GenerationParameters, Row, TopToken
+
+
+class Decoding:
+    """How one sequence is decoded, worked out once from its parameters."""
+
+    def __init__(self, parameters: GenerationParameters, eos_ids: Collection[int]) -> None:
+        """`eos_ids` are the model's end tokens."""
+        self.parameters = parameters
+        self.rules = Rules.of(parameters, eos_ids)
+        self.eos_ids = frozenset(self.rules.eos_ids)
+        self.search = BeamSearch(parameters, self.rules.eos_ids) if parameters.num_beams > 1 else None
+        # Several samples are ranked by their log-probability, so it must be known.
+        self.logprobs = parameters.logprobs or (self.search is None and parameters.rows > 1)
+        self.top_n = parameters.top_n_tokens
+        self.free = not (parameters.do_sample or self.search or self.logprobs or self.top_n)
+
+    def plain_at(self, length: int) -> bool:
+        """Whether a row whose history has so many tokens wants its likeliest token, and nothing more."""
+        return self.free and not self.rules.apply_at(length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What came of a step, by the rows of its logits."""
+
+    tokens: list[int]  # without meaning for beams
+    peaks: list[float]  # the highest logit; NaN or +inf where any is
+    barred: set[int]  # rows in which every token is forbidden
+    logprobs: dict[int, float] = field(default_factory=dict)  # of the token, where asked for
+    top_tokens: dict[int, list[TopToken]] = field(default_factory=dict)  # the same; of beams too
+    candidates: dict[int, list[Candidate]] = field(default_factory=dict)  # of each search, by the row of its beam 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Want:
+    """A row whose logits are there, and how it is decoded. Of a beam search's first step there is beam 0 alone."""
+
+    row: Row
+    decoding: Decoding
+
+    @property
+    def steered(self) -> bool:
+        """Whether its scores are changed before the choice."""
+        return self.decoding.parameters.do_sample or self.decoding.rules.apply_at(len(self.row.history))
+
+
+def choose(logits_NV: Tensor, wants: Ordered[Want]) -> Chosen:
+    """Choose for every row of the logits.
+
+    A row that is not finite, as its peak then tells, spoils no other, and nothing else is said of it; nor is anything
+    of a search with such a row.
+    """
+    best = greedy(logits_NV)
+    chosen = Chosen(tokens=best.tokens_N.tolist(), peaks=best.peaks_N.tolist(), barred=set())
+    special = [
+        i
+        for i, want in enumerate(wants)
+        if not want.decoding.plain_at(len(want.row.history)) and math.isfinite(chosen.peaks[i])
+    ]
+    if not special:
+        return chosen
+    _choose_singly(logits_NV, wants, [i for i in special if wants[i].decoding.search is None], chosen)
+    broken = {want.decoding.search for want, peak in zip(wants, chosen.peaks, strict=True) if not math.isfinite(peak)}
+    beams = [i for i in special if wants[i].decoding.search not in broken | {None}]
+    if beams:
+        _choose_candidates(logits_NV, wants, beams, chosen)
+    top = [i for i in special if wants[i].decoding.top_n]
+    if top:
+        _note_top_tokens(logits_NV, wants, top, chosen)
+    return chosen
+
+
+def _choose_singly(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
+    """For rows that are not beams: the likeliest of what their rules leave, or one drawn of it."""
+    steered = [i for i in rows if wants[i].steered]
+    if steered:
+        scores_RV = _scores(logits_NV, wants, steered)
+        best = greedy(scores_RV)
+        for i, token, peak in zip(steered, best.tokens_N.tolist(), best.peaks_N.tolist(), strict=True):
+            chosen.tokens[i] = token
+            if peak == -math.inf:
+                chosen.barred.add(i)
+        drawn = [
+            at for at, i in enumerate(steered) if wants[i].decoding.parameters.do_sample and i not in chosen.barred
+        ]
+        if drawn:
+            those = [wants[steered[at]] for at in drawn]
+            tokens = sample(
+                _take(scores_RV, drawn), [want.decoding.parameters for want in those], [_number(want) for want in those]
+            )
+            for at, token in zip(drawn, tokens, strict=True):
+                chosen.tokens[steered[at]] = token
+    recorded = [i for i in rows if wants[i].decoding.logprobs]
+    if recorded:
+        pairs = [(i, chosen.tokens[i]) for i in recorded]
+        chosen.logprobs.update(zip(recorded, _logprobs(logits_NV, pairs), strict=True))
+
+
+def _choose_candidates(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
+    """For beams: the candidates of each search."""
+    searches: dict[BeamSearch, dict[int, int]] = {}  # rows by the beam
+    for i in rows:
+        search = wants[i].decoding.search
+        assert search is not None, "not a beam"
+        searches.setdefault(search, {})[wants[i].row.index] = i
+    steered = {i: at for at, i in enumerate(i for i in rows if wants[i].steered)}
+    quiet = [i for i in rows if i not in steered]
+    options: dict[int, list[tuple[float, int]]] = {}
+    if steered:
+        scores_RV = _scores(logits_NV, wants, list(steered))
+        options |= _options(scores_RV, wants, list(steered))
+    if quiet:
+        logits_RV = at_least_float32(_take(logits_NV, quiet))
+        options |= _options(logits_RV, wants, quiet, logits_RV.logsumexp(-1, keepdim=True))
+    for search, by_beam in searches.items():
+        decoding = wants[by_beam[0]].decoding
+        row_of = [by_beam[beam if len(by_beam) > 1 else 0] for beam in range(search.beams)]
+        if decoding.parameters.do_sample:
+            drawn_BV = scores_RV[[steered[i] for i in row_of]]
+            candidates = _drawn(drawn_BV, search, wants[by_beam[0]])
+        else:
+            candidates = _best(search, [options[i] for i in row_of])
+        if decoding.logprobs:
+            logprobs = _logprobs(logits_NV, [(row_of[each.beam], each.token) for each in candidates])
+            candidates = [replace(each, logprob=lp) for each, lp in zip(candidates, logprobs, strict=True)]
+        if candidates[0].score == -math.inf:
+            chosen.barred.update(by_beam.values())
+        chosen.candidates[by_beam[0]] = candidates
+
+
+def _scores(logits_NV: Tensor, wants: Ordered[Want], rows: list[int]) -> Tensor:
+    """What the rules of these rows leave of their scores; of beams log-probabilities, warped where they are drawn."""
+    chosen = [wants[i] for i in rows]
+    beams = [at for at, want in enumerate(chosen) if want.decoding.search is not None]
+    scores_RV = at_least_float32(_take(logits_NV, rows))
+    if len(beams) == len(rows):
+        scores_RV = scores_RV.log_softmax(-1)
+    else:
+        scores_RV = scores_RV.clone()
+        if beams:
+            scores_RV[beams] = scores_RV[beams].log_softmax(-1)
+    process(scores_RV, [want.decoding.rules for want in chosen], [want.row.history for want in chosen])
+    for keep in {len(chosen[at].decoding.eos_ids) for at in beams if chosen[at].decoding.parameters.do_sample}:
+        those = [
+            at for at in beams if chosen[at].decoding.parameters.do_sample and len(chosen[at].decoding.eos_ids) == keep
+        ]
+        scores_RV[those] = warp(
+            scores_RV[those], [chosen[at].decoding.parameters for at in those], keep=max(keep, 1) + 1
+        )
+    normalized = [at for at in beams if chosen[at].decoding.parameters.renormalize_logits]
+    if normalized:
+        scores_RV[normalized] = scores_RV[normalized].log_softmax(-1)
+    return scores_RV
+
+
+def _options(
+    scores_RV: Tensor, wants: Ordered[Want], rows: list[int], normalizer_R1: Tensor | float = 0.0
+) -> dict[int, list[tuple[float, int]]]:
+    """By row, its best scores with their tokens, as many as its search looks at."""
+    widths = []
+    for i in rows:
+        search = wants[i].decoding.search
+        assert search is not None, "not a beam"
+        widths.append(search.width)
+    scores_RC, tokens_RC = likeliest(scores_RV, min(max(widths), scores_RV.shape[1]))
+    scores, tokens = (scores_RC - normalizer_R1).tolist(), tokens_RC.tolist()
+    return {
+        i: list(zip(scores[at][:width], tokens[at][:width], strict=True))
+        for at, (i, width) in enumerate(zip(rows, widths, strict=True))
+    }
+
+
+def _best(search: BeamSearch, options: Ordered[Ordered[tuple[float, int]]]) -> list[Candidate]:
+    """The best continuations of all beams, each of which has its own options."""
+    pool = [
+        (before + score, beam, token)
+        for beam, (before, own) in enumerate(zip(search.scores, options, strict=True))
+        for score, token in own
+    ]
+    pool.sort(key=itemgetter(0), reverse=True)
+    return [Candidate(beam=beam, token=token, score=score) for score, beam, token in pool[: search.width]]
+
+
+def _drawn(scores_BV: Tensor, search: BeamSearch, want: Want) -> list[Candidate]:
+    """As many continuations drawn without replacement."""
+    flat = (scores_BV + scores_BV.new_tensor(search.scores)[:, None]).view(-1)
+    drawn = draw_without_replacement(flat, [_number(want, draw) for draw in range(search.width)])
+    scores = flat[drawn].tolist()
+    vocabulary = scores_BV.shape[1]
+    return [
+        Candidate(beam=index // vocabulary, token=index % vocabulary, score=score)
+        for index, score in zip(drawn, scores, strict=True)
+    ]
+
+
+def _number(want: Want, draw: int = 0) -> float:
+    seed = want.decoding.parameters.seed
+    assert seed is not None, "seeds are drawn at admission"
+    stream = 0 if want.decoding.search is not None else want.row.index
+    return uniform(seed, stream, len(want.row.history), draw)
+
+
+def _logprobs(logits_NV: Tensor, pairs: list[tuple[int, int]]) -> list[float]:
+    """The model's own log-probability of each (row, token)."""
+    rows = sorted({row for row, _ in pairs})
+    at = {row: position for position, row in enumerate(rows)}
+    logits_RV = at_least_float32(_take(logits_NV, rows))
+    normalizer_R = logits_RV.logsumexp(-1)
+    positions = [at[row] for row, _ in pairs]
+    logprobs: list[float] = (logits_RV[positions, [token for _, token in pairs]] - normalizer_R[positions]).tolist()
+    return logprobs
+
+
+def _note_top_tokens(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
+    logits_RV = at_least_float32(_take(logits_NV, rows))
+    counts = [min(wants[i].decoding.top_n, logits_RV.shape[1]) for i in rows]
+    logits_RC, tokens_RC = likeliest(logits_RV, max(counts))
+    logprobs = (logits_RC - logits_RV.logsumexp(-1, keepdim=True)).tolist()
+    for i, count, own, tokens in zip(rows, counts, logprobs, tokens_RC.tolist(), strict=True):
+        chosen.top_tokens[i] = [
+            TopToken(id=token, logprob=logprob) for token, logprob in zip(tokens[:count], own, strict=False)
+        ]
+
+
+def _take(values_NV: Tensor, rows: list[int]) -> Tensor:
+    """Some rows, ascending; the tensor itself where they are all."""
+    return values_NV if len(rows) == len(values_NV) else values_NV[rows]
