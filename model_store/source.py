@@ -16,9 +16,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from model_store.errors import InvalidRequestError
+from model_store.families import family_of
 from model_store.manifest import FILE_NAME, Kind
 from model_store.safetensors_header import TensorInfo, read_header
-from model_store.spec import COMPACT_MODEL_TYPE, ModelSpec
+from model_store.spec import ModelSpec
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -112,7 +113,7 @@ def inspect(directory: Path) -> ModelSource:
     used = [info for name, info in tensors.items() if name in used_names]
     return ModelSource(
         spec=spec,
-        kind="pruned" if config["model_type"] == COMPACT_MODEL_TYPE else "dense",
+        kind="pruned" if family_of(config["model_type"])[1] else "dense",
         parameters=sum(info.elements for info in used),
         tensor_bytes=sum(info.size_bytes for info in used),
         dtype="+".join(sorted({_DTYPES[info.dtype] for info in used})),

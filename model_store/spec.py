@@ -1,24 +1,29 @@
 """The shape of an encoder-decoder model, dense or compact.
 
 A `ModelSpec` is read from and written to `config.json`. A dense model's config is the stock Hugging Face one;
-a compact model's has `model_type` `nash_t5` and keys of its own that give every layer its own
+a compact model's has `model_type` `nash_` and its family's, and keys of its own that give every layer its own
 width. Needs nothing beyond the standard library, so the engine can import it anywhere.
 """
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from model_store import config_fields as fields
+from model_store.config_fields import Heads, bad
 from model_store.errors import UnsupportedModelError
+from model_store.families import FAMILIES, Family, family_of
+from model_store.tensor_shapes import (
+    bart_tensors,
+    optional_bart_tensors,
+    optional_t5_tensors,
+    t5_tensors,
+)
 
-DENSE_MODEL_TYPE = "t5"
-COMPACT_MODEL_TYPE = "nash_t5"
+_LAYERS = fields.MOST_LAYERS_OR_HEADS
 
-Heads = tuple[int, ...]
-
-# Far above every real model: a hostile config must not make us allocate by the number it names.
-_MOST_LAYERS_OR_HEADS = 1000
+# Of the names that transformers has for activations. SiLU is swish.
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new", "silu": "silu", "swish": "silu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +46,26 @@ class DecoderLayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The whole shape. `num_heads`, `d_ff` and the `dense_*` counts are those of the dense original."""
+    """The whole shape. `num_heads`, `d_ff`, `decoder_d_ff` and the `dense_*` counts are those of the dense original."""
 
-    family: str
-    vocab_size: int
+    family: str  # a key of `FAMILIES`
+    vocab_size: int  # of sources
+    target_vocab_size: int  # of what the decoder reads and writes; another only where the embeddings are not shared
     d_model: int
     head_dim: int
-    num_heads: int
+    num_heads: int  # of every layer, in both stacks
     d_ff: int
-    activation: str  # "relu", "gelu_new", ...: the name in transformers' table of activations
+    decoder_d_ff: int
+    activation: str  # "relu", "gelu", "gelu_new" or "silu": the name in transformers' table of activations
     gated_ffn: bool
-    relative_buckets: int
-    relative_max_distance: int
+    relative_buckets: int  # 0 where positions are not relative
+    relative_max_distance: int  # likewise
+    max_positions: int | None  # of a source and of a target; None: any number
     layer_norm_eps: float
+    scale_embedding: bool  # multiply embedded tokens by d_model^0.5
     scale_logits: bool  # multiply the decoder's output by d_model^-0.5 before the vocabulary matrix
+    shared_embedding: bool  # one table for sources and targets
+    tied_output: bool  # the output matrix may be the embedding; a checkpoint can still hold one of its own
     pad_id: int
     eos_id: int
     decoder_start_id: int
@@ -62,6 +73,11 @@ class ModelSpec:
     decoder: tuple[DecoderLayerSpec, ...]
     dense_encoder_layers: int
     dense_decoder_layers: int
+
+    @property
+    def facts(self) -> Family:
+        """What holds for the whole family."""
+        return FAMILIES[self.family]
 
     @property
     def compact(self) -> bool:
@@ -86,53 +102,12 @@ class ModelSpec:
         return (3 if self.gated_ffn else 2) * self.d_model
 
     def tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor that a checkpoint of this shape must hold.
-
-        The token embedding is `shared.weight`; an untied `lm_head.weight` [vocab, d_model] may stand beside
-        it. A relative-position table always has all of the dense model's heads and stands under block 0,
-        whether or not block 0 has heads of its own.
-        """
-        d, bias = self.d_model, (self.relative_buckets, self.num_heads)
-        yield "shared.weight", (self.vocab_size, d)
-        for i, layer in enumerate(self.encoder):
-            block = f"encoder.block.{i}.layer"
-            yield from self._attention_shapes(f"{block}.0", "SelfAttention", len(layer.heads))
-            yield from self._ffn_shapes(f"{block}.1", layer.ffn)
-        for i, decoder_layer in enumerate(self.decoder):
-            block = f"decoder.block.{i}.layer"
-            yield from self._attention_shapes(f"{block}.0", "SelfAttention", len(decoder_layer.self_heads))
-            yield from self._attention_shapes(f"{block}.1", "EncDecAttention", len(decoder_layer.cross_heads))
-            yield from self._ffn_shapes(f"{block}.2", decoder_layer.ffn)
-        for stack in ("encoder", "decoder"):
-            yield f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", bias
-            yield f"{stack}.final_layer_norm.weight", (d,)
+        """Name and shape of every tensor that a checkpoint of this shape must hold."""
+        return t5_tensors(self) if self.facts.layout == "t5" else bart_tensors(self)
 
     def optional_tensor_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor that a checkpoint of this shape may hold besides.
-
-        An output matrix of its own is used; the others are copies of the embedding, and a table that T5 never used.
-        """
-        for name in ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens"):
-            yield f"{name}.weight", (self.vocab_size, self.d_model)
-        unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-        yield unused, (self.relative_buckets, self.num_heads)
-
-    def _attention_shapes(self, prefix: str, kind: str, heads: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        if heads == 0:
-            return
-        inner = heads * self.head_dim
-        yield f"{prefix}.layer_norm.weight", (self.d_model,)
-        for name in ("q", "k", "v"):
-            yield f"{prefix}.{kind}.{name}.weight", (inner, self.d_model)
-        yield f"{prefix}.{kind}.o.weight", (self.d_model, inner)
-
-    def _ffn_shapes(self, prefix: str, units: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        if units == 0:
-            return
-        yield f"{prefix}.layer_norm.weight", (self.d_model,)
-        for name in ("wi_0", "wi_1") if self.gated_ffn else ("wi",):
-            yield f"{prefix}.DenseReluDense.{name}.weight", (units, self.d_model)
-        yield f"{prefix}.DenseReluDense.wo.weight", (self.d_model, units)
+        """Name and shape of every tensor that it may hold besides."""
+        return optional_t5_tensors(self) if self.facts.layout == "t5" else optional_bart_tensors(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelSpec":
@@ -163,71 +138,134 @@ class ModelSpec:
 
 def dense_of(spec: ModelSpec) -> ModelSpec:
     """The shape of the dense model that `spec` was cut from."""
-    heads, fields = tuple(range(spec.num_heads)), dict(vars(spec))
-    fields["encoder"] = (EncoderLayerSpec(heads=heads, ffn=spec.d_ff),) * spec.dense_encoder_layers
-    fields["decoder"] = tuple(
-        DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=spec.d_ff, origin=i)
+    heads, values = tuple(range(spec.num_heads)), dict(vars(spec))
+    values["encoder"] = (EncoderLayerSpec(heads=heads, ffn=spec.d_ff),) * spec.dense_encoder_layers
+    values["decoder"] = tuple(
+        DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=spec.decoder_d_ff, origin=i)
         for i in range(spec.dense_decoder_layers)
     )
-    return ModelSpec(**fields)
+    return ModelSpec(**values)
 
 
 def _parse(config: Mapping[str, Any]) -> ModelSpec:
-    model_type = config.get("model_type")
-    if model_type not in (DENSE_MODEL_TYPE, COMPACT_MODEL_TYPE):
-        raise UnsupportedModelError(
-            f"model_type {reprlib.repr(model_type)} is not supported: use a T5 model "
-            f"({DENSE_MODEL_TYPE!r}, or {COMPACT_MODEL_TYPE!r} as `nash prune` writes it)"
-        )
+    family, compact = family_of(config.get("model_type"))
     if "auto_map" in config:
         raise UnsupportedModelError("config.json asks for remote code ('auto_map'): remove it, no code is loaded")
-    widths = _parse_widths(config)
-    num_layers = _count(config, "num_layers", most=_MOST_LAYERS_OR_HEADS)
-    num_decoder_layers = _count(config, "num_decoder_layers", num_layers, most=_MOST_LAYERS_OR_HEADS)
-    if model_type == COMPACT_MODEL_TYPE:
+    if FAMILIES[family].layout == "t5":
+        widths = _parse_t5(config, family)
+        num_layers = fields.count(config, "num_layers", most=_LAYERS)
+        num_decoder_layers = fields.count(config, "num_decoder_layers", num_layers, most=_LAYERS)
+    else:
+        widths = _parse_bart(config, family)
+        num_layers = fields.count(config, "encoder_layers", most=_LAYERS)
+        num_decoder_layers = fields.count(config, "decoder_layers", most=_LAYERS)
+    if compact:
         return ModelSpec(**widths, **_parse_compact_layers(config, widths, num_layers, num_decoder_layers))
-    heads, d_ff = tuple(range(widths["num_heads"])), widths["d_ff"]
+    heads = tuple(range(widths["num_heads"]))
     return ModelSpec(
         **widths,
-        encoder=(EncoderLayerSpec(heads=heads, ffn=d_ff),) * num_layers,
+        encoder=(EncoderLayerSpec(heads=heads, ffn=widths["d_ff"]),) * num_layers,
         decoder=tuple(
-            DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=d_ff, origin=i) for i in range(num_decoder_layers)
+            DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=widths["decoder_d_ff"], origin=i)
+            for i in range(num_decoder_layers)
         ),
         dense_encoder_layers=num_layers,
         dense_decoder_layers=num_decoder_layers,
     )
 
 
-def _parse_widths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a spec that is not about single layers."""
-    ffn_kind = _text(config, "feed_forward_proj", "relu")
+def _parse_t5(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Every field of a spec that is not about single layers, in T5's keys."""
+    ffn_kind = fields.text(config, "feed_forward_proj", FAMILIES[family].feed_forward)
     gated = ffn_kind.startswith("gated-")
     activation = ffn_kind.removeprefix("gated-")
     if gated and activation == "gelu":
         activation = "gelu_new"  # the T5 v1.1 convention
-    if activation not in ("relu", "gelu", "gelu_new", "silu"):
-        raise UnsupportedModelError(
-            f"feed_forward_proj {reprlib.repr(ffn_kind)} is not supported: "
-            "use relu, gelu, gelu_new or silu, with or without 'gated-' before it"
-        )
-    vocab_size = _count(config, "vocab_size")
+    if activation not in _ACTIVATIONS.values():
+        wanted = "relu, gelu, gelu_new or silu, with or without 'gated-' before it"
+        raise bad("feed_forward_proj", ffn_kind, wanted)
+    vocab_size = fields.count(config, "vocab_size")
+    d_ff = fields.count(config, "d_ff")
+    # transformers 5 writes scale_decoder_outputs; older files say the same through tie_word_embeddings. mT5 never
+    # scales, though its configs say that it is tied.
+    tied = fields.flag(config, "tie_word_embeddings", default=True)
+    scaled = fields.flag(config, "scale_decoder_outputs", default=tied)
     return {
-        "family": DENSE_MODEL_TYPE,
+        "family": family,
         "vocab_size": vocab_size,
-        "d_model": _count(config, "d_model"),
-        "head_dim": _count(config, "d_kv"),
-        "num_heads": _count(config, "num_heads", most=_MOST_LAYERS_OR_HEADS),
-        "d_ff": _count(config, "d_ff"),
+        "target_vocab_size": vocab_size,
+        "d_model": fields.count(config, "d_model"),
+        "head_dim": fields.count(config, "d_kv"),
+        "num_heads": fields.count(config, "num_heads", most=_LAYERS),
+        "d_ff": d_ff,
+        "decoder_d_ff": d_ff,
         "activation": activation,
         "gated_ffn": gated,
-        "relative_buckets": _count(config, "relative_attention_num_buckets", 32),
-        "relative_max_distance": _count(config, "relative_attention_max_distance", 128),
-        "layer_norm_eps": _positive(config, "layer_norm_epsilon", 1e-6),
-        # transformers 5 writes scale_decoder_outputs; older files say the same through tie_word_embeddings.
-        "scale_logits": _flag(config, "scale_decoder_outputs", _flag(config, "tie_word_embeddings", True)),
-        "pad_id": _token(config, "pad_token_id", 0, vocab_size),
-        "eos_id": _token(config, "eos_token_id", 1, vocab_size),
-        "decoder_start_id": _token(config, "decoder_start_token_id", 0, vocab_size),
+        "relative_buckets": fields.count(config, "relative_attention_num_buckets", 32),
+        "relative_max_distance": fields.count(config, "relative_attention_max_distance", 128),
+        "max_positions": None,
+        "layer_norm_eps": fields.positive(config, "layer_norm_epsilon", 1e-6),
+        "scale_embedding": False,
+        "scale_logits": scaled and family == "t5",
+        "shared_embedding": True,
+        "tied_output": True,
+        **_parse_tokens(config, family, vocab_size, vocab_size),
+    }
+
+
+def _parse_bart(config: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The same in BART's keys."""
+    facts = FAMILIES[family]
+    activation = fields.text(config, "activation_function", facts.feed_forward)
+    if activation not in _ACTIVATIONS:
+        raise bad("activation_function", activation, " or ".join(_ACTIVATIONS))
+    d_model = fields.count(config, "d_model")
+    num_heads = fields.count(config, "encoder_attention_heads", most=_LAYERS)
+    decoder_heads = fields.count(config, "decoder_attention_heads", most=_LAYERS)
+    if decoder_heads != num_heads:
+        raise bad("decoder_attention_heads", decoder_heads, f"encoder_attention_heads, {num_heads}")
+    if d_model % num_heads:
+        raise bad("d_model", d_model, f"a multiple of encoder_attention_heads, {num_heads}")
+    max_positions = fields.count(config, "max_position_embeddings", 1024)
+    if facts.positions == "endless" and d_model < 4:
+        raise bad("d_model", d_model, "at least 4, for the wavelengths of its positions")
+    vocab_size = target_vocab_size = fields.count(config, "vocab_size")
+    shared = family != "marian" or fields.flag(config, "share_encoder_decoder_embeddings", default=True)
+    if not shared:
+        target_vocab_size = fields.count(config, "decoder_vocab_size", vocab_size)
+    return {
+        "family": family,
+        "vocab_size": vocab_size,
+        "target_vocab_size": target_vocab_size,
+        "d_model": d_model,
+        "head_dim": d_model // num_heads,
+        "num_heads": num_heads,
+        "d_ff": fields.count(config, "encoder_ffn_dim"),
+        "decoder_d_ff": fields.count(config, "decoder_ffn_dim"),
+        "activation": _ACTIVATIONS[activation],
+        "gated_ffn": False,
+        "relative_buckets": 0,
+        "relative_max_distance": 0,
+        "max_positions": None if facts.positions == "endless" else max_positions,
+        "layer_norm_eps": 1e-5,  # torch's own: no config of these families names one
+        "scale_embedding": fields.flag(config, "scale_embedding", default=family == "m2m_100"),
+        "scale_logits": False,
+        "shared_embedding": shared,
+        "tied_output": fields.flag(config, "tie_word_embeddings", default=True),
+        **_parse_tokens(config, family, vocab_size, target_vocab_size),
+    }
+
+
+def _parse_tokens(config: Mapping[str, Any], family: str, vocab_size: int, target_vocab_size: int) -> dict[str, int]:
+    facts = FAMILIES[family]
+    start = facts.decoder_start_id
+    if family == "mbart" and config.get("decoder_start_token_id") is None:
+        # A translator begins with a language, which its generation config or the request names.
+        start = fields.token(config, "bos_token_id", start, target_vocab_size)
+    return {
+        "pad_id": fields.token(config, "pad_token_id", facts.pad_id, vocab_size),
+        "eos_id": fields.token(config, "eos_token_id", facts.eos_id, target_vocab_size),
+        "decoder_start_id": fields.token(config, "decoder_start_token_id", start, target_vocab_size),
     }
 
 
@@ -235,101 +273,32 @@ def _parse_compact_layers(
     config: Mapping[str, Any], widths: Mapping[str, Any], num_layers: int, num_decoder_layers: int
 ) -> dict[str, Any]:
     """The layers of a compact model and how many its dense original had."""
-    num_heads, d_ff = widths["num_heads"], widths["d_ff"]
-    dense_encoder_layers = _count(config, "dense_encoder_layers", most=_MOST_LAYERS_OR_HEADS)
+    num_heads = widths["num_heads"]
+    dense_encoder_layers = fields.count(config, "dense_encoder_layers", most=_LAYERS)
     if dense_encoder_layers < num_layers:
-        raise _bad("dense_encoder_layers", dense_encoder_layers, f"at least num_layers, {num_layers}")
-    dense_decoder_layers = _count(config, "dense_decoder_layers", most=_MOST_LAYERS_OR_HEADS)
+        raise bad("dense_encoder_layers", dense_encoder_layers, f"at least the encoder's layers, {num_layers}")
+    dense_decoder_layers = fields.count(config, "dense_decoder_layers", most=_LAYERS)
     encoder = tuple(
-        EncoderLayerSpec(heads=_heads(layer, "heads", num_heads), ffn=_ffn(layer, d_ff))
-        for layer in _layers(config, "compact_encoder_layers", num_layers)
+        EncoderLayerSpec(
+            heads=fields.heads(layer, "heads", num_heads), ffn=fields.bounded(layer, "ffn", widths["d_ff"])
+        )
+        for layer in fields.layers(config, "compact_encoder_layers", num_layers)
     )
     decoder = tuple(
         DecoderLayerSpec(
-            self_heads=_heads(layer, "self_heads", num_heads),
-            cross_heads=_heads(layer, "cross_heads", num_heads),
-            ffn=_ffn(layer, d_ff),
-            origin=_bounded(layer, "origin", dense_decoder_layers - 1),
+            self_heads=fields.heads(layer, "self_heads", num_heads),
+            cross_heads=fields.heads(layer, "cross_heads", num_heads),
+            ffn=fields.bounded(layer, "ffn", widths["decoder_d_ff"]),
+            origin=fields.bounded(layer, "origin", dense_decoder_layers - 1),
         )
-        for layer in _layers(config, "compact_decoder_layers", num_decoder_layers)
+        for layer in fields.layers(config, "compact_decoder_layers", num_decoder_layers)
     )
     origins = [layer.origin for layer in decoder]
     if origins != sorted(set(origins)):
-        raise _bad("compact_decoder_layers", origins, "a list of layers whose origins ascend")
+        raise bad("compact_decoder_layers", origins, "a list of layers whose origins ascend")
     return {
         "encoder": encoder,
         "decoder": decoder,
         "dense_encoder_layers": dense_encoder_layers,
         "dense_decoder_layers": dense_decoder_layers,
     }
-
-
-def _bad(key: str, value: object, wanted: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"config.json: {key} is {reprlib.repr(value)}: it must be {wanted}")
-
-
-def _text(config: Mapping[str, Any], key: str, default: str) -> str:
-    value = config.get(key, default)
-    if not isinstance(value, str):
-        raise _bad(key, value, "a text")
-    return value
-
-
-def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = config.get(key, default)
-    if not isinstance(value, bool):
-        raise _bad(key, value, "true or false")
-    return value
-
-
-def _count(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = 2**31 - 1) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise _bad(key, value, f"a whole number from 1 to {most}")
-    return value
-
-
-def _bounded(config: Mapping[str, Any], key: str, most: int) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise _bad(key, value, f"a whole number from 0 to {most}")
-    return value
-
-
-def _token(config: Mapping[str, Any], key: str, default: int, vocab_size: int) -> int:
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
-        raise _bad(key, value, f"a token id below vocab_size, {vocab_size}")
-    return value
-
-
-def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
-        raise _bad(key, value, "a small positive number")
-    return float(value)
-
-
-def _layers(config: Mapping[str, Any], key: str, count: int) -> list[Mapping[str, Any]]:
-    value = config.get(key)
-    if not isinstance(value, list) or len(value) != count or not all(isinstance(v, dict) for v in value):
-        raise _bad(key, value, f"a list of {count} layers")
-    return value
-
-
-def _heads(layer: Mapping[str, Any], key: str, num_heads: int) -> Heads:
-    value = layer.get(key)
-    fits = isinstance(value, list) and all(
-        isinstance(h, int) and not isinstance(h, bool) and 0 <= h < num_heads for h in value
-    )
-    if not fits or not isinstance(value, list) or sorted(set(value)) != value:
-        raise _bad(key, value, f"an ascending list of head numbers below {num_heads}")
-    return tuple(value)
-
-
-def _ffn(layer: Mapping[str, Any], d_ff: int) -> int:
-    return _bounded(layer, "ffn", d_ff)

@@ -5,7 +5,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import T5Config
 
-from model_store.spec import COMPACT_MODEL_TYPE, ModelSpec
+from model_store.families import compact_model_type
+from model_store.spec import ModelSpec
 
 
 @strict
@@ -16,7 +17,7 @@ class NashT5Config(T5Config):
     "decoder_": transformers rewrites such keys when it asks for one half of an encoder-decoder's configuration.
     """
 
-    model_type = COMPACT_MODEL_TYPE
+    model_type = compact_model_type("t5")
 
     compact_encoder_layers: list[Any] | None = None
     compact_decoder_layers: list[Any] | None = None

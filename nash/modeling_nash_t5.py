@@ -16,7 +16,8 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerSelfAttention,
 )
 
-from model_store.spec import Heads, ModelSpec
+from model_store.config_fields import Heads
+from model_store.spec import ModelSpec
 from nash.configuration_nash_t5 import NashT5Config
 
 

@@ -18,8 +18,9 @@ from transformers import (
 from transformers.utils import logging
 
 from model_store.errors import UnsupportedModelError
+from model_store.families import family_of
 from model_store.ref import looks_like_path
-from model_store.spec import DENSE_MODEL_TYPE, ModelSpec
+from model_store.spec import ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.data import file_digest
 from nash.disk import full_disk_named
@@ -43,6 +44,9 @@ def read_spec(folder: Path) -> ModelSpec:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        family, _ = family_of(config.get("model_type"))
+        if family != "t5":
+            raise RequestError(f"{folder} holds a model of the family {family}: so far only T5 models can be pruned")
         return ModelSpec.from_config(config)
     except FileNotFoundError as error:
         raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
@@ -106,7 +110,7 @@ def load_dense(folder: Path) -> T5ForConditionalGeneration:
     """
     read_spec(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] != DENSE_MODEL_TYPE:
+    if family_of(config["model_type"])[1]:
         raise RequestError(f"{folder} holds a model that is already pruned: give the dense one it came from")
     model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True

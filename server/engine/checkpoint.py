@@ -28,6 +28,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
+    def place(self, tensor: Tensor) -> Tensor:
+        """A tensor that is computed and not read, as the others are."""
+        return tensor.to(device=self._device, dtype=self._dtype)
+
     def read(self, name: str) -> Tensor:
         """A copy of one tensor: the file's are windows into it, and the file may change."""
         tensor: Tensor = self._file.get_tensor(name)

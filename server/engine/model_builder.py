@@ -6,6 +6,7 @@ Axes: D model width, HE heads times head width, V vocabulary.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from server.engine.folding import by_head
@@ -51,7 +52,7 @@ def build_model(
 ) -> Model:
     """Read the weights, one layer at a time, and lay them out to compute in `dtype` on `device`.
 
-    `longest_source` and `longest_target` bound the positions that the model serves; learned ones reach that far.
+    `longest_source` and `longest_target` bound the positions that the model serves, padding included.
     """
     return _Builder(network, dtype, device).build(longest_source, longest_target)
 
@@ -85,10 +86,10 @@ class _Builder:
             norm=self._norm,
             head_dim=network.head_dim,
         )
-        table_KH = self._optional(network.decoder.position_bias_KH)
+        table_KH, max_distance = self._optional(network.decoder.position_bias_KH), network.relative_max_distance
         if table_KH is None:  # the smallest table of nothing
             most_heads = max(len(heads) for heads in network.self_heads)
-            table_KH = torch.zeros(2, most_heads, dtype=self._dtype, device=self._device)
+            table_KH, max_distance = torch.zeros(2, most_heads, dtype=self._dtype, device=self._device), 2
         cross: list[AttentionWeights] = []
         layers = [self._decoder_layer(layer, cross) for layer in network.decoder.layers]
         decoder = Decoder(
@@ -101,7 +102,7 @@ class _Builder:
             bias=DecoderBias(
                 table_KH,
                 [self._mask(heads, network.decoder) for heads in network.self_heads],
-                max_distance=network.relative_max_distance,
+                max_distance=max_distance,
                 longest=longest_target,
             ),
             norm=self._norm,
@@ -129,7 +130,12 @@ class _Builder:
         *,
         unplaced_token: int | None,
     ) -> Embedding:
-        positions_PD = None if stack.positions_PD is None else self._plain(stack.positions_PD[:longest].clone())
+        positions_PD = None
+        if stack.positions_PD is not None:
+            # Sizes are rounded up, so padding may stand where the network knows no position.
+            positions_PD = self._plain(
+                F.pad(stack.positions_PD[:longest], (0, 0, 0, max(0, longest - len(stack.positions_PD))))
+            )
         return Embedding(
             tokens_VD=tokens_VD,
             positions_PD=positions_PD,

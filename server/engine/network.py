@@ -95,7 +95,7 @@ class StackWeights(Generic[Layer]):
 
     embedding_VD: Tensor  # the same object in both stacks where they share it
     embedding_scale: float
-    positions_PD: Tensor | None  # row p belongs to position p; P may exceed what the engine asked for
+    positions_PD: Tensor | None  # row p belongs to position p; P is what there is, or was asked for where it is endless
     position_bias_KH: Tensor | None  # T5's, one table for all layers
     embedding_norm: Norm | None
     layers: Iterator[Layer]  # can be read once; reads a layer's weights when it comes to it

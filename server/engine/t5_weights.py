@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from model_store.spec import Heads, ModelSpec
+from model_store.config_fields import Heads
+from model_store.spec import ModelSpec
 from server.engine.checkpoint import Checkpoint
 from server.engine.folding import fold_attention, fold_norm, scaled
 from server.engine.network import (

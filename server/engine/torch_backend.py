@@ -55,14 +55,9 @@ class TorchBackend:
         """
         device = torch.device(config.device)
         _check_memory(spec, config, dtype, available_bytes(device))
-        with open_network(directory, spec, dtype=dtype, device=device) as network:
-            model = build_model(
-                network,
-                dtype=dtype,
-                device=device,
-                longest_source=_source_positions(config),
-                longest_target=_target_positions(config),
-            )
+        source, target = _source_positions(config), _target_positions(config)
+        with open_network(directory, spec, dtype=dtype, device=device, longest=max(source, target)) as network:
+            model = build_model(network, dtype=dtype, device=device, longest_source=source, longest_target=target)
         return cls(spec, model, config, dtype)
 
     def memory_bytes(self) -> dict[str, int]:
@@ -178,7 +173,7 @@ def _check_memory(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype, ava
         _cross_heads(spec), capacity=_source_positions(config)
     )
     # The output matrix holds a norm or a layout of its own, so a tied one is there twice.
-    elements = spec.vocab_size * spec.d_model + sum(math.prod(shape) for _, shape in spec.tensor_shapes())
+    elements = spec.target_vocab_size * spec.d_model + sum(math.prod(shape) for _, shape in spec.tensor_shapes())
     weights = elements * dtype.itemsize
     if weights + caches > available:
         raise LoadError(

@@ -7,20 +7,27 @@ from pathlib import Path
 import torch
 
 from model_store.spec import ModelSpec
+from server.engine.bart_weights import read_bart
 from server.engine.checkpoint import open_checkpoint
 from server.engine.network import Network
 from server.engine.t5_weights import read_t5
 
 
 @contextmanager
-def open_network(directory: Path, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> Iterator[Network]:
+def open_network(
+    directory: Path, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, longest: int
+) -> Iterator[Network]:
     """The weights of the model in `directory`, to be read while the context lasts.
 
     `dtype`: what the model will compute in; weights come in at least float32, because that is where they are folded.
+    `longest`: how many positions to compute where any number can be.
 
     Raises:
         LoadError: the file is missing or no safetensors file, or its tensors are not those of `spec`.
     """
     folded_dtype = torch.promote_types(dtype, torch.float32)
     with open_checkpoint(directory, spec, dtype=folded_dtype, device=device) as checkpoint:
-        yield read_t5(checkpoint, spec)
+        if spec.facts.layout == "t5":
+            yield read_t5(checkpoint, spec)
+        else:
+            yield read_bart(checkpoint, spec, longest=longest)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_store.spec import COMPACT_MODEL_TYPE, DecoderLayerSpec, EncoderLayerSpec, ModelSpec
+from model_store.families import compact_model_type
+from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 
 # Of the tiny dense model's 4 encoder and 3 decoder layers with 4 heads and 64 units: every kind of empty sublayer,
 # both stacks with an empty first self-attention (the place of the bias table), and a layer with nothing left.
@@ -60,7 +61,7 @@ def write_compact(dense_dir: Path, spec: ModelSpec, directory: Path) -> Path:
         tensors[name] = kept.contiguous()
     shutil.copytree(dense_dir, directory)
     config = json.loads((dense_dir / "config.json").read_text())
-    config |= spec.layer_config() | {"model_type": COMPACT_MODEL_TYPE}
+    config |= spec.layer_config() | {"model_type": compact_model_type(spec.family)}
     config |= {"num_layers": len(spec.encoder), "num_decoder_layers": len(spec.decoder)}
     (directory / "config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model_store.spec import COMPACT_MODEL_TYPE, DecoderLayerSpec, EncoderLayerSpec, ModelSpec
+from model_store.families import compact_model_type
+from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 from model_store.store import Store
 from tests.tiny_models import build_tiny_t5
 
@@ -33,7 +34,7 @@ def built_compact_t5(built_t5: Path, tmp_path_factory: pytest.TempPathFactory) -
     )
     fields["decoder"] = (DecoderLayerSpec(self_heads=(0, 1, 2, 3), cross_heads=(), ffn=64, origin=2),)
     spec = ModelSpec(**fields)
-    config |= spec.layer_config() | {"model_type": COMPACT_MODEL_TYPE, "num_decoder_layers": 1}
+    config |= spec.layer_config() | {"model_type": compact_model_type("t5"), "num_decoder_layers": 1}
     (directory / "config.json").write_text(json.dumps(config))
     tensors = {name: torch.zeros(shape) for name, shape in spec.tensor_shapes()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

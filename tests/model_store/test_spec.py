@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import T5Config, T5ForConditionalGeneration
 
 from model_store.errors import UnsupportedModelError
-from model_store.spec import COMPACT_MODEL_TYPE, DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
+from model_store.families import compact_model_type
+from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
 
 CONFIG: dict[str, Any] = {
     "model_type": "t5",
@@ -21,7 +22,7 @@ CONFIG: dict[str, Any] = {
     "num_heads": 4,
 }
 DENSE = ModelSpec.from_config(CONFIG)
-COMPACT_CONFIG = CONFIG | DENSE.layer_config() | {"model_type": COMPACT_MODEL_TYPE}
+COMPACT_CONFIG = CONFIG | DENSE.layer_config() | {"model_type": compact_model_type("t5")}
 
 HEADS = st.sets(st.integers(0, 3)).map(lambda heads: tuple(sorted(heads)))
 ENCODER = st.lists(st.builds(EncoderLayerSpec, heads=HEADS, ffn=st.integers(0, 64)), min_size=4, max_size=4)
@@ -40,7 +41,7 @@ def compact_specs(draw: st.DrawFn) -> ModelSpec:
 @given(compact_specs())
 def test_round_trip_through_json(spec: ModelSpec) -> None:
     config = CONFIG | spec.layer_config()
-    config |= {"model_type": COMPACT_MODEL_TYPE, "num_decoder_layers": len(spec.decoder)}
+    config |= {"model_type": compact_model_type("t5"), "num_decoder_layers": len(spec.decoder)}
     assert ModelSpec.from_config(json.loads(json.dumps(config))) == spec
     assert dense_of(spec) == DENSE
     assert spec.compact is (spec != DENSE)
@@ -113,10 +114,11 @@ DECODER_LAYER = {"self_heads": [0], "cross_heads": [0], "ffn": 1, "origin": 0}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mt5"}, "'mt5' is not supported: use a T5 model"),
+        ({"model_type": "umt5"}, "'umt5' is not supported: use a model of the family t5, mt5, bart"),
+        ({"model_type": ["t5"]}, "is not supported"),
         ({"model_type": None}, "None is not supported"),
         ({"auto_map": {}}, "remote code"),
-        ({"feed_forward_proj": "swish"}, "'swish' is not supported"),
+        ({"feed_forward_proj": "swish"}, "feed_forward_proj is 'swish': it must be relu, gelu"),
         ({"feed_forward_proj": 5}, "feed_forward_proj is 5"),
         ({"d_model": None}, "d_model is None"),
         ({"d_model": 0}, "d_model is 0"),
@@ -150,7 +152,7 @@ def test_bad_configs(changes: dict[str, Any], message: str) -> None:
         ({"compact_encoder_layers": [LAYER | {"ffn": 65}] * 4}, "from 0 to 64"),
         ({"compact_decoder_layers": [DECODER_LAYER] * 3}, "origins ascend"),
         ({"compact_decoder_layers": [DECODER_LAYER | {"origin": 3}] * 3}, "from 0 to 2"),
-        ({"dense_encoder_layers": 3}, "at least num_layers, 4"),
+        ({"dense_encoder_layers": 3}, "at least the encoder's layers, 4"),
         ({"dense_decoder_layers": None}, "dense_decoder_layers is None"),
     ],
 )

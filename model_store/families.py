@@ -1,0 +1,108 @@
+"""What sets the families of encoder-decoders apart, apart from their sizes.
+
+| family  | norm  | place | final norm | embedding's norm | positions                | biases | logits' bias |
+|---------|-------|-------|------------|------------------|--------------------------|--------|--------------|
+| t5, mt5 | RMS   | first | yes        | no               | relative, in the scores  | no     | no           |
+| bart    | layer | last  | no         | yes              | learned, rows from 2     | yes    | yes          |
+| mbart   | layer | first | yes        | yes              | learned, rows from 2     | yes    | yes          |
+| marian  | layer | last  | no         | no               | sinusoidal, a fixed many | yes    | yes          |
+| pegasus | layer | first | yes        | no               | sinusoidal, a fixed many | yes    | yes          |
+| m2m_100 | layer | first | yes        | no               | sinusoidal, any number   | yes    | no           |
+
+ByT5, v1.1 and FLAN are T5; NLLB is M2M100. A stack whose norms come first has a final one.
+"""
+
+import reprlib
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from model_store.errors import UnsupportedModelError
+
+COMPACT_PREFIX = "nash_"  # of a compact model's `model_type`, before its family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The facts of one family; the token ids are those of a config that names none."""
+
+    layout: Literal["t5", "bart"]  # whose names the tensors and the config's keys have
+    norm_first: bool = True
+    embeds_norm: bool = False
+    positions: Literal["relative", "learned", "sinusoidal", "endless"]
+    logits_bias: bool = True
+    pad_id: int
+    eos_id: int
+    decoder_start_id: int
+    feed_forward: str = "relu"  # as `feed_forward_proj` or `activation_function` would call it
+
+
+FAMILIES = MappingProxyType(
+    {
+        "t5": Family(layout="t5", positions="relative", logits_bias=False, pad_id=0, eos_id=1, decoder_start_id=0),
+        "mt5": Family(
+            layout="t5",
+            positions="relative",
+            logits_bias=False,
+            pad_id=0,
+            eos_id=1,
+            decoder_start_id=0,
+            feed_forward="gated-gelu",
+        ),
+        "bart": Family(
+            layout="bart",
+            norm_first=False,
+            embeds_norm=True,
+            positions="learned",
+            pad_id=1,
+            eos_id=2,
+            decoder_start_id=2,
+            feed_forward="gelu",
+        ),
+        "mbart": Family(
+            layout="bart",
+            embeds_norm=True,
+            positions="learned",
+            pad_id=1,
+            eos_id=2,
+            decoder_start_id=0,
+            feed_forward="gelu",
+        ),
+        "marian": Family(
+            layout="bart",
+            norm_first=False,
+            positions="sinusoidal",
+            pad_id=58100,
+            eos_id=0,
+            decoder_start_id=58100,
+            feed_forward="gelu",
+        ),
+        "pegasus": Family(
+            layout="bart", positions="sinusoidal", pad_id=0, eos_id=1, decoder_start_id=0, feed_forward="gelu"
+        ),
+        "m2m_100": Family(
+            layout="bart", positions="endless", logits_bias=False, pad_id=1, eos_id=2, decoder_start_id=2
+        ),
+    }
+)
+
+
+def family_of(model_type: object) -> tuple[str, bool]:
+    """The family that a `model_type` names, and whether it is the compact form of it.
+
+    Raises:
+        UnsupportedModelError: it is none of them.
+    """
+    if isinstance(model_type, str):
+        family = model_type.removeprefix(COMPACT_PREFIX)
+        if family in FAMILIES:
+            return family, family != model_type
+    raise UnsupportedModelError(
+        f"model_type {reprlib.repr(model_type)} is not supported: use a model of the family {', '.join(FAMILIES)} "
+        f"(or {COMPACT_PREFIX!r} before it, as `nash prune` writes it)"
+    )
+
+
+def compact_model_type(family: str) -> str:
+    """The `model_type` of a family's compact models."""
+    return COMPACT_PREFIX + family
