@@ -7,7 +7,7 @@ each goes on with, commit it. One thread owns an engine; nothing here locks.
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ class Engine:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
+        config = _within_positions(config, spec)
         defaults = _read_defaults(directory, spec, config)
         return cls(spec, _make_backend(directory, spec, config, dtype), config, defaults=defaults)
 
@@ -200,7 +201,10 @@ class Engine:
     def _check(self, sequence: Sequence) -> None:
         check_source(sequence.source_ids, limits=self.limits, vocab_size=self.spec.vocab_size)
         check_parameters(
-            sequence.parameters, limits=self.limits, vocab_size=self.spec.vocab_size, eos_ids=self.defaults.eos_ids
+            sequence.parameters,
+            limits=self.limits,
+            vocab_size=self.spec.target_vocab_size,
+            eos_ids=self.defaults.eos_ids,
         )
         if sequence.id in self._scheduler:
             raise BadRequestError(f"id {sequence.id} is in use: ids must be unique among what waits or runs")
@@ -384,6 +388,17 @@ def _decided(sequence: Sequence) -> TokenEvent:
     return TokenEvent(sequence_id=sequence.id, token=None, finish_reason=sequence.finish_reason)
 
 
+def _within_positions(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
+    """A model with so many positions takes neither sources nor targets that are longer, whatever is asked for."""
+    if spec.max_positions is None:
+        return config
+    return replace(
+        config,
+        max_source_tokens=min(config.max_source_tokens, spec.max_positions),
+        max_new_tokens=min(config.max_new_tokens, spec.max_positions),
+    )
+
+
 def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> Backend:
     return TorchBackend.load(directory, spec, config, dtype)
 
@@ -406,7 +421,7 @@ def _read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> Ge
     return read_generation_config(
         _read_json(path),
         path=path,
-        vocab_size=spec.vocab_size,
+        vocab_size=spec.target_vocab_size,
         eos_id=spec.eos_id,
         decoder_start_id=spec.decoder_start_id,
         most_new_tokens=config.max_new_tokens,
