@@ -94,7 +94,8 @@ class BeamSearch:
             length = self._most_tokens
         worst = self._ended[-1].score if self._full else _OUT
         assert worst is not None, "a beam without a score"
-        return best / float(length) ** self._length_penalty > worst
+        possible: float = best / float(length) ** self._length_penalty
+        return possible > worst
 
 
 def _place(survivors: Ordered[Candidate]) -> list[Candidate]:
