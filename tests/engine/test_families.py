@@ -1,0 +1,216 @@
+"""Every family's logits against transformers', teacher-forced, whatever way the tokens go in."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
+
+from model_store.spec import ModelSpec
+from server.engine.backend import Feed
+from server.engine.engine import Engine
+from server.engine.sequence import EngineConfig
+from server.engine.torch_backend import TorchBackend
+from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
+
+TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
+STEPS = 21
+
+
+@pytest.fixture(scope="session", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="session")
+def family_dir(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of each family; read only."""
+    return build_tiny(case, tmp_path_factory.mktemp("family") / "model")
+
+
+def spec_of(directory: Path) -> ModelSpec:
+    return ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
+
+
+def texts(spec: ModelSpec, lengths: list[int], *, seed: int = 0) -> list[list[int]]:
+    """Random sources of these lengths, the end token last."""
+    draw, most = random.Random(seed), min(spec.vocab_size, spec.target_vocab_size)
+    return [[*(draw.randrange(FIRST_TOKEN, most) for _ in range(n - 1)), spec.eos_id] for n in lengths]
+
+
+def targets(spec: ModelSpec, count: int, *, seed: int = 1) -> list[list[int]]:
+    """What the decoder reads: its start token and random ones."""
+    bodies = texts(spec, [STEPS] * count, seed=seed)
+    return [[spec.decoder_start_id, *body[:-1]] for body in bodies]
+
+
+def load_reference(case: Case, directory: Path, dtype: str) -> PreTrainedModel:
+    """The model in transformers; in float64 its RMS norms too, which transformers computes in float32 at most."""
+    model = case.model.from_pretrained(directory, dtype=getattr(torch, dtype))
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, MT5LayerNorm) and dtype == "float64":
+                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return model.eval()
+
+
+@torch.inference_mode()
+def expected_logits(model: PreTrainedModel, source: list[int], target: list[int]) -> Tensor:
+    logits: Tensor = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target])).logits[0]
+    return logits
+
+
+def load_backend(directory: Path, dtype: str, *, slots: int) -> TorchBackend:
+    config = EngineConfig(dtype=dtype, slots=slots, max_source_tokens=70, max_new_tokens=STEPS)
+    return TorchBackend.load(directory, spec_of(directory), config, getattr(torch, dtype))
+
+
+def check(ours: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max().item() <= tolerance * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@torch.inference_mode()
+def test_every_step_s_logits_for_sources_of_mixed_lengths(case: Case, family_dir: Path, dtype: str) -> None:
+    spec, reference = spec_of(family_dir), load_reference(case, family_dir, dtype)
+    sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec_of(family_dir), 4)
+    backend = load_backend(family_dir, dtype, slots=4)
+    assert backend.encode(sources, [[0], [1], [2], [3]]) == 4 * 72 - sum(map(len, sources))
+    rows = [0, 1, 2, 3]
+    steps = [
+        backend.decode(Feed(tokens=[t[i] for t in wanted], positions=[i] * 4, slots=rows, wanted=rows)).clone()
+        for i in range(STEPS)
+    ]
+    for source, target, logits in zip(sources, wanted, torch.stack(steps, dim=1), strict=True):
+        check(logits, expected_logits(reference, source, target), TOLERANCES[dtype])
+
+
+@torch.inference_mode()
+def test_rows_that_join_and_leave(case: Case, family_dir: Path) -> None:
+    """The second leaves, the last takes its slot, a newcomer the last's: positions and lengths differ by row."""
+    spec, reference = spec_of(family_dir), load_reference(case, family_dir, "float32")
+    sources, wanted = texts(spec, [5, 44, 12, 29]), targets(spec_of(family_dir), 4)
+    expected = [expected_logits(reference, s, t) for s, t in zip(sources, wanted, strict=True)]
+    backend = load_backend(family_dir, "float32", slots=3)
+    backend.encode(sources[:3], [[0], [1], [2]])
+    slots, done = [0, 1, 2], [0, 0, 0, 0]
+
+    def step() -> None:
+        feed = Feed(
+            tokens=[wanted[i][done[i]] for i in slots],
+            positions=[done[i] for i in slots],
+            slots=list(range(len(slots))),
+            wanted=list(range(len(slots))),
+        )
+        for i, logits in zip(slots, backend.decode(feed), strict=True):
+            check(logits, expected[i][done[i]], 1e-5)
+            done[i] += 1
+
+    for _ in range(4):
+        step()
+    backend.move(2, 1, source_length=len(sources[2]), length=done[2])
+    slots[1:] = [2]
+    for _ in range(2):
+        step()
+    backend.clear(2)
+    backend.encode([sources[3]], [[2]])
+    slots.append(3)
+    for _ in range(STEPS - 6):
+        step()
+    assert done == [STEPS, 4, STEPS, STEPS - 6]
+
+
+@torch.inference_mode()
+def test_several_tokens_of_a_sequence_in_one_step(case: Case, family_dir: Path) -> None:
+    """A prefix of five, one of one, and a sequence without, of which only the last rows' logits are wanted."""
+    spec, reference = spec_of(family_dir), load_reference(case, family_dir, "float32")
+    sources, wanted = texts(spec, [9, 20, 3]), targets(spec_of(family_dir), 3)
+    expected = [expected_logits(reference, s, t) for s, t in zip(sources, wanted, strict=True)]
+    backend = load_backend(family_dir, "float32", slots=3)
+    backend.encode(sources, [[0], [1], [2]])
+    logits = backend.decode(
+        Feed(
+            tokens=[*wanted[0][:6], *wanted[1][:2], wanted[2][0]],
+            positions=[0, 1, 2, 3, 4, 5, 0, 1, 0],
+            slots=[0] * 6 + [1] * 2 + [2],
+            wanted=[5, 6, 7, 8],
+        )
+    )
+    check(logits, torch.stack([expected[0][5], expected[1][0], expected[1][1], expected[2][0]]), 1e-5)
+    done = [6, 2, 1]
+    for _ in range(10):
+        feed = Feed(
+            tokens=[wanted[i][done[i]] for i in range(3)], positions=list(done), slots=[0, 1, 2], wanted=[0, 1, 2]
+        )
+        check(backend.decode(feed), torch.stack([expected[i][done[i]] for i in range(3)]), 1e-5)
+        done = [n + 1 for n in done]
+
+
+@torch.inference_mode()
+def test_beams_share_a_source_and_change_places(case: Case, family_dir: Path) -> None:
+    spec, reference = spec_of(family_dir), load_reference(case, family_dir, "float32")
+    (source, other), (first, second) = texts(spec, [14, 6]), targets(spec_of(family_dir), 2)
+    backend = load_backend(family_dir, "float32", slots=4)
+    backend.encode([other, source], [[0], [1, 2, 3]])
+    beams = [first, first, second, first]
+    for i in range(6):
+        rows = [0, 1, 2, 3]
+        backend.decode(Feed(tokens=[b[i] for b in beams], positions=[i] * 4, slots=rows, wanted=rows))
+    backend.reorder([1, 2, 3], [2, 1, 2], 6)
+    beams = [first, second, first, second]
+    logits = backend.decode(Feed(tokens=[b[6] for b in beams], positions=[6] * 4, slots=rows, wanted=rows))
+    expected = [expected_logits(reference, s, b[:7])[6] for s, b in zip([other] + [source] * 3, beams, strict=True)]
+    check(logits, torch.stack(expected), 1e-5)
+
+
+@torch.inference_mode()
+def test_bfloat16_is_near_float64(case: Case, family_dir: Path) -> None:
+    spec, theirs = spec_of(family_dir), load_reference(case, family_dir, "bfloat16")
+    exact = load_reference(case, family_dir, "float64")
+    sources, wanted = texts(spec, [30, 7]), targets(spec, 2)
+    backend = load_backend(family_dir, "bfloat16", slots=2)
+    backend.encode(sources, [[0], [1]])
+    rows = [0, 1]
+    ours = torch.stack(
+        [
+            backend.decode(Feed(tokens=[t[i] for t in wanted], positions=[i] * 2, slots=rows, wanted=rows))
+            for i in range(STEPS)
+        ],
+        dim=1,
+    )
+    assert ours.dtype == torch.float32
+    true = torch.stack([expected_logits(exact, s, t) for s, t in zip(sources, wanted, strict=True)])
+    half = torch.stack([expected_logits(theirs, s, t) for s, t in zip(sources, wanted, strict=True)])
+    assert (ours - true).norm() <= 1.5 * (half - true).norm()
+
+
+def test_a_model_with_so_many_positions_takes_no_more(case: Case, family_dir: Path) -> None:
+    spec = spec_of(family_dir)
+    engine = Engine.load(family_dir, EngineConfig(slots=1, max_source_tokens=100, max_new_tokens=90))
+    limits = (engine.limits.max_source_tokens, engine.limits.max_new_tokens)
+    assert limits == ((100, 90) if spec.max_positions is None else (75, 75))
+
+
+@torch.inference_mode()
+def test_generated_padding_has_no_position_in_m2m_100(tmp_path: Path) -> None:
+    """As transformers does it one token at a time; a whole target at once is counted in another way there."""
+    case = CASES["m2m_100"]
+    directory = build_tiny(case, tmp_path / "model")
+    spec, reference = spec_of(directory), load_reference(case, directory, "float32")
+    (source,), target = texts(spec, [9]), [spec.decoder_start_id, 9, spec.pad_id, 4]
+    backend = load_backend(directory, "float32", slots=1)
+    backend.encode([source], [[0]])
+    past = None
+    for i, token in enumerate(target):
+        output = reference(
+            input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[token]]), past_key_values=past
+        )
+        past = output.past_key_values
+        check(backend.decode(Feed(tokens=[token], positions=[i], slots=[0], wanted=[0])), output.logits[0], 1e-5)

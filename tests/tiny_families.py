@@ -1,0 +1,129 @@
+"""Tiny random checkpoints of every family but T5 itself, as transformers writes them, without tokenizers.
+
+Nothing is at its neutral value: biases, norms, positions and the logits' bias are random, heads and widths odd.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedModel,
+)
+
+VOCAB_SIZE = 37
+FIRST_TOKEN = 3  # below it stand the special ones
+
+_MT5: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 24,
+    "d_kv": 10,
+    "d_ff": 41,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 3,
+    "decoder_start_token_id": 0,
+}
+_BART: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 24,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 41,
+    "decoder_ffn_dim": 28,
+    "max_position_embeddings": 75,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model: its classes in transformers, and what its config says."""
+
+    config: type[Any]
+    model: type[PreTrainedModel]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {**(_MT5 if self.config is MT5Config else _BART), **self.changes}
+
+
+CASES: Mapping[str, Case] = {
+    "bart": Case(config=BartConfig, model=BartForConditionalGeneration),
+    "bart, untied, scaled": Case(
+        config=BartConfig,
+        model=BartForConditionalGeneration,
+        changes={"tie_word_embeddings": False, "scale_embedding": True, "activation_function": "gelu_new"},
+    ),
+    "mbart": Case(config=MBartConfig, model=MBartForConditionalGeneration, changes={"scale_embedding": True}),
+    "marian": Case(
+        config=MarianConfig,
+        model=MarianMTModel,
+        changes={"scale_embedding": True, "activation_function": "swish", "d_model": 15, "encoder_layers": 2},
+    ),
+    "marian, two vocabularies": Case(
+        config=MarianConfig,
+        model=MarianMTModel,
+        changes={"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 31},
+    ),
+    "pegasus": Case(
+        config=PegasusConfig,
+        model=PegasusForConditionalGeneration,
+        changes={"activation_function": "relu", "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    ),
+    "m2m_100": Case(config=M2M100Config, model=M2M100ForConditionalGeneration, changes={"activation_function": "relu"}),
+    "m2m_100, odd width": Case(
+        config=M2M100Config,
+        model=M2M100ForConditionalGeneration,
+        changes={"d_model": 15, "decoder_attention_heads": 1, "encoder_attention_heads": 1, "scale_embedding": False},
+    ),
+    "mt5": Case(config=MT5Config, model=MT5ForConditionalGeneration),
+}
+
+
+def build_tiny(case: Case, directory: Path, *, seed: int = 0) -> Path:
+    """Write a random model of `case` into `directory` and return it; equal arguments give equal files."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = case.model(case.config(**case.fields))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:  # sinusoidal tables are frozen
+                    _draw(name, parameter)
+            if hasattr(model, "final_logits_bias"):
+                model.final_logits_bias.normal_()
+    model.save_pretrained(directory)
+    return directory
+
+
+def _draw(name: str, parameter: torch.Tensor) -> None:
+    if name.endswith(("layer_norm.weight", "layernorm_embedding.weight")):
+        parameter.uniform_(0.5, 1.5)
+        parameter.mul_(torch.randint(0, 2, parameter.shape) * 2 - 1)
+    elif parameter.dim() == 1 or "embed" in name or "shared" in name:
+        parameter.normal_(std=0.5)
+    elif name.endswith(".q.weight"):  # mT5 scales no scores: its queries are made small
+        parameter.normal_(std=parameter.shape[1] ** -0.5 * 0.3)
+    else:
+        parameter.normal_(std=1.5 * parameter.shape[1] ** -0.5)
