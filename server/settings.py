@@ -96,6 +96,7 @@ def _flag(value: str) -> bool:
 _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
     "dtype": _text,
     "device": _text,
+    "backend": _text,
     "threads": _count,
     "slots": _count,
     "max_source_tokens": _count,

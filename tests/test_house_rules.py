@@ -132,7 +132,9 @@ def test_the_readme_names_make_targets_that_exist() -> None:
     assert targets <= rules
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/log.md", "docs/operations.md", "examples/g2p/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/architecture.md", "docs/log.md", "docs/operations.md", "examples/g2p/README.md"]
+)
 def test_links_lead_to_files(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from server.engine.beam import BeamSearch, Candidate
 from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.errors import BadRequestError, LoadError
 from server.engine.generation_config import GenerationDefaults, read_generation_config, with_seed
+from server.engine.native.backend import NativeBackend, why_not_native
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import (
     EngineConfig,
@@ -100,13 +101,12 @@ class Engine:
                 engine has not.
             model_store.errors.UnsupportedModelError: config.json describes another architecture.
         """
-        dtype = _dtype(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
         config = _within_positions(config, spec)
         defaults = _read_defaults(directory, spec, config)
-        return cls(spec, _make_backend(directory, spec, config, dtype), config, defaults=defaults)
+        return cls(spec, _make_backend(directory, spec, config), config, defaults=defaults)
 
     @property
     def default_max_new_tokens(self) -> int:
@@ -399,15 +399,25 @@ def _within_positions(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
     )
 
 
-def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> Backend:
-    return TorchBackend.load(directory, spec, config, dtype)
-
-
-def _dtype(config: EngineConfig) -> torch.dtype:
-    if config.dtype not in _DTYPES:
-        raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}")
+def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig) -> Backend:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
+    obstacle = why_not_native(config)
+    if config.backend == "native" and obstacle is not None:
+        raise LoadError(f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'")
+    if config.backend not in ("auto", "native", "torch"):
+        raise LoadError(f"backend {config.backend!r} is not known: use 'auto', 'native' or 'torch'")
+    if config.backend != "torch" and obstacle is None:
+        return NativeBackend.load(directory, spec, config)
+    return TorchBackend.load(directory, spec, config, _torch_dtype(config, obstacle))
+
+
+def _torch_dtype(config: EngineConfig, obstacle: str | None) -> torch.dtype:
+    if config.dtype == "int8":
+        reason = obstacle or "backend 'torch' has no such matrices"
+        raise LoadError(f"dtype 'int8' is not possible here: {reason}; use 'float32' or 'bfloat16'")
+    if config.dtype not in _DTYPES:
+        raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}, int8")
     if config.dtype == "float16" and config.device == "cpu":
         raise LoadError("dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU")
     return _DTYPES[config.dtype]

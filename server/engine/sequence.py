@@ -73,9 +73,10 @@ class GenerationParameters:
 class EngineConfig:
     """How a model is loaded; fixed for the life of its engine."""
 
-    dtype: str = "float32"  # what the engine computes in: "float32", "bfloat16", "float64"; "float16" on CUDA
+    dtype: str = "float32"  # "float32", "bfloat16"; on CPUs "int8" and "float64" too, on CUDA "float16"
     device: str = "cpu"
-    threads: int | None = None  # torch's threads, process-wide; None leaves them as they are
+    backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
+    threads: int | None = None  # None: as many as torch has, process-wide
     slots: int = 32  # how many sequences can run at once
     max_source_tokens: int = 512
     max_new_tokens: int = 256

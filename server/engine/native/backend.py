@@ -1,0 +1,389 @@
+"""The backend over the native operator.
+
+Axes: O outputs and I inputs of a matrix, D model width, V vocabulary, P positions, H heads of one layer, E width of a
+head, C capacity of a slot in positions, K buckets of distance.
+"""
+
+import ctypes
+import itertools
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model_store.spec import ModelSpec
+from server.engine import network
+from server.engine.backend import Feed
+from server.engine.errors import LoadError
+from server.engine.memory import available_bytes
+from server.engine.native import library as native
+from server.engine.native.arena import Arena
+from server.engine.native.rows import RowBuffer, make_workspace
+from server.engine.position_bias import relative_bucket
+from server.engine.sequence import EngineConfig
+from server.engine.weights import open_network
+
+DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
+
+_LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
+
+
+def why_not_native(config: EngineConfig) -> str | None:
+    """What keeps this machine from running a model so configured natively; None where nothing does."""
+    if config.device != "cpu":
+        return f"it computes on CPUs, not on {config.device!r}"
+    if config.dtype not in DTYPES:
+        return f"it computes in {', '.join(DTYPES)}, not in {config.dtype!r}"
+    if native.library() is None:
+        return "it was not built, for want of a C++ compiler, or this processor has no AVX-512 with VNNI and BF16"
+    return None
+
+
+class NativeBackend:
+    """A loaded network on the CPU. One thread owns it; the operator has threads of its own."""
+
+    @classmethod
+    def load(cls, directory: Path, spec: ModelSpec, config: EngineConfig) -> "NativeBackend":
+        """Load `model.safetensors` of a model of the shape `spec`; `why_not_native` says whether that can be.
+
+        Raises:
+            LoadError: the file is missing or broken, its tensors are not those of `spec`, or the caches do not fit
+                into the memory that is left.
+        """
+        longest = max(config.max_source_tokens, config.max_new_tokens + 1)
+        cpu = torch.device("cpu")
+        with open_network(directory, spec, dtype=torch.float32, device=cpu, longest=longest) as net:
+            return cls(net, config)
+
+    def __init__(self, net: network.Network, config: EngineConfig) -> None:
+        """Pack the weights and allocate everything that a step will need; callers use `load`."""
+        found = native.library()
+        assert found is not None, "callers ask why_not_native first"
+        self._library = found
+        threads = config.threads or torch.get_num_threads()
+        cache = _CachePlan(net, config, half=config.dtype != "float32")
+        _check_memory(cache.nbytes, config)
+        self._weights, self._caches = Arena(), Arena()
+        builder = _Builder(found, net, DTYPES[config.dtype], self._weights, self._caches, cache)
+        self._encoder, self._decoder = builder.encoder(), builder.decoder()
+        self._own_state = builder.own_state
+        self._structures = builder.kept  # what the structures point to
+        self._rows = RowBuffer(max(config.slots, config.max_encode_tokens, config.max_source_tokens))
+        self._workspace = make_workspace(
+            self._caches,
+            rows=self._rows.capacity,
+            threads=threads,
+            width=net.d_model,
+            widest_attention=builder.widest_attention,
+            widest_units=builder.widest_units,
+            widest_input=max(net.d_model, builder.widest_attention, builder.widest_units),
+            longest_scores=max(cache.own_capacity, cache.source_capacity),
+            head_dim=net.head_dim,
+        )
+        self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
+        self._pool = found.pool_create(threads)
+        # By slot: where its decoded state is, where a source that is encoded into it goes, and which source it reads.
+        self._own = list(range(config.slots))
+        self._home = list(range(config.slots))
+        self._source = list(range(config.slots))
+        self._source_lengths = [0] * config.slots
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pool"):
+            self._library.pool_destroy(self._pool)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Fixed for the life of the backend: `weights` and `cache`, in which the work space counts."""
+        return {"weights": self._weights.taken_bytes, "cache": self._caches.taken_bytes}
+
+    def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
+        """Encode sources, each into all of its slots; nothing is padded, so the answer is 0."""
+        batch: list[tuple[list[int], int]] = []  # sources and where their keys and values go
+        count = 0
+        for source, own in zip(sources, slots, strict=True):
+            if count + len(source) > self._rows.capacity:
+                self._encode_batch(batch)
+                batch, count = [], 0
+            first, *_ = own
+            for slot in own:
+                self._source[slot] = self._home[first]
+                self._source_lengths[slot] = len(source)
+            batch.append((source, self._home[first]))
+            count += len(source)
+        self._encode_batch(batch)
+        return 0
+
+    def decode(self, feed: Feed) -> Tensor:
+        """Logits [wanted, V] in float32; valid until the next call."""
+        capacity, done = self._rows.capacity, 0
+        for start in range(0, len(feed.tokens), capacity):  # as a rule once: rows may come one after the other
+            stop = min(start + capacity, len(feed.tokens))
+            slots, wanted = feed.slots[start:stop], [row - start for row in feed.wanted if start <= row < stop]
+            self._rows.fill(
+                tokens=feed.tokens[start:stop],
+                positions=feed.positions[start:stop],
+                slots=[self._own[slot] for slot in slots],
+                lengths=[self._source_lengths[slot] for slot in slots],
+                memory_slots=[self._source[slot] for slot in slots],
+                wanted_rows=wanted,
+            )
+            out = self._logits[done:].data_ptr()
+            self._library.decode(self._decoder, self._rows.structure, self._workspace, self._pool, out)
+            done += len(wanted)
+        return self._logits[:done]
+
+    def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
+        """Give each target its origin's decoded state. Only a state that two targets want is copied."""
+        states = [self._own[origin] for origin in origins]
+        spare = [self._own[target] for target in targets if self._own[target] not in states]
+        taken: set[int] = set()
+        for target, state in zip(targets, states, strict=True):
+            if state in taken:
+                copy = spare.pop()
+                self._copy_state(state, copy, length)
+                state = copy
+            taken.add(state)
+            self._own[target] = state
+
+    def move(self, origin: int, target: int, *, source_length: int, length: int) -> None:
+        """Change places: nothing is copied."""
+        del source_length, length
+        for by_slot in (self._own, self._home, self._source, self._source_lengths):
+            by_slot[origin], by_slot[target] = by_slot[target], by_slot[origin]
+
+    def clear(self, slot: int) -> None:
+        """Nothing to do: positions beyond a sequence's end are never read."""
+
+    def _encode_batch(self, batch: list[tuple[list[int], int]]) -> None:
+        blocks = [0, *itertools.accumulate(-(-len(source) // _LANES) for source, _ in batch)]
+        each = [(source, home, block) for (source, home), block in zip(batch, blocks, strict=False)]
+        self._rows.fill(
+            tokens=[token for source, _ in batch for token in source],
+            positions=[position for source, _ in batch for position in range(len(source))],
+            slots=[block for source, _, block in each for _ in source],
+            lengths=[len(source) for source, _ in batch for _ in source],
+            memory_slots=[home for source, home in batch for _ in source],
+        )
+        self._library.encode(self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool)
+
+    def _copy_state(self, origin: int, target: int, length: int) -> None:
+        blocks = -(-length // _LANES)
+        for keys_and_values in self._own_state:
+            for by_slot in keys_and_values:
+                by_slot[target, :, :blocks].copy_(by_slot[origin, :, :blocks])
+
+
+class _CachePlan:
+    """Sizes of the caches."""
+
+    def __init__(self, net: network.Network, config: EngineConfig, *, half: bool) -> None:
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self.width = net.head_dim + net.head_dim % 2 if half else net.head_dim  # bfloat16 comes in pairs
+        self.slots = config.slots
+        self.own_capacity = _blocks(config.max_new_tokens + 1)
+        self.source_capacity = _blocks(config.max_source_tokens)
+        # The encoder's own keys and values live for one layer of one pass: sources side by side, in whole blocks.
+        most_rows = max(config.max_encode_tokens, config.max_source_tokens)
+        self.encoder_capacity = most_rows + _LANES * min(most_rows, config.slots)
+        self.encoder_heads = max((len(heads) for heads in net.encoder_heads), default=0)
+        own = sum(len(heads) for heads in net.self_heads) * self.own_capacity * config.slots
+        source = sum(len(heads) for heads in net.cross_heads) * self.source_capacity * config.slots
+        encoder = self.encoder_heads * self.encoder_capacity
+        self.nbytes = 2 * (own + source + encoder) * self.width * self.dtype.itemsize
+
+
+def _check_memory(needed: int, config: EngineConfig) -> None:
+    available = available_bytes(torch.device("cpu"))
+    if needed > available:
+        raise LoadError(
+            f"the caches of {config.slots} slots with {config.max_source_tokens} source and {config.max_new_tokens} "
+            f"new tokens need {needed / 1e6:.0f} MB, but {available / 1e6:.0f} MB are free: lower one of the three"
+        )
+
+
+class _Builder:
+    """From a network to the operator's structures."""
+
+    def __init__(
+        self,
+        library: native.Library,
+        net: network.Network,
+        dtype: int,
+        weights: Arena,
+        caches: Arena,
+        plan: _CachePlan,
+    ) -> None:
+        self._library = library
+        self._net = net
+        self._dtype = dtype
+        self._weights = weights
+        self._caches = caches
+        self._plan = plan
+        self.kept: list[object] = []
+        self.own_state: list[tuple[Tensor, Tensor]] = []
+        self.widest_attention = self.widest_units = 1
+        self._embeddings: dict[int, Tensor] = {}
+        scratch = plan.encoder_heads * plan.encoder_capacity * plan.width
+        self._encoder_keys, self._encoder_values = (caches.take(scratch, plan.dtype) for _ in range(2))
+
+    def encoder(self) -> native.Stack:
+        """The encoder's stack."""
+        stack, side = self._stack(self._net.encoder), self._net.encoder
+        layers = []
+        for weights in side.layers:
+            layer = native.Layer()
+            if weights.attention is not None:
+                layer.self = self._attention(weights.attention)
+                self._set_bias(layer.self, weights.attention.heads, side, self._plan.source_capacity, causal=False)
+                layer.self.keys, layer.self.values = self._encoder_keys.data_ptr(), self._encoder_values.data_ptr()
+                layer.self.slot_stride = _LANES * self._plan.width  # a source begins with a block
+                layer.self.head_stride = self._plan.encoder_capacity * self._plan.width
+            if weights.ffn is not None:
+                layer.ffn = self._feed_forward(weights.ffn)
+            layers.append(layer)
+        return self._with_layers(stack, layers)
+
+    def decoder(self) -> native.Stack:
+        """The decoder's stack, with its caches and the output matrix."""
+        stack, side = self._stack(self._net.decoder), self._net.decoder
+        stack.causal = 1
+        if self._net.unplaced_token is not None:
+            stack.unplaced_token = self._net.unplaced_token
+        layers = []
+        for weights in side.layers:
+            layer = native.Layer()
+            if weights.attention is not None:
+                layer.self = self._attention(weights.attention)
+                self._set_bias(layer.self, weights.attention.heads, side, self._plan.own_capacity, causal=True)
+                self.own_state.append(self._allocate(layer.self, self._plan.own_capacity))
+            if weights.cross is not None:
+                layer.cross = self._attention(weights.cross)
+                self._allocate(layer.cross, self._plan.source_capacity)
+            if weights.ffn is not None:
+                layer.ffn = self._feed_forward(weights.ffn)
+            layers.append(layer)
+        output = self._net.output()
+        stack.output = self._matrix(output.weight_OI, output.bias_O)
+        return self._with_layers(stack, layers)
+
+    def _stack(self, side: network.StackWeights[network.Layer]) -> native.Stack:
+        net = self._net
+        stack = native.Stack(
+            width=net.d_model,
+            head_dim=net.head_dim,
+            activation=native.ACTIVATIONS[net.activation],
+            layer_norm=net.norm == "layer",
+            norm_first=net.norm_first,
+            half=self._plan.dtype == torch.bfloat16,
+            eps=net.norm_eps,
+            embedding_scale=side.embedding_scale,
+            embedding=self._embedding(side.embedding_VD),
+            unplaced_token=-1,
+        )
+        if side.positions_PD is not None:
+            stack.positions = self._keep(side.positions_PD)
+        stack.embedding_norm = self._norm(side.embedding_norm)
+        return stack
+
+    def _with_layers(self, stack: native.Stack, layers: list[native.Layer]) -> native.Stack:
+        array = (native.Layer * len(layers))(*layers)
+        self.kept.append(array)
+        stack.layers = len(layers)
+        stack.layer = ctypes.cast(array, ctypes.POINTER(native.Layer))
+        return stack
+
+    def _embedding(self, table_VD: Tensor) -> int:
+        if id(table_VD) not in self._embeddings:
+            kept = self._weights.take(table_VD.numel(), self._plan.dtype).view(table_VD.shape)
+            kept.copy_(table_VD)
+            self._embeddings[id(table_VD)] = kept
+            self.kept.append(table_VD)  # or its id might be another table's
+        return self._embeddings[id(table_VD)].data_ptr()
+
+    def _attention(self, weights: network.AttentionWeights) -> native.Attention:
+        attention = native.Attention(heads=len(weights.heads))
+        self.widest_attention = max(self.widest_attention, len(weights.heads) * self._net.head_dim)
+        if weights.heads:
+            attention.queries = self._matrix(weights.query.weight_OI, weights.query.bias_O)
+            attention.keys_values = self._matrix(torch.cat((weights.key_OI, weights.value_OI)), None)
+        attention.out = self._matrix(weights.out.weight_OI, weights.out.bias_O)
+        attention.after = self._norm(weights.after)
+        return attention
+
+    def _set_bias(
+        self,
+        attention: native.Attention,
+        heads: network.Heads,
+        side: network.StackWeights[network.Layer],
+        reach: int,
+        *,
+        causal: bool,
+    ) -> None:
+        """Give an attention its bias [H, 2*reach]: that of a key 1 - reach, ..., reach positions after the query."""
+        table_KH = side.position_bias_KH
+        if table_KH is None or not heads:
+            return
+        relative = torch.arange(1 - reach, reach + 1)
+        bucket = relative_bucket(
+            relative,
+            bidirectional=not causal,
+            buckets=table_KH.shape[0],
+            max_distance=self._net.relative_max_distance,
+        )
+        attention.bias, attention.reach = self._keep(table_KH[bucket][:, list(heads)].t()), reach
+
+    def _allocate(self, attention: native.Attention, capacity: int) -> tuple[Tensor, Tensor]:
+        """Give an attention its cache; keys and values by slot and head, in blocks of positions."""
+        heads, width, plan = attention.heads, self._plan.width, self._plan
+        keys, values = (self._caches.take(plan.slots * heads * capacity * width, plan.dtype) for _ in range(2))
+        attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
+        attention.slot_stride, attention.head_stride = heads * capacity * width, capacity * width
+        blocks = (plan.slots, heads, capacity // _LANES, -1)
+        return keys.view(blocks), values.view(blocks)
+
+    def _feed_forward(self, weights: network.FeedForwardWeights) -> native.FeedForward:
+        self.widest_units = max(self.widest_units, len(weights.into.weight_OI))
+        ffn = native.FeedForward(
+            into=self._matrix(weights.into.weight_OI, weights.into.bias_O),
+            out=self._matrix(weights.out.weight_OI, weights.out.bias_O),
+            after=self._norm(weights.after),
+        )
+        if weights.gate is not None:
+            ffn.gate = self._matrix(weights.gate.weight_OI, weights.gate.bias_O)
+        return ffn
+
+    def _matrix(self, weight_OI: Tensor, bias_O: Tensor | None) -> native.Matrix:
+        outputs, inputs = weight_OI.shape
+        weight_OI = weight_OI.to(torch.float32).contiguous()
+        lanes = -(-outputs // native.TILE) * native.TILE
+        size = self._library.packed_bytes(outputs, inputs, self._dtype)
+        packed = self._weights.take(size, torch.uint8)
+        matrix = native.Matrix(outputs=outputs, inputs=inputs, dtype=self._dtype, weights=packed.data_ptr())
+        if self._dtype == native.INT8:
+            matrix.scales = self._weights.take(lanes, torch.float32).data_ptr()
+            matrix.offsets = self._weights.take(lanes, torch.int32).data_ptr()
+        self._library.pack(
+            weight_OI.data_ptr(), outputs, inputs, self._dtype, packed.data_ptr(), matrix.scales, matrix.offsets
+        )
+        if bias_O is not None:
+            bias = self._weights.take(lanes, torch.float32)
+            bias[:outputs] = bias_O
+            matrix.bias = bias.data_ptr()
+        return matrix
+
+    def _norm(self, norm: network.Norm | None) -> native.Norm:
+        if norm is None:
+            return native.Norm()
+        return native.Norm(
+            gain=self._keep(norm.gain_D), shift=None if norm.shift_D is None else self._keep(norm.shift_D)
+        )
+
+    def _keep(self, tensor: Tensor) -> int:
+        kept = self._weights.take(tensor.numel(), torch.float32)
+        kept.view(tensor.shape).copy_(tensor)
+        return kept.data_ptr()
+
+
+def _blocks(positions: int) -> int:
+    return -(-positions // _LANES) * _LANES

@@ -1,0 +1,138 @@
+"""The compiled operator and its structures, as in stack.cpp. Where it is not there, PyTorch does the work."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+FLOAT32, BFLOAT16, INT8 = 0, 1, 2
+ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
+TILE = 32  # outputs of a matrix are packed in so many
+PRIVATE_ROWS = 4  # rows that each thread may hold converted by itself
+
+
+class Matrix(Structure):
+    _fields_ = (
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+        ("dtype", c_int32),
+        ("reserved", c_int32),
+        ("weights", c_void_p),
+        ("scales", c_void_p),
+        ("offsets", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class Norm(Structure):
+    _fields_ = (("gain", c_void_p), ("shift", c_void_p))
+
+
+class Attention(Structure):
+    _fields_ = (
+        ("heads", c_int32),
+        ("reserved", c_int32),
+        ("queries", Matrix),
+        ("keys_values", Matrix),
+        ("out", Matrix),
+        ("after", Norm),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("slot_stride", c_int64),
+        ("head_stride", c_int64),
+        ("bias", c_void_p),
+        ("reach", c_int64),
+    )
+
+
+class FeedForward(Structure):
+    _fields_ = (("gate", Matrix), ("into", Matrix), ("out", Matrix), ("after", Norm))
+
+
+class Layer(Structure):
+    _fields_ = (("self", Attention), ("cross", Attention), ("ffn", FeedForward))
+
+
+class Stack(Structure):
+    _fields_ = (
+        ("layers", c_int32),
+        ("width", c_int32),
+        ("head_dim", c_int32),
+        ("activation", c_int32),
+        ("layer_norm", c_int32),
+        ("norm_first", c_int32),
+        ("causal", c_int32),
+        ("half", c_int32),
+        ("eps", c_float),
+        ("embedding_scale", c_float),
+        ("layer", POINTER(Layer)),
+        ("embedding", c_void_p),
+        ("positions", c_void_p),
+        ("unplaced_token", c_int64),
+        ("embedding_norm", Norm),
+        ("output", Matrix),
+    )
+
+
+class Rows(Structure):
+    _fields_ = (
+        ("rows", c_int32),
+        ("wanted", c_int32),
+        ("tokens", POINTER(c_int64)),
+        ("positions", POINTER(c_int32)),
+        ("slots", POINTER(c_int32)),
+        ("lengths", POINTER(c_int32)),
+        ("memory_slots", POINTER(c_int32)),
+        ("wanted_rows", POINTER(c_int32)),
+    )
+
+
+class Workspace(Structure):
+    _fields_ = (
+        ("hidden", c_void_p),
+        ("queries", c_void_p),
+        ("context", c_void_p),
+        ("units", c_void_p),
+        ("inputs", c_void_p),
+        ("scales", c_void_p),
+        ("scores", c_void_p),
+        ("private_inputs", c_void_p),
+        ("input_bytes", c_int32),
+        ("score_count", c_int32),
+    )
+
+
+class Library:
+    """The functions of the operator."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self.supported = library.nash_supported
+        self.supported.restype = c_int32
+        if not self.supported():
+            return
+        self.pool_create = library.nash_pool_create
+        self.pool_create.argtypes, self.pool_create.restype = (c_int32,), c_void_p
+        self.pool_destroy = library.nash_pool_destroy
+        self.pool_destroy.argtypes, self.pool_destroy.restype = (c_void_p,), None
+        self.packed_bytes = library.nash_packed_bytes
+        self.packed_bytes.argtypes, self.packed_bytes.restype = (c_int32, c_int32, c_int32), c_int64
+        self.pack = library.nash_pack
+        self.pack.argtypes = (c_void_p, c_int32, c_int32, c_int32, c_void_p, c_void_p, c_void_p)
+        self.pack.restype = None
+        passed = (POINTER(Rows), POINTER(Workspace), c_void_p)
+        self.encode = library.nash_encode
+        self.encode.argtypes, self.encode.restype = (POINTER(Stack), POINTER(Stack), *passed), None
+        self.decode = library.nash_decode
+        self.decode.argtypes, self.decode.restype = (POINTER(Stack), *passed, c_void_p), None
+
+
+@cache
+def library() -> Library | None:
+    """The operator; None where it was not built, or where this processor lacks what it is written for."""
+    spec = find_spec("server.engine.native.stack")
+    if spec is None or spec.origin is None:
+        return None
+    found = Library(Path(spec.origin))
+    return found if found.supported() else None
