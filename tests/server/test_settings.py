@@ -62,7 +62,7 @@ def test_the_command_line_goes_before_the_environment() -> None:
     [
         ([], {}, "no model to serve: give --model REF"),
         (["--model", ""], {}, "has no name"),
-        (["--model", "a,foo=1"], {}, "'foo=1' is not known: use key=value with one of dtype, device, threads"),
+        (["--model", "a,foo=1"], {}, "'foo=1' is not known: use key=value with one of dtype, device, backend, threads"),
         (["--model", "a,slots"], {}, "'slots' is not known"),
         (["--model", "a,slots=0"], {}, "slots=0: '0' is not a whole number from 1"),
         (["--model", "a,slots=1,slots=2"], {}, "slots is given twice"),
