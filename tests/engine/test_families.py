@@ -1,24 +1,26 @@
 """Every family's logits against transformers', teacher-forced, whatever way the tokens go in."""
 
-import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 
-from model_store.spec import ModelSpec
 from server.engine.backend import Feed
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
-from server.engine.torch_backend import TorchBackend
-from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
-
-TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
-STEPS = 21
+from tests.engine.family_reference import (
+    STEPS,
+    TOLERANCES,
+    backend_logits,
+    check,
+    expected_logits,
+    load_backend,
+    load_reference,
+    spec_of,
+    targets,
+    texts,
+)
+from tests.tiny_families import CASES, Case, build_tiny
 
 
 @pytest.fixture(scope="session", params=CASES)
@@ -32,63 +34,13 @@ def family_dir(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(case, tmp_path_factory.mktemp("family") / "model")
 
 
-def spec_of(directory: Path) -> ModelSpec:
-    return ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
-
-
-def texts(spec: ModelSpec, lengths: list[int], *, seed: int = 0) -> list[list[int]]:
-    """Random sources of these lengths, the end token last."""
-    draw, most = random.Random(seed), min(spec.vocab_size, spec.target_vocab_size)
-    return [[*(draw.randrange(FIRST_TOKEN, most) for _ in range(n - 1)), spec.eos_id] for n in lengths]
-
-
-def targets(spec: ModelSpec, count: int, *, seed: int = 1) -> list[list[int]]:
-    """What the decoder reads: its start token and random ones."""
-    bodies = texts(spec, [STEPS] * count, seed=seed)
-    return [[spec.decoder_start_id, *body[:-1]] for body in bodies]
-
-
-def load_reference(case: Case, directory: Path, dtype: str) -> PreTrainedModel:
-    """The model in transformers; in float64 its RMS norms too, which transformers computes in float32 at most."""
-    model = case.model.from_pretrained(directory, dtype=getattr(torch, dtype))
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, MT5LayerNorm) and dtype == "float64":
-                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-    return model.eval()
-
-
-@torch.inference_mode()
-def expected_logits(model: PreTrainedModel, source: list[int], target: list[int]) -> Tensor:
-    logits: Tensor = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target])).logits[0]
-    return logits
-
-
-def load_backend(directory: Path, dtype: str, *, slots: int) -> TorchBackend:
-    config = EngineConfig(dtype=dtype, slots=slots, max_source_tokens=70, max_new_tokens=STEPS)
-    return TorchBackend.load(directory, spec_of(directory), config, getattr(torch, dtype))
-
-
-def check(ours: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert ours.shape == expected.shape
-    assert (ours - expected).abs().max().item() <= tolerance * max(1.0, expected.abs().max().item())
-
-
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @torch.inference_mode()
 def test_every_step_s_logits_for_sources_of_mixed_lengths(case: Case, family_dir: Path, dtype: str) -> None:
     spec, reference = spec_of(family_dir), load_reference(case, family_dir, dtype)
     sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec_of(family_dir), 4)
-    backend = load_backend(family_dir, dtype, slots=4)
-    assert backend.encode(sources, [[0], [1], [2], [3]]) == 4 * 72 - sum(map(len, sources))
-    rows = [0, 1, 2, 3]
-    steps = [
-        backend.decode(Feed(tokens=[t[i] for t in wanted], positions=[i] * 4, slots=rows, wanted=rows)).clone()
-        for i in range(STEPS)
-    ]
-    for source, target, logits in zip(sources, wanted, torch.stack(steps, dim=1), strict=True):
+    ours = backend_logits(load_backend(family_dir, dtype, slots=4), sources, wanted)
+    for source, target, logits in zip(sources, wanted, ours, strict=True):
         check(logits, expected_logits(reference, source, target), TOLERANCES[dtype])
 
 
@@ -175,16 +127,7 @@ def test_bfloat16_is_near_float64(case: Case, family_dir: Path) -> None:
     spec, theirs = spec_of(family_dir), load_reference(case, family_dir, "bfloat16")
     exact = load_reference(case, family_dir, "float64")
     sources, wanted = texts(spec, [30, 7]), targets(spec, 2)
-    backend = load_backend(family_dir, "bfloat16", slots=2)
-    backend.encode(sources, [[0], [1]])
-    rows = [0, 1]
-    ours = torch.stack(
-        [
-            backend.decode(Feed(tokens=[t[i] for t in wanted], positions=[i] * 2, slots=rows, wanted=rows))
-            for i in range(STEPS)
-        ],
-        dim=1,
-    )
+    ours = backend_logits(load_backend(family_dir, "bfloat16", slots=2), sources, wanted)
     assert ours.dtype == torch.float32
     true = torch.stack([expected_logits(exact, s, t) for s, t in zip(sources, wanted, strict=True)])
     half = torch.stack([expected_logits(theirs, s, t) for s, t in zip(sources, wanted, strict=True)])

@@ -1,15 +1,27 @@
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import T5Config, T5ForConditionalGeneration
+from safetensors import safe_open
+from transformers import (
+    BartConfig,
+    M2M100Config,
+    MarianConfig,
+    MBartConfig,
+    PegasusConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from model_store.errors import UnsupportedModelError
 from model_store.families import compact_model_type
 from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
+from tests.tiny_families import CASES, build_tiny
 
 CONFIG: dict[str, Any] = {
     "model_type": "t5",
@@ -164,3 +176,102 @@ def test_bad_compact_configs(changes: dict[str, Any], message: str) -> None:
 
 def test_eos_as_a_list_of_one() -> None:
     assert ModelSpec.from_config(CONFIG | {"eos_token_id": [2]}).eos_id == 2
+
+
+BART_CONFIG: dict[str, Any] = {
+    "model_type": "bart",
+    "vocab_size": 37,
+    "d_model": 24,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 3,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 28,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_s_checkpoint_holds_the_tensors_of_its_spec(name: str, tmp_path: Path) -> None:
+    directory = build_tiny(CASES[name], tmp_path / "model")
+    spec = ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
+    with safe_open(directory / "model.safetensors", framework="pt") as file:
+        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    wanted, optional = dict(spec.tensor_shapes()), dict(spec.optional_tensor_shapes())
+    assert not wanted.keys() & optional.keys()
+    assert not wanted.keys() - found.keys()
+    assert found == {key: (wanted | optional)[key] for key in found}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_s_spec_goes_through_json(name: str, tmp_path: Path) -> None:
+    directory = build_tiny(CASES[name], tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    dense = ModelSpec.from_config(config)
+    assert dense_of(dense) == dense
+    encoder = (EncoderLayerSpec(heads=(0,), ffn=7), *dense.encoder[1:])
+    decoder = (dataclasses.replace(dense.decoder[1], cross_heads=(), ffn=dense.decoder_d_ff),)
+    spec = dataclasses.replace(dense, encoder=encoder, decoder=decoder)
+    layers = "num_decoder_layers" if dense.facts.layout == "t5" else "decoder_layers"
+    changes = {"model_type": f"nash_{config['model_type']}", layers: 1}
+    read = ModelSpec.from_config(json.loads(json.dumps(config | spec.layer_config() | changes)))
+    assert read == spec
+    assert read.compact
+    assert dense_of(read) == dense
+    unit, head = dense.unit_weights, dense.head_weights
+    lost = (dense.num_heads - 1) * head + (dense.d_ff - 7) * unit
+    all_of_it = len(dense.encoder) * (dense.num_heads * head + dense.d_ff * unit)
+    assert read.encoder_sparsity == pytest.approx(lost / all_of_it)
+
+
+@pytest.mark.parametrize(
+    ("family", "config_class"),
+    [("bart", BartConfig), ("mbart", MBartConfig), ("marian", MarianConfig), ("pegasus", PegasusConfig)],
+)
+def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, config_class: type[Any]) -> None:
+    spec = ModelSpec.from_config(BART_CONFIG | {"model_type": family, "vocab_size": 60000})
+    theirs = config_class(**{k: v for k, v in BART_CONFIG.items() if k != "model_type"})
+    assert (spec.pad_id, spec.eos_id) == (theirs.pad_token_id, theirs.eos_token_id)
+    start = theirs.decoder_start_token_id
+    assert spec.decoder_start_id == (theirs.bos_token_id if start is None else start)
+    assert spec.activation == theirs.activation_function
+    assert spec.scale_embedding is theirs.scale_embedding
+    assert spec.max_positions == theirs.max_position_embeddings
+
+
+def test_m2m_100_without_its_defaults() -> None:
+    spec = ModelSpec.from_config(BART_CONFIG | {"model_type": "m2m_100"})
+    theirs = M2M100Config()
+    assert (spec.activation, spec.scale_embedding) == (theirs.activation_function, theirs.scale_embedding)
+    assert (spec.pad_id, spec.eos_id) == (theirs.pad_token_id, theirs.eos_token_id)
+    assert spec.decoder_start_id == theirs.decoder_start_token_id
+    assert spec.max_positions is None
+
+
+def test_mt5_is_gated_and_never_scaled() -> None:
+    spec = ModelSpec.from_config(CONFIG | {"model_type": "mt5", "tie_word_embeddings": True})
+    assert (spec.family, spec.gated_ffn, spec.activation, spec.scale_logits) == ("mt5", True, "gelu_new", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_attention_heads": 6}, "decoder_attention_heads is 6: it must be encoder_attention_heads, 3"),
+        ({"encoder_attention_heads": 5, "decoder_attention_heads": 5}, "d_model is 24: it must be a multiple of"),
+        ({"activation_function": "gelu_fast"}, "activation_function is 'gelu_fast': it must be relu or gelu"),
+        ({"scale_embedding": 1}, "scale_embedding is 1: it must be true or false"),
+        ({"encoder_layers": None}, "encoder_layers is None"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        ({"decoder_start_token_id": 37}, "decoder_start_token_id is 37: it must be a token id below"),
+        ({"model_type": "m2m_100", "d_model": 3}, "d_model is 3: it must be at least 4"),
+        (
+            {"model_type": "marian", "share_encoder_decoder_embeddings": False, "decoder_vocab_size": -1},
+            "decoder_vocab_size is -1",
+        ),
+        ({"model_type": "nash_bart"}, "dense_encoder_layers is None"),
+        ({"auto_map": {}}, "remote code"),
+    ],
+)
+def test_bad_configs_of_bart_s_layout(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        ModelSpec.from_config(BART_CONFIG | changes)

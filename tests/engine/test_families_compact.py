@@ -1,0 +1,133 @@
+"""Compact models of BART's layout against dense ones whose cut parts are zeroed: each width its own, parts absent."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model_store.errors import UnsupportedModelError
+from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
+from server.engine.engine import Engine
+from server.engine.errors import LoadError
+from server.engine.sequence import EngineConfig
+from tests.engine.compact_bart import write_compact, write_zeroed
+from tests.engine.family_reference import (
+    TOLERANCES,
+    backend_logits,
+    check,
+    expected_logits,
+    load_backend,
+    load_reference,
+    spec_of,
+    targets,
+    texts,
+)
+from tests.tiny_families import CASES, Case, build_tiny
+
+NAMES = ["bart", "mbart", "marian, two vocabularies", "pegasus", "m2m_100"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def dense_dir(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dense model; read only."""
+    return build_tiny(case, tmp_path_factory.mktemp("dense") / "model")
+
+
+def ragged(dense: ModelSpec) -> ModelSpec:
+    """Every layer with widths of its own, each kind of sublayer absent somewhere."""
+    encoder = (
+        EncoderLayerSpec(heads=(0, 2), ffn=17),
+        EncoderLayerSpec(heads=(), ffn=41),
+        EncoderLayerSpec(heads=(1,), ffn=0),
+    )
+    decoder = (
+        DecoderLayerSpec(self_heads=(), cross_heads=(0, 1, 2), ffn=9, origin=0),
+        DecoderLayerSpec(self_heads=(1, 2), cross_heads=(), ffn=0, origin=1),
+    )
+    return dataclasses.replace(dense, encoder=encoder, decoder=decoder)
+
+
+def shortened(dense: ModelSpec) -> ModelSpec:
+    """The second decoder layer alone, with fewer cross-attention heads."""
+    layer = dataclasses.replace(dense.decoder[1], cross_heads=(2,))
+    return dataclasses.replace(dense, decoder=(layer,))
+
+
+def hollow(dense: ModelSpec) -> ModelSpec:
+    """Neither heads nor units anywhere."""
+    return dataclasses.replace(
+        dense,
+        encoder=(EncoderLayerSpec(heads=(), ffn=0),) * 3,
+        decoder=(DecoderLayerSpec(self_heads=(), cross_heads=(), ffn=0, origin=0),),
+    )
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("cut", [ragged, shortened, hollow])
+def test_logits_are_those_of_the_dense_model_with_zeroed_parts(
+    case: Case, dense_dir: Path, cut: Callable[[ModelSpec], ModelSpec], dtype: str, tmp_path: Path
+) -> None:
+    dense = spec_of(dense_dir)
+    spec = cut(dense)
+    compact_dir = write_compact(dense_dir, spec, tmp_path / "compact")
+    assert spec_of(compact_dir) == spec
+    assert dense_of(spec) == dense
+    held = load_file(compact_dir / "model.safetensors")
+    assert {n: tuple(t.shape) for n, t in held.items() if "layers" in n} == {
+        n: shape for n, shape in spec.tensor_shapes() if "layers" in n
+    }
+    reference = load_reference(case, write_zeroed(dense_dir, spec, tmp_path / "zeroed"), dtype)
+    sources, wanted = texts(dense, [11, 40, 2]), targets(dense, 3)
+    ours = backend_logits(load_backend(compact_dir, dtype, slots=3), sources, wanted)
+    for source, target, logits in zip(sources, wanted, ours, strict=True):
+        check(logits, expected_logits(reference, source, target), TOLERANCES[dtype])
+
+
+def test_a_compact_model_is_smaller_in_memory(dense_dir: Path, tmp_path: Path) -> None:
+    compact_dir = write_compact(dense_dir, ragged(spec_of(dense_dir)), tmp_path / "compact")
+    config = EngineConfig(slots=2, max_source_tokens=70, max_new_tokens=20)
+    dense, compact = (Engine.load(d, config).memory_bytes() for d in (dense_dir, compact_dir))
+    assert compact["weights"] < dense["weights"]
+    # 2 of 6 self-attention heads with room for 32 positions, 3 of 6 cross-attention heads with room for 72.
+    assert compact["cache"] * (6 * 32 + 6 * 72) == dense["cache"] * (2 * 32 + 3 * 72)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("model.encoder.layers.1.fc1.bias", None), "lacks the tensor 'model.encoder.layers.1.fc1.bias'"),
+        (("model.decoder.layers.0.encoder_attn.k_proj.bias", 7), r"k_proj.bias' has shape \(7,\), but .* \(24,\)"),
+        (("model.decoder.layers.2.fc1.bias", 28), "holds 'model.decoder.layers.2.fc1.bias', which"),
+        (("lm_head.bias", 37), "holds 'lm_head.bias'"),
+        (("final_logits_bias", 5), "final_logits_bias"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    dense_dir: Path, change: tuple[str, int | None], message: str, tmp_path: Path
+) -> None:
+    tensors = load_file(dense_dir / "model.safetensors")
+    name, size = change
+    if size is None:
+        del tensors[name]
+    else:
+        tensors[name] = torch.zeros(size)
+    (tmp_path / "config.json").write_bytes((dense_dir / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(LoadError, match=message):
+        Engine.load(tmp_path, EngineConfig(slots=1))
+
+
+def test_a_config_that_the_engine_cannot_run_is_refused_by_key_and_value(dense_dir: Path, tmp_path: Path) -> None:
+    config = json.loads((dense_dir / "config.json").read_text()) | {"activation_function": "gelu_fast"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="activation_function is 'gelu_fast': it must be relu or gelu"):
+        Engine.load(tmp_path, EngineConfig(slots=1))
