@@ -7,7 +7,7 @@ each goes on with, commit it. One thread owns an engine; nothing here locks.
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ class Engine:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
-        config = _within_positions(config, spec)
+        config = config.within(spec.max_positions)
         defaults = _read_defaults(directory, spec, config)
         return cls(spec, _make_backend(directory, spec, config), config, defaults=defaults)
 
@@ -250,17 +250,16 @@ class Engine:
     def _commit(self, wants: list[Want], chosen: Chosen, now_s: float) -> list[TokenEvent]:
         """Give each row its token, and take those sequences out that ended."""
         events = []
+        for i, want in enumerate(wants):  # before anything changes, so that the order of rows makes no difference
+            barred = i in chosen.barred
+            if (barred or not math.isfinite(chosen.peaks[i])) and want.row.sequence.status is Status.RUNNING:
+                events.append(self._fail(want.row.sequence, _ALL_FORBIDDEN if barred else _NOT_FINITE, now_s))
         for i, want in enumerate(wants):
-            sequence, search = want.row.sequence, want.decoding.search
-            if sequence.status is not Status.RUNNING:  # another of its rows has ended it
+            if want.row.sequence.status is not Status.RUNNING:
                 continue
-            if sequence.first_token_s is None:
-                sequence.first_token_s = now_s
-            if not math.isfinite(chosen.peaks[i]):
-                events.append(self._fail(sequence, _NOT_FINITE, now_s))
-            elif i in chosen.barred:
-                events.append(self._fail(sequence, _ALL_FORBIDDEN, now_s))
-            elif search is None:
+            if want.row.sequence.first_token_s is None:
+                want.row.sequence.first_token_s = now_s
+            if want.decoding.search is None:
                 events += self._extend(want, i, chosen, now_s)
             else:
                 self._note_top_tokens(want, chosen.top_tokens.get(i))
@@ -349,7 +348,7 @@ class Engine:
         made = len(sequence.rows[0].history) - len(sequence.parameters.prefix_ids)
         for row in sequence.rows:
             self._backend.clear(_slot(row))
-        sequence.error = reason.format(number=made)
+        sequence.error, sequence.hypotheses = reason.format(number=made), []
         self._end(sequence, Status.FAILED, now_s)
         return TokenEvent(sequence_id=sequence.id, token=None, error=sequence.error)
 
@@ -386,17 +385,6 @@ def _sampled(row: Row, decoding: Decoding, reason: FinishReason) -> Hypothesis:
 
 def _decided(sequence: Sequence) -> TokenEvent:
     return TokenEvent(sequence_id=sequence.id, token=None, finish_reason=sequence.finish_reason)
-
-
-def _within_positions(config: EngineConfig, spec: ModelSpec) -> EngineConfig:
-    """A model with so many positions takes neither sources nor targets that are longer, whatever is asked for."""
-    if spec.max_positions is None:
-        return config
-    return replace(
-        config,
-        max_source_tokens=min(config.max_source_tokens, spec.max_positions),
-        max_new_tokens=min(config.max_new_tokens, spec.max_positions),
-    )
 
 
 def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig) -> Backend:

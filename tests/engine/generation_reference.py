@@ -38,7 +38,7 @@ def generate_reference(model: PreTrainedModel, source: list[int], parameters: Ge
     """What transformers makes of one source, alone."""
     start: int = model.generation_config.decoder_start_token_id
     prompt = [start, *parameters.prefix_ids]
-    output = model.generate(  # type: ignore[operator]
+    output = model.generate(
         torch.tensor([source]),
         attention_mask=torch.ones(1, len(source), dtype=torch.long),
         decoder_input_ids=torch.tensor([prompt]),

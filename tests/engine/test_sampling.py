@@ -69,7 +69,7 @@ def test_the_likeliest_few_are_those_of_topk(vocabulary: int, count: int) -> Non
     assert all(len(set(row)) == len(row) for row in tokens.tolist())
 
 
-WARPS = {
+WARPS: dict[str, dict[str, float]] = {
     "plain": {},
     "hot": {"temperature": 1.7},
     "top-k": {"top_k": 5},
@@ -114,7 +114,8 @@ def test_warping_is_transformers_in_rows_of_all_kinds(vocabulary: int, keep: int
 
 
 def theirs_probabilities(scores: torch.Tensor, parameters: GenerationParameters) -> torch.Tensor:
-    return theirs(parameters)(None, scores[None].clone())[0].double().softmax(-1)
+    warped: torch.Tensor = theirs(parameters)(None, scores[None].clone())[0]
+    return warped.double().softmax(-1)
 
 
 @pytest.mark.parametrize("vocabulary", [72, 4096])
