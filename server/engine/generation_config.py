@@ -51,6 +51,7 @@ class GenerationDefaults:
     parameters: GenerationParameters  # both lengths are those of a request without a decoder prefix
     max_length: int | None  # counts the start token and the prefix; None where the file counts new tokens, or nothing
     min_length: int | None  # the same
+    most_new_tokens: int  # what the engine is loaded for, with the prefix
     eos_ids: tuple[int, ...]
     decoder_start_id: int
 
@@ -67,12 +68,13 @@ class GenerationDefaults:
         lengths = {"max_new_tokens": base.max_new_tokens, "min_new_tokens": base.min_new_tokens}
         if self.max_length is not None:
             lengths["max_new_tokens"] = min(base.max_new_tokens, self.max_length - 1 - taken)
+        lengths["max_new_tokens"] = min(lengths["max_new_tokens"], self.most_new_tokens - taken)
         if self.min_length is not None:
             lengths["min_new_tokens"] = max(0, self.min_length - 1 - taken)
         if lengths["max_new_tokens"] < 1 and "max_new_tokens" not in given:
             raise BadRequestError(
                 f"the decoder prefix has {taken} tokens, which leaves none of this model's max_length of "
-                f"{self.max_length}: shorten it, or give max_new_tokens"
+                f"{self.max_length or self.most_new_tokens + 1}: shorten it, or give max_new_tokens"
             )
         parameters = dataclasses.replace(base, **(lengths | dict(given)))
         if "min_new_tokens" not in given:
@@ -142,6 +144,7 @@ def read_generation_config(
         ),
         max_length=max_length,
         min_length=min_length,
+        most_new_tokens=most_new_tokens,
         eos_ids=read.tokens("eos_token_id") or (eos_id,),
         decoder_start_id=decoder_start_id if start is None else start,
     )

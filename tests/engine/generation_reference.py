@@ -34,15 +34,15 @@ def arguments(parameters: GenerationParameters) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def generate_reference(model: PreTrainedModel, source: list[int], parameters: GenerationParameters) -> Reference:
-    """What transformers makes of one source, alone."""
+def generate_reference(model: PreTrainedModel, source: list[int], parameters: GenerationParameters | None) -> Reference:
+    """What transformers makes of one source, alone; without parameters, as the model's own defaults want it."""
     start: int = model.generation_config.decoder_start_token_id
-    prompt = [start, *parameters.prefix_ids]
+    prompt = [start, *(parameters.prefix_ids if parameters else ())]
     output = model.generate(
         torch.tensor([source]),
         attention_mask=torch.ones(1, len(source), dtype=torch.long),
         decoder_input_ids=torch.tensor([prompt]),
-        **arguments(parameters),
+        **(arguments(parameters) if parameters else {}),
         output_scores=True,
         return_dict_in_generate=True,
     )
@@ -52,7 +52,7 @@ def generate_reference(model: PreTrainedModel, source: list[int], parameters: Ge
     for row in output.sequences[:, len(prompt) :].tolist():
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
         answers.append(row[:end])
-    if parameters.num_beams > 1:
+    if output.get("sequences_scores") is not None:
         return Reference(tokens=answers, scores=output.sequences_scores.tolist(), margins=None)
     best_two = torch.stack(output.scores, dim=1)[0].topk(2).values
     margins = (best_two[:, 0] - best_two[:, 1]).nan_to_num(posinf=torch.inf).tolist()

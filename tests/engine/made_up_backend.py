@@ -100,6 +100,7 @@ def make_engine(
         parameters=GenerationParameters(max_new_tokens=max_new_tokens),
         max_length=None,
         min_length=None,
+        most_new_tokens=max_new_tokens,
         eos_ids=eos_ids,
         decoder_start_id=START_ID,
     )
