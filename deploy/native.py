@@ -2,14 +2,17 @@
 
     python -m deploy.native [--store STORE] [--model REF ...]
 
-starts the server and a Prometheus that watches it, on loopback, and ends both on Ctrl-C. It needs Debian's
-`prometheus`. Only what names a container is rewritten: hosts, ports, the folders of mounts.
+starts the server and a Prometheus that watches it, on loopback. Ctrl-C, SIGTERM and SIGHUP end both, after the
+server's drain; the same signal once more ends the drain. Killed by SIGKILL it leaves Prometheus' folder behind, and on
+Linux nothing else. It needs Debian's `prometheus`. Only what names a container is rewritten: hosts, ports, the folders
+of mounts.
 """
 
 import argparse
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +23,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import yaml
@@ -32,6 +35,7 @@ CONFIGURATION = Path(__file__).parent / "prometheus" / "prometheus.yml"
 _LISTENING = re.compile(r'msg="Listening on".* address=(\S+)')
 _START_S = 60
 _STOP_S = 30
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class PrometheusError(Exception):
@@ -67,16 +71,20 @@ class Prometheus:
             "--web.listen-address": "127.0.0.1:0",
         }
         self._process = subprocess.Popen(
-            [binary, *_with_flags(_compose_command("prometheus"), own)],
+            _bound([binary, *_with_flags(_compose_command("prometheus"), own)]),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
-        threading.Thread(target=self._read, daemon=True).start()
-        if not self._listening.wait(_START_S) or not self.url:
+        try:
+            threading.Thread(target=self._read, daemon=True).start()
+            if not self._listening.wait(_START_S) or not self.url:
+                raise PrometheusError("prometheus did not start: " + " / ".join(self._last_lines[-3:]))
+            self._wait_until_ready()
+        except BaseException:  # Ctrl-C included: nothing else knows of the process yet
             self.__exit__(None, None, None)
-            raise PrometheusError("prometheus did not start: " + " / ".join(self._last_lines[-3:]))
-        self._wait_until_ready()
+            raise
         return self
 
     def __exit__(
@@ -182,8 +190,25 @@ def _with_flags(command: Sequence[str], own: dict[str, Any]) -> list[str]:
     return kept + [f"{flag}={value}" for flag, value in own.items()]
 
 
+def _bound(command: list[str]) -> list[str]:
+    """The command, on Linux so that the kernel sends it SIGTERM when the thread that started it ends."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return command if setpriv is None else [setpriv, "--pdeathsig", "TERM", "--", *command]
+
+
+def _pass_on(server: "subprocess.Popen[bytes]") -> None:
+    """From now on, what asks this process to end asks the server; the rest ends with it."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        server.send_signal(signal.SIGTERM)
+
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, ask)
+
+
 def main() -> int:
-    """Run the server and Prometheus until Ctrl-C."""
+    """Run the server and Prometheus until the server ends or a signal comes; the server's exit status."""
     parser = argparse.ArgumentParser(description="The server and Prometheus on this machine, without containers.")
     parser.add_argument("--store", default="store", help="the model store's folder")
     parser.add_argument("--model", action="append", help="a variant to serve; default: g2p@dense and g2p@pruned")
@@ -192,17 +217,19 @@ def main() -> int:
     command = [sys.executable, "-m", "server", "--store", options.store, "--port", str(options.port)]
     for model in options.model or ("g2p@dense", "g2p@pruned"):
         command += ["--model", model]
+    # In a group of its own: a terminal's Ctrl-C would reach it directly too, and a second signal cuts its drain short.
+    server = subprocess.Popen(_bound(command), process_group=0)
+    _pass_on(server)
     try:
         with Prometheus(f"127.0.0.1:{options.port}") as prometheus:
             print(f"Prometheus at {prometheus.url}", flush=True)
-            server = subprocess.Popen(command)
-            try:
-                return server.wait()
-            except KeyboardInterrupt:
-                return server.wait()  # it has the signal too, and drains
+            status = server.wait()
     except PrometheusError as error:
         print(f"error: {error}", file=sys.stderr)
+        server.terminate()
+        server.wait()
         return 1
+    return status if status >= 0 else 128 - status  # as a shell says it of one that a signal ended
 
 
 if __name__ == "__main__":
