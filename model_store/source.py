@@ -27,7 +27,8 @@ TOKENIZER = "tokenizer.json"
 REQUIRED = (CONFIG, WEIGHTS, TOKENIZER, "generation_config.json")
 
 _TEXT_SUFFIXES = (".txt", ".md", ".toml", ".jsonl")
-_SUFFIXES = (".json", ".safetensors", ".model", *_TEXT_SUFFIXES)
+_SENTENCEPIECE_SUFFIXES = (".model", ".spm")
+_SUFFIXES = (".json", ".safetensors", *_SENTENCEPIECE_SUFFIXES, *_TEXT_SUFFIXES)
 _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # How files begin that could run code when opened: pickles of protocol 2 to 5 and the archives around them.
 _DANGEROUS_STARTS = (
@@ -139,7 +140,7 @@ def _check_content(path: Path) -> None:
             raise InvalidRequestError(f"{path.name} asks for remote code ('auto_map'): remove it, no code is loaded")
     elif path.suffix in _TEXT_SUFFIXES:
         _read_text(path)
-    elif path.suffix == ".model" and not _starts_with(path, b"\n"):
+    elif path.suffix in _SENTENCEPIECE_SUFFIXES and not _starts_with(path, b"\n"):
         raise InvalidRequestError(f"{path.name} is not a SentencePiece model: delete it or replace it")
 
 
@@ -206,8 +207,9 @@ def _check_tokenizer(path: Path, spec: ModelSpec) -> None:
     except Exception as error:  # noqa: BLE001  tokenizers raises nothing more specific
         raise InvalidRequestError(f"{path.name} cannot be loaded as a tokenizer ({error})") from None
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if largest >= spec.vocab_size:
+    vocab_size = max(spec.vocab_size, spec.target_vocab_size)
+    if largest >= vocab_size:
         raise InvalidRequestError(
-            f"{path.name} has the token id {largest}, {CONFIG} has a vocabulary of {spec.vocab_size}: "
+            f"{path.name} has the token id {largest}, {CONFIG} has a vocabulary of {vocab_size}: "
             "they do not belong together"
         )

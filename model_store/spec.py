@@ -263,8 +263,8 @@ def _parse_tokens(config: Mapping[str, Any], family: str, vocab_size: int, targe
         # A translator begins with a language, which its generation config or the request names.
         start = fields.token(config, "bos_token_id", start, target_vocab_size)
     return {
-        "pad_id": fields.token(config, "pad_token_id", facts.pad_id, vocab_size),
-        "eos_id": fields.token(config, "eos_token_id", facts.eos_id, target_vocab_size),
+        "pad_id": fields.token(config, "pad_token_id", facts.pad_id, min(vocab_size, target_vocab_size)),
+        "eos_id": fields.token(config, "eos_token_id", facts.eos_id, min(vocab_size, target_vocab_size)),
         "decoder_start_id": fields.token(config, "decoder_start_token_id", start, target_vocab_size),
     }
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
     # The alias may move at any time: from here on it is the version that counts.
     directory = store.checkout(Ref(name=version.name, version=version.version))
     variant = ref.variant if ref.alias is not None else None
+    spec = ModelSpec.from_config(_read_config(directory))
     return ResolvedModel(
         ref=f"{ref.name}@{variant}" if variant else version.ref,
         model=ref.name,
@@ -61,8 +62,8 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
         parent=version.manifest.lineage.parent,
         parameters=version.manifest.spec.parameters,
         directory=directory,
-        spec=ModelSpec.from_config(_read_config(directory)),
-        request=request,
+        spec=spec,
+        request=_within(request, spec),
     )
 
 
@@ -86,8 +87,13 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
         parameters=None,
         directory=directory,
         spec=spec,
-        request=request,
+        request=_within(request, spec),
     )
+
+
+def _within(request: ModelRequest, spec: ModelSpec) -> ModelRequest:
+    """What a model can do at most: one with so many positions takes no longer sources, whatever was asked for."""
+    return replace(request, engine=request.engine.within(spec.max_positions))
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -44,24 +45,23 @@ class TextCodec:
             raise StartError(f"{path} is not a tokenizer: {error}") from error
 
     async def encode(self, text: str, *, where: str, limit_tokens: int, truncate: int | None) -> list[int]:
-        """The source tokens of `text`, with the end token last.
+        """The source tokens of `text`, with those that the tokenizer puts around it and an end token.
 
         Args:
             where: the field that the text came from, for the message of an error.
-            limit_tokens: the most tokens that the engine takes, the end token included.
-            truncate: keep so many tokens, the end token included; None keeps all.
+            limit_tokens: the most tokens that the engine takes, those around the text included.
+            truncate: keep so many tokens, those around the text included; None keeps all.
 
         Raises:
             InvalidRequestError: the text is empty, or longer than `limit_tokens`.
         """
         if len(text) > _LONG_TEXT_CHARACTERS:
-            ids = await asyncio.to_thread(self._encode, text)
+            source = await asyncio.to_thread(self._encode, text)
         else:
-            ids = self._encode(text)
-        if len(ids) <= 1:
+            source = self._encode(text)
+        if not source.body:
             raise InvalidRequestError(f"{where} is empty: give at least one character that is not white space")
-        if truncate is not None and len(ids) > truncate:
-            ids = [*ids[: truncate - 1], self._eos_id]
+        ids = source.whole(truncate)
         if len(ids) > limit_tokens:
             raise InvalidRequestError(
                 f"{where} has {len(ids)} tokens, the model takes {limit_tokens}: "
@@ -69,11 +69,19 @@ class TextCodec:
             )
         return ids
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text).ids
-        if not ids or ids[-1] != self._eos_id:
-            ids.append(self._eos_id)
-        return ids
+    def _encode(self, text: str) -> "_Source":
+        encoding = self._tokenizer.encode(text)
+        ids: list[int] = encoding.ids
+        added: list[int] = encoding.special_tokens_mask  # 1 for what the tokenizer put around the text
+        begin = next((i for i, special in enumerate(added) if not special), len(ids))
+        end = next((i for i in range(len(ids), begin, -1) if not added[i - 1]), begin)
+        if begin == len(ids):  # nothing but what is around a text: where it would have begun, nobody knows
+            return _Source(before=[], body=[], after=ids)
+        after = ids[end:]
+        if self._eos_id not in after:
+            end -= not after and ids[-1] == self._eos_id  # the text itself wrote it
+            after = [*after, self._eos_id]
+        return _Source(before=ids[:begin], body=ids[begin:end], after=after)
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated tokens, special ones left out."""
@@ -87,6 +95,23 @@ class TextCodec:
     def stream(self) -> "TextStream":
         """A decoder for one generation's tokens as they come."""
         return TextStream(self._tokenizer, self._byte_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A text's tokens, and those around them: BART's are <s> and </s>, NLLB's a language and </s>."""
+
+    before: list[int]
+    body: list[int]
+    after: list[int]
+
+    def whole(self, most: int | None) -> list[int]:
+        """All of it; where that is more than `most`, the text loses its end."""
+        ids = [*self.before, *self.body, *self.after]
+        if most is None or len(ids) <= most:
+            return ids
+        after = self.after[-most:]
+        return [*ids[: most - len(after)], *after]
 
 
 class TextStream:

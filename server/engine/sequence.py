@@ -4,7 +4,7 @@ Needs no torch: the API process, which holds none, shares these types with the e
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -82,6 +82,16 @@ class EngineConfig:
     max_new_tokens: int = 256
     max_encode_tokens: int = 1024  # most positions, padding included, encoded in one step; one source may exceed it
     max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
+
+    def within(self, positions: int | None) -> "EngineConfig":
+        """For a model with so many positions: neither sources nor targets are longer. None: it has any number."""
+        if positions is None:
+            return self
+        return replace(
+            self,
+            max_source_tokens=min(self.max_source_tokens, positions),
+            max_new_tokens=min(self.max_new_tokens, positions),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,8 +94,7 @@ def test_logits_are_those_of_the_dense_model_with_zeroed_parts(
 
 def test_a_compact_model_is_smaller_in_memory(dense_dir: Path, tmp_path: Path) -> None:
     compact_dir = write_compact(dense_dir, ragged(spec_of(dense_dir)), tmp_path / "compact")
-    config = EngineConfig(slots=2, max_source_tokens=70, max_new_tokens=20)
-    dense, compact = (Engine.load(d, config).memory_bytes() for d in (dense_dir, compact_dir))
+    dense, compact = (load_backend(d, "float32", slots=2).memory_bytes() for d in (dense_dir, compact_dir))
     assert compact["weights"] < dense["weights"]
     # 2 of 6 self-attention heads with room for 32 positions, 3 of 6 cross-attention heads with room for 72.
     assert compact["cache"] * (6 * 32 + 6 * 72) == dense["cache"] * (2 * 32 + 3 * 72)

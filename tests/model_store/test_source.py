@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
+from model_store.ref import Ref
 from model_store.source import inspect, list_files
 from model_store.store import Store
-from tests.tiny_models import build_tiny_t5
+from tests.tiny_families import CASES, build_tiny
+from tests.tiny_models import build_tiny_t5, build_tokenizer
 
 Edit = Callable[..., None]
 
@@ -36,6 +38,20 @@ def test_every_kind_of_t5_is_accepted(gated: bool, tied: bool, tmp_path: Path) -
     assert source.spec.gated_ffn is gated
     assert ("lm_head.weight" in load_file(directory / "model.safetensors")) is not tied
     assert source.parameters == sum(t.numel() for t in load_file(directory / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_is_accepted_as_transformers_saves_it(name: str, tmp_path: Path) -> None:
+    directory = build_tiny(CASES[name], tmp_path / "model")
+    build_tokenizer().save(str(directory / "tokenizer.json"))
+    for sentencepiece in ("source.spm", "target.spm"):
+        (directory / sentencepiece).write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    store = Store(tmp_path / "store")
+    store.publish("translator", directory)
+    version = store.resolve(Ref.parse("translator"))
+    assert version.manifest.kind == "dense"
+    assert version.manifest.spec.family == inspect(directory).spec.family
+    assert {file.path for file in version.manifest.files} >= {"source.spm", "target.spm", "model.safetensors"}
 
 
 def test_a_compact_model_is_accepted(built_compact_t5: Path) -> None:

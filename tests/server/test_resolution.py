@@ -12,6 +12,7 @@ from server.engine.sequence import EngineConfig
 from server.errors import SettingsError
 from server.resolution import ResolvedModel, resolve_models
 from server.settings import ModelRequest
+from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5
 
 
@@ -55,6 +56,13 @@ def test_a_compact_model_is_called_pruned(folder: Path, tmp_path: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
     (model,) = resolve(folder, str(directory))
     assert (model.ref, model.spec.compact) == ("small@pruned", True)
+
+
+def test_a_model_with_so_many_positions_is_asked_for_no_more(folder: Path, tmp_path: Path) -> None:
+    for name, limits in {"bart": (75, 75), "m2m_100": (512, 256)}.items():
+        (model,) = resolve(folder, str(build_tiny(CASES[name], tmp_path / name)))
+        assert (model.request.engine.max_source_tokens, model.request.engine.max_new_tokens) == limits
+        assert model.spec.family == name
 
 
 def test_two_of_one_name_are_refused(folder: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from server.errors import InvalidRequestError, StartError
 from server.tokenization import TextCodec
@@ -76,6 +77,39 @@ def test_sources_end_with_the_end_token() -> None:
     without.post_processor = None
     codec = TextCodec(without, EOS_ID)
     assert asyncio.run(codec.encode("abc", where="", limit_tokens=9, truncate=None)) == [3, 4, 5, EOS_ID]
+
+
+AROUND = {  # a template, and how a source of three characters is framed; 0 is <pad>, 2 <unk>: two tokens to frame with
+    "BART": ("<unk> $A </s>", [2, 3, 4, 5, EOS_ID]),
+    "mBART": ("$A </s> <unk>", [3, 4, 5, EOS_ID, 2]),
+    "NLLB": ("<pad> $A </s>", [0, 3, 4, 5, EOS_ID]),
+    "a beginning alone": ("<unk> $A", [2, 3, 4, 5, EOS_ID]),
+}
+
+
+@pytest.mark.parametrize(("template", "expected"), AROUND.values(), ids=AROUND)
+def test_what_a_tokenizer_puts_around_a_text_stays(template: str, expected: list[int]) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<pad>", 0), ("</s>", EOS_ID), ("<unk>", 2)]
+    )
+    codec = TextCodec(tokenizer, EOS_ID)
+
+    def encode_framed(text: str, *, truncate: int | None = None) -> list[int]:
+        return asyncio.run(codec.encode(text, where="inputs", limit_tokens=9, truncate=truncate))
+
+    assert encode_framed("abc") == expected
+    assert encode_framed("abcdefghi", truncate=len(expected)) == expected
+    with pytest.raises(InvalidRequestError, match="inputs is empty"):
+        encode_framed("")
+
+
+def test_an_end_token_in_the_text_is_not_doubled_without_a_template() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.post_processor = None
+    codec = TextCodec(tokenizer, EOS_ID)
+    assert asyncio.run(codec.encode("ab</s>", where="", limit_tokens=9, truncate=None)) == [3, 4, EOS_ID]
+    assert asyncio.run(codec.encode("abc</s>", where="", limit_tokens=9, truncate=3)) == [3, 4, EOS_ID]
 
 
 def test_limits_name_the_numbers_and_the_remedy() -> None:
