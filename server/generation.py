@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
+from server.engine.sequence import GenerationParameters
 from server.errors import RequestError
 from server.messages import Finished, Submit, TokenReport
 
@@ -16,8 +17,7 @@ class GenerationRequest:
     """What a variant is asked to generate."""
 
     source_ids: list[int]
-    max_new_tokens: int
-    logprobs: bool
+    parameters: GenerationParameters
     stream: bool
     arrived_s: float  # time.monotonic(); every time that a caller or an operator sees counts from here
 

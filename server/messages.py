@@ -8,7 +8,16 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from server.engine.sequence import EngineConfig, EngineLimits, FinishReason, Timings
+from server.engine.generation_config import GenerationDefaults
+from server.engine.sequence import (
+    EngineConfig,
+    EngineLimits,
+    FinishReason,
+    GenerationParameters,
+    Hypothesis,
+    Timings,
+    TopToken,
+)
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH_BYTES = 4
@@ -26,9 +35,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     id: int  # unique for the life of the worker
     source_ids: list[int]
-    max_new_tokens: int
-    logprobs: bool
-    stream: bool  # report every token as it comes
+    parameters: GenerationParameters  # with the seed, so that a second run of it gives the same text
+    stream: bool  # report every token as it comes; beams and several samples are told at their end
     arrived_s: float  # time.monotonic(), which all processes of a machine share
     queue_limit_s: float  # how long it may wait for a slot
 
@@ -43,7 +51,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The model is loaded."""
 
     limits: EngineLimits
-    default_max_new_tokens: int
+    defaults: GenerationDefaults  # the model's own, for what a request leaves out
     memory_bytes: dict[str, int]  # by kind: weights, cache
     load_s: float
 
@@ -60,6 +68,7 @@ class TokenReport(msgspec.Struct, frozen=True, array_like=True):
     id: int
     token: int
     logprob: float | None
+    top_tokens: list[TopToken]  # empty where not asked for
     at_ms: float  # when it was made, from the arrival on
 
 
@@ -73,10 +82,23 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A generation came to its end, with everything that it produced."""
 
     id: int
-    tokens: list[int]
-    logprobs: list[float]  # one for each token, or empty where not asked for
-    finish_reason: FinishReason
+    hypotheses: list[Hypothesis]  # best first; more than one where more were asked for
     timings: Timings
+
+    @property
+    def tokens(self) -> list[int]:
+        """Of the best answer, with its end token."""
+        return self.hypotheses[0].tokens
+
+    @property
+    def logprobs(self) -> list[float]:
+        """One for each token of the best answer, or empty where not asked for."""
+        return self.hypotheses[0].logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """The best answer's."""
+        return self.hypotheses[0].finish_reason
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -92,7 +114,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     decode_step_s: list[float]
     encode_s: list[float]
-    batch_sizes: list[int]  # sequences in each decode step
+    batch_sizes: list[int]  # rows in each decode step
     source_tokens: int
     padding_tokens: int
     generated_tokens: int

@@ -141,8 +141,7 @@ class Supervisor:
         return Submit(
             id=next(self._ids),
             source_ids=request.source_ids,
-            max_new_tokens=request.max_new_tokens,
-            logprobs=request.logprobs,
+            parameters=request.parameters,
             stream=request.stream,
             arrived_s=request.arrived_s,
             queue_limit_s=self._settings.queue_s,

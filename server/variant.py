@@ -3,7 +3,10 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from server.engine.generation_config import with_seed
+from server.engine.sequence import GenerationParameters
 from server.errors import InvalidRequestError, RequestError, UnavailableError
 from server.generation import Generation, GenerationRequest, Mode
 from server.metrics import Metrics, ModelDescription, VariantMetrics
@@ -60,32 +63,34 @@ class Variant:
 
     async def _tokenize(self, request: TextRequest) -> list[GenerationRequest]:
         engine = self.resolved.request.engine
-        max_new_tokens = self._max_new_tokens(request.max_new_tokens)
+        parameters = self._parameters(request)
         return [
             GenerationRequest(
                 source_ids=await self.codec.encode(
                     text, where=field, limit_tokens=engine.max_source_tokens, truncate=request.truncate_tokens
                 ),
-                max_new_tokens=max_new_tokens,
-                logprobs=request.logprobs,
+                parameters=with_seed(parameters),  # each its own where none was given
                 stream=request.stream,
                 arrived_s=time.monotonic() if request.arrived_s is None else request.arrived_s,
             )
             for text, field in zip(request.texts, request.fields, strict=True)
         ]
 
-    def _max_new_tokens(self, asked: int | None) -> int:
+    def _parameters(self, request: TextRequest) -> GenerationParameters:
+        """What is asked for, else what the model's own generation_config says."""
         limit = self.resolved.request.engine.max_new_tokens
-        if asked is None:
-            ready = self.supervisor.ready
-            if ready is None:
-                raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
-            return ready.default_max_new_tokens
-        if asked > limit:
-            raise InvalidRequestError(
-                f"parameters.max_new_tokens is {asked}: {self.ref} makes at most {limit}, ask for so many or fewer"
-            )
-        return asked
+        given: dict[str, Any] = {"logprobs": request.logprobs}
+        if request.max_new_tokens is not None:
+            if request.max_new_tokens > limit:
+                raise InvalidRequestError(
+                    f"parameters.max_new_tokens is {request.max_new_tokens}: {self.ref} makes at most {limit}, "
+                    "ask for so many or fewer"
+                )
+            given["max_new_tokens"] = request.max_new_tokens
+        ready = self.supervisor.ready
+        if ready is None:
+            raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
+        return ready.defaults.resolve(given)
 
 
 def _description(resolved: ResolvedModel, baseline: bool) -> ModelDescription:

@@ -19,6 +19,7 @@ from typing import NoReturn, Protocol
 
 from model_store.errors import ModelStoreError
 from server.engine.errors import BadRequestError, EngineError
+from server.engine.generation_config import GenerationDefaults
 from server.engine.sequence import EngineLimits, GenerationParameters, Sequence, Status, TokenEvent
 from server.messages import (
     Cancel,
@@ -50,9 +51,8 @@ class WorkerEngine(Protocol):
     """What a worker needs of an engine."""
 
     limits: EngineLimits
+    defaults: GenerationDefaults
 
-    @property
-    def default_max_new_tokens(self) -> int: ...
     @property
     def idle(self) -> bool: ...
     @property
@@ -157,7 +157,7 @@ class Worker:
         sequence = Sequence(
             id=submit.id,
             source_ids=submit.source_ids,
-            parameters=GenerationParameters(max_new_tokens=submit.max_new_tokens, logprobs=submit.logprobs),
+            parameters=submit.parameters,
             arrived_s=submit.arrived_s,
         )
         try:
@@ -201,16 +201,22 @@ class Worker:
                 reports.append(
                     Finished(
                         id=sequence.id,
-                        tokens=sequence.tokens,
-                        logprobs=sequence.logprobs,
-                        finish_reason=event.finish_reason,
+                        hypotheses=sequence.hypotheses,
                         timings=sequence.timings,
                     )
                 )
             elif self._submits[event.sequence_id].stream:
                 assert event.token is not None
                 at_ms = 1e3 * (stepped_s - self._sequences[event.sequence_id].arrived_s)
-                tokens.append(TokenReport(id=event.sequence_id, token=event.token, logprob=event.logprob, at_ms=at_ms))
+                tokens.append(
+                    TokenReport(
+                        id=event.sequence_id,
+                        token=event.token,
+                        logprob=event.logprob,
+                        top_tokens=event.top_tokens,
+                        at_ms=at_ms,
+                    )
+                )
         if tokens:
             reports.append(Tokens(reports=tokens))
 
@@ -239,7 +245,7 @@ def _load_and_run(link: Link, load_engine: Callable[[Load], WorkerEngine], start
         [
             Ready(
                 limits=engine.limits,
-                default_max_new_tokens=engine.default_max_new_tokens,
+                defaults=engine.defaults,
                 memory_bytes=engine.memory_bytes(),
                 load_s=time.monotonic() - started_s,
             )

@@ -22,6 +22,8 @@ class Step(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
+    def generated_tokens(self) -> int: ...
+    @property
     def source_tokens(self) -> int: ...
     @property
     def padding_tokens(self) -> int: ...
@@ -47,7 +49,7 @@ class StatsCollector:
         self._noted = True
         self._decode_step_s.append(step.decode_s)
         self._batch_sizes.append(step.batch_size)
-        self._generated_tokens += step.batch_size
+        self._generated_tokens += step.generated_tokens
         if step.encode_s > 0:
             self._encode_s.append(step.encode_s)
             self._source_tokens += step.source_tokens
@@ -67,8 +69,8 @@ class StatsCollector:
         """What was gathered since the last call, and how things stand; `sequences` are all that wait or run."""
         running = [sequence for sequence in sequences if sequence.status is Status.RUNNING]
         limits = self._limits
-        source_tokens = sum(len(sequence.source_ids) for sequence in running)
-        target_tokens = sum(len(sequence.tokens) for sequence in running)
+        source_tokens = sum(len(sequence.source_ids) * len(sequence.rows) for sequence in running)
+        target_tokens = sum(len(row.history) - row.fresh for sequence in running for row in sequence.rows)
         stats = Stats(
             decode_step_s=self._decode_step_s,
             encode_s=self._encode_s,

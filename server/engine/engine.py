@@ -76,11 +76,7 @@ class Engine:
     ) -> None:
         """Callers use `Engine.load`; `defaults` are the model's own."""
         self.spec = spec
-        self.limits = EngineLimits(
-            max_source_tokens=config.max_source_tokens,
-            max_new_tokens=config.max_new_tokens,
-            slots=config.slots,
-        )
+        self.limits = _limits(config)
         self.defaults = defaults
         self.step_stats = StepStats()
         self._backend = backend
@@ -387,6 +383,12 @@ def _decided(sequence: Sequence) -> TokenEvent:
     return TokenEvent(sequence_id=sequence.id, token=None, finish_reason=sequence.finish_reason)
 
 
+def _limits(config: EngineConfig) -> EngineLimits:
+    return EngineLimits(
+        max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots
+    )
+
+
 def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig) -> Backend:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
@@ -416,7 +418,7 @@ def _read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> Ge
     path = directory / "generation_config.json"
     if not path.exists():
         path = directory / "config.json"
-    return read_generation_config(
+    defaults = read_generation_config(
         _read_json(path),
         path=path,
         vocab_size=spec.target_vocab_size,
@@ -424,6 +426,16 @@ def _read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> Ge
         decoder_start_id=spec.decoder_start_id,
         most_new_tokens=config.max_new_tokens,
     )
+    try:
+        check_parameters(
+            defaults.parameters,
+            limits=_limits(config),
+            vocab_size=spec.target_vocab_size,
+            eos_ids=defaults.eos_ids,
+        )
+    except BadRequestError as error:
+        raise LoadError(f"{path}, or how the model is loaded: {error}") from error
+    return defaults
 
 
 def _read_json(path: Path) -> dict[str, Any]:

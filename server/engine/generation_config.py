@@ -58,8 +58,7 @@ class GenerationDefaults:
     def resolve(self, given: Mapping[str, Any]) -> GenerationParameters:
         """The parameters of one request: what is `given`, by the names of GenerationParameters, else the defaults.
 
-        The lengths follow the prefix, and the default for the least length gives way to the most. A seed that is
-        needed is drawn here.
+        The lengths follow the prefix, and the default for the least length gives way to the most.
 
         Raises:
             BadRequestError: the prefix leaves no room within the model's max_length.
@@ -80,7 +79,7 @@ class GenerationDefaults:
         if "min_new_tokens" not in given:
             least = min(parameters.min_new_tokens, parameters.max_new_tokens)
             parameters = dataclasses.replace(parameters, min_new_tokens=least)
-        return with_seed(parameters)
+        return parameters
 
 
 def with_seed(parameters: GenerationParameters) -> GenerationParameters:

@@ -8,7 +8,7 @@ import pytest
 
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.generation_config import GenerationDefaults, read_generation_config
+from server.engine.generation_config import GenerationDefaults, read_generation_config, with_seed
 from server.engine.sequence import EngineConfig, GenerationParameters
 from tests.engine.generation_reference import Comparison, generate_reference
 from tests.engine.reference import load_reference, random_sources
@@ -118,9 +118,9 @@ def test_a_prefix_takes_its_room_from_a_default_that_is_the_engine_s_limit() -> 
 
 def test_a_seed_is_drawn_where_one_is_needed() -> None:
     sampling = read({"do_sample": True, "temperature": 0.7})
-    assert sampling.resolve({}).seed != sampling.resolve({}).seed
-    assert sampling.resolve({"seed": 5}).seed == 5
-    assert sampling.resolve({"do_sample": False}).seed is None
+    assert with_seed(sampling.resolve({})).seed != with_seed(sampling.resolve({})).seed
+    assert with_seed(sampling.resolve({"seed": 5})).seed == 5
+    assert with_seed(sampling.resolve({"do_sample": False})).seed is None
 
 
 @pytest.mark.parametrize(
@@ -172,3 +172,10 @@ def test_the_defaults_of_a_model_are_transformers(tmp_path: Path, where: str) ->
         (sequence,) = engine.generate([source], resolved)
         comparison.check(sequence.hypotheses, generate_reference(model, source, None))
     assert comparison.undecided == 0
+
+
+def test_defaults_that_the_engine_has_no_room_for_are_refused_at_load(tmp_path: Path) -> None:
+    directory = build_tiny_t5(tmp_path / "model")
+    (directory / "generation_config.json").write_text('{"num_beams": 4}')
+    with pytest.raises(LoadError, match=r"generation_config\.json, or how .* num_beams is 4: it must be from 1 to 3"):
+        Engine.load(directory, EngineConfig(slots=3))

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.sequence import EngineLimits, FinishReason, Sequence, Status, TokenEvent
+from server.engine.generation_config import GenerationDefaults
+from server.engine.sequence import (
+    EngineLimits,
+    FinishReason,
+    GenerationParameters,
+    Hypothesis,
+    Sequence,
+    Status,
+    TokenEvent,
+)
 from server.messages import Load
 from server.worker import WorkerEngine, main
 
@@ -30,6 +39,7 @@ class FakeStep:
     encode_s: float
     decode_s: float
     batch_size: int
+    generated_tokens: int
     source_tokens: int
     padding_tokens: int
 
@@ -39,8 +49,15 @@ class FakeEngine:
 
     def __init__(self, directory: Path) -> None:
         self.limits = LIMITS
-        self.default_max_new_tokens = 8
-        self.step_stats = FakeStep(0.0, 0.0, 0, 0, 0)
+        self.defaults = GenerationDefaults(
+            parameters=GenerationParameters(max_new_tokens=8),
+            max_length=None,
+            min_length=None,
+            most_new_tokens=LIMITS.max_new_tokens,
+            eos_ids=(EOS_ID,),
+            decoder_start_id=0,
+        )
+        self.step_stats = FakeStep(0.0, 0.0, 0, 0, 0, 0)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self._directory = directory
@@ -77,6 +94,7 @@ class FakeEngine:
             encode_s=0.002 if admitted else 0.0,
             decode_s=0.001,
             batch_size=len(self.running),
+            generated_tokens=len(self.running),
             source_tokens=sum(len(sequence.source_ids) for sequence in admitted),
             padding_tokens=0,
         )
@@ -100,6 +118,15 @@ class FakeEngine:
             reason = FinishReason.LENGTH
         if reason is not None:
             sequence.finish_reason = reason
+            sequence.hypotheses = [
+                Hypothesis(
+                    tokens=sequence.tokens,
+                    finish_reason=reason,
+                    score=None,
+                    logprobs=sequence.logprobs,
+                    top_tokens=[],
+                )
+            ]
             self._end(sequence, now_s)
         return TokenEvent(sequence_id=sequence.id, token=token, logprob=-0.5, finish_reason=reason)
 

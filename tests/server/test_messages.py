@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.sequence import EngineConfig, EngineLimits, FinishReason, Timings
+from server.engine.generation_config import GenerationDefaults
+from server.engine.sequence import (
+    EngineConfig,
+    EngineLimits,
+    FinishReason,
+    GenerationParameters,
+    Hypothesis,
+    Timings,
+    TopToken,
+)
 from server.messages import (
     Cancel,
     Command,
@@ -26,9 +35,10 @@ from server.messages import (
     id_of_malformed,
 )
 
-SUBMIT = Submit(
-    id=7, source_ids=[3, 4, 1], max_new_tokens=5, logprobs=True, stream=False, arrived_s=12.5, queue_limit_s=30.0
+PARAMETERS = GenerationParameters(
+    max_new_tokens=5, logprobs=True, seed=2**64 - 1, bad_words=((3, 4), (5,)), early_stopping=True, temperature=0.5
 )
+SUBMIT = Submit(id=7, source_ids=[3, 4, 1], parameters=PARAMETERS, stream=False, arrived_s=12.5, queue_limit_s=30.0)
 COMMANDS: list[Command] = [
     Load(directory="/models/a", config=EngineConfig(threads=2, dtype="bfloat16")),
     SUBMIT,
@@ -37,22 +47,36 @@ COMMANDS: list[Command] = [
 REPORTS: list[Report] = [
     Ready(
         limits=EngineLimits(max_source_tokens=512, max_new_tokens=256, slots=32),
-        default_max_new_tokens=24,
+        defaults=GenerationDefaults(
+            parameters=GenerationParameters(max_new_tokens=24, early_stopping="never", num_beams=2),
+            max_length=25,
+            min_length=None,
+            most_new_tokens=256,
+            eos_ids=(1, 2),
+            decoder_start_id=0,
+        ),
         memory_bytes={"weights": 10, "cache": 20},
         load_s=1.5,
     ),
     LoadFailed(error="no"),
     Tokens(
         reports=[
-            TokenReport(id=7, token=3, logprob=-0.25, at_ms=4.5),
-            TokenReport(id=8, token=4, logprob=None, at_ms=0.0),
+            TokenReport(id=7, token=3, logprob=-0.25, top_tokens=[TopToken(id=3, logprob=-0.25)], at_ms=4.5),
+            TokenReport(id=8, token=4, logprob=None, top_tokens=[], at_ms=0.0),
         ]
     ),
     Finished(
         id=7,
-        tokens=[3, 1],
-        logprobs=[-0.25, -0.5],
-        finish_reason=FinishReason.EOS,
+        hypotheses=[
+            Hypothesis(
+                tokens=[3, 1],
+                finish_reason=FinishReason.EOS,
+                score=-0.5,
+                logprobs=[-0.25, -0.5],
+                top_tokens=[[TopToken(id=3, logprob=-0.25)], []],
+            ),
+            Hypothesis(tokens=[4], finish_reason=FinishReason.LENGTH, score=None, logprobs=[], top_tokens=[]),
+        ],
         timings=Timings(
             queue_ms=0.1,
             encode_ms=1.0,

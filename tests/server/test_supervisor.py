@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.engine.sequence import EngineConfig
+from server.engine.sequence import EngineConfig, GenerationParameters
 from server.errors import (
     ClientGoneError,
     GenerationError,
@@ -59,8 +59,7 @@ class Harness:
         requests = [
             GenerationRequest(
                 source_ids=source,
-                max_new_tokens=tokens,
-                logprobs=True,
+                parameters=GenerationParameters(max_new_tokens=tokens, logprobs=True),
                 stream=stream,
                 arrived_s=time.monotonic(),
             )

@@ -1,11 +1,15 @@
+import contextlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from server.engine.sequence import GenerationParameters
 from server.messages import (
     Cancel,
     Command,
@@ -19,8 +23,9 @@ from server.messages import (
     decode_report,
     encode,
 )
-from server.worker import EndOfInput, Link, Worker
+from server.worker import EndOfInput, Link, Worker, WorkerEngine
 from server.worker_stats import StatsCollector
+from tests.engine.made_up_backend import POISON, make_engine
 from tests.server.fake_engine import FAILS_ALONE, RUNS_FOR_EVER, FakeEngine
 
 
@@ -51,8 +56,7 @@ def submit(request_id: int, source: list[int], *, stream: bool = False, tokens: 
     return Submit(
         id=request_id,
         source_ids=source,
-        max_new_tokens=tokens,
-        logprobs=True,
+        parameters=GenerationParameters(max_new_tokens=tokens, logprobs=True),
         stream=stream,
         arrived_s=time.monotonic(),
         queue_limit_s=queue_s,
@@ -66,6 +70,13 @@ def engine(tmp_path: Path) -> FakeEngine:
 
 @pytest.fixture
 def api(engine: FakeEngine) -> Iterator[Api]:
+    with working(engine) as api:
+        yield api
+
+
+@contextlib.contextmanager
+def working(engine: WorkerEngine) -> Iterator[Api]:
+    """A worker of this engine, in a thread."""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     ended = threading.Event()
@@ -167,3 +178,31 @@ def test_stats_count_every_step_and_end_with_nothing_running(api: Api) -> None:
     assert stats.waiting == 0
     assert stats.cache_used_ratio == {"self": 0.0, "cross": 0.0}
     assert stats.peak_bytes > 1_000_000
+
+
+@pytest.mark.parametrize("fields", [{"num_beams": 3}, {"do_sample": True, "seed": 4}])
+def test_several_answers_come_at_once_even_where_they_are_streamed(fields: dict[str, Any]) -> None:
+    engine, _ = make_engine()
+    parameters = GenerationParameters(
+        max_new_tokens=6, num_return_sequences=3, top_n_tokens=2, suppress_tokens=(POISON,), **fields
+    )
+    with working(engine) as api:
+        api.send(msgspec.structs.replace(submit(1, [5, 6, 7], stream=True), parameters=parameters))
+        report = api.next(Tokens, Finished, Failed)
+    assert isinstance(report, Finished)
+    assert len(report.hypotheses) == 3
+    scores = [hypothesis.score or 0.0 for hypothesis in report.hypotheses]
+    assert scores == sorted(scores, reverse=True)
+    assert report.tokens == report.hypotheses[0].tokens
+    assert all(len(each.top_tokens) == len(each.tokens) for each in report.hypotheses)
+
+
+def test_a_streamed_token_carries_the_best_ones_at_its_place() -> None:
+    engine, _ = make_engine()
+    parameters = GenerationParameters(max_new_tokens=4, top_n_tokens=2, logprobs=True, ignore_eos=True)
+    with working(engine) as api:
+        api.send(msgspec.structs.replace(submit(1, [5, 6, 7], stream=True), parameters=parameters))
+        report = api.next(Tokens, Finished, Failed)
+    assert isinstance(report, Tokens)
+    assert report.reports[0].top_tokens[0].id == report.reports[0].token
+    assert report.reports[0].top_tokens[0].logprob == pytest.approx(report.reports[0].logprob)
