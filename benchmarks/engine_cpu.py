@@ -1,34 +1,47 @@
-"""The engine beside transformers' generate on the CPU: dense, and what shortening and narrowing the model gives.
+"""The engine beside transformers' generate and CTranslate2 on the CPU, and what pruning adds.
 
     python -m benchmarks.engine_cpu --out FILE
 
-Speed does not depend on the weights, so they are random; lengths are forced. The contenders run in turn, and a ratio
-is that of medians over the turns. Greedy decoding, float32, the same number of threads for all.
+Speed does not depend on the weights, so they are random; lengths are forced; decoding is greedy. The contenders run
+in turn, every turn all of them, and a figure is the median over the turns. Everybody gets the same number of cores;
+CTranslate2 runs with one thread and with as many as there are cores, and the better of the two is quoted. A step is
+what one more token costs: the whole run less one that stops after two tokens.
+
+The memory-bandwidth limit of a step is the time to read all weights that it needs once, at the bandwidth that plain
+sums over as many bytes reach in the same run.
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from benchmarks.environment import environment
 from model_store.spec import ModelSpec
 from nash.compaction import compact, shorten_decoder
-from nash.latency import Latency, measure_side_by_side
+from nash.latency import measure
 from nash.layer_selection import select_layers
 from nash.masking import EncoderGates
 from server.engine.engine import Engine
+from server.engine.native.arena import Arena
 from server.engine.sequence import EngineConfig
 
+ENCODER_SPARSITY = 0.3
+SHORT = 2  # tokens of the run that is taken off
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """A T5 and a workload for it."""
 
@@ -41,24 +54,53 @@ class Shape:
     vocab_size: int
     source_tokens: int
     new_tokens: int
+    batches: tuple[int, ...]
 
 
-G2P = Shape(
-    name="g2p", d_model=192, num_heads=3, d_kv=64, d_ff=768, layers=6, vocab_size=69, source_tokens=8, new_tokens=7
+SHAPES = (
+    Shape(
+        name="g2p",
+        d_model=192,
+        num_heads=3,
+        d_kv=64,
+        d_ff=768,
+        layers=6,
+        vocab_size=72,
+        source_tokens=8,
+        new_tokens=8,
+        batches=(1, 16),
+    ),
+    Shape(
+        name="t5-small",
+        d_model=512,
+        num_heads=8,
+        d_kv=64,
+        d_ff=2048,
+        layers=6,
+        vocab_size=32128,
+        source_tokens=64,
+        new_tokens=64,
+        batches=(1, 8, 32),
+    ),
 )
-T5_SMALL = Shape(
-    name="t5-small",
-    d_model=512,
-    num_heads=8,
-    d_kv=64,
-    d_ff=2048,
-    layers=6,
-    vocab_size=32128,
-    source_tokens=64,
-    new_tokens=64,
-)
-ENCODER_SPARSITY = 0.3
-BATCHES = (1, 8, 16)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation of a whole batch, in milliseconds."""
+
+    total_ms: float
+    step_ms: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody who generates: `run(batch)` does it once."""
+
+    name: str
+    dtype: str
+    threads: int
+    run: Callable[[int], Run]
 
 
 def build(shape: Shape) -> T5ForConditionalGeneration:
@@ -87,85 +129,223 @@ def prune(dense: T5ForConditionalGeneration, decoder_layers: int) -> Any:
     return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(ENCODER_SPARSITY))
 
 
-def measure_transformers(model: T5ForConditionalGeneration, shape: Shape, batch: int) -> float:
-    """One run of generate with forced lengths, in milliseconds."""
-    ids = torch.randint(3, shape.vocab_size, (batch, shape.source_tokens))
-    settings = GenerationConfig(
+def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -> Contender:
+    """Our own, at its own cost of a step."""
+    config = EngineConfig(
+        dtype=dtype,
+        threads=threads,
+        slots=max(shape.batches),
+        max_source_tokens=shape.source_tokens,
         max_new_tokens=shape.new_tokens,
-        min_new_tokens=shape.new_tokens,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=1,
+        max_encode_tokens=max(shape.batches) * shape.source_tokens,
     )
-    start_s = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return 1e3 * (time.perf_counter() - start_s)
+    loaded = Engine.load(directory, config)
+
+    def run(batch: int) -> Run:
+        workload = {"batch": batch, "source_tokens": shape.source_tokens, "repeats": 1}
+        latency = measure(loaded, new_tokens=shape.new_tokens, **workload)
+        return Run(latency.total_ms, latency.step_ms)
+
+    return Contender(name, dtype, threads, run)
 
 
-def run(shape: Shape, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Every contender at every batch size; totals in milliseconds."""
+def _timed(generate: Callable[[int], object], shape: Shape) -> Run:
+    """Run twice, to a few tokens and to the end."""
+    seconds = []
+    for tokens in (SHORT, shape.new_tokens):
+        start_s = time.perf_counter()
+        generate(tokens)
+        seconds.append(time.perf_counter() - start_s)
+    return Run(1e3 * seconds[1], 1e3 * (seconds[1] - seconds[0]) / (shape.new_tokens - SHORT))
+
+
+def transformers(model: T5ForConditionalGeneration, shape: Shape, threads: int) -> Contender:
+    """`generate`, as it comes."""
+
+    def run(batch: int) -> Run:
+        ids = torch.randint(3, shape.vocab_size, (batch, shape.source_tokens))
+
+        def generate(tokens: int) -> None:
+            settings = GenerationConfig(
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+
+        return _timed(generate, shape)
+
+    return Contender("transformers", "float32", threads, run)
+
+
+def ctranslate2(directory: Path, dtype: str, shape: Shape, threads: int) -> Contender:
+    """CTranslate2 through its own converter and its Translator."""
+    import ctranslate2 as peer
+
+    converted = directory.with_name(f"{directory.name}-ctranslate2-{dtype}")
+    if not converted.exists():
+        peer.converters.TransformersConverter(str(directory)).convert(str(converted), quantization=dtype)
+    translator = peer.Translator(
+        str(converted), device="cpu", intra_threads=threads, inter_threads=1, compute_type=dtype
+    )
+
+    def run(batch: int) -> Run:
+        sources = [
+            [_word(3 + (i * 7919 + j * 31) % (shape.vocab_size - 3)) for j in range(shape.source_tokens)]
+            for i in range(batch)
+        ]
+        return _timed(
+            lambda tokens: translator.translate_batch(
+                sources, beam_size=1, max_decoding_length=tokens, min_decoding_length=tokens, max_batch_size=0
+            ),
+            shape,
+        )
+
+    return Contender("CTranslate2", dtype, threads, run)
+
+
+def _word(token: int) -> str:
+    return f"w{token}"
+
+
+def save_with_tokenizer(model: T5ForConditionalGeneration, directory: Path, shape: Shape) -> None:
+    """CTranslate2's converter wants a vocabulary."""
+    model.save_pretrained(directory)
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {_word(token): token for token in range(3, shape.vocab_size)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(directory)
+
+
+def contenders(folder: Path, shape: Shape, threads: int) -> list[Contender]:
+    """All of them, loaded. CTranslate2 is an extra: `pip install "nash[bench]"`."""
     dense = build(shape)
+    save_with_tokenizer(dense, folder / "dense", shape)
+    prune(dense, 2).save_pretrained(folder / "pruned")
+    found = [transformers(dense, shape, threads)]
+    if find_spec("ctranslate2") is not None:
+        for dtype in ("float32", "int8"):
+            found += [ctranslate2(folder / "dense", dtype, shape, count) for count in sorted({1, threads})]
+    for dtype in BYTES:
+        found.append(engine(folder / "dense", "engine, dense", dtype, shape, threads))
+        found.append(engine(folder / "pruned", f"engine, 2 of {shape.layers}", dtype, shape, threads))
+    return found
+
+
+def bandwidth(threads: int, size_bytes: int = 2**28) -> float:
+    """Bytes a second that sums over much more than the caches hold reach; the best of a few."""
+    torch.set_num_threads(threads)
+    numbers = Arena().take(size_bytes // 4, torch.float32)
+    numbers.fill_(1.0)
+    best_s = float("inf")
+    for _ in range(9):
+        start_s = time.perf_counter()
+        numbers.sum()
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return size_bytes / best_s
+
+
+def step_weights(shape: Shape, layers: int) -> int:
+    """Weights that one decode step of a dense decoder of `layers` reads, the vocabulary's among them."""
+    inner = shape.num_heads * shape.d_kv
+    return layers * (6 * shape.d_model * inner + 2 * shape.d_model * shape.d_ff) + shape.vocab_size * shape.d_model
+
+
+def measure_shape(shape: Shape, threads: int, repeats: int) -> list[dict[str, Any]]:
+    """A row a contender and batch."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {"engine dense": dense}
-        for layers in (2, 1):
-            contenders[f"engine {layers} of {shape.layers}"] = prune(dense, layers)
-        for name, model in contenders.items():
-            model.save_pretrained(Path(folder) / name)
-        for batch in BATCHES:
-            config = EngineConfig(
-                threads=threads,
-                slots=batch,
-                max_source_tokens=shape.source_tokens,
-                max_new_tokens=shape.new_tokens,
-                max_encode_tokens=batch * shape.source_tokens,
-            )
-            engines = [Engine.load(Path(folder) / name, config) for name in contenders]
-            ours: list[list[Latency]] = []
-            theirs = []
-            measure_transformers(dense, shape, batch)
-            for _ in range(repeats):
-                theirs.append(measure_transformers(dense, shape, batch))
-                ours.append(
-                    measure_side_by_side(
-                        engines,
-                        batch=batch,
-                        source_tokens=shape.source_tokens,
-                        new_tokens=shape.new_tokens,
-                        repeats=1,
-                    )
+        loaded = contenders(Path(folder), shape, threads)
+        for batch in shape.batches:
+            runs: list[list[Run]] = [[] for _ in loaded]
+            for turn in range(repeats + 1):
+                for contender, own in zip(loaded, runs, strict=True):
+                    run = contender.run(batch)
+                    if turn > 0:
+                        own.append(run)
+            for contender, own in zip(loaded, runs, strict=True):
+                rows.append(
+                    {
+                        "shape": shape.name,
+                        "batch": batch,
+                        "contender": contender.name,
+                        "dtype": contender.dtype,
+                        "threads": contender.threads,
+                        "total_ms": statistics.median(run.total_ms for run in own),
+                        "step_ms": statistics.median(run.step_ms for run in own),
+                        "total_ms_turns": [round(run.total_ms, 3) for run in own],
+                    }
                 )
-            reference_ms = statistics.median(theirs)
-            common = {"shape": shape.name, "batch": batch, "threads": threads}
-            rows.append({**common, "contender": "transformers", "total_ms": reference_ms, "speedup": 1.0})
-            for i, name in enumerate(contenders):
-                figures = {
-                    field: statistics.median(getattr(turn[i], field) for turn in ours)
-                    for field in ("encode_ms", "step_ms", "total_ms")
-                }
-                rows.append({**common, "contender": name, **figures, "speedup": reference_ms / figures["total_ms"]})
     return rows
 
 
+def ratios(rows: list[dict[str, Any]], bandwidth_bytes_per_s: float) -> list[dict[str, Any]]:
+    """Our dense model beside the peers' best, and beside the bandwidth's limit."""
+    found = []
+    for shape in SHAPES:
+        for batch in shape.batches:
+            here = [row for row in rows if (row["shape"], row["batch"]) == (shape.name, batch)]
+            for dtype, size in BYTES.items():
+                ours, pruned = (
+                    next(row for row in here if row["contender"] == name and row["dtype"] == dtype)
+                    for name in ("engine, dense", f"engine, 2 of {shape.layers}")
+                )
+                peers = [row for row in here if row["contender"] == "CTranslate2" and row["dtype"] == dtype]
+                entry = {
+                    "shape": shape.name,
+                    "batch": batch,
+                    "dtype": dtype,
+                    "pruned_over_dense": ours["total_ms"] / pruned["total_ms"],
+                    "over_transformers_float32": here[0]["total_ms"] / ours["total_ms"],
+                    "share_of_bandwidth_limit": 1e3
+                    * step_weights(shape, shape.layers)
+                    * size
+                    / bandwidth_bytes_per_s
+                    / ours["step_ms"],
+                }
+                if peers:
+                    entry["step_over_ctranslate2"] = min(row["step_ms"] for row in peers) / ours["step_ms"]
+                    entry["over_ctranslate2"] = min(row["total_ms"] for row in peers) / ours["total_ms"]
+                found.append(entry)
+    return found
+
+
 def main() -> None:
-    """Measure, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(description="The engine beside transformers on the CPU.")
+    """Measure, print tables, write the JSON."""
+    parser = argparse.ArgumentParser(description="The engine beside transformers and CTranslate2 on the CPU.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rows = [row for shape in (G2P, T5_SMALL) for row in run(shape, options.threads, options.repeats)]
-    print(f"{'shape':<10}{'batch':>6}  {'contender':<14}{'encode ms':>11}{'step ms':>9}{'total ms':>10}{'ratio':>8}")
+    before = bandwidth(options.threads)
+    rows = [row for shape in SHAPES for row in measure_shape(shape, options.threads, options.repeats)]
+    read = max(before, bandwidth(options.threads))
+    print(f"{'shape':<10}{'batch':>6}  {'contender':<16}{'dtype':<10}{'threads':>7}{'step ms':>9}{'total ms':>10}")
     for row in rows:
-        encode, step = (f"{row[k]:.2f}" if k in row else "" for k in ("encode_ms", "step_ms"))
         print(
-            f"{row['shape']:<10}{row['batch']:>6}  {row['contender']:<14}{encode:>11}{step:>9}"
-            f"{row['total_ms']:>10.2f}{row['speedup']:>7.2f}x"
+            f"{row['shape']:<10}{row['batch']:>6}  {row['contender']:<16}{row['dtype']:<10}{row['threads']:>7}"
+            f"{row['step_ms']:>9.3f}{row['total_ms']:>10.2f}"
+        )
+    found = ratios(rows, read)
+    print(f"\nmemory is read at {read / 1e9:.1f} GB/s; how many times as fast, and the share of the limit it sets")
+    heads = f"{'CTranslate2':>12}{'its step':>10}{'transformers':>14}{'limit':>7}{'2 of 6':>8}"
+    print(f"{'shape':<10}{'batch':>6}  {'dtype':<10}{heads}")
+    for row in found:
+        peer, step = (f"{row[key]:.2f}x" if key in row else "" for key in ("over_ctranslate2", "step_over_ctranslate2"))
+        print(
+            f"{row['shape']:<10}{row['batch']:>6}  {row['dtype']:<10}{peer:>12}{step:>10}"
+            f"{row['over_transformers_float32']:>13.2f}x{row['share_of_bandwidth_limit']:>7.0%}"
+            f"{row['pruned_over_dense']:>7.2f}x"
         )
     if options.out is not None:
-        result = {"environment": environment(), "rows": rows}
+        result = {"environment": environment(), "bandwidth_bytes_per_s": read, "ratios": found, "rows": rows}
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,90 @@
+// The structures that come from Python: library.py has the same ones.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+enum Activation : int32_t { kRelu = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3 };
+
+// A linear map; without outputs there is none, without inputs there is its bias alone.
+struct Matrix {
+  int32_t outputs, inputs, dtype, reserved;
+  const void* weights;
+  const float* scales;     // int8: [O rounded up to 32]
+  const int32_t* offsets;  // int8: [O rounded up to 32]
+  const float* bias;       // [O rounded up to 32] or null
+};
+
+// The norm's own weights; null where there is no norm, or where they are folded into the matrices that read it.
+struct Norm {
+  const float* gain;
+  const float* shift;
+};
+
+// Without `out` there is none; without heads there is what is left of it: out's bias and the norm after it.
+struct Attention {
+  int32_t heads, reserved;
+  Matrix queries;      // [H*E]
+  Matrix keys_values;  // keys, then values, each [H*E]; of cross-attention from the encoder's output
+  Matrix out;
+  Norm after;     // of a post-norm layer
+  void* keys;
+  void* values;
+  int64_t slot_stride, head_stride;  // numbers from one slot to the next, and within it from one head to the next
+  const float* bias;  // or null: [H][2*reach], by distance: for key t and a query at p at reach - 1 - p + t
+  int64_t reach;
+};
+
+struct FeedForward {
+  Matrix gate;  // absent where the layer is not gated
+  Matrix into;
+  Matrix out;
+  Norm after;
+};
+
+struct Layer {
+  Attention self;
+  Attention cross;
+  FeedForward ffn;
+};
+
+struct Stack {
+  int32_t layers, width, head_dim, activation;
+  int32_t layer_norm;  // else RMS norm
+  int32_t norm_first;  // else after the residual's sum
+  int32_t causal;      // a decoder
+  int32_t half;        // embedding, keys and values in bfloat16, else in float32
+  float eps, embedding_scale;
+  const Layer* layer;
+  const void* embedding;   // [V][D]
+  const float* positions;  // [..][D] or null
+  int64_t unplaced_token;  // it gets no position; -1 where each one does
+  Norm embedding_norm;
+  Matrix output;
+};
+
+struct Rows {
+  int32_t rows, wanted;
+  const int64_t* tokens;
+  const int32_t* positions;  // within the sequence
+  const int32_t* slots;
+  const int32_t* lengths;       // positions of the row's source
+  const int32_t* memory_slots;  // where its source is cached for cross-attention
+  const int32_t* wanted_rows;   // decoder: rows whose logits are asked for
+};
+
+// Memory of a pass, for as many rows as it may have.
+struct Workspace {
+  float* hidden;     // [R][D]
+  float* queries;    // [R][widest attention]
+  float* context;    // [R][widest attention]
+  float* units;      // [R][widest feed-forward]
+  uint8_t* inputs;   // [R][widest input] in the form that matrices take
+  float* scales;     // [R]
+  float* scores;     // [threads][longest row of scores]
+  uint8_t* private_inputs;  // [threads][kPrivateRows][widest input]
+  int32_t input_bytes, score_count;
+};
+}
