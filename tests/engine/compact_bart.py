@@ -1,5 +1,6 @@
 """Compact checkpoints in BART's layout cut out of dense ones, and the dense ones with the same parts zeroed."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,36 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.families import compact_model_type
-from model_store.spec import EncoderLayerSpec, ModelSpec
+from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
+
+
+def ragged(dense: ModelSpec) -> ModelSpec:
+    """Every layer with widths of its own, each kind of sublayer absent somewhere."""
+    encoder = (
+        EncoderLayerSpec(heads=(0, 2), ffn=17),
+        EncoderLayerSpec(heads=(), ffn=41),
+        EncoderLayerSpec(heads=(1,), ffn=0),
+    )
+    decoder = (
+        DecoderLayerSpec(self_heads=(), cross_heads=(0, 1, 2), ffn=9, origin=0),
+        DecoderLayerSpec(self_heads=(1, 2), cross_heads=(), ffn=0, origin=1),
+    )
+    return dataclasses.replace(dense, encoder=encoder, decoder=decoder)
+
+
+def shortened(dense: ModelSpec) -> ModelSpec:
+    """The second decoder layer alone, with fewer cross-attention heads."""
+    layer = dataclasses.replace(dense.decoder[1], cross_heads=(2,))
+    return dataclasses.replace(dense, decoder=(layer,))
+
+
+def hollow(dense: ModelSpec) -> ModelSpec:
+    """Neither heads nor units anywhere."""
+    return dataclasses.replace(
+        dense,
+        encoder=(EncoderLayerSpec(heads=(), ffn=0),) * 3,
+        decoder=(DecoderLayerSpec(self_heads=(), cross_heads=(), ffn=0, origin=0),),
+    )
 
 
 def write_compact(dense_dir: Path, spec: ModelSpec, directory: Path) -> Path:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 
 from model_store.spec import ModelSpec
-from server.engine.backend import Feed
+from server.engine.backend import Backend, Feed
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend
 from tests.tiny_families import FIRST_TOKEN, Case
@@ -64,7 +64,7 @@ def check(ours: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @torch.inference_mode()
-def backend_logits(backend: TorchBackend, sources: list[list[int]], targets: list[list[int]]) -> Tensor:
+def backend_logits(backend: Backend, sources: list[list[int]], targets: list[list[int]]) -> Tensor:
     """Logits [source, step, vocabulary] of targets of equal length, step by step, one slot for each."""
     rows = list(range(len(sources)))
     backend.encode(sources, [[row] for row in rows])

@@ -1,6 +1,5 @@
 """Compact models of BART's layout against dense ones whose cut parts are zeroed: each width its own, parts absent."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.errors import UnsupportedModelError
-from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
+from model_store.spec import ModelSpec, dense_of
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig
-from tests.engine.compact_bart import write_compact, write_zeroed
+from tests.engine.compact_bart import hollow, ragged, shortened, write_compact, write_zeroed
 from tests.engine.family_reference import (
     TOLERANCES,
     backend_logits,
@@ -40,35 +39,6 @@ def case(request: pytest.FixtureRequest) -> Case:
 def dense_dir(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dense model; read only."""
     return build_tiny(case, tmp_path_factory.mktemp("dense") / "model")
-
-
-def ragged(dense: ModelSpec) -> ModelSpec:
-    """Every layer with widths of its own, each kind of sublayer absent somewhere."""
-    encoder = (
-        EncoderLayerSpec(heads=(0, 2), ffn=17),
-        EncoderLayerSpec(heads=(), ffn=41),
-        EncoderLayerSpec(heads=(1,), ffn=0),
-    )
-    decoder = (
-        DecoderLayerSpec(self_heads=(), cross_heads=(0, 1, 2), ffn=9, origin=0),
-        DecoderLayerSpec(self_heads=(1, 2), cross_heads=(), ffn=0, origin=1),
-    )
-    return dataclasses.replace(dense, encoder=encoder, decoder=decoder)
-
-
-def shortened(dense: ModelSpec) -> ModelSpec:
-    """The second decoder layer alone, with fewer cross-attention heads."""
-    layer = dataclasses.replace(dense.decoder[1], cross_heads=(2,))
-    return dataclasses.replace(dense, decoder=(layer,))
-
-
-def hollow(dense: ModelSpec) -> ModelSpec:
-    """Neither heads nor units anywhere."""
-    return dataclasses.replace(
-        dense,
-        encoder=(EncoderLayerSpec(heads=(), ffn=0),) * 3,
-        decoder=(DecoderLayerSpec(self_heads=(), cross_heads=(), ffn=0, origin=0),),
-    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

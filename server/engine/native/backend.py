@@ -339,7 +339,7 @@ class _Builder:
         keys, values = (self._caches.take(plan.slots * heads * capacity * width, plan.dtype) for _ in range(2))
         attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
         attention.slot_stride, attention.head_stride = heads * capacity * width, capacity * width
-        blocks = (plan.slots, heads, capacity // _LANES, -1)
+        blocks = (plan.slots, heads, capacity // _LANES, _LANES * width)
         return keys.view(blocks), values.view(blocks)
 
     def _feed_forward(self, weights: network.FeedForwardWeights) -> native.FeedForward:
