@@ -132,7 +132,7 @@ def _quantile(share: float, metric: str, labels: str = _OWN, window: str = "$__r
 def _over_baseline(value: Callable[[str], str]) -> str:
     """The baseline's value over each variant's; `value` makes an expression by (model, variant) from labels."""
     every = value('model="$model"')  # the baseline counts whether or not it is chosen for display
-    baseline = f"avg by (model) (({every}) * on (model, variant) group_left () {_BASELINE})"
+    baseline = f"max by (model) (({every}) * on (model, variant) group_left () {_BASELINE})"  # as the rules have it
     return f"{baseline} / on (model) group_right () ({value(_OWN)})"
 
 
@@ -143,9 +143,10 @@ def _what_pruning_buys() -> list[_Panel]:
         _speedup_stat(
             "Speed-up, mean",
             "Mean time of the baseline's requests over that of the variant's, last 5 minutes, without /compare. "
-            "Exact, but the two may answer different requests: see the pairs.",
+            "Exact, but the two may answer different requests: see the pairs. The baseline itself stands at 1.00x, "
+            "alone where only it has traffic.",
             rule,
-            no_value="no traffic on both in 5 minutes",
+            no_value="no traffic on the baseline in 5 minutes",
             span=6,
         ),
         _speedup_stat(
@@ -154,7 +155,7 @@ def _what_pruning_buys() -> list[_Panel]:
             _over_baseline(
                 lambda labels: _quantile(0.95, duration, f'{labels}, mode!="compare"', _SPEEDUP_WINDOW),
             ),
-            no_value="no traffic on both in 5 minutes",
+            no_value="no traffic on the baseline in 5 minutes",
             span=6,
         ),
         _speedup_stat(
@@ -330,21 +331,31 @@ def _health() -> list[_Panel]:
                 f'sum by (variant, outcome) (rate(nash_requests_total{{{_OWN}, outcome!="ok"}}[$__rate_interval]))',
                 "{{variant}} {{outcome}}",
             ),
-            span=8,
+            span=6,
+        ),
+        _lines(
+            "Refused before a variant was known",
+            "Of all models together, by outcome: bodies that cannot be read, models that are not loaded.",
+            "reqps",
+            _query(
+                'sum by (outcome) (rate(nash_requests_total{model="_unknown", outcome!="ok"}[$__rate_interval]))',
+                "{{outcome}}",
+            ),
+            span=6,
         ),
         _lines(
             "Memory of the workers",
             "Weights and caches as sized at load; peak is the most that the worker's process ever held.",
             "bytes",
             _query(f"sum by (variant, kind) (nash_model_memory_bytes{{{_OWN}}})", "{{variant}} {{kind}}"),
-            span=8,
+            span=6,
         ),
         _lines(
             "Cache in use",
             "Used part of the caches for generated tokens (self) and source tokens (cross).",
             "percentunit",
             _query(f"avg by (variant, kind) (nash_cache_used_ratio{{{_OWN}}})", "{{variant}} {{kind}}"),
-            span=8,
+            span=6,
         ),
         _lines(
             "Worker restarts",

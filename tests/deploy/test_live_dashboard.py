@@ -45,6 +45,7 @@ def rename_queue(configuration: dict[str, Any]) -> None:
 class Watched:
     """A server under load, who watches it, and what the load test wrote."""
 
+    url: str
     prometheus: Prometheus
     renamed: Prometheus
     document: dict[str, Any]
@@ -87,7 +88,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             faults = list(find_faults(prometheus, document))
             faults_where_renamed = list(find_faults(renamed, document))
             assert load.wait(120) == 0
-            yield Watched(prometheus, renamed, document, folder / "report", faults, faults_where_renamed)
+            yield Watched(server.url, prometheus, renamed, document, folder / "report", faults, faults_where_renamed)
 
 
 def find_faults(prometheus: Prometheus, document: dict[str, Any]) -> Iterator[str]:
@@ -104,6 +105,10 @@ def find_faults(prometheus: Prometheus, document: dict[str, Any]) -> Iterator[st
                 values = [float(each["value"][1]) for each in series]
                 if not all(map(math.isfinite, values)):
                     yield f"{panel['title']}: not finite: {expression}"
+                if not series:
+                    yield f"{panel['title']}: nothing: {expression}"
+                if "$variant" not in target["expr"]:
+                    continue  # what it shows belongs to no variant
                 missing = {v for v in VARIANTS if v in shown} - {each["metric"].get("variant") for each in series}
                 if missing:
                     yield f"{panel['title']}: nothing for {', '.join(sorted(missing))}: {expression}"
@@ -119,6 +124,21 @@ def with_values(expression: str, variant: str) -> str:
 
 def test_every_panel_shows_both_variants(watched: Watched) -> None:
     assert watched.faults == []
+
+
+def test_one_panel_alone_is_of_no_variant(watched: Watched) -> None:
+    panels = (panel for panel in watched.document["panels"] if panel["type"] != "row")
+    without = [p["title"] for p in panels if not all("$variant" in target["expr"] for target in p["targets"])]
+    assert without == ["Refused before a variant was known"]
+
+
+def test_what_is_refused_before_a_variant_was_known_is_shown(watched: Watched) -> None:
+    [panel] = (p for p in watched.document["panels"] if p["title"] == "Refused before a variant was known")
+    [target] = panel["targets"]
+    expression = with_values(target["expr"], "none")
+    assert httpx.post(f"{watched.url}/generate", json={"inputs": "hello", "model": "none"}).status_code == 404
+    series = watched.prometheus.wait_for(f"{expression} > 0")
+    assert [each["metric"] for each in series] == [{"outcome": "client_error"}]
 
 
 def test_a_renamed_metric_is_found_out(watched: Watched) -> None:
