@@ -10,6 +10,7 @@ prometheus.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18481)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    model = _check(parser, options)
     shape = ["--rate", options.rate] if options.rate else ["--users", options.users]
     command = [sys.executable, "-m", "loadtest", "--host", f"http://127.0.0.1:{options.port}", *shape]
     command += [argument for model in options.model for argument in ("--model", model)]
@@ -44,8 +46,9 @@ def main() -> None:
     with Server(options.store, options.model, options.port), Prometheus(f"127.0.0.1:{options.port}") as prometheus:
         prometheus.wait_for("nash_requests_running")
         status = subprocess.run(command, check=False).returncode
+        if not (options.out / "summary.json").exists():
+            sys.exit("error: the load test has no summary, as it says above: nothing to compare")
         time.sleep(10)  # one more scrape and one more evaluation of the rules
-        model = options.model[0].partition("@")[0].partition(":")[0]
         seen = {title: _ask(prometheus, title, model) for title in PANELS.values()}
     summary = json.loads((options.out / "summary.json").read_text(encoding="utf-8"))
     variants = [
@@ -60,6 +63,20 @@ def main() -> None:
         )
 
 
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The name of the model whose variants are compared; what cannot be compared ends the program with status 2."""
+    names = {ref.partition("@")[0].partition(":")[0] for ref in options.model}
+    if len(set(options.model)) < 2 or len(names) > 1:
+        parser.error(f"--model {' '.join(options.model)}: give two variants of one model or more, to compare them")
+    if shutil.which("prometheus") is None:
+        parser.error("prometheus is not installed: apt-get install prometheus")
+    if not options.workload.is_file():
+        parser.error(f"--workload {options.workload} is no file: give one of JSON lines, as the load test takes it")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        parser.error(f"--out {options.out} is in use: give a folder that is new or empty")
+    return str(names.pop())
+
+
 def _ask(prometheus: Prometheus, title: str, model: str) -> dict[str, float]:
     """A panel's figure by variant, as Grafana would show it."""
     document = json.loads(dashboard.FILE.read_text(encoding="utf-8"))
@@ -71,6 +88,10 @@ def _ask(prometheus: Prometheus, title: str, model: str) -> dict[str, float]:
 def _beside(variant: dict[str, Any], summary: dict[str, Any], seen: dict[str, dict[str, float]]) -> dict[str, Any]:
     """A variant's speed-ups from both sides; `difference` is the dashboard's over the load test's, less one."""
     own = summary["speedups"]["by_ref"][variant["ref"]]["latency"]
+    blind = [title for title in PANELS.values() if variant["name"] not in seen[title]]
+    if own is None or blind:
+        where = " and ".join([*blind, *(["the load test"] if own is None else [])])
+        sys.exit(f"error: {where} gave no figure for {variant['ref']}: give the load test more time or more load")
     dashboard_ratio = {name: seen[title][variant["name"]] for name, title in PANELS.items()}
     load_test_ratio = {name: own[name]["ratio"] for name in PANELS}
     difference = {name: dashboard_ratio[name] / load_test_ratio[name] - 1 for name in PANELS}
