@@ -7,6 +7,7 @@
     generate_client.py, scheduling.py,
     locustfile.py                                 inside Locust; these import Locust and the modules above alone
     locust_process.py, progress.py                Locust as a child process, watched
+    output_folder.py                              the folder of one run, and whole files in it
     figures.py, speedup.py, verdict.py            from rows to figures
     summary.py, plots.py, report.py               what is left in the output folder
 """

@@ -1,6 +1,8 @@
 """`python -m loadtest`: what `nash loadtest` becomes."""
 
 import importlib.util
+import os
+import signal
 import sys
 
 PACKAGES = ("locust", "matplotlib", "jinja2", "numpy")
@@ -8,6 +10,9 @@ PACKAGES = ("locust", "matplotlib", "jinja2", "numpy")
 
 def main() -> None:
     """Run the command line, once its packages are known to be there."""
+    # Ctrl-C while packages are imported: nothing has begun that wants to be tidied up.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `nash loadtest` holds it back until here
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         print(
@@ -18,6 +23,7 @@ def main() -> None:
         sys.exit(1)
     from loadtest.command import run
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 
 

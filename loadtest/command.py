@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import InterruptedRunError, LoadtestError, RequestError
 from loadtest.loaded_models import API_KEY_VARIABLE, checked_host
 from loadtest.plan import Plan, parse_duration_s
 from loadtest.report import headlines, milliseconds, per_second, times
@@ -28,7 +27,7 @@ def run() -> None:
         app(prog_name="nash loadtest")
     except LoadtestError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, RequestError) else 1)
+        sys.exit(2 if isinstance(error, RequestError) else 130 if isinstance(error, InterruptedRunError) else 1)
     except OSError as error:  # a full disk, a folder without permission: nothing of ours knows better
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
@@ -78,7 +77,7 @@ def loadtest(
         warmup_s=parse_duration_s("--warmup", warmup),
         max_new_tokens=max_new_tokens,
         seed=seed,
-        out=out or Path("runs") / f"loadtest-{datetime.now():%Y%m%d-%H%M%S}",
+        out=out,
     )
     progress = Console(stderr=True, highlight=False, markup=False)
     result = run_loadtest(plan, progress)

@@ -5,5 +5,9 @@ class LoadtestError(Exception):
     """The work failed for a reason that the user can understand (exit code 1)."""
 
 
+class InterruptedRunError(LoadtestError):
+    """The user ended the run before there was anything to report (exit code 130)."""
+
+
 class RequestError(LoadtestError):
     """What was asked for is wrong: a bad row, an unknown REF, a folder that is in use (exit code 2)."""

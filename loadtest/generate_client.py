@@ -7,10 +7,11 @@ the client shares the processor with the server in many a test.
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import gevent  # type: ignore[import-untyped]
@@ -20,6 +21,7 @@ from geventhttpclient.response import HTTPParseError
 from loadtest.rows import BAD_ANSWER, CONNECTION, OK, TIMEOUT, UNFINISHED
 
 TIMEOUT_S = 60.0  # without a byte from the server
+_MOST = 1e9  # milliseconds or tokens; a server that says more, or less than nothing, does not say what it measured
 _ERROR_TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")  # what else it might be is not worth a column of its own
 
 
@@ -92,11 +94,23 @@ def _judged(answer: Answer, ref: str, content: bytes, tokens: object) -> Answer:
             return answer._replace(outcome=BAD_ANSWER)
         timings = document["timings"]
         return answer._replace(
-            queue_ms=float(timings["queue_ms"]),
-            encode_ms=float(timings["encode_ms"]),
-            decode_ms=float(timings["decode_ms"]),
-            total_ms=float(timings["total_ms"]),
-            generated_tokens=int(tokens) if isinstance(tokens, str) else None,
+            queue_ms=_measured(timings["queue_ms"]),
+            encode_ms=_measured(timings["encode_ms"]),
+            decode_ms=_measured(timings["decode_ms"]),
+            total_ms=_measured(timings["total_ms"]),
+            generated_tokens=int(_measured(int(tokens))) if isinstance(tokens, str) else None,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return answer._replace(outcome=BAD_ANSWER)
+
+
+def _measured(value: Any) -> float:
+    """A number that can have been measured.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    number = float(value)
+    if not (math.isfinite(number) and 0 <= number <= _MOST):
+        raise ValueError(number)
+    return number

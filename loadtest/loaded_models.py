@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,20 +26,20 @@ class Target:
     weight: float = 1.0  # its share of the requests, in proportion to the others'
 
     def __str__(self) -> str:
-        return f"{self.ref},weight={self.weight:g}"
+        return f"{self.ref},weight={self.weight!r}"
 
 
 class ServerClient:
     """Asks a server what it is and has; generates nothing."""
 
-    def __init__(self, host: str, api_key: str | None) -> None:
+    def __init__(self, host: str, key: str | None) -> None:
         """`host` is a URL such as `http://127.0.0.1:8000`.
 
         Raises:
             RequestError: it is none.
         """
         self.host = checked_host(host)
-        self._headers = authorization(api_key)
+        self._headers = authorization(key)
         # Locust's client uses no proxy either.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -68,41 +70,52 @@ class ServerClient:
         return self._get("/info")
 
     def _get(self, path: str) -> Any:
-        request = urllib.request.Request(self.host + path, headers=self._headers)
+        status, body = self._fetch(path)
+        if status in (401, 403):
+            raise LoadtestError(f"{self.host}{path} wants a valid API key: set {API_KEY_VARIABLE} to one")
+        if status not in (200, 503):
+            raise LoadtestError(f"{self.host}{path} answered {status}: give the address of a nash server")
         try:
-            with self._opener.open(request, timeout=_TIMEOUT_S) as response:
-                body = response.read()
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                raise LoadtestError(
-                    f"{self.host}{path} wants a valid API key: set {API_KEY_VARIABLE} to one"
-                ) from error
-            if error.code != 503:
-                raise LoadtestError(
-                    f"{self.host}{path} answered {error.code}: give the address of a nash server"
-                ) from error
-            body = error.read()
+            document = json.loads(body)
+            json.dumps(document, allow_nan=False)  # it goes into summary.json, which is strict
+        except (ValueError, RecursionError) as error:
+            raise LoadtestError(f"{self.host}{path} is not JSON: give the address of a nash server") from error
+        return document
+
+    def _fetch(self, path: str) -> tuple[int, bytes]:
+        """Status and body."""
+        try:
+            request = urllib.request.Request(self.host + path, headers=self._headers)
+            try:
+                with self._opener.open(request, timeout=_TIMEOUT_S) as response:
+                    return response.status, response.read()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read()
+        except HTTPException as error:
+            raise LoadtestError(
+                f"what answers at {self.host} does not speak HTTP ({type(error).__name__}): "
+                "give the address of a nash server"
+            ) from error
         except (OSError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise LoadtestError(
                 f"no server answers at {self.host} ({reason}): start one with `nash serve`, or give its --host"
             ) from error
-        try:
-            return json.loads(body)
-        except ValueError as error:
-            raise LoadtestError(f"{self.host}{path} is not JSON: give the address of a nash server") from error
 
 
 def checked_host(host: str) -> str:
     """The URL without a slash at its end.
 
     Raises:
-        RequestError: it is no http(s) URL, or has a query.
+        RequestError: it is no http(s) URL, has a query, or characters that no request line may hold.
     """
     try:
         parts = urlsplit(host)
         usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
         usable = usable and parts.port != 0 and "@" not in parts.netloc
+        # Names of hosts may have other letters, for which there is an encoding.
+        usable = usable and parts.path.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
     except ValueError:
         usable = False
     if not usable:
@@ -110,22 +123,36 @@ def checked_host(host: str) -> str:
     return host.rstrip("/")
 
 
-def authorization(api_key: str | None) -> dict[str, str]:
+def api_key() -> str | None:
+    """The key in the environment, without the white space around it that a file or a shell left; None without one.
+
+    Raises:
+        RequestError: no header may hold it.
+    """
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise RequestError(f"{API_KEY_VARIABLE} has characters that no HTTP header may hold: set it to the key alone")
+    return key or None
+
+
+def authorization(key: str | None) -> dict[str, str]:
     """The headers that carry an API key."""
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> list[Target]:
     """The variants under load: those asked for as `REF[,weight=N]`, else all of the first model's family.
 
     Raises:
-        RequestError: a REF that is not loaded, one that is named twice, or a bad weight.
+        RequestError: a REF that is not loaded, one that is named twice, a bad weight, or an infinite sum of weights.
     """
     loaded = {model["ref"]: model for model in models}
     if asked:
         weights = dict(_with_weight(text, loaded, asked) for text in asked)
     else:
         weights = {ref: 1.0 for ref, model in loaded.items() if model["model"] == models[0]["model"]}
+    if not math.isfinite(sum(weights.values())):
+        raise RequestError("the weights are too large to be added up: only their proportion counts, give smaller ones")
     variants = [loaded[ref]["variant"] for ref in weights]
     return [
         # Two families may call a variant alike.

@@ -1,6 +1,7 @@
 """Locust as a child process."""
 
 import os
+import signal
 import subprocess
 import sys
 from math import ceil
@@ -8,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from loadtest.errors import LoadtestError
 from loadtest.loaded_models import Target
 from loadtest.plan import Plan
 
@@ -60,13 +60,17 @@ class LocustProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
 
     @property
     def longest_s(self) -> float:
         """After this time something has gone wrong."""
         return self._longest_s
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """Ask it to send nothing more and to wait for what is under way, at most STOP_S seconds."""
@@ -81,18 +85,17 @@ class LocustProcess:
             return False
         return True
 
-    def check(self) -> None:
-        """Look at how it ended.
-
-        Raises:
-            LoadtestError: not well.
-        """
-        if self._process.returncode != 0:
-            lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-            reason = next((line for line in reversed(lines) if "error" in line.lower()), "no reason given")
-            raise LoadtestError(
-                f"Locust ended with exit code {self._process.returncode} ({reason.strip()}): see {self._log}"
-            )
+    def trouble(self) -> str | None:
+        """Why it did not end well; None if it did."""
+        code = self._process.returncode
+        if code == 0:
+            return None
+        if code < 0:
+            return f"Locust was ended by {signal.Signals(-code).name}: see {self._log}"
+        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        ours = [line for line in lines if line.startswith("error: ")]  # Locust prints a table of errors after it
+        reasons = ours or [line for line in lines if "error" in line.lower()] or ["no reason given"]
+        return f"Locust ended with exit code {code} ({reasons[-1].strip()}): see {self._log}"
 
 
 def _environment() -> dict[str, str]:

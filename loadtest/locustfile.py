@@ -26,7 +26,8 @@ from locust.exception import StopUser
 
 from loadtest.errors import LoadtestError, RequestError
 from loadtest.generate_client import Answer, GenerateClient
-from loadtest.loaded_models import API_KEY_VARIABLE, ServerClient, Target, authorization, checked_host, choose_targets
+from loadtest.loaded_models import ServerClient, Target, api_key, authorization, checked_host, choose_targets
+from loadtest.plan import MOST_PER_S
 from loadtest.rows import OK, TOO_MANY_IN_FLIGHT, Row, RowWriter
 from loadtest.schedule import RequestOrder, poisson_arrivals
 from loadtest.scheduling import ask_for_short_slices
@@ -77,21 +78,22 @@ class Load:
         host = checked_host(environment.host or "")
         if not options.workload:
             raise RequestError("no workload: give --workload FILE")
-        if not 0 < options.rate < 1e6:
-            raise RequestError(f"rate {options.rate} is out of range: give requests a second above 0")
+        if not 0 < options.rate <= MOST_PER_S:
+            raise RequestError(
+                f"rate {options.rate} is out of range: give requests a second above 0, up to {MOST_PER_S:.0f}"
+            )
         self._workload = read_workload(Path(options.workload))
-        api_key = os.environ.get(API_KEY_VARIABLE)
-        self._targets = choose_targets(options.models.split(), ServerClient(host, api_key).models())
+        key = api_key()
+        self._targets = choose_targets(options.models.split(), ServerClient(host, key).models())
         self._order = RequestOrder(self._workload, [target.weight for target in self._targets], options.seed)
         self._client = GenerateClient(
             host,
-            authorization(api_key),
+            authorization(key),
             concurrency=MAX_IN_FLIGHT,
             max_new_tokens=options.max_new_tokens or None,
         )
         self._rows = RowWriter(Path(options.rows)) if options.rows else None
         self._request_event = environment.events.request
-        self._in_flight = 0
         self._started = time.perf_counter()
         self._flusher = gevent.spawn(self._flush)
 
@@ -106,23 +108,26 @@ class Load:
 
     def send(self, target: Target, text: int, intended: float | None = None) -> None:
         """Send one request and record how it went; `intended` is when it was due, now if left out."""
-        if self._in_flight >= MAX_IN_FLIGHT:
-            now = time.perf_counter()
-            self._record(target, text, intended, Answer(sent=now, ended=now, outcome=TOO_MANY_IN_FLIGHT))
-            return
-        self._in_flight += 1
-        try:
-            answer = self._client.generate(target.ref, self._workload.sources[text])
-        finally:
-            self._in_flight -= 1
-        self._record(target, text, intended, answer)
+        self._record(target, text, intended, self._client.generate(target.ref, self._workload.sources[text]))
+
+    def refuse(self, target: Target, text: int, intended: float) -> None:
+        """Record one request as failed that is not sent, because too many are under way."""
+        now = time.perf_counter()
+        self._record(target, text, intended, Answer(sent=now, ended=now, outcome=TOO_MANY_IN_FLIGHT))
 
     def close(self) -> None:
-        """Write the last rows."""
+        """Write the last rows.
+
+        Raises:
+            LoadtestError: some could not be written.
+        """
         self._flusher.kill()
+        self._client.close()
         if self._rows:
             self._rows.close()
-        self._client.close()
+            if self._rows.lost:
+                reason = self._rows.error.strerror if self._rows.error else "unknown"
+                raise LoadtestError(f"{self._rows.lost} requests could not be recorded ({reason})")
 
     def _record(self, target: Target, text: int, intended: float | None, answer: Answer) -> None:
         due = answer.sent if intended is None else intended
@@ -208,7 +213,11 @@ class ArrivalUser(_LoadUser):
             for due in load.arrivals(options.rate, options.seed):
                 if self._wait_until(due):
                     break
-                under_way.add(gevent.spawn(load.send, *load.next_request(), due))
+                target, text = load.next_request()
+                if len(under_way) < MAX_IN_FLIGHT:
+                    under_way.add(gevent.spawn(load.send, target, text, due))
+                else:
+                    load.refuse(target, text, due)
             under_way.join()
         finally:
             under_way.kill()  # each one records that it did not finish
@@ -222,7 +231,10 @@ class ArrivalUser(_LoadUser):
     def _wait_until(self, due: float) -> bool:
         """Whether the run is to stop instead."""
         wait_s = due - time.perf_counter()
-        return bool(self._stopping.wait(wait_s) if wait_s > 0 else self._stopping.is_set())
+        if wait_s > 0:
+            return bool(self._stopping.wait(wait_s))
+        gevent.sleep(0)  # or what was spawned would never run, nor who stops the run, while the schedule is behind
+        return bool(self._stopping.is_set())
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
@@ -245,7 +257,11 @@ def _open_load(environment: Environment, **_: object) -> None:
 def _close_load(environment: Environment, **_: object) -> None:
     load, _LoadUser.load = _LoadUser.load, None
     if load is not None:
-        load.close()
+        try:
+            load.close()
+        except LoadtestError as error:
+            print(f"error: {error}", file=sys.stderr)
+            environment.process_exit_code = 1
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from loadtest.errors import RequestError
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h)?")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)?")  # \d would also take the digits of other scripts
 _UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
 _LONGEST_S = 7 * 24 * 3600
 _MOST_USERS = 4096
+MOST_PER_S = 1e5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Plan:
     warmup_s: float
     max_new_tokens: int | None
     seed: int
-    out: Path
+    out: Path | None  # None: a new folder under runs/
 
     def __post_init__(self) -> None:
         """Check what the options' types do not say.
@@ -39,12 +40,16 @@ class Plan:
         if self.users is not None and not 1 <= self.users <= _MOST_USERS:
             raise RequestError(f"--users {self.users} is out of range: give 1 to {_MOST_USERS}")
         rate = self.rate_per_s
-        if rate is not None and not (math.isfinite(rate) and 0 < rate <= 1e5):
-            raise RequestError(f"--rate {rate:g} is out of range: give requests a second above 0, up to 100000")
+        if rate is not None and not 0 < rate <= MOST_PER_S:
+            raise RequestError(
+                f"--rate {rate:g} is out of range: give requests a second above 0, up to {MOST_PER_S:.0f}"
+            )
         if self.duration_s < 1:
             raise RequestError(f"--duration {self.duration_s:g} is too short: give a second or more")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise RequestError(f"--max-new-tokens {self.max_new_tokens} is out of range: give 1 or more")
+        if self.seed < 0:
+            raise RequestError(f"--seed {self.seed} is out of range: give 0 or more")
 
     @property
     def open_loop(self) -> bool:

@@ -56,11 +56,11 @@ class Progress:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._offset += len(whole)
-        lines = whole.decode("utf-8").splitlines(keepends=True)
+        lines = whole.decode("utf-8", errors="replace").splitlines(keepends=True)
         if self._headed:
             lines.insert(0, "\n")  # in place of the head, which read_rows passes over
         self._headed = self._headed or bool(lines)
-        for row in read_rows(iter(lines)):
+        for row in filter(None, read_rows(lines)):
             self._sent += 1
             self._at_s = max(self._at_s, row.intended_s)
             if row.outcome == OK:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from loadtest.plots import TONES, Series, distribution_plot, timeline_plot
 from loadtest.speedup import MIN_BLOCKS
 from loadtest.summary import Run
-from loadtest.verdict import MAX_LAG_SHARE
+from loadtest.verdict import MAX_LAG_SHARE, server_failed
 
 ABSENT = "\N{EN DASH}"
 
@@ -17,8 +17,11 @@ ABSENT = "\N{EN DASH}"
 def headlines(summary: Mapping[str, Any]) -> list[str]:
     """One sentence for each variant that was compared; figures that may not be believed make none."""
     verdict = summary["verdict"]
+    if verdict["void"] and server_failed(summary["variants"]):
+        return ["Requests failed, and the client fell behind its own schedule: nothing can be said about speed"]
     if verdict["void"]:
         return ["This run is void: the client fell behind its own schedule"]
+    asked = {figures["ref"]: figures["n"] > 0 for figures in summary["variants"]}
     names = {figures["ref"]: figures["name"] for figures in summary["variants"]}
     baseline = names[summary["baseline"]]
     compared = summary["speedups"]["by_ref"]
@@ -26,12 +29,24 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
         return [f"{baseline} alone: nothing to compare it with"]
     # A variant that refuses what would have waited longest looks fast.
     only = "Among answered requests alone: " if any(figures["failed"] for figures in summary["variants"]) else ""
-    return [only + _sentence(names[ref], baseline, ratios["latency"]) for ref, ratios in compared.items()]
+    sentences = []
+    for ref, ratios in compared.items():
+        if ratios["latency"] is not None:
+            sentences.append(only + _sentence(names[ref], baseline, ratios["latency"]))
+        else:
+            why = "answered nothing" if asked[ref] and asked[summary["baseline"]] else "was sent nothing"
+            sentences.append(f"{names[ref]} cannot be compared with {baseline}: one of them {why}")
+    return sentences
 
 
-def _sentence(name: str, baseline: str, ratios: Mapping[str, Any] | None) -> str:
-    if ratios is None:
-        return f"{name} cannot be compared with {baseline}: one of them answered nothing"
+def banners(summary: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the run, what explains most of it first."""
+    void, problems = summary["verdict"]["void"], summary["verdict"]["problems"]
+    lines = [*problems, void] if server_failed(summary["variants"]) else [void, *problems]
+    return [line for line in lines if line]
+
+
+def _sentence(name: str, baseline: str, ratios: Mapping[str, Any]) -> str:
     mean = ratios["mean"]
     if mean["low"] is None:
         return f"{name} answers {times(mean['ratio'])} as fast as {baseline}, in a run too short to say how surely"
@@ -79,6 +94,7 @@ def render(run: Run, summary: Mapping[str, Any]) -> str:
         plan=summary["plan"],
         loop=run.plan.loop,
         headlines=headlines(summary),
+        banners=banners(summary),
         tones={target.ref: i % TONES for i, target in enumerate(run.targets)},
         names={target.ref: target.name for target in run.targets},
         baseline=run.baseline,

@@ -2,16 +2,19 @@
 
 import csv
 import gzip
+import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
+
+from loadtest.output_folder import whole_file
 
 OK = "ok"
 # Outcomes of this client. What a server says in `error_type`, and http_NNN, are outcomes too.
 TIMEOUT = "timeout_in_client"
 CONNECTION = "connection"  # refused, reset, or closed in mid-answer
-BAD_ANSWER = "bad_answer"  # no JSON, or another variant than the one that was asked
+BAD_ANSWER = "bad_answer"  # no JSON, times that cannot be, or another variant than the one that was asked
 TOO_MANY_IN_FLIGHT = "too_many_in_flight"  # never sent
 UNFINISHED = "unfinished"  # still under way when the run was over and the patience too
 
@@ -36,15 +39,28 @@ class Row(NamedTuple):
 
 
 class RowWriter:
-    """Streams rows into a CSV file."""
+    """Streams rows into a CSV file.
+
+    A disk that is full for a while must neither end the run nor tear a line in two: what could not be written waits
+    for the next `flush`, up to a bound, beyond which rows are lost and counted.
+    """
+
+    _MOST_WAITING_BYTES = 64 * 2**20
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        self.lost = 0  # rows that are not in the file, final after `close`
+        self.error: OSError | None = None  # the last one
+        self._file = path.open("wb", buffering=0)  # what is written must be known to the byte
+        self._new = io.StringIO(newline="")
+        self._waiting = bytearray()
+        self._writer = csv.writer(self._new, lineterminator="\n")
         self._writer.writerow(Row._fields)
 
     def write(self, row: Row) -> None:
-        """Add one row, times to the microsecond."""
+        """Add one row, times to the microsecond; `flush` writes it."""
+        if len(self._waiting) + self._new.tell() > self._MOST_WAITING_BYTES:
+            self.lost += 1
+            return
         self._writer.writerow(
             (
                 f"{row.intended_s:.6f}",
@@ -56,22 +72,47 @@ class RowWriter:
         )
 
     def flush(self) -> None:
-        """Let readers see what was written."""
-        self._file.flush()
+        """Write what there is, as far as the disk takes it."""
+        self._waiting += self._new.getvalue().encode()
+        self._new.seek(0)
+        self._new.truncate()
+        try:
+            while self._waiting:
+                del self._waiting[: self._file.write(self._waiting)]
+        except OSError as error:
+            self.error = error
 
     def close(self) -> None:
         """Write what is left; more than one call is fine."""
-        self._file.close()
+        if not self._file.closed:
+            self.flush()
+            self.lost += self._waiting.count(b"\n")
+            self._file.close()
 
 
-def read_rows(lines: Iterator[str]) -> Iterator[Row]:
-    """The rows of a CSV file; a last line that was cut off, by a kill or because it is being written, is left out."""
-    reader = csv.reader(line for line in lines if line.endswith("\n"))
-    next(reader, None)
-    yield from map(_row, reader)
+def read_rows(lines: Iterable[str]) -> Iterator[Row | None]:
+    """The rows of a CSV file, None for a line that is no row.
+
+    A last line that was cut off, by a kill or because it is being written, is left out.
+    """
+    head = True
+    for line in lines:
+        if not line.endswith("\n"):
+            return
+        if not head:
+            yield _row(line)
+        head = False
 
 
-def _row(cells: list[str]) -> Row:
+def _row(line: str) -> Row | None:
+    # Line by line: a quote without its other half would take all that follows with it.
+    try:
+        return _from_cells(*csv.reader((line,)))
+    except (ValueError, TypeError, csv.Error):
+        return None
+
+
+def _from_cells(cells: list[str]) -> Row:
     intended, lag, latency, service, variant, ref, status, outcome, index, *server = cells
     *times, tokens = server
     queue, encode, decode, total = (float(cell) if cell else None for cell in times)
@@ -98,7 +139,7 @@ def compress(path: Path) -> Path:
     target = path.with_name(path.name + ".gz")
     with (
         path.open("rb") as plain,
-        target.open("wb") as packed,
+        whole_file(target) as packed,
         gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as archive,
     ):
         shutil.copyfileobj(plain, archive)

@@ -1,6 +1,5 @@
 """One load test from the first question to the report."""
 
-import os
 import resource
 import signal
 import time
@@ -13,15 +12,16 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import InterruptedRunError, LoadtestError
 from loadtest.figures import Records
-from loadtest.loaded_models import API_KEY_VARIABLE, ServerClient, baseline_of, choose_targets
+from loadtest.loaded_models import ServerClient, api_key, baseline_of, choose_targets
 from loadtest.locust_process import STOP_S, LocustProcess
+from loadtest.output_folder import LOG, check_unused, claim, whole_file
 from loadtest.plan import Plan
 from loadtest.progress import Progress
 from loadtest.report import render
-from loadtest.rows import compress, read_rows
-from loadtest.summary import Run, summarize, write_json
+from loadtest.rows import Row, compress, read_rows
+from loadtest.summary import Run, summarize, to_json
 from loadtest.verdict import Verdict
 from loadtest.workload import read_workload
 
@@ -42,32 +42,37 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
     """Put the server under load and write `summary.json`, `report.html`, `requests.csv.gz` and `locust.log`.
 
     Raises:
-        RequestError: the workload, a REF or the output folder is wrong.
-        LoadtestError: the server is not there, or Locust failed.
+        RequestError: the workload, a REF, the API key or the output folder is wrong.
+        InterruptedRunError: the user ended it before the first request.
+        LoadtestError: the server is not there, Locust failed before the first request, or no report can be written.
     """
     workload = read_workload(plan.workload)
-    if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
-        raise RequestError(f"--out {plan.out} is in use: give a folder that is new or empty")
-    server = ServerClient(plan.host, os.environ.get(API_KEY_VARIABLE))
+    check_unused(plan.out)
+    server = ServerClient(plan.host, api_key())
     models = server.models()
     targets = choose_targets(plan.models, models)
     baseline = baseline_of(targets, models)
     info = server.info()
-    plan.out.mkdir(parents=True, exist_ok=True)
-    rows, log = plan.out / "requests.csv", plan.out / "locust.log"
+    out = claim(plan.out)
+    rows, log = out / "requests.csv", out / LOG
     refs = ", ".join(target.ref for target in targets)
     console.print(f"{refs} under {plan.loop}: {plan.warmup_s:g} s to warm up, {plan.duration_s:g} s measured")
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     started, cpu_before_s = time.monotonic(), _children_cpu_s()
     with LocustProcess(plan, targets, rows=rows, log=log) as locust, Progress(plan, rows, console) as progress:
-        interrupted = _attend(locust, progress, console)
-        if not interrupted:
-            locust.check()
+        interrupted, trouble = _attend(locust, progress, console)
     wall_s = time.monotonic() - started
-    if not rows.exists():
-        raise LoadtestError(f"interrupted before the first request: nothing to report, see {log}")
-    with rows.open(encoding="utf-8", newline="") as lines:
-        records = Records.from_rows(read_rows(lines))
+    ended_early = interrupted or wall_s < plan.warmup_s + plan.duration_s
+    if ended_early and not interrupted:
+        trouble = trouble or f"Locust ended by itself: see {log}"
+    readable, torn = _read(rows)
+    if not readable and interrupted:
+        raise InterruptedRunError(f"interrupted before the first answer: nothing to report, see {log}")
+    if not readable and trouble:
+        raise LoadtestError(trouble)
+    troubles = [f"{trouble}; only what it had recorded until then is in this report"] if trouble else []
+    if torn:
+        troubles.append(f"{torn} lines of {rows.name} could not be read, so requests are missing in this report")
     run = Run(
         plan=plan,
         workload=workload,
@@ -75,26 +80,38 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
         baseline=baseline,
         models=models,
         info=info,
-        records=records,
+        records=Records.from_rows(readable),
         started_at=started_at,
         interrupted=interrupted,
+        ended_early=ended_early,
+        troubles=tuple(troubles),
         client_cpu_s=_children_cpu_s() - cpu_before_s,
         client_wall_s=wall_s,
     )
     summary, verdict = summarize(run)
-    write_json(summary, plan.out / "summary.json")
-    (plan.out / "report.html").write_text(render(run, summary), encoding="utf-8")
+    with whole_file(out / "summary.json") as file:
+        file.write(to_json(summary).encode("ascii"))
+    with whole_file(out / "report.html") as file:
+        # What a server says of itself may hold half of a surrogate pair.
+        file.write(render(run, summary).encode("utf-8", errors="replace"))
     compress(rows)
-    return Result(summary=summary, verdict=verdict, interrupted=interrupted, out=plan.out)
+    return Result(summary=summary, verdict=verdict, interrupted=interrupted, out=out)
 
 
-def _attend(locust: LocustProcess, progress: Progress, console: Console) -> bool:
-    """Wait for the end and show how it goes; whether the run was interrupted.
+def _read(rows: Path) -> tuple[list[Row], int]:
+    """The rows, and how many lines are none."""
+    if not rows.exists():
+        return [], 0
+    with rows.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        found = list(read_rows(lines))
+    readable = [row for row in found if row is not None]
+    return readable, len(found) - len(readable)
+
+
+def _attend(locust: LocustProcess, progress: Progress, console: Console) -> tuple[bool, str | None]:
+    """Wait for the end and show how it goes; whether the run was interrupted, and what went wrong with Locust.
 
     The first Ctrl-C (or SIGTERM) stops the load and waits for what is under way; the second one does not wait.
-
-    Raises:
-        LoadtestError: Locust does not end.
     """
     deadline = time.monotonic() + locust.longest_s
     with _sigterm_as_interrupt():
@@ -102,16 +119,20 @@ def _attend(locust: LocustProcess, progress: Progress, console: Console) -> bool
             while not locust.wait(_TICK_S):
                 progress.update()
                 if time.monotonic() > deadline:
-                    raise LoadtestError(f"Locust did not end within {locust.longest_s:.0f} s: look into its log")
+                    locust.kill()
+                    return (
+                        False,
+                        f"Locust did not end within {locust.longest_s:.0f} s and was killed: look into its log",
+                    )
         except KeyboardInterrupt:
             try:
                 console.print("interrupted: waiting for the requests that are under way, once more to leave them")
                 locust.stop()
-                locust.wait(STOP_S + _TICK_S)
+                ended = locust.wait(STOP_S + _TICK_S)
             except KeyboardInterrupt:
-                pass
-            return True
-    return False
+                ended = False
+            return True, locust.trouble() if ended else None
+    return False, locust.trouble()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ BLOCK_S = 1.0
 MIN_BLOCKS = 10  # from fewer, an interval would say more about luck than about the run
 RESAMPLES = 2000
 LEVEL = 0.95
+_LEAST_MS = 1e-6  # no clock tells less from 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +60,32 @@ def speedup(baseline: Sample, variant: Sample, *, blocks: int, seed: int) -> dic
     """Baseline over variant for each of STATISTICS: `{ratio, low, high}`, above 1 where the variant is faster.
 
     `blocks` is how many the run had. `low` and `high` bound the 95 % interval; None in a run of fewer than
-    MIN_BLOCKS. None altogether where one of the two has no answer.
+    MIN_BLOCKS. None altogether where one of the two has no answer, or has times of 0, which make no ratio.
     """
     if len(baseline.values) == 0 or len(variant.values) == 0:
         return None
     once = np.ones(blocks, dtype=np.int64)
-    ratios = baseline.statistics(once) / variant.statistics(once)
+    ratios = _ratios(baseline, variant, once)
+    if np.isnan(ratios).any():
+        return None
     low: list[float] | list[None] = [None] * len(STATISTICS)
     high: list[float] | list[None] = [None] * len(STATISTICS)
     if blocks >= MIN_BLOCKS:
         draws = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=RESAMPLES)
-        resampled = np.array([baseline.statistics(draw) / variant.statistics(draw) for draw in draws])
-        tail = (1 - LEVEL) / 2
+        resampled = np.array([_ratios(baseline, variant, draw) for draw in draws])
         # A draw may hold no answer of a variant that gets few requests.
-        low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0).tolist()
+        if not np.isnan(resampled).all(axis=0).any():
+            tail = (1 - LEVEL) / 2
+            low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0).tolist()
     return {
         name: {"ratio": float(ratio), "low": a, "high": b}
         for name, ratio, a, b in zip(STATISTICS, ratios, low, high, strict=True)
     }
+
+
+def _ratios(baseline: Sample, variant: Sample, repeats: NDArray[np.int64]) -> Floats:
+    """Baseline over variant for each of STATISTICS; NaN where one of them is 0, or nothing is left."""
+    above, below = baseline.statistics(repeats), variant.statistics(repeats)
+    ratios: Floats = np.full(len(STATISTICS), np.nan)
+    np.divide(above, below, out=ratios, where=(above > _LEAST_MS) & (below > _LEAST_MS))
+    return ratios

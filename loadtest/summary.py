@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from loadtest.environment import client_environment
@@ -31,6 +30,8 @@ class Run:
     records: Records  # everything, the warm-up too
     started_at: str  # ISO 8601
     interrupted: bool
+    ended_early: bool  # by an interrupt, or because Locust died
+    troubles: tuple[str, ...]  # what went wrong with the run itself, for its user
     client_cpu_s: float  # processor time of Locust
     client_wall_s: float
 
@@ -41,10 +42,17 @@ class Run:
 
     @property
     def end_s(self) -> float:
-        """Where the measured time ended, from the start of the load: as planned, or when the last request was due."""
+        """Where the measured time ended, from the start of the load: as planned, unless the run ended early.
+
+        Not at the last request: a server that hangs until the end is asked nothing more by a closed loop.
+        """
         planned = self.plan.warmup_s + self.plan.duration_s
-        last = float(self.records.intended_s.max()) if len(self.records) else 0.0
-        return planned if last >= planned else max(last, self.plan.warmup_s)
+        if not self.ended_early:
+            return planned
+        last_s = self.records.intended_s
+        if not self.plan.open_loop:
+            last_s = last_s + self.records.latency_ms / 1e3  # each user was at work until its last answer
+        return min(planned, max(self.plan.warmup_s, float(last_s.max(initial=0.0))))
 
     @property
     def measured_s(self) -> float:
@@ -61,7 +69,7 @@ def summarize(run: Run) -> tuple[dict[str, Any], Verdict]:
         for target in run.targets
     ]
     lag_ms = lag_figures(measured) if run.plan.open_loop else None
-    verdict = judge(variants, lag_ms)
+    verdict = judge(variants, lag_ms, troubles=run.troubles)
     answered = [figures["latency_ms"] for figures in variants if figures["latency_ms"] is not None]
     document = {
         "format": FORMAT,
@@ -81,7 +89,7 @@ def summarize(run: Run) -> tuple[dict[str, Any], Verdict]:
         "variants": variants,
         "speedups": _speedups(run, measured),
         "lag_ms": lag_ms,
-        "lag_limit_ms": lag_limits(answered) if lag_ms is not None and answered else None,
+        "lag_limit_ms": lag_limits(answered) if lag_ms is not None else None,
         "client": client_environment()
         | {"cpu_s": run.client_cpu_s, "cpu_share_of_one_core": run.client_cpu_s / run.client_wall_s},
         "server": {"host": run.plan.host, "info": run.info, "models": run.models},
@@ -127,8 +135,3 @@ def _speedups(run: Run, measured: Records) -> dict[str, Any]:
 def to_json(document: dict[str, Any]) -> str:
     """Strict JSON, in ASCII."""
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def write_json(document: dict[str, Any], path: Path) -> None:
-    """Write `summary.json`."""
-    path.write_text(to_json(document), encoding="ascii")

@@ -1,6 +1,7 @@
 """Every way in which one request can go."""
 
 import json
+import math
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -98,11 +99,20 @@ def test_a_server_without_the_count_of_tokens(server: Scripted) -> None:
         (200, {**GOOD, "ref": "g2p@pruned"}, "bad_answer"),
         (200, {**GOOD, "timings": {}}, "bad_answer"),
         (200, {**GOOD, "generated_text": None}, "bad_answer"),
+        (200, {**GOOD, "timings": {**TIMINGS, "total_ms": math.nan}}, "bad_answer"),
+        (200, {**GOOD, "timings": {**TIMINGS, "queue_ms": -0.1}}, "bad_answer"),
+        (200, {**GOOD, "timings": {**TIMINGS, "encode_ms": 1e300}}, "bad_answer"),
+        (200, {**GOOD, "timings": {**TIMINGS, "decode_ms": 10**400}}, "bad_answer"),
     ],
 )
 def test_what_is_no_answer_is_an_outcome(server: Scripted, status: int, document: Any, outcome: str) -> None:
     answer = ask(server, status, document)
     assert (answer.status, answer.outcome, answer.total_ms) == (status, outcome, None)
+
+
+@pytest.mark.parametrize("tokens", ["-1", "many", "9" * 400])
+def test_a_count_of_tokens_that_cannot_be(server: Scripted, tokens: str) -> None:
+    assert ask(server, 200, GOOD, f"X-Generated-Tokens: {tokens}").outcome == "bad_answer"
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", b"no http\r\n\r\n"])

@@ -12,7 +12,7 @@ import pytest
 
 from loadtest.loaded_models import Target
 from loadtest.plan import Plan
-from loadtest.report import headlines, render
+from loadtest.report import banners, headlines, render
 from loadtest.rows import Row
 from loadtest.summary import Run, summarize, to_json
 from loadtest.workload import Workload
@@ -46,6 +46,8 @@ def make_run(rows: list[Row], *, rate: float | None = None, duration_s: float = 
         records=records(rows),
         started_at="2026-01-01T00:00:00+00:00",
         interrupted=False,
+        ended_early=False,
+        troubles=(),
         client_cpu_s=1.0,
         client_wall_s=20.0,
     )
@@ -115,7 +117,28 @@ def test_the_speed_up_is_found_and_said() -> None:
             [each for each in steady_run(27) if each.variant == "dense"],
             None,
             20.0,
+            "pruned cannot be compared with dense: one of them was sent nothing",
+        ),
+        (
+            [
+                *(each for each in steady_run(27) if each.variant == "dense"),
+                row("g2p@pruned", at_s=6.0, outcome="connection"),
+            ],
+            None,
+            20.0,
             "pruned cannot be compared with dense: one of them answered nothing",
+        ),
+        (
+            [*steady_run(27, lag_ms=2.0), row(at_s=6.0, outcome="connection")],
+            20.0,
+            20.0,
+            "Requests failed, and the client fell behind its own schedule: nothing can be said about speed",
+        ),
+        (
+            [*steady_run(27, lag_ms=2.0), row(at_s=6.0, outcome="too_many_in_flight")],
+            20.0,
+            20.0,
+            "This run is void: the client fell behind its own schedule",
         ),
         (
             [*steady_run(12), row(at_s=6.0, outcome="overloaded")],
@@ -151,10 +174,53 @@ def test_the_summary_is_strict_json_whatever_is_missing() -> None:
     assert summary["client"]["packages"].keys() == {"locust", "gevent", "geventhttpclient", "numpy"}
 
 
-def test_an_interrupted_run_is_measured_until_its_last_request() -> None:
-    run = make_run([each for each in steady_run(27) if each.intended_s < 12], interrupted=True)
+def stalled_run() -> list[Row]:
+    """A closed loop over a server that hangs from 9 s to 30 s: until the end, its two users wait."""
+    answered = [each for each in steady_run(27) if each.intended_s < 9]
+    return [*answered, *(row(f"g2p@{name}", at_s=9.0, latency_ms=21_000.0) for name in ("dense", "pruned"))]
+
+
+@pytest.mark.parametrize("rate", [None, 0.4])
+def test_a_stall_until_the_end_is_measured_time(rate: float | None) -> None:
+    """Also the time after the last arrival of an open loop at a low rate."""
+    summary, _ = summarize(make_run(stalled_run(), rate=rate))
+    assert summary["measured_s"] == 20.0
+    assert summary["speedups"]["method"]["blocks"] == 20
+    for figures in summary["variants"]:
+        assert figures["n"] == 41
+        assert figures["requests_per_s"] == pytest.approx(41 / 20)
+        assert figures["latency_ms"]["max"] == 21_000
+
+
+def test_a_run_that_ended_early_is_measured_until_its_users_last_answers() -> None:
+    waited = [each._replace(latency_ms=min(each.latency_ms, 4_000.0)) for each in stalled_run()]
+    assert summarize(make_run(waited, ended_early=True))[0]["measured_s"] == pytest.approx(8.0)
+    assert summarize(make_run(stalled_run(), ended_early=True))[0]["measured_s"] == 20.0
+    assert summarize(make_run([], ended_early=True))[0]["measured_s"] == 0.0
+    # An open loop does not wait: what it measured ended with its last arrival.
+    assert summarize(make_run(waited, rate=20.0, ended_early=True))[0]["measured_s"] == pytest.approx(4.0)
+
+
+def test_what_went_wrong_with_the_run_stands_in_its_report() -> None:
+    trouble = "Locust was ended by SIGKILL"
+    run = make_run(steady_run(12), ended_early=True, troubles=(trouble,))
+    summary, verdict = summarize(run)
+    assert not verdict.ok
+    assert summary["verdict"]["problems"] == [trouble]
+    assert f'<p class="banner">{trouble}</p>' in render(run, summary)
+
+
+def test_what_explains_most_stands_first() -> None:
+    for outcome, first in (("connection", "1 of "), ("too_many_in_flight", "void: ")):
+        summary, verdict = summarize(make_run([*steady_run(27, lag_ms=2.0), row(at_s=6.0, outcome=outcome)], rate=20.0))
+        assert verdict.line().startswith(first)
+        assert banners(summary)[0].startswith(first)
+
+
+def test_an_interrupted_run_is_measured_until_its_last_answer() -> None:
+    run = make_run([each for each in steady_run(27) if each.intended_s < 12], interrupted=True, ended_early=True)
     summary, _ = summarize(run)
-    assert summary["measured_s"] == pytest.approx(6.95)
+    assert summary["measured_s"] == pytest.approx(6.95, abs=0.1)
     html = render(run, summary)
     assert re.search("Interrupted: (7|6.9) of 20 s were measured", html)
 

@@ -40,7 +40,7 @@ def counted(server: RunningServer) -> Counter[tuple[str, str]]:
 
 
 def command(server: RunningServer, workload: Path, out: Path, *options: str) -> list[str]:
-    known = ["--host", server.url, "--workload", str(workload), "--out", str(out), "--warmup", "1"]
+    known = ["--host", server.url, "--workload", str(workload), "--out", str(out), "--warmup", "0"]
     return [sys.executable, "-m", "loadtest", *known, *options]
 
 
@@ -160,7 +160,7 @@ def test_an_interrupt_ends_locust_and_reports_what_was_measured(
 ) -> None:
     out, before = tmp_path / "out", counted(server)
     with subprocess.Popen(
-        command(server, workload, out, "--users", "2", "--duration", "10m", "--warmup", "0"),
+        command(server, workload, out, "--users", "2", "--duration", "10m"),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         wait_for(out / "requests.csv", 20)
@@ -180,9 +180,10 @@ def test_an_interrupt_ends_locust_and_reports_what_was_measured(
 
 
 def test_locust_does_not_outlive_a_parent_that_is_killed(server: RunningServer, workload: Path, tmp_path: Path) -> None:
+    """Not even where it has so much to send that it is always behind."""
     out = tmp_path / "out"
     with subprocess.Popen(
-        command(server, workload, out, "--users", "2", "--duration", "10m"),
+        command(server, workload, out, "--rate", "100000", "--duration", "10m"),
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         wait_for(out / "requests.csv", 20)
@@ -194,12 +195,66 @@ def test_locust_does_not_outlive_a_parent_that_is_killed(server: RunningServer, 
         time.sleep(0.1)
 
 
+def test_what_a_killed_locust_had_recorded_is_reported(server: RunningServer, workload: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(server, workload, out, "--users", "2", "--duration", "10m"),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for(out / "requests.csv", 20)
+        (locust,) = locust_pids(out)
+        os.kill(locust, signal.SIGKILL)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, err
+    assert "error: Locust was ended by SIGKILL" in err
+    assert "only what it had recorded until then is in this report" in err
+    assert "Traceback" not in err
+    summary = report_of(out)
+    assert summary["requests"]["all"] == len(rows_of(out)) >= 20
+    assert summary["interrupted"] is False
+    assert 0 < summary["measured_s"] < 600
+    assert not summary["verdict"]["ok"]
+
+
+def test_more_than_the_client_can_send_makes_a_void_run(server: RunningServer, workload: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        command(server, workload, out, "--rate", "100000", "--duration", "1"),
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "void: " in done.stderr
+    summary, rows = report_of(out), rows_of(out)
+    assert summary["verdict"]["void"]
+    assert "unfinished" not in {row["outcome"] for row in rows}
+    assert {row["outcome"] for row in rows} & {"too_many_in_flight", "overloaded"}
+
+
+def test_a_full_disk_is_named_and_leaves_no_empty_report(server: RunningServer, workload: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = command(server, workload, out, "--users", "2", "--duration", "1")
+    program = f"""
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+os.execv(sys.executable, {whole!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {out}/summary.json cannot be written (File too large)")
+    assert "Traceback" not in done.stderr
+    assert {file.name for file in out.iterdir()} == {"requests.csv", "locust.log"}
+    assert re.search(r"^error: \d+ requests could not be recorded \(File too large\)", (out / "locust.log").read_text())
+
+
 def test_failed_requests_are_reported_and_end_with_1(server: RunningServer, tmp_path: Path) -> None:
     workload, out = tmp_path / "w.jsonl", tmp_path / "out"
     workload.write_text(json.dumps({"source": "one"}) + "\n" + json.dumps({"source": "x" * 100}) + "\n")
     before = counted(server)
     done = subprocess.run(
-        command(server, workload, out, "--users", "2", "--duration", "1", "--warmup", "0"),
+        command(server, workload, out, "--users", "2", "--duration", "1"),
         cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 1

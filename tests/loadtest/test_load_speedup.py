@@ -45,7 +45,8 @@ def test_a_ratio_by_hand() -> None:
     assert tuple(found) == STATISTICS
 
 
-def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
+def test_the_interval_holds_the_true_ratio_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadtest.speedup.RESAMPLES", 400)
     held, runs = 0, 40
     for seed in range(runs):
         dense = Sample.of(*requests(20, 10, 2 * seed, shared=0.3))
@@ -104,3 +105,19 @@ def test_a_variant_without_an_answer_has_no_ratio() -> None:
     some = Sample.of(*requests(20, 10, 0))
     assert speedup(some, nothing, blocks=20, seed=0) is None
     assert speedup(nothing, some, blocks=20, seed=0) is None
+
+
+@pytest.mark.parametrize("zeros", [20, 19, 11])
+def test_times_of_nothing_have_no_ratio(zeros: int) -> None:
+    at_s = np.arange(20.0)
+    values = np.where(np.arange(20) < zeros, 0.0, 5.0)
+    for baseline, variant in ((values, values), (at_s + 1, values), (values, at_s + 1)):
+        assert speedup(Sample.of(baseline, at_s), Sample.of(variant, at_s), blocks=20, seed=0) is None
+
+
+def test_draws_without_a_ratio_are_left_out() -> None:
+    at_s = np.arange(20.0)
+    rare = np.where(np.arange(20) < 8, 0.0, 5.0)  # some draws have a median of 0
+    found = speedup(Sample.of(at_s + 1, at_s), Sample.of(rare, at_s), blocks=20, seed=0)
+    assert found is not None
+    assert all(np.isfinite(list(each.values())).all() for each in found.values())

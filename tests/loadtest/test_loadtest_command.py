@@ -39,7 +39,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration_s("--duration", text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1", "1d", "1e3", "9999h", "nan", "2 m 3"])
+@pytest.mark.parametrize("text", ["", "s", "-1", "1d", "1e3", "9999h", "nan", "2 m 3", "\u0663s"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="write 90, 90s, 2m or 1h"):
         parse_duration_s("--duration", text)
@@ -52,6 +52,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         (["--users", "0"], "--users 0 is out of range"),
         (["--rate", "0"], "--rate 0 is out of range"),
         (["--rate", "inf"], "--rate inf is out of range"),
+        (["--rate", "nan"], "--rate nan is out of range"),
+        (["--seed", "-1"], "--seed -1 is out of range: give 0 or more"),
         (["--duration", "0.5"], "--duration 0.5 is too short"),
         (["--warmup", "soon"], "--warmup 'soon' is not a duration"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0 is out of range"),
@@ -97,9 +99,10 @@ def test_bad_rows_and_used_folders_come_before_the_server(workload: Path, tmp_pa
 
 def test_nash_loadtest_is_the_same_command_and_nash_stays_light() -> None:
     program = """
-import os, sys
+import os, signal, sys
 sys.argv = ["nash", "loadtest", "--rate", "3", "--help"]
 def execv(path, arguments):
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGINT}
     print(arguments[1:], [name for name in ("gevent", "locust", "matplotlib", "numpy") if name in sys.modules])
     sys.exit(0)
 os.execv = execv
@@ -108,6 +111,28 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "['-m', 'loadtest', '--rate', '3', '--help'] []", done.stderr
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_an_interrupt_of_the_start_is_130_without_a_word(moment: str) -> None:
+    """Held back by `nash loadtest` before Python is there, or while packages are imported."""
+    program = f"""
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+class Interrupting(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "loadtest.command":
+            os.kill(os.getpid(), signal.SIGINT)
+if "{moment}" == "before":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT}})
+    os.kill(os.getpid(), signal.SIGINT)
+else:
+    sys.meta_path.insert(0, Interrupting())
+from loadtest.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_help_names_every_option() -> None:

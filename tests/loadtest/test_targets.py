@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,15 @@ from typing import Any
 import pytest
 
 from loadtest.errors import LoadtestError, RequestError
-from loadtest.loaded_models import ServerClient, Target, baseline_of, checked_host, choose_targets
+from loadtest.loaded_models import (
+    API_KEY_VARIABLE,
+    ServerClient,
+    Target,
+    api_key,
+    baseline_of,
+    checked_host,
+    choose_targets,
+)
 
 
 def loaded(*refs: str) -> list[dict[str, Any]]:
@@ -73,6 +82,7 @@ def test_weights_are_read_and_names_are_unique() -> None:
         (["g2p@dense,weight=nan"], "weight=N with a number above 0"),
         (["g2p@dense,share=2"], "'share=2' is not weight=N"),
         (["g2p@dense,"], "write g2p@dense,weight=2"),
+        (["g2p@dense,weight=1e308", "g2p@pruned,weight=1e308"], "only their proportion counts, give smaller ones"),
     ],
 )
 def test_bad_models_are_refused(asked: list[str], message: str) -> None:
@@ -86,7 +96,13 @@ def test_dense_is_the_baseline_wherever_it_stands() -> None:
     assert baseline_of(choose_targets(["g2p@pruned-1", "g2p@pruned"], models), models).ref == "g2p@pruned-1"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:8000", "ftp://a", "http://", "http://a?b", "http://a:99999", "http://u@a"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1:8000", "ftp://a", "http://", "http://a?b", "http://a:99999", "http://u@a"),
+        *("http://a b", "http://a/b c", "http://a/\x7f", "http://a/\u00e9", "http://a\n.example"),
+    ],
+)
 def test_what_is_no_address_is_refused(host: str) -> None:
     with pytest.raises(RequestError, match="write one such as http://127"):
         checked_host(host)
@@ -101,6 +117,47 @@ def test_the_key_is_sent() -> None:
     with answering({"/health/ready": READY, "/models": (200, json.dumps(loaded("a@b")).encode())}) as (host, asked):
         assert ServerClient(host, "secret").models() == loaded("a@b")
         assert [headers["Authorization"] for headers in asked] == ["Bearer secret"] * 2
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
+def test_what_speaks_something_else(answer: bytes) -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(LoadtestError, match=r"does not speak HTTP .* give the address of a nash server"):
+            ServerClient(f"http://127.0.0.1:{server.server_address[1]}", None).models()
+        thread.join()
+
+
+def test_white_space_around_the_key_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, key in ((" secret\r\n", "secret"), ("\n", None), ("", None)):
+        monkeypatch.setenv(API_KEY_VARIABLE, value)
+        assert api_key() == key
+    monkeypatch.delenv(API_KEY_VARIABLE)
+    assert api_key() is None
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "sec\x01ret", "sec\u00e9ret"])
+def test_a_key_that_no_header_may_hold_is_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(API_KEY_VARIABLE, key)
+    with pytest.raises(RequestError, match="NASH_API_KEY has characters that no HTTP header may hold") as raised:
+        api_key()
+    assert "sec" not in str(raised.value)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_refused(number: str) -> None:
+    models = json.dumps([{**loaded("a@b")[0], "size": 0}]).replace("0", number).encode()
+    answers = {"/health/ready": READY, "/models": (200, models), "/info": (200, models)}
+    with answering(answers) as (host, _):
+        for ask in (ServerClient(host, None).models, ServerClient(host, None).info):
+            with pytest.raises(LoadtestError, match="is not JSON"):
+                ask()
 
 
 @pytest.mark.parametrize(

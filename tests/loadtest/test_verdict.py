@@ -57,4 +57,22 @@ def test_failures_and_silent_variants_are_problems() -> None:
         "5 of 105 requests failed (connection, overloaded)",
     )
     assert not verdict.ok
-    assert judge([figures("dense", ok=0)], None).line() == "dense answered no request"
+
+
+def test_a_variant_that_was_asked_nothing_is_not_to_blame() -> None:
+    for lag_ms in (None, lag()):
+        assert judge([figures("dense", ok=0)], lag_ms).line() == (
+            "dense was sent no request in the measured time: give a longer --duration, or more load"
+        )
+
+
+def test_where_nothing_was_answered_a_second_is_too_late() -> None:
+    nothing = [figures("dense", ok=0, failed={"too_many_in_flight": 10})]
+    assert judge(nothing, lag(p50=999.0)).void is None
+    void = judge(nothing, lag(p50=1001.0)).void
+    assert void is not None
+    assert "p50 of the client's lag behind its schedule is 1001.00 ms" in void
+
+
+def test_trouble_with_the_run_is_a_problem() -> None:
+    assert judge(BOTH, None, troubles=["Locust died"]).problems == ("Locust died",)

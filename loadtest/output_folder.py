@@ -1,0 +1,77 @@
+"""The folder that a run leaves: one run's alone, and no file in it that is only half there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO
+
+from loadtest.errors import LoadtestError, RequestError
+
+LOG = "locust.log"
+
+
+def check_unused(out: Path | None) -> None:
+    """Refuse early what `claim` would refuse later.
+
+    Raises:
+        RequestError: something is there.
+    """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise _in_use(out)
+
+
+def claim(out: Path | None) -> Path:
+    """Make `out` this run's folder, or a new one under runs/ that is named after the time. An empty log stands in it.
+
+    Raises:
+        RequestError: something is there, or another run was quicker.
+    """
+    if out is None:
+        return _claim_by_time()
+    out.mkdir(parents=True, exist_ok=True)
+    check_unused(out)
+    try:
+        (out / LOG).touch(exist_ok=False)  # of two runs that saw an empty folder, one makes the first file
+    except FileExistsError as error:
+        raise _in_use(out) from error
+    return out
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name when all of it is there.
+
+    Raises:
+        LoadtestError: it cannot be written; nothing is left of it.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise LoadtestError(
+            f"{path} cannot be written ({error.strerror or error}): the folder holds all that is left of the run"
+        ) from error
+
+
+def _claim_by_time() -> Path:
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    name = f"loadtest-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        out = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            out.mkdir()
+        except FileExistsError:
+            continue
+        break
+    (out / LOG).touch()
+    return out
+
+
+def _in_use(out: Path) -> RequestError:
+    return RequestError(f"--out {out} is in use: give a folder that is new or empty")
