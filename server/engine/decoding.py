@@ -138,8 +138,7 @@ def _choose_candidates(logits_NV: Tensor, wants: Ordered[Want], rows: list[int],
         scores_RV = _scores(logits_NV, wants, list(steered))
         options |= _options(scores_RV, wants, list(steered))
     if quiet:
-        logits_RV = at_least_float32(_take(logits_NV, quiet))
-        options |= _options(logits_RV, wants, quiet, logits_RV.logsumexp(-1, keepdim=True))
+        options |= _options(_all_logprobs(logits_NV, quiet), wants, quiet)
     for search, by_beam in searches.items():
         decoding = wants[by_beam[0]].decoding
         row_of = [by_beam[beam if len(by_beam) > 1 else 0] for beam in range(search.beams)]
@@ -181,9 +180,7 @@ def _scores(logits_NV: Tensor, wants: Ordered[Want], rows: list[int]) -> Tensor:
     return scores_RV
 
 
-def _options(
-    scores_RV: Tensor, wants: Ordered[Want], rows: list[int], normalizer_R1: Tensor | float = 0.0
-) -> dict[int, list[tuple[float, int]]]:
+def _options(scores_RV: Tensor, wants: Ordered[Want], rows: list[int]) -> dict[int, list[tuple[float, int]]]:
     """By row, its best scores with their tokens, as many as its search looks at."""
     widths = []
     for i in rows:
@@ -191,7 +188,7 @@ def _options(
         assert search is not None, "not a beam"
         widths.append(search.width)
     scores_RC, tokens_RC = likeliest(scores_RV, min(max(widths), scores_RV.shape[1]))
-    scores, tokens = (scores_RC - normalizer_R1).tolist(), tokens_RC.tolist()
+    scores, tokens = scores_RC.tolist(), tokens_RC.tolist()
     return {
         i: list(zip(scores[at][:width], tokens[at][:width], strict=True))
         for at, (i, width) in enumerate(zip(rows, widths, strict=True))
@@ -232,19 +229,20 @@ def _logprobs(logits_NV: Tensor, pairs: list[tuple[int, int]]) -> list[float]:
     """The model's own log-probability of each (row, token)."""
     rows = sorted({row for row, _ in pairs})
     at = {row: position for position, row in enumerate(rows)}
-    logits_RV = at_least_float32(_take(logits_NV, rows))
-    normalizer_R = logits_RV.logsumexp(-1)
-    positions = [at[row] for row, _ in pairs]
-    logprobs: list[float] = (logits_RV[positions, [token for _, token in pairs]] - normalizer_R[positions]).tolist()
+    logprobs: list[float] = _all_logprobs(logits_NV, rows)[
+        [at[row] for row, _ in pairs], [token for _, token in pairs]
+    ].tolist()
     return logprobs
 
 
+def _all_logprobs(logits_NV: Tensor, rows: list[int]) -> Tensor:
+    return at_least_float32(_take(logits_NV, rows)).log_softmax(-1)
+
+
 def _note_top_tokens(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
-    logits_RV = at_least_float32(_take(logits_NV, rows))
-    counts = [min(wants[i].decoding.top_n, logits_RV.shape[1]) for i in rows]
-    logits_RC, tokens_RC = likeliest(logits_RV, max(counts))
-    logprobs = (logits_RC - logits_RV.logsumexp(-1, keepdim=True)).tolist()
-    for i, count, own, tokens in zip(rows, counts, logprobs, tokens_RC.tolist(), strict=True):
+    counts = [min(wants[i].decoding.top_n, logits_NV.shape[1]) for i in rows]
+    logprobs_RC, tokens_RC = likeliest(_all_logprobs(logits_NV, rows), max(counts))
+    for i, count, own, tokens in zip(rows, counts, logprobs_RC.tolist(), tokens_RC.tolist(), strict=True):
         chosen.top_tokens[i] = [
             TopToken(id=token, logprob=logprob) for token, logprob in zip(tokens[:count], own, strict=False)
         ]

@@ -1,6 +1,6 @@
 """From scores to tokens: the likeliest, the likeliest few, or one drawn at random.
 
-Axes: N or R rows, V vocabulary, K blocks of the vocabulary, C candidates of a row, D draws.
+Axes: N or R rows, V vocabulary, K blocks of B tokens of it, T tokens after the last whole block, C candidates.
 
 Randomness is counter-based: the number that decides a token is a hash (BLAKE2b) of the request's seed, of which of its
 samples it is, and of the token's position. So a text depends on nothing that runs beside it, and no generator's state
@@ -14,18 +14,23 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from server.engine.sequence import GenerationParameters
 
-# torch's argmax walks a row element by element, its amax is vectorized. From this vocabulary on it is quicker to take
-# the maximum of every block first and to search only the best one.
+# torch's argmax, topk and cumsum walk a row element by element, its amax and sum are vectorized. From this vocabulary
+# on it is quicker to reduce every block first and to search only the best, or the right, ones.
 _BLOCKWISE_FROM = 2048
-_LARGEST_BLOCK = 320
+_BLOCK = 128
 
 # Sampling sorts only so many candidates more than top_k keeps; scores equal to the last one kept are kept too.
 _TIES = 14
 _LARGEST_TOP_K = 512  # from there on the whole vocabulary is no dearer
+
+# Top-p and typical look at so many tokens before they sort the whole vocabulary, which takes milliseconds a row.
+_FIRST_LOOK = 256
+_MASS_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,33 +43,35 @@ class Choice:
 
 def greedy(logits_NV: Tensor) -> Choice:
     """The first of the highest logits of each row, as `argmax` would choose it."""
-    size = _block_size(logits_NV.shape[1])
-    if logits_NV.device.type != "cpu" or size == 1:
+    if not _blockwise(logits_NV):
         peaks_N, tokens_N = logits_NV.max(-1)
         return Choice(tokens_N=tokens_N, peaks_N=peaks_N)
-    blocks_NKV = logits_NV.view(len(logits_NV), -1, size)
-    peaks_N, block_N = blocks_NKV.amax(-1).max(-1)
-    within_N = blocks_NKV[torch.arange(len(block_N)), block_N].argmax(-1)
-    return Choice(tokens_N=block_N.mul_(size).add_(within_N), peaks_N=peaks_N)
+    blocks_NKB, rest_NT = _blocks(logits_NV)
+    peaks_N, block_N = blocks_NKB.amax(-1).max(-1)
+    within_N = blocks_NKB[torch.arange(len(block_N)), block_N].argmax(-1)
+    tokens_N = block_N.mul_(_BLOCK).add_(within_N)
+    if rest_NT.shape[1]:
+        last_N, at_N = rest_NT.max(-1)
+        tokens_N = torch.where(last_N > peaks_N, at_N + (logits_NV.shape[1] - rest_NT.shape[1]), tokens_N)
+        peaks_N = torch.maximum(peaks_N, last_N)
+    return Choice(tokens_N=tokens_N, peaks_N=peaks_N)
 
 
 def likeliest(scores_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` highest scores of each row, highest first, and their tokens; both [R, C]."""
-    vocabulary = scores_RV.shape[1]
-    size = _block_size(vocabulary)
-    if scores_RV.device.type != "cpu" or size == 1 or count * size > vocabulary // 2:
+    rows, vocabulary = scores_RV.shape
+    if not _blockwise(scores_RV) or count * _BLOCK > vocabulary:
         return scores_RV.topk(min(count, vocabulary))
-    blocks_RKV = scores_RV.view(len(scores_RV), -1, size)
-    block_RC = blocks_RKV.amax(-1).topk(count, sorted=False).indices  # no other block holds one of the highest
-    rows_R1 = torch.arange(len(scores_RV))[:, None]
-    values_RC, within_RC = blocks_RKV[rows_R1, block_RC].view(len(scores_RV), -1).topk(count)
-    return values_RC, block_RC.gather(1, within_RC // size).mul_(size).add_(within_RC % size)
-
-
-def peak_logprobs(logits_NV: Tensor, peaks_N: Tensor) -> Tensor:
-    """Natural log-probability of each row's highest logit, [N], in at least float32."""
-    logits_NV = at_least_float32(logits_NV)
-    return peaks_N.to(logits_NV.dtype) - logits_NV.logsumexp(-1)
+    blocks_RKB, rest_RT = _blocks(scores_RV)
+    block_RC = blocks_RKB.amax(-1).topk(count, sorted=False).indices  # no other block holds one of the highest
+    best_RD = blocks_RKB[torch.arange(rows)[:, None], block_RC].view(rows, -1)
+    ids_RD = (block_RC[:, :, None] * _BLOCK + torch.arange(_BLOCK)).view(rows, -1)
+    if rest_RT.shape[1]:
+        best_RD = torch.cat((best_RD, rest_RT), dim=1)
+        last_T = torch.arange(vocabulary - rest_RT.shape[1], vocabulary)
+        ids_RD = torch.cat((ids_RD, last_T.expand(rows, -1)), dim=1)
+    values_RC, at_RC = best_RD.topk(count)
+    return values_RC, ids_RD.gather(1, at_RC)
 
 
 def at_least_float32(logits_NV: Tensor) -> Tensor:
@@ -179,6 +186,22 @@ def _narrow(scores_RC: Tensor, parameters: Ordered[GenerationParameters], keep: 
 
 def _top_p(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
     """Keep the likeliest tokens that together have the mass."""
+    if scores_RC.shape[1] <= 4 * _FIRST_LOOK:
+        return _top_p_of_all(scores_RC, mass_R1, keep)
+    best_RL, ids_RL = likeliest(scores_RC, _FIRST_LOOK)
+    shares_RL = (best_RL - scores_RC.logsumexp(-1, keepdim=True)).exp_()
+    ends_RL = shares_RL.cumsum(-1)
+    removed_RL = ends_RL - shares_RL >= mass_R1
+    removed_RL[:, :keep] = False
+    kept_RC = torch.full_like(scores_RC, -math.inf)
+    kept_RC.scatter_(1, ids_RL, best_RL.masked_fill_(removed_RL, -math.inf))
+    beyond = (ends_RL[:, -1:] < mass_R1 + _MASS_ROUNDING)[:, 0].nonzero()[:, 0]
+    if len(beyond):
+        kept_RC[beyond] = _top_p_of_all(scores_RC[beyond], mass_R1[beyond], keep)
+    return kept_RC
+
+
+def _top_p_of_all(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
     ascending_RC, order_RC = scores_RC.sort()
     remove_RC = ascending_RC.softmax(-1).cumsum(-1) <= 1 - mass_R1
     remove_RC[:, -keep:] = False
@@ -189,29 +212,61 @@ def _typical(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
     """Keep the tokens whose surprise is nearest the expected one, and which together have the mass."""
     logprobs_RC = scores_RC.log_softmax(-1)
     entropy_R1 = -(logprobs_RC * logprobs_RC.exp()).nansum(-1, keepdim=True)
-    distance_RC, order_RC = (-logprobs_RC - entropy_R1).abs().sort()
-    sums_RC = scores_RC.gather(1, order_RC).softmax(-1).cumsum(-1)
-    last_R1 = (sums_RC < mass_R1).sum(1, keepdim=True).clamp_(max=scores_RC.shape[1] - 1)
-    remove_RC = distance_RC > distance_RC.gather(1, last_R1)
-    remove_RC[:, :keep] = False
-    return scores_RC.masked_fill(remove_RC.scatter(1, order_RC, remove_RC), -math.inf)
+    closeness_RC = logprobs_RC.add_(entropy_R1).abs_().neg_()
+    look = _FIRST_LOOK if scores_RC.shape[1] > 4 * _FIRST_LOOK else scores_RC.shape[1]
+    nearest_RL, ids_RL = likeliest(closeness_RC, look)
+    before_RL = _mass_up_to(scores_RC, ids_RL) < mass_R1
+    if look < scores_RC.shape[1] and bool(before_RL[:, -1].any()):
+        nearest_RL, ids_RL = closeness_RC.sort(descending=True)
+        before_RL = _mass_up_to(scores_RC, ids_RL) < mass_R1
+    last_R1 = before_RL.sum(1, keepdim=True).clamp_(max=nearest_RL.shape[1] - 1)
+    remove_RC = closeness_RC < nearest_RL.gather(1, last_R1)
+    remove_RC.scatter_(1, ids_RL[:, :keep], False)
+    return scores_RC.masked_fill(remove_RC, -math.inf)
+
+
+def _mass_up_to(scores_RC: Tensor, ids_RL: Tensor) -> Tensor:
+    """The probability of these tokens, each with those before it."""
+    return (scores_RC.gather(1, ids_RL) - scores_RC.logsumexp(-1, keepdim=True)).exp_().cumsum(-1)
 
 
 def _draw(scores_RC: Tensor, ids_RC: Tensor, numbers: Ordered[float]) -> list[int]:
-    ends_RC = scores_RC.double().softmax(-1).cumsum(-1)
-    at_R1 = _column(numbers, ends_RC, torch.double) * ends_RC[:, -1:]
-    index_R1 = torch.searchsorted(ends_RC, at_R1, right=True).clamp_(max=scores_RC.shape[1] - 1)
+    """Overwrites the scores."""
+    shares_RC = scores_RC.sub_(scores_RC.amax(-1, keepdim=True)).exp_()  # of a sum that is not yet 1
+    number_R1 = _column(numbers, shares_RC, torch.double)
+    if _blockwise(shares_RC):
+        rest = shares_RC.shape[1] % _BLOCK
+        shares_RKB = (F.pad(shares_RC, (0, _BLOCK - rest)) if rest else shares_RC).view(len(numbers), -1, _BLOCK)
+        block_R1, number_R1 = _find(shares_RKB.sum(-1), number_R1)
+        shares_RB = shares_RKB[torch.arange(len(numbers)), block_R1[:, 0]]
+        index_R1 = block_R1 * _BLOCK + _find(shares_RB, number_R1)[0]
+    else:
+        index_R1, _ = _find(shares_RC, number_R1)
     tokens: list[int] = ids_RC.gather(1, index_R1)[:, 0].tolist()
     return tokens
+
+
+def _find(shares_RC: Tensor, number_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The share in which each number, of [0, 1), falls, and where in it, from 0 to 1; both [R, 1]."""
+    ends_RC = shares_RC.cumsum(-1, dtype=torch.double)
+    at_R1 = number_R1 * ends_RC[:, -1:]
+    # The last one that is not empty takes what rounding puts past the end.
+    last_R1 = (ends_RC < ends_RC[:, -1:]).sum(1, keepdim=True)
+    index_R1 = torch.searchsorted(ends_RC, at_R1, right=True).minimum(last_R1)
+    share_R1 = shares_RC.gather(1, index_R1).double()
+    return index_R1, (1 - (ends_RC.gather(1, index_R1) - at_R1) / share_R1).clamp_(0, 1)
 
 
 def _column(values: Ordered[float], like: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
 
 
-def _block_size(vocabulary: int) -> int:
-    """The largest divisor that makes a good block; 1 where whole rows are as quick."""
-    if vocabulary < _BLOCKWISE_FROM:
-        return 1
-    divisors = [size for size in range(64, _LARGEST_BLOCK + 1) if vocabulary % size == 0]
-    return max(divisors, default=1)
+def _blockwise(scores_RV: Tensor) -> bool:
+    """Whether blocks pay."""
+    return scores_RV.device.type == "cpu" and scores_RV.shape[1] >= _BLOCKWISE_FROM
+
+
+def _blocks(scores_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of the whole blocks, [R, K, B], and of what is left, [R, T]."""
+    whole = scores_RV.shape[1] // _BLOCK * _BLOCK
+    return scores_RV[:, :whole].view(len(scores_RV), -1, _BLOCK), scores_RV[:, whole:]

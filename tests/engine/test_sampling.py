@@ -16,14 +16,13 @@ from server.engine.sampling import (
     draw_without_replacement,
     greedy,
     likeliest,
-    peak_logprobs,
     sample,
     uniform,
     warp,
 )
 from server.engine.sequence import GenerationParameters
 
-# Small; in blocks of 128 (T5's own), of 300 (T5's tokenizer), with a prime that has no blocks.
+# Small; whole blocks (T5's own vocabulary); blocks and a rest.
 VOCABULARIES = [1, 72, 32128, 32100, 32117]
 
 
@@ -38,8 +37,6 @@ def test_the_choice_is_the_first_of_the_highest(vocabulary: int) -> None:
     choice = greedy(logits)
     assert torch.equal(choice.tokens_N, logits.argmax(-1))
     assert torch.equal(choice.peaks_N, logits.amax(-1))
-    expected = logits.log_softmax(-1).amax(-1)
-    assert torch.allclose(peak_logprobs(logits, choice.peaks_N), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES[1:])
@@ -48,12 +45,8 @@ def test_what_is_not_finite_shows_in_the_peak_of_its_row_alone(vocabulary: int, 
     logits = torch.randn(3, vocabulary)
     logits[1, vocabulary // 3] = value
     assert greedy(logits).peaks_N.isfinite().tolist() == [True, False, True]
-
-
-def test_logprobs_of_half_precision_are_computed_in_float32() -> None:
-    logits = torch.randn(4, 72, dtype=torch.bfloat16)
-    expected = logits.float().log_softmax(-1).amax(-1)
-    assert torch.allclose(peak_logprobs(logits, logits.amax(-1)), expected, atol=1e-6)
+    logits[2, -1] = value
+    assert greedy(logits).peaks_N.isfinite().tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
@@ -62,6 +55,7 @@ def test_the_likeliest_few_are_those_of_topk(vocabulary: int, count: int) -> Non
     scores = torch.randn(5, vocabulary)
     scores[1, : vocabulary // 2] = 5.0  # ties
     scores[2, 10:] = -math.inf
+    scores[3, -3:] = 9.0
     expected = scores.topk(min(count, vocabulary))
     values, tokens = likeliest(scores, min(count, vocabulary))
     assert torch.equal(values, expected.values)
@@ -101,10 +95,11 @@ def theirs(parameters: GenerationParameters, keep: int = 1) -> LogitsProcessorLi
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-@pytest.mark.parametrize("vocabulary", [72, 4096])
-def test_warping_is_transformers_in_rows_of_all_kinds(vocabulary: int, keep: int) -> None:
+@pytest.mark.parametrize("vocabulary", [72, 4111])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 8.0])  # from where the mass is anywhere to where a few tokens have it
+def test_warping_is_transformers_in_rows_of_all_kinds(vocabulary: int, spread: float, keep: int) -> None:
     parameters = [sampling(**fields) for fields in WARPS.values()]
-    scores = 3 * torch.randn(len(parameters), vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    scores = spread * torch.randn(len(parameters), vocabulary, generator=torch.Generator().manual_seed(vocabulary))
     before = scores.clone()
     expected = torch.cat(
         [theirs(each, keep)(None, row[None].clone()) for each, row in zip(parameters, scores, strict=True)]
@@ -118,17 +113,17 @@ def theirs_probabilities(scores: torch.Tensor, parameters: GenerationParameters)
     return warped.double().softmax(-1)
 
 
-@pytest.mark.parametrize("vocabulary", [72, 4096])
+@pytest.mark.parametrize("vocabulary", [72, 4111])
 def test_each_token_has_its_share_of_the_numbers(vocabulary: int) -> None:
     """A sweep over [0, 1) in even steps draws each token as often as its warped probability says, but for one step."""
-    steps = 4000
+    steps = 1000
     numbers = [(step + 0.5) / steps for step in range(steps)]
     scores = 3 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(1))
     for fields in WARPS.values():
         parameters = sampling(**fields)
         tokens: list[int] = []
-        for start in range(0, steps, 500):
-            part = numbers[start : start + 500]
+        for start in range(0, steps, 250):
+            part = numbers[start : start + 250]
             tokens += sample(scores.expand(len(part), -1), [parameters] * len(part), part)
         counts = torch.bincount(torch.tensor(tokens), minlength=vocabulary)
         expected = theirs_probabilities(scores, parameters) * steps
