@@ -39,9 +39,13 @@ def counted(server: RunningServer) -> Counter[tuple[str, str]]:
     return Counter({(label["variant"], label["outcome"]): int(value) for label, value in labels if value})
 
 
+# As `python -m loadtest`, without the load after the measured time: nothing here depends on it.
+QUICKLY = "import loadtest.locust_process as locust; locust.RUN_ON_S = 0; from loadtest.__main__ import main; main()"
+
+
 def command(server: RunningServer, workload: Path, out: Path, *options: str) -> list[str]:
     known = ["--host", server.url, "--workload", str(workload), "--out", str(out), "--warmup", "0"]
-    return [sys.executable, "-m", "loadtest", *known, *options]
+    return [sys.executable, "-c", QUICKLY, *known, *options]
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
@@ -216,20 +220,6 @@ def test_what_a_killed_locust_had_recorded_is_reported(server: RunningServer, wo
     assert not summary["verdict"]["ok"]
 
 
-def test_more_than_the_client_can_send_makes_a_void_run(server: RunningServer, workload: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = subprocess.run(
-        command(server, workload, out, "--rate", "100000", "--duration", "1"),
-        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "void: " in done.stderr
-    summary, rows = report_of(out), rows_of(out)
-    assert summary["verdict"]["void"]
-    assert "unfinished" not in {row["outcome"] for row in rows}
-    assert {row["outcome"] for row in rows} & {"too_many_in_flight", "overloaded"}
-
-
 def test_a_full_disk_is_named_and_leaves_no_empty_report(server: RunningServer, workload: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     whole = command(server, workload, out, "--users", "2", "--duration", "1")
@@ -283,7 +273,7 @@ def test_a_model_that_is_not_loaded_is_named_with_what_is(
 def test_arrivals_beyond_the_bound_are_recorded_as_failed(
     server: RunningServer, workload: Path, tmp_path: Path
 ) -> None:
-    """And requests that never end are, too, when the run's patience is over."""
+    """And requests that never end are, too, when the run's patience is over. A client that is always behind stops."""
     rows = tmp_path / "rows.csv"
     program = f"""
 import sys, threading, http.server, json, time
@@ -303,7 +293,7 @@ server.daemon_threads = True
 threading.Thread(target=server.serve_forever, daemon=True).start()
 locustfile.MAX_IN_FLIGHT = 3
 sys.argv = ["locust", "-f", locustfile.__file__, "--headless", "--host", "http://127.0.0.1:%d" % server.server_port,
-    "--rate", "20", "--run-time", "2s", "--stop-timeout", "1", "--workload", {str(workload)!r},
+    "--rate", "100000", "--run-time", "1s", "--stop-timeout", "1", "--workload", {str(workload)!r},
     "--rows", {str(rows)!r}, "ArrivalUser"]
 import locust.main
 locust.main.load_locustfile = lambda path: ({{"ArrivalUser": locustfile.ArrivalUser}}, [])
@@ -316,5 +306,5 @@ locust.main.main()
     with rows.open(encoding="utf-8", newline="") as lines:
         outcomes = Counter(row["outcome"] for row in csv.DictReader(lines))
     assert outcomes["unfinished"] == 3
-    assert outcomes["too_many_in_flight"] > 5
+    assert outcomes["too_many_in_flight"] > 100
     assert set(outcomes) == {"unfinished", "too_many_in_flight"}
