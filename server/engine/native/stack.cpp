@@ -37,8 +37,8 @@ constexpr int kPrivateRows = 4;  // up to so many rows, each thread converting a
 // One thread's part of a pass. The functions are called by all threads of the pool in the same order.
 class Worker {
  public:
-  Worker(const Stack& stack, const Rows& rows, const Workspace& space, Pool& pool, int thread)
-      : stack_(stack), rows_(rows), space_(space), pool_(pool), thread_(thread), threads_(pool.size()) {}
+  Worker(const Stack& stack, const Rows& rows, const Workspace& space, Pool& pool, int thread, int threads)
+      : stack_(stack), rows_(rows), space_(space), pool_(pool), thread_(thread), threads_(threads) {}
 
   void embed() {
     const int width = stack_.width;
@@ -59,7 +59,7 @@ class Worker {
       }
       if (stack_.embedding_norm.gain) norm_in_place(stack_, stack_.embedding_norm, x);
     });
-    pool_.barrier();
+    pool_.barrier(thread_);
   }
 
   void layers() {
@@ -117,7 +117,7 @@ class Worker {
       const float* row = x + static_cast<size_t>(selected ? selected[r] : r) * width;
       convert(m, row, norm ? moments(stack_, row) : Moments{0.f, 1.f}, data + r * stride, scales + r);
     }
-    if (!own) pool_.barrier();
+    if (!own) pool_.barrier(thread_);
     return {data, stride, scales};
   }
 
@@ -161,7 +161,7 @@ class Worker {
                pairs, space_.context + place);
       }
     }
-    pool_.barrier();
+    pool_.barrier(thread_);
   }
 
   void self_attention(const Attention& attention) {
@@ -169,7 +169,7 @@ class Worker {
     const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
     project_queries(attention, in);
     project_keys_values(attention, rows_.slots, in);
-    pool_.barrier();
+    pool_.barrier(thread_);
     attend_rows(attention, rows_.slots,
                 [&](int r) { return stack_.causal ? rows_.positions[r] + 1 : rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
@@ -179,7 +179,7 @@ class Worker {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
     const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
     project_queries(attention, in);
-    pool_.barrier();
+    pool_.barrier(thread_);
     attend_rows(attention, rows_.memory_slots, [&](int r) { return rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
   }
@@ -200,7 +200,7 @@ class Worker {
         _mm512_mask_storeu_ps(place, mask, _mm512_mul_ps(load(place, mask), v));
       });
     }
-    pool_.barrier();
+    pool_.barrier(thread_);
     add(ffn.out, space_.units, units, ffn.after);
   }
 
@@ -212,10 +212,10 @@ class Worker {
       const __mmask16 mask = tail(stack_.width - column);
       _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(load(place, mask), v));
     });
-    pool_.barrier();
+    pool_.barrier(thread_);
     if (stack_.norm_first) return;
     each_row(rows_.rows, [&](int r) { norm_in_place(stack_, after, hidden(r)); });
-    pool_.barrier();
+    pool_.barrier(thread_);
   }
 
  private:
@@ -282,8 +282,8 @@ void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dt
 // Encode whole sources; their keys and values go into the slots `memory_slots` of the decoder's cross-attention.
 void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread) {
-    Worker worker(*encoder, *rows, *space, threads, thread);
+  threads.run([&](int thread, int count) {
+    Worker worker(*encoder, *rows, *space, threads, thread, count);
     worker.embed();
     worker.layers();
     worker.fill_memory(*decoder, rows->memory_slots);
@@ -293,8 +293,8 @@ void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, c
 // Advance sequences by a row each or several; `logits` [wanted][V].
 void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread) {
-    Worker worker(*decoder, *rows, *space, threads, thread);
+  threads.run([&](int thread, int count) {
+    Worker worker(*decoder, *rows, *space, threads, thread, count);
     worker.embed();
     worker.layers();
     worker.logits(logits);
