@@ -11,7 +11,8 @@ RUN groupadd --gid 10001 nash \
     && useradd --no-log-init --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nash
 WORKDIR /app
 
-FROM python:3.11-slim-bookworm AS build
+# Not the slim one: it has the compiler that the engine's native operator needs.
+FROM python:3.11-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 # Without pip of its own: the image has no use for it.
