@@ -72,7 +72,9 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
         raise LoadtestError(trouble)
     troubles = [f"{trouble}; only what it had recorded until then is in this report"] if trouble else []
     if torn:
-        troubles.append(f"{torn} lines of {rows.name} could not be read, so requests are missing in this report")
+        troubles.append(
+            f"lines of {rows.name} that could not be read: {torn}; so many requests or more are missing in this report"
+        )
     run = Run(
         plan=plan,
         workload=workload,
