@@ -6,6 +6,7 @@ head, C capacity of a slot in positions, K buckets of distance.
 
 import ctypes
 import itertools
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class NativeBackend:
         longest = max(config.max_source_tokens, config.max_new_tokens + 1)
         cpu = torch.device("cpu")
         with open_network(directory, spec, dtype=torch.float32, device=cpu, longest=longest) as net:
+            _check_memory(_weight_bytes(spec, config), _CachePlan(net, config).nbytes, config)
             return cls(net, config)
 
     def __init__(self, net: network.Network, config: EngineConfig) -> None:
@@ -62,8 +64,7 @@ class NativeBackend:
         assert found is not None, "callers ask why_not_native first"
         self._library = found
         threads = config.threads or torch.get_num_threads()
-        cache = _CachePlan(net, config, half=config.dtype != "float32")
-        _check_memory(cache.nbytes, config)
+        cache = _CachePlan(net, config)
         self._weights, self._caches = Arena(), Arena()
         builder = _Builder(found, net, DTYPES[config.dtype], self._weights, self._caches, cache)
         self._encoder, self._decoder = builder.encoder(), builder.decoder()
@@ -177,7 +178,8 @@ class NativeBackend:
 class _CachePlan:
     """Sizes of the caches."""
 
-    def __init__(self, net: network.Network, config: EngineConfig, *, half: bool) -> None:
+    def __init__(self, net: network.Network, config: EngineConfig) -> None:
+        half = config.dtype != "float32"
         self.dtype = torch.bfloat16 if half else torch.float32
         self.width = net.head_dim + net.head_dim % 2 if half else net.head_dim  # bfloat16 comes in pairs
         self.slots = config.slots
@@ -193,12 +195,24 @@ class _CachePlan:
         self.nbytes = 2 * (own + source + encoder) * self.width * self.dtype.itemsize
 
 
-def _check_memory(needed: int, config: EngineConfig) -> None:
+def _weight_bytes(spec: ModelSpec, config: EngineConfig) -> int:
+    """What the weights will take, about: packed they are a little larger, and an output matrix is there beside the
+    embedding that it is tied to, because a norm is folded into it.
+    """
+    tensors = sum(math.prod(shape) for _, shape in spec.tensor_shapes())
+    size, looked_up = (1, 2) if config.dtype == "int8" else (4, 4) if config.dtype == "float32" else (2, 2)
+    return (tensors + spec.target_vocab_size * spec.d_model) * size + spec.vocab_size * spec.d_model * (
+        looked_up - size
+    )
+
+
+def _check_memory(weights: int, caches: int, config: EngineConfig) -> None:
     available = available_bytes(torch.device("cpu"))
-    if needed > available:
+    if weights + caches > available:
         raise LoadError(
-            f"the caches of {config.slots} slots with {config.max_source_tokens} source and {config.max_new_tokens} "
-            f"new tokens need {needed / 1e6:.0f} MB, but {available / 1e6:.0f} MB are free: lower one of the three"
+            f"{weights / 1e6:.0f} MB of weights and the caches of {config.slots} slots with "
+            f"{config.max_source_tokens} source and {config.max_new_tokens} new tokens need "
+            f"{(weights + caches) / 1e6:.0f} MB, but {available / 1e6:.0f} MB are free: lower one of the three"
         )
 
 
