@@ -47,6 +47,8 @@ class Stack:
             text=True,
             cwd=native.ROOT,
             env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+            # Who runs the tests under nohup ignores SIGHUP, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         self._lines: queue.Queue[str] = queue.Queue()
         self.seen = ""
