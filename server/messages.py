@@ -70,6 +70,8 @@ class TokenReport(msgspec.Struct, frozen=True, array_like=True):
     logprob: float | None
     top_tokens: list[TopToken]  # empty where not asked for
     at_ms: float  # when it was made, from the arrival on
+    queue_ms: float  # as in Timings, which a generation that is stopped at this token has from here
+    encode_ms: float
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -25,7 +25,19 @@ from server.errors import (
     UnavailableError,
 )
 from server.generation import Generation, GenerationRequest, Mode
-from server.messages import Cancel, Failed, Finished, Load, LoadFailed, Ready, Report, Stats, Submit, Tokens
+from server.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Load,
+    LoadFailed,
+    Ready,
+    Report,
+    Stats,
+    Submit,
+    TokenReport,
+    Tokens,
+)
 from server.metrics import VariantMetrics
 from server.settings import Settings
 from server.worker_process import WorkerProcess
@@ -118,7 +130,7 @@ class Supervisor:
                 retry_after_s=max(1.0, self._pause_s),
             )
         self._admission.check(len(self._pending), len(requests))
-        generations = [Generation(self._submission(request), mode) for request in requests]
+        generations = [Generation(self._submission(request), request, mode) for request in requests]
         loop = asyncio.get_running_loop()
         for generation in generations:
             self._pending[generation.submit.id] = generation
@@ -142,7 +154,7 @@ class Supervisor:
             id=next(self._ids),
             source_ids=request.source_ids,
             parameters=request.parameters,
-            stream=request.stream,
+            stream=request.stream or request.watch is not None,
             arrived_s=request.arrived_s,
             queue_limit_s=self._settings.queue_s,
         )
@@ -150,7 +162,7 @@ class Supervisor:
     def _run(self, generations: Sequence[Generation]) -> None:
         assert self._worker is not None
         for generation in generations:
-            generation.runs += 1
+            generation.begin()
         self._worker.send([generation.submit for generation in generations])
 
     def _forget(self, generation: Generation) -> None:
@@ -177,7 +189,7 @@ class Supervisor:
             case Tokens():
                 for token in report.reports:
                     if (generation := self._pending.get(token.id)) is not None:
-                        generation.push(token)
+                        self._take(generation, token)
             case Finished():
                 if (generation := self._pending.pop(report.id, None)) is not None:
                     self._answer(generation, report)
@@ -190,6 +202,12 @@ class Supervisor:
                 self._become_ready(report)
             case LoadFailed():
                 self._load_error = report.error
+
+    def _take(self, generation: Generation, token: TokenReport) -> None:
+        if (stopped := generation.push(token)) is not None:
+            self._forget(generation)
+            del self._pending[token.id]
+            self._answer(generation, stopped)
 
     def _answer(self, generation: Generation, finished: Finished) -> None:
         self._pause_s = self._settings.restart_s  # the worker works

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,6 +15,8 @@ from server.errors import InvalidRequestError, StartError
 _LONG_TEXT_CHARACTERS = 4096
 
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes single bytes
+_LANGUAGE = re.compile("__[a-z]{2,8}__|[a-z]{2,3}_[A-Za-z]{2,4}")  # M2M100's __fr__; mBART's fr_XX, NLLB's fra_Latn
+_NAMED_LANGUAGES = 8  # in the message of an error
 
 
 class TextCodec:
@@ -26,6 +29,7 @@ class TextCodec:
         self._eos_id = eos_id
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special) | {eos_id}
+        self._languages = {str(token.content): i for i, token in added.items() if _LANGUAGE.fullmatch(token.content)}
         vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
         self._byte_ids = frozenset(i for piece, i in vocabulary.items() if _BYTE_PIECE.fullmatch(piece))
 
@@ -44,13 +48,16 @@ class TextCodec:
         except Exception as error:
             raise StartError(f"{path} is not a tokenizer: {error}") from error
 
-    async def encode(self, text: str, *, where: str, limit_tokens: int, truncate: int | None) -> list[int]:
+    async def encode(
+        self, text: str, *, where: str, limit_tokens: int, truncate: int | None, language: int | None = None
+    ) -> list[int]:
         """The source tokens of `text`, with those that the tokenizer puts around it and an end token.
 
         Args:
             where: the field that the text came from, for the message of an error.
             limit_tokens: the most tokens that the engine takes, those around the text included.
             truncate: keep so many tokens, those around the text included; None keeps all.
+            language: the token to stand where the tokenizer says the text's language; None leaves it as it is.
 
         Raises:
             InvalidRequestError: the text is empty, or longer than `limit_tokens`.
@@ -61,6 +68,8 @@ class TextCodec:
             source = self._encode(text)
         if not source.body:
             raise InvalidRequestError(f"{where} is empty: give at least one character that is not white space")
+        if language is not None:
+            source = source.in_language(language, self._languages.values())
         ids = source.whole(truncate)
         if len(ids) > limit_tokens:
             raise InvalidRequestError(
@@ -83,18 +92,76 @@ class TextCodec:
             after = [*after, self._eos_id]
         return _Source(before=ids[:begin], body=ids[begin:end], after=after)
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of generated tokens, special ones left out."""
+    async def encode_prefix(self, text: str) -> list[int]:
+        """The tokens of a text that the decoder goes on from, with nothing around them."""
+        if len(text) > _LONG_TEXT_CHARACTERS:
+            encoding = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=False)
+        else:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def token_id(self, token: str, *, where: str) -> int:
+        """The id of a token as the vocabulary writes it, or of a language by its code.
+
+        Raises:
+            InvalidRequestError: there is none.
+        """
+        ids = (self._languages.get(token), self._languages.get(f"__{token}__"), self._tokenizer.token_to_id(token))
+        found: int | None = next((each for each in ids if each is not None), None)
+        if found is None:
+            raise InvalidRequestError(
+                f"{where} is no token of this model's tokenizer: write it as the vocabulary does"
+                f"{', or give a language: ' + self._some_languages() if self._languages else ''}"
+            )
+        return found
+
+    def language_id(self, code: str, *, where: str) -> int:
+        """The token of a language, by its code as the model writes it; M2M100's without the underscores too.
+
+        Raises:
+            InvalidRequestError: there is none.
+        """
+        if not self._languages:
+            raise InvalidRequestError(
+                f"{where} is given, but this model's tokenizer has no languages: leave it out, and name the language "
+                "in the text where the model wants that"
+            )
+        found = self._languages.get(code, self._languages.get(f"__{code}__"))
+        if found is None:
+            raise InvalidRequestError(f"{where} is no language of this model: use {self._some_languages()}")
+        return found
+
+    def _some_languages(self) -> str:
+        codes = sorted(self._languages)
+        return ", ".join(codes[:_NAMED_LANGUAGES]) + (" or another of its" if len(codes) > _NAMED_LANGUAGES else "")
+
+    def decode(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> str:
+        """The text that generated tokens add to that of the decoder's prefix, special ones left out."""
+        if prefix and ids:
+            stream = self.stream(prefix)
+            texts = [stream.push(token) for token in ids[:-1]]
+            return "".join([*texts, stream.finish(ids[-1])])
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def decode_one(self, token: int, before: int | None) -> str:
+        """The text of one token as it stands behind another one; None: at the beginning. A special one has none."""
+        if before is None:
+            return self.decode([token])
+        both, alone = self.decode([before, token]), self.decode([before])
+        return both[len(alone) :] if both.startswith(alone) else self.decode([token])
 
     def is_special(self, token: int) -> bool:
         """Whether a token is part of no text: the end token, padding and such."""
         return token in self._special_ids
 
-    def stream(self) -> "TextStream":
-        """A decoder for one generation's tokens as they come."""
-        return TextStream(self._tokenizer, self._byte_ids)
+    def stream(self, prefix: Sequence[int] = ()) -> "TextStream":
+        """A decoder for one generation's tokens as they come; of the decoder's prefix it tells nothing."""
+        stream = TextStream(self._tokenizer, self._byte_ids)
+        for token in prefix:
+            stream.push(token)
+        return stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +171,13 @@ class _Source:
     before: list[int]
     body: list[int]
     after: list[int]
+
+    def in_language(self, language: int, languages: Collection[int]) -> "_Source":
+        """The same with another language token around it; where the tokenizer puts none there, the same."""
+        before, after = (
+            [language if token in languages else token for token in around] for around in (self.before, self.after)
+        )
+        return replace(self, before=before, after=after)
 
     def whole(self, most: int | None) -> list[int]:
         """All of it; where that is more than `most`, the text loses its end."""
@@ -143,10 +217,10 @@ class TextStream:
         self._text += text
         return text
 
-    def finish(self, token: int) -> tuple[str, str]:
-        """The text that the last token adds, with what was held back, and the whole text."""
+    def finish(self, token: int) -> str:
+        """The text that the last token adds, with what was held back."""
         added = self.push(token)
         whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if not whole.startswith(self._text):
-            return added, self._text  # what was sent cannot be called back
-        return added + whole[len(self._text) :], whole
+            return added  # what was sent cannot be called back
+        return added + whole[len(self._text) :]

@@ -1,14 +1,19 @@
 """One loaded variant: its names, its tokenizer, its worker, its metrics."""
 
+import functools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from server.answer_text import AnswerText
+from server.engine.errors import BadRequestError
 from server.engine.generation_config import with_seed
 from server.engine.sequence import GenerationParameters
+from server.engine.validation import check_parameters
 from server.errors import InvalidRequestError, RequestError, UnavailableError
 from server.generation import Generation, GenerationRequest, Mode
+from server.messages import Ready
 from server.metrics import Metrics, ModelDescription, VariantMetrics
 from server.resolution import ResolvedModel
 from server.settings import Settings
@@ -22,9 +27,15 @@ class TextRequest:
 
     texts: Sequence[str]
     fields: Sequence[str]  # how the caller's request calls each text, for the messages of errors
-    max_new_tokens: int | None = None  # None: what the model's own generation_config says
+    given: Mapping[str, Any] = field(default_factory=dict)  # engine parameters; the model's own stand for the others
+    names: Mapping[str, str] = field(default_factory=dict)  # what the caller calls some of them
+    stop: Sequence[str] = ()  # the answer ends before the first of these
     truncate_tokens: int | None = None
-    logprobs: bool = False
+    truncate_to_fit: bool = False  # cut what is longer than the model takes
+    forced_bos_token: str | None = None
+    decoder_input_text: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
     stream: bool = False
     arrived_s: float | None = None  # time.monotonic() when the request was there; None: when it is admitted
 
@@ -61,36 +72,75 @@ class Variant:
             self.metrics.ended(error.outcome, len(request.texts))
             raise
 
+    def text_of(self, generation: Generation) -> AnswerText:
+        """The text of one of its answers, to be told by its tokens."""
+        watch = generation.request.watch
+        return AnswerText(self.codec.stream(generation.submit.parameters.prefix_ids)) if watch is None else watch()
+
     async def _tokenize(self, request: TextRequest) -> list[GenerationRequest]:
-        engine = self.resolved.request.engine
-        parameters = self._parameters(request)
+        ready = self.supervisor.ready
+        if ready is None:
+            raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
+        parameters = await self._parameters(request, ready)
+        most = ready.limits.max_source_tokens
+        language = self._language(request.source_language, "src_lang")
+        watch = functools.partial(self._watched, parameters.prefix_ids, request.stop) if request.stop else None
         return [
             GenerationRequest(
                 source_ids=await self.codec.encode(
-                    text, where=field, limit_tokens=engine.max_source_tokens, truncate=request.truncate_tokens
+                    text,
+                    where=where,
+                    limit_tokens=most,
+                    truncate=most if request.truncate_to_fit else request.truncate_tokens,
+                    language=language,
                 ),
                 parameters=with_seed(parameters),  # each its own where none was given
                 stream=request.stream,
                 arrived_s=time.monotonic() if request.arrived_s is None else request.arrived_s,
+                watch=watch,
             )
-            for text, field in zip(request.texts, request.fields, strict=True)
+            for text, where in zip(request.texts, request.fields, strict=True)
         ]
 
-    def _parameters(self, request: TextRequest) -> GenerationParameters:
-        """What is asked for, else what the model's own generation_config says."""
-        limit = self.resolved.request.engine.max_new_tokens
-        given: dict[str, Any] = {"logprobs": request.logprobs}
-        if request.max_new_tokens is not None:
-            if request.max_new_tokens > limit:
-                raise InvalidRequestError(
-                    f"parameters.max_new_tokens is {request.max_new_tokens}: {self.ref} makes at most {limit}, "
-                    "ask for so many or fewer"
-                )
-            given["max_new_tokens"] = request.max_new_tokens
-        ready = self.supervisor.ready
-        if ready is None:
-            raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
-        return ready.defaults.resolve(given)
+    def _watched(self, prefix: Sequence[int], stops: Sequence[str]) -> AnswerText:
+        return AnswerText(self.codec.stream(prefix), stops)
+
+    def _language(self, code: str | None, name: str) -> int | None:
+        return None if code is None else self.codec.language_id(code, where=f"parameters.{name}")
+
+    async def _parameters(self, request: TextRequest, ready: Ready) -> GenerationParameters:
+        """What is asked for, else what the model's own generation_config says; refused where it cannot be."""
+        given = dict(request.given)
+        if request.forced_bos_token is not None:
+            where = "parameters.forced_bos_token"
+            given["forced_bos_token_id"] = self.codec.token_id(request.forced_bos_token, where=where)
+        target = self._language(request.target_language, "tgt_lang")
+        if target is not None:
+            given["forced_bos_token_id"] = target
+        if request.decoder_input_text:
+            prefix = await self.codec.encode_prefix(request.decoder_input_text)
+            # The token that an answer has to begin with comes first here too, else nothing would force it any more.
+            first = given.get("forced_bos_token_id", ready.defaults.parameters.forced_bos_token_id)
+            given["prefix_ids"] = tuple(prefix if first is None or prefix[:1] == [first] else [first, *prefix])
+        try:
+            parameters = ready.defaults.resolve(given)
+            check_parameters(
+                parameters,
+                limits=ready.limits,
+                vocab_size=self.resolved.spec.target_vocab_size,
+                eos_ids=ready.defaults.eos_ids,
+            )
+        except BadRequestError as error:
+            raise InvalidRequestError(_in_the_callers_words(str(error), request)) from error
+        return parameters
+
+
+def _in_the_callers_words(message: str, request: TextRequest) -> str:
+    """What the engine says about parameters, by the names that they have in a request."""
+    names = {"the decoder prefix": "decoder_input_text", "prefix_ids": "decoder_input_text", **request.names}
+    for engine_name, name in names.items():
+        message = message.replace(engine_name, name)
+    return f"parameters.{message}"
 
 
 def _description(resolved: ResolvedModel, baseline: bool) -> ModelDescription:

@@ -207,18 +207,23 @@ class Worker:
                 )
             elif self._submits[event.sequence_id].stream:
                 assert event.token is not None
-                at_ms = 1e3 * (stepped_s - self._sequences[event.sequence_id].arrived_s)
-                tokens.append(
-                    TokenReport(
-                        id=event.sequence_id,
-                        token=event.token,
-                        logprob=event.logprob,
-                        top_tokens=event.top_tokens,
-                        at_ms=at_ms,
-                    )
-                )
+                tokens.append(_token_report(event, event.token, self._sequences[event.sequence_id], stepped_s))
         if tokens:
             reports.append(Tokens(reports=tokens))
+
+
+def _token_report(event: TokenEvent, token: int, sequence: Sequence, now_s: float) -> TokenReport:
+    assert sequence.admitted_s is not None, f"sequence {sequence.id} is {sequence.status}"
+    assert sequence.encoded_s is not None, f"sequence {sequence.id} is {sequence.status}"
+    return TokenReport(
+        id=event.sequence_id,
+        token=token,
+        logprob=event.logprob,
+        top_tokens=event.top_tokens,
+        at_ms=1e3 * (now_s - sequence.arrived_s),
+        queue_ms=1e3 * (sequence.admitted_s - sequence.arrived_s),
+        encode_ms=1e3 * (sequence.encoded_s - sequence.admitted_s),
+    )
 
 
 def _load_engine(load: Load) -> WorkerEngine:

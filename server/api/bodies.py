@@ -8,7 +8,8 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
-from server.api.schemas import CompareRequest, GenerateRequest, GenerationParameters, parse_body
+from server.api.parameters import GenerationParameters, TaskParameters
+from server.api.schemas import CompareRequest, GenerateRequest, parse_body
 from server.errors import InvalidRequestError, RequestError
 from server.routing import family_of_first, route
 from server.service import Service
@@ -54,15 +55,25 @@ def text_request(
     *,
     logprobs: bool,
     stream: bool,
+    task: TaskParameters | None = None,
     arrived_s: float | None = None,
 ) -> TextRequest:
     """What a variant is asked for; the fields are those of TextRequest."""
+    given = {**parameters.given(), "logprobs": logprobs}
+    if not logprobs:
+        given.pop("top_n_tokens", None)  # they would be shown nowhere
     return TextRequest(
         texts=texts,
         fields=fields,
-        max_new_tokens=parameters.max_new_tokens,
+        given=given,
+        names={} if parameters.best_of is None else {"num_return_sequences": "best_of"},
+        stop=parameters.stop or (),
         truncate_tokens=parameters.truncate,
-        logprobs=logprobs,
+        truncate_to_fit=task is not None and task.truncates and parameters.truncate is None,
+        forced_bos_token=parameters.forced_bos_token,
+        decoder_input_text=parameters.decoder_input_text,
+        source_language=None if task is None else task.src_lang,
+        target_language=None if task is None else task.tgt_lang,
         stream=stream,
         arrived_s=arrived_s,
     )

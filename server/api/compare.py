@@ -10,15 +10,17 @@ The document, which is the whole answer where `stream` is false:
                   "generated_text": "HH AH L OW",
                   "timings": {"queue_ms", "encode_ms", "decode_ms", "total_ms",
                               "time_to_first_token_ms", "time_per_output_token_ms"},
-                  "finish_reason": "eos_token", "generated_tokens": 5,
+                  "finish_reason": "eos_token", "generated_tokens": 5, "seed": null,
                   "speedup": 1.0,
                   "agreement": {"exact": true, "rouge_l": 1.0, "token_edit_distance": 0}},
                  ...]}
 
-`results` stand in the order in which the variants ran. The baseline is the dense variant, else the first; its own
-speedup is 1.0 and it agrees with itself. `speedup` = the baseline's (total - queue) over the variant's.
-`time_per_output_token_ms` is null where there was one token. `rouge_l` is the F-measure over words parted by white
-space, `token_edit_distance` counts the vocabulary's tokens (the end token is left out).
+`results` stand in the order in which the variants ran, all with the same parameters; where they sample and no seed
+was given, all with the one that was drawn for the first, `seed`. `sequences` is there as in `/generate`. The baseline
+is the dense variant, else the first; its own speedup is 1.0 and it agrees with itself. `speedup` = the baseline's
+(total - queue) over the variant's. `time_per_output_token_ms` is null where there was one token. `rouge_l` is the
+F-measure over words parted by white space, `token_edit_distance` counts the vocabulary's tokens (the end token is left
+out).
 
 With `"stream": true` the answer is a stream of server-sent events, `data:{...}` and an empty line each. Which event
 it is shows in its keys:
@@ -29,7 +31,7 @@ it is shows in its keys:
                           made it, on the clock of the timings; the texts of one variant, joined, are its
                           generated_text (the end token is special and has the text "")
     has "generated_text": {"ref", "model", "variant", "generated_text", "timings", "finish_reason",
-                           "generated_tokens"}
+                           "generated_tokens", "seed"}
                           this variant is done, once for each; the next one begins after it
     has "results":        the document above; the last event of a stream that went well
     has "error":          {"error", "error_type"} and, where it was one variant's, "ref", "model", "variant";
@@ -40,21 +42,29 @@ A line that starts with a colon is a keep-alive comment. An error before the fir
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.agreement import agreement
+from server.api.answers import Answer, streamed_tokens
 from server.api.bodies import read_comparison, text_request
 from server.api.disconnect import unless_gone
-from server.api.documents import names_document, streamed_tokens, timings_document
+from server.api.documents import (
+    answers_of,
+    is_several,
+    names_document,
+    sequence_documents,
+    timings_document,
+)
 from server.api.errors import error_document
 from server.api.schemas import CompareRequest
 from server.api.sse import EventStreamResponse
 from server.api.wire import AsciiJsonResponse
 from server.errors import RequestError
+from server.generation import Generation
 from server.messages import Finished
 from server.routing import dense_or_first
 from server.service import Service
@@ -82,8 +92,9 @@ class _Answer:
     """What one variant made of the text."""
 
     variant: Variant
+    generation: Generation
     finished: Finished
-    text: str
+    best: Answer
 
     @property
     def working_ms(self) -> float:
@@ -92,17 +103,23 @@ class _Answer:
 
     @property
     def plain_tokens(self) -> list[int]:
-        """Its tokens without the special ones."""
-        return [token for token in self.finished.tokens if not self.variant.codec.is_special(token)]
+        """The tokens of its best answer without the special ones."""
+        tokens = self.finished.tokens[: self.best.generated_tokens]
+        return [token for token in tokens if not self.variant.codec.is_special(token)]
 
     def document(self) -> dict[str, Any]:
         """What it made, without its names."""
-        return {
-            "generated_text": self.text,
+        document = {
+            "generated_text": self.best.text,
             "timings": timings_document(self.finished.timings),
-            "finish_reason": self.finished.finish_reason.value,
-            "generated_tokens": len(self.finished.tokens),
+            "finish_reason": self.best.finish_reason.value,
+            "generated_tokens": self.best.generated_tokens,
+            "seed": self.generation.submit.parameters.seed,
         }
+        if is_several(self.generation):
+            answers = answers_of(self.variant, self.generation, self.finished, details=False)
+            document["sequences"] = sequence_documents(answers)
+        return document
 
 
 async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
@@ -114,7 +131,8 @@ async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 async def _events(service: Service, body: CompareRequest, variants: Sequence[Variant]) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed comparison; without `stream` only those that are not tokens."""
-    asked = text_request([body.inputs], ["inputs"], body.parameters, logprobs=body.stream, stream=body.stream)
+    stream = bool(body.stream)
+    asked = text_request([body.inputs], ["inputs"], body.generation, logprobs=stream, stream=stream)
     answers: list[_Answer] = []
     begun = False
     async with service.comparisons.turn():
@@ -122,14 +140,16 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
             names = names_document(variant)
             try:
                 (generation,) = await variant.admit(asked, "compare")
+                if (seed := generation.submit.parameters.seed) is not None:  # drawn for one, it is that of all
+                    asked = replace(asked, given={**asked.given, "seed": seed})
                 async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
                     async for token in tokens:
-                        if body.stream:
-                            at_ms = round(token.at_ms, 3)
-                            yield {**names, "index": token.index, "at_ms": at_ms, "token": token.document}
+                        if stream:
+                            event = {"index": token.index, "at_ms": round(token.at_ms, 3), "token": token.document}
+                            yield {**names, **event, **({"top_tokens": token.top_tokens} if token.top_tokens else {})}
                             begun = True
                         if token.end is not None:
-                            answers.append(_Answer(variant, *token.end))
+                            answers.append(_Answer(variant, generation, *token.end))
             except RequestError as error:
                 if not begun:
                     raise
@@ -146,7 +166,7 @@ def _comparison(answers: Sequence[_Answer]) -> dict[str, Any]:
     baseline = by_variant[dense_or_first([answer.variant for answer in answers])]
     results = []
     for answer in answers:
-        agreed = agreement(answer.text, answer.plain_tokens, baseline.text, baseline.plain_tokens)
+        agreed = agreement(answer.best.text, answer.plain_tokens, baseline.best.text, baseline.plain_tokens)
         results.append(
             {
                 **names_document(answer.variant),

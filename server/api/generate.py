@@ -7,24 +7,27 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.answers import streamed_tokens
 from server.api.bodies import read_generation, text_request
 from server.api.disconnect import unless_gone
 from server.api.documents import (
     answer_document,
+    answers_of,
     details_document,
+    is_several,
     names_document,
-    streamed_tokens,
+    sequence_documents,
     timing_headers,
     timings_document,
 )
-from server.api.schemas import GenerateRequest, GenerationParameters, TaskParameters, TaskRequest
+from server.api.schemas import GenerateRequest, TaskRequest
 from server.api.sse import EventStreamResponse
 from server.api.wire import AsciiJsonResponse
 from server.errors import InvalidRequestError
 from server.generation import Generation
 from server.messages import Finished
 from server.service import Service
-from server.variant import Variant
+from server.variant import TextRequest, Variant
 
 
 def generate_routes(service: Service) -> APIRouter:
@@ -36,24 +39,23 @@ def generate_routes(service: Service) -> APIRouter:
         """Generate for one text or a list of texts; with `stream`, as `/generate_stream`."""
         body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
         if body.stream:
-            return _stream(service, variant, body, body.parameters, arrived_s)
-        documents, headers = await unless_gone(request, _answers(variant, body, body.parameters, arrived_s))
+            return _stream(service, variant, body, arrived_s)
+        documents, headers = await unless_gone(request, _answers(variant, body, arrived_s))
         return AsciiJsonResponse(documents if isinstance(body.inputs, list) else documents[0], headers=headers)
 
     @router.post("/generate_stream")
     async def generate_stream(request: Request) -> Response:
         """Generate for one text and send every token as it comes."""
         body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
-        return _stream(service, variant, body, body.parameters, arrived_s)
+        return _stream(service, variant, body, arrived_s)
 
     @router.post("/")
     async def generate_for_task(request: Request) -> Response:
         """What huggingface_hub's InferenceClient posts to: always a list, under the name that each task reads."""
         body, variant, arrived_s = await read_generation(request, service, TaskRequest)
-        parameters = _task_parameters(body.parameters)
         if body.stream:
-            return _stream(service, variant, body, parameters, arrived_s)
-        documents, headers = await unless_gone(request, _answers(variant, body, parameters, arrived_s))
+            return _stream(service, variant, body, arrived_s)
+        documents, headers = await unless_gone(request, _answers(variant, body, arrived_s))
         for document in documents:
             document["summary_text"] = document["translation_text"] = document["generated_text"]
         return AsciiJsonResponse(documents, headers=headers)
@@ -61,16 +63,22 @@ def generate_routes(service: Service) -> APIRouter:
     return router
 
 
+def _asked(body: GenerateRequest, arrived_s: float, *, logprobs: bool, stream: bool) -> TextRequest:
+    task = body.task if isinstance(body, TaskRequest) else None
+    return text_request(
+        body.texts, body.fields, body.generation, logprobs=logprobs, stream=stream, task=task, arrived_s=arrived_s
+    )
+
+
 async def _answers(
-    variant: Variant, body: GenerateRequest, parameters: GenerationParameters, arrived_s: float
+    variant: Variant, body: GenerateRequest, arrived_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The answer to each text, and the headers of all."""
-    details = bool(parameters.details)
-    asked = text_request(body.texts, body.fields, parameters, logprobs=details, stream=False, arrived_s=arrived_s)
-    generations = await variant.admit(asked, "unary")
+    details = bool(body.generation.details)
+    generations = await variant.admit(_asked(body, arrived_s, logprobs=details, stream=False), "unary")
     finished = await _results(variant, generations)
     documents = [
-        answer_document(variant, generation, finished=each, details=details, seed=parameters.seed)
+        answer_document(variant, generation, each, details=details)
         for generation, each in zip(generations, finished, strict=True)
     ]
     return documents, timing_headers(generations, finished)
@@ -85,33 +93,28 @@ async def _results(variant: Variant, generations: Sequence[Generation]) -> list[
             variant.supervisor.cancel(generation)
 
 
-def _stream(
-    service: Service, variant: Variant, body: GenerateRequest, parameters: GenerationParameters, arrived_s: float
-) -> Response:
+def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s: float) -> Response:
     if isinstance(body.inputs, list):
         variant.metrics.ended("client_error", len(body.inputs))
         raise InvalidRequestError("inputs is a list, which cannot stream: send one text, or leave stream out")
-    events = _events(variant, body, parameters, arrived_s)
+    events = _events(variant, _asked(body, arrived_s, logprobs=True, stream=True))
     return EventStreamResponse(events, keep_alive_s=service.settings.keep_alive_s)
 
 
-async def _events(
-    variant: Variant, body: GenerateRequest, parameters: GenerationParameters, arrived_s: float
-) -> AsyncIterator[dict[str, Any]]:
+async def _events(variant: Variant, asked: TextRequest) -> AsyncIterator[dict[str, Any]]:
     """One event a token; the last one has the whole text, the details and the timings."""
-    asked = text_request(body.texts, body.fields, parameters, logprobs=True, stream=True, arrived_s=arrived_s)
     (generation,) = await variant.admit(asked, "stream")
     async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
         async for token in tokens:
             event = {"index": token.index, "token": token.document, "generated_text": None, "details": None}
+            if token.top_tokens:
+                event["top_tokens"] = token.top_tokens
             if token.end is not None:
-                finished, text = token.end
-                event["generated_text"] = text
-                event["details"] = details_document(generation, finished, parameters.seed)
+                finished, answer = token.end
+                event["generated_text"] = answer.text
+                event["details"] = details_document(generation, answer)
                 event |= {**names_document(variant), "timings": timings_document(finished.timings)}
+                if is_several(generation):
+                    answers = answers_of(variant, generation, finished, details=False)
+                    event["sequences"] = sequence_documents(answers)
             yield event
-
-
-def _task_parameters(parameters: TaskParameters) -> GenerationParameters:
-    """Summarization and translation clients put what they know of generation one level down."""
-    return parameters.generate_parameters or parameters

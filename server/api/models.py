@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from server.api.parameters import MOST_STOPS
 from server.api.wire import AsciiJsonResponse
 from server.service import Service
 from server.variant import Variant
@@ -61,8 +62,8 @@ def _info_document(service: Service) -> dict[str, Any]:
         "model_device_type": engine.device,
         "model_pipeline_tag": "text2text-generation",
         "max_concurrent_requests": engine.slots + settings.max_queue,
-        "max_best_of": 1,
-        "max_stop_sequences": 0,
+        "max_best_of": engine.slots,
+        "max_stop_sequences": MOST_STOPS,
         "max_input_tokens": engine.max_source_tokens,
         "max_total_tokens": engine.max_source_tokens + engine.max_new_tokens,
         "max_client_batch_size": settings.max_batch_items,

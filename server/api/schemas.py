@@ -1,18 +1,11 @@
 """The bodies of requests, read strictly: an unknown key, a wrong type or a value out of range is refused by name."""
 
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from server.api.parameters import GenerationParameters, TaskParameters
 from server.errors import InvalidRequestError
 
 _JSON_TYPES: dict[type, str] = {
@@ -24,6 +17,7 @@ _JSON_TYPES: dict[type, str] = {
     dict: "an object",
     type(None): "null",
 }
+_REMEDIES = {"temperature": ", or leave it out for the likeliest tokens"}
 
 
 class _Body(BaseModel):
@@ -48,82 +42,20 @@ Texts = Annotated[
     BeforeValidator(_texts),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class GenerationParameters(_Body):
-    """`parameters` of a request. Decoding is greedy; what asks for anything else is refused.
-
-    Those below `seed` are known to clients of other servers and accepted where they change nothing.
-    """
-
-    max_new_tokens: Count | None = None  # None: the model's own generation_config
-    truncate: Annotated[int, Field(ge=2, lt=2**31)] | None = None  # source tokens to keep, the end token included
-    details: bool | None = None
-    return_full_text: bool | None = None  # means nothing here: an encoder-decoder's answer never holds its source
-    do_sample: bool | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None  # greedy decoding needs none; details give it back
-    temperature: Annotated[float, Field(gt=0)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    num_beams: Count | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | None = None
-    num_return_sequences: Count | None = None
-    best_of: Count | None = None
-    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
-    stop: list[str] | None = None
-    forced_bos_token: str | None = None
-    decoder_input_text: str | None = None
-    decoder_input_details: bool | None = None
-    top_n_tokens: Annotated[int, Field(ge=0)] | None = None
-
-    # What asks for sampling unless do_sample is false, and the one value of each other that changes nothing.
-    _SAMPLING: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p", "typical_p")
-    _NEUTRAL: ClassVar[dict[str, object]] = {
-        "do_sample": False,
-        "num_beams": 1,
-        "length_penalty": 1.0,
-        "early_stopping": False,
-        "num_return_sequences": 1,
-        "best_of": 1,
-        "min_new_tokens": 0,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "stop": [],
-        "forced_bos_token": "",
-        "decoder_input_text": "",
-        "decoder_input_details": False,
-        "top_n_tokens": 0,
-    }
-
-    @model_validator(mode="after")
-    def _greedy_only(self) -> "GenerationParameters":
-        for name, neutral in self._NEUTRAL.items():
-            value = getattr(self, name)
-            if value is not None and value != neutral:
-                raise PydanticCustomError("greedy_only", f"{name} {_NOT_YET}: leave it out")
-        for name in self._SAMPLING:
-            if getattr(self, name) is not None and self.do_sample is None:
-                raise PydanticCustomError(
-                    "greedy_only", f'{name} means sampling, which {_NOT_YET}: leave it out, or set "do_sample": false'
-                )
-        return self
-
-
-_NOT_YET = "is not available, decoding is greedy only"
 
 
 class GenerateRequest(_Body):
     """The body of `/generate` and `/generate_stream`."""
 
     inputs: Texts
-    parameters: GenerationParameters = GenerationParameters()
+    parameters: GenerationParameters | None = None
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = None
+
+    @property
+    def generation(self) -> GenerationParameters:
+        """How to generate."""
+        return self.parameters or GenerationParameters()
 
     @property
     def texts(self) -> list[str]:
@@ -140,23 +72,30 @@ class CompareRequest(_Body):
     """The body of `/compare`."""
 
     inputs: str
-    parameters: GenerationParameters = GenerationParameters()
+    parameters: GenerationParameters | None = None
     models: Annotated[list[str], Field(min_length=1)] | None = None
-    stream: bool = False
+    stream: bool | None = None
 
-
-class TaskParameters(GenerationParameters):
-    """`parameters` of `POST /`: those of summarization and translation clients on top."""
-
-    clean_up_tokenization_spaces: bool | None = None  # means nothing here: the tokenizer's own decoder decides
-    truncation: str | None = None
-    generate_parameters: GenerationParameters | None = None
+    @property
+    def generation(self) -> GenerationParameters:
+        """How to generate."""
+        return self.parameters or GenerationParameters()
 
 
 class TaskRequest(GenerateRequest):
     """The body of `POST /`."""
 
-    parameters: TaskParameters = TaskParameters()
+    parameters: TaskParameters | None = None
+
+    @property
+    def generation(self) -> GenerationParameters:
+        """How to generate; summarization and translation clients put what they know of it one level down."""
+        return self.task.generation()
+
+    @property
+    def task(self) -> TaskParameters:
+        """What such clients say on top."""
+        return self.parameters or TaskParameters()
 
 
 B = TypeVar("B", bound=BaseModel)
@@ -186,16 +125,21 @@ def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:
             return f"{where} is missing: give it"
         case "texts":
             return f"{where} is {fault['msg']}"
-        case "greedy_only":
+        case "field":
+            return f"{where}{fault['msg']}"
+        case "fields":
             return f"{where}.{fault['msg']}"
-    return f"{where or 'the body'} is {_shown(fault['input'])}: {fault['msg'].removeprefix('Input ')}"
+        case "too_long":
+            return f"{where} has {fault['ctx']['actual_length']} items: give at most {fault['ctx']['max_length']}"
+    remedy = _REMEDIES.get(str(fault["loc"][-1]), "") if fault["loc"] else ""
+    return f"{where or 'the body'} is {_shown(fault['input'])}: {fault['msg'].removeprefix('Input ')}{remedy}"
 
 
 def _fields_at(schema: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The names of an object's fields, followed down from the body."""
     for part in path:
-        default: Any = schema.model_fields[str(part)].default
-        schema = type(default) if isinstance(default, BaseModel) else GenerationParameters
+        inner = get_args(schema.model_fields[str(part)].annotation)  # of `Schema | None`
+        schema = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
     return list(schema.model_fields)
 
 

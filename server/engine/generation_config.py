@@ -85,7 +85,7 @@ class GenerationDefaults:
 def with_seed(parameters: GenerationParameters) -> GenerationParameters:
     """The same, with a seed drawn where sampling needs one."""
     if parameters.do_sample and parameters.seed is None:
-        return dataclasses.replace(parameters, seed=secrets.randbits(63))
+        return dataclasses.replace(parameters, seed=secrets.randbits(53))  # exact wherever JSON's numbers are doubles
     return parameters
 
 

@@ -10,10 +10,11 @@ from typing import Literal
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended by itself; the values are those of the wire format."""
+    """Why a generation ended; the values are those of the wire format."""
 
     EOS = "eos_token"
     LENGTH = "length"
+    STOP = "stop_sequence"  # a stop string came in the text: the API process, which has the text, ends it
 
 
 class Status(StrEnum):

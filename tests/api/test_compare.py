@@ -50,7 +50,7 @@ def test_the_stream_tells_token_by_token_then_variant_by_variant_then_all(client
         assert text == result["generated_text"]
         assert before[position] == {
             **names,
-            **{key: result[key] for key in ("generated_text", "timings", "finish_reason", "generated_tokens")},
+            **{key: result[key] for key in ("generated_text", "timings", "finish_reason", "generated_tokens", "seed")},
         }
         position += 1
     assert position == len(before)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.api.parameters import GenerationParameters
 from tests.running_server import RunningServer
 
 OK = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
@@ -56,13 +57,39 @@ def test_a_malformed_body_is_refused_by_name(client: httpx.Client, body: bytes, 
         ({"max_new_tokens": True}, "parameters.max_new_tokens is true: should be a valid integer"),
         ({"max_new_tokens": 2.5}, "parameters.max_new_tokens is 2.5: should be a valid integer"),
         ({"max_new_tokens": 10**40}, "parameters.max_new_tokens is a number: should be less than"),
-        ({"max_new_tokens": 201}, "parameters.max_new_tokens is 201: tiny@dense makes at most 200"),
+        ({"max_new_tokens": 201}, "parameters.max_new_tokens is 201: it must be from 1 to 200"),
+        (
+            {"min_new_tokens": 5, "max_new_tokens": 4},
+            "parameters.min_new_tokens is 5: it must be from 0 to max_new_tok",
+        ),
         ({"truncate": 1}, "parameters.truncate is 1: should be greater than or equal to 2"),
-        ({"do_sample": True}, "parameters.do_sample is not available, decoding is greedy only: leave it out"),
-        ({"num_beams": 4}, "parameters.num_beams is not available, decoding is greedy only: leave it out"),
-        ({"stop": ["x"]}, "parameters.stop is not available, decoding is greedy only: leave it out"),
-        ({"top_p": 0.5}, "parameters.top_p means sampling, which is not available, decoding is greedy only"),
-        ({"temperature": 0}, "parameters.temperature is 0: should be greater than 0"),
+        (
+            {"temperature": 0},
+            "parameters.temperature is 0: should be greater than 0, or leave it out for the likeliest",
+        ),
+        ({"top_p": 1.5}, "parameters.top_p is 1.5: should be less than or equal to 1"),
+        ({"top_k": -1}, "parameters.top_k is -1: should be greater than or equal to 0"),
+        ({"seed": -1}, "parameters.seed is -1: should be greater than or equal to 0"),
+        ({"num_beams": 5}, "parameters.num_beams is 5: it must be from 1 to 4, the slots"),
+        ({"num_beams": 2, "best_of": 3}, "parameters.best_of is 3, but num_beams is 2: ask for at most as many"),
+        ({"best_of": 2}, "parameters.best_of is 2, but greedy decoding has one answer: set num_beams"),
+        ({"num_return_sequences": 2}, "parameters.num_return_sequences is 2, but greedy decoding has one answer"),
+        ({"best_of": 2, "num_return_sequences": 3}, "parameters.best_of and num_return_sequences say the same: give"),
+        ({"length_penalty": 1e9}, "parameters.length_penalty is 1000000000.0: should be less than or equal to 10"),
+        ({"early_stopping": "soon"}, 'parameters.early_stopping is neither true, false nor "never": give one of them'),
+        ({"stop": "x"}, "parameters.stop is a text: should be a valid array"),
+        ({"stop": [""]}, "parameters.stop[0] has 0 characters: give from 1 to 256, or leave it out"),
+        ({"stop": ["x"] * 17}, "parameters.stop has 17 items: give at most 16"),
+        ({"top_n_tokens": 21}, "parameters.top_n_tokens is 21: should be less than or equal to 20"),
+        ({"forced_bos_token": "xyz"}, "parameters.forced_bos_token is no token of this model's tokenizer: write it as"),
+        ({"forced_bos_token_id": 30}, "parameters.forced_bos_token_id: token 30 is outside the vocabulary of 30"),
+        ({"forced_bos_token": "a", "forced_bos_token_id": 3}, "parameters.forced_bos_token and forced_bos_token_id sa"),
+        ({"decoder_input_text": "x" * 200}, "parameters.decoder_input_text has 200 tokens, which leaves none of this"),
+        ({"decoder_input_text": "x" * 200, "max_new_tokens": 1}, "parameters.decoder_input_text has 200 tokens: it m"),
+        ({"watermark": True}, "parameters.watermark is not available here: leave it out"),
+        ({"frequency_penalty": 1.5}, "parameters.frequency_penalty is not available here: leave it out"),
+        ({"grammar": {"type": "json", "value": {}}}, "parameters.grammar is not available here: leave it out"),
+        ({"adapter_id": "a"}, "parameters.adapter_id is not available here: leave it out"),
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused_by_name(
@@ -163,8 +190,8 @@ JSON = st.recursive(
     max_leaves=6,
 )
 PARAMETERS = st.dictionaries(
-    st.sampled_from(["max_new_tokens", "truncate", "details", "seed", "stop", "top_k", "temperature", "foo"]),
-    st.integers(-3, 300) | JSON,
+    st.sampled_from([*GenerationParameters.model_fields, "foo"]),
+    st.integers(-3, 300) | st.floats(0, 3) | st.booleans() | JSON,
     max_size=4,
 )
 BODIES = st.fixed_dictionaries(

@@ -61,8 +61,16 @@ REPORTS: list[Report] = [
     LoadFailed(error="no"),
     Tokens(
         reports=[
-            TokenReport(id=7, token=3, logprob=-0.25, top_tokens=[TopToken(id=3, logprob=-0.25)], at_ms=4.5),
-            TokenReport(id=8, token=4, logprob=None, top_tokens=[], at_ms=0.0),
+            TokenReport(
+                id=7,
+                token=3,
+                logprob=-0.25,
+                top_tokens=[TopToken(id=3, logprob=-0.25)],
+                at_ms=4.5,
+                queue_ms=1.0,
+                encode_ms=0.5,
+            ),
+            TokenReport(id=8, token=4, logprob=None, top_tokens=[], at_ms=0.0, queue_ms=0.0, encode_ms=0.0),
         ]
     ),
     Finished(
