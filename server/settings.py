@@ -97,6 +97,8 @@ _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
     "dtype": _text,
     "device": _text,
     "backend": _text,
+    "graphs": _text,
+    "quantization": _text,
     "threads": _count,
     "slots": _count,
     "max_source_tokens": _count,

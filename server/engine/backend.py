@@ -27,6 +27,10 @@ class Feed:
 class Backend(Protocol):
     """Owns everything that is a tensor. Slots are numbered from 0; the running ones fill 0 to n-1 at every step."""
 
+    @property
+    def path(self) -> str | None:
+        """How the last `decode` ran, "graph" or "eager"; None where the backend replays nothing."""
+
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
         """Encode sources, each into all of its slots (one, or one a beam), whose decoded state begins anew.
 

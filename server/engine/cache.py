@@ -27,6 +27,7 @@ class KeyValueCache:
         device: torch.device,
     ) -> None:
         """`heads`: how many each layer has, 0 where the sublayer is absent; `capacity`: positions of a slot."""
+        self.dtype = dtype
         # Zeros, not empty memory: a masked key still meets a weight of 0, and 0 * NaN is NaN.
         self.layers = [
             torch.zeros(slots, h, 2, capacity, head_dim, dtype=dtype, device=device) for h in heads

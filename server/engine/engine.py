@@ -33,6 +33,7 @@ from server.engine.sequence import (
     TokenEvent,
     TopToken,
 )
+from server.engine.static_step import Progress
 from server.engine.torch_backend import TorchBackend
 from server.engine.validation import check_parameters, check_source
 
@@ -43,6 +44,11 @@ _DTYPES = {
     "float64": torch.float64,
 }
 
+_CHOICES = {
+    "backend": ("auto", "native", "torch"),
+    "graphs": ("auto", "on", "off"),
+    "quantization": ("none", "bnb-int8", "bnb-nf4"),
+}
 
 _NOT_FINITE = (
     "the model's scores became NaN or infinite at token {number}: "
@@ -66,6 +72,7 @@ class StepStats:
     padding_tokens: int = 0  # encoded for nothing
     running: int = 0  # sequences after the step
     waiting: int = 0  # sequences after the step
+    path: str | None = None  # "graph" or "eager"; None where the backend replays nothing
 
 
 class Engine:
@@ -88,8 +95,10 @@ class Engine:
         self._decodings: dict[int, Decoding] = {}  # by the id of a sequence that waits or runs
 
     @classmethod
-    def load(cls, directory: Path, config: EngineConfig) -> "Engine":
+    def load(cls, directory: Path, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
         """Load a model directory: config.json, generation_config.json (optional), model.safetensors.
+
+        `progress` is told in lines what takes long.
 
         Raises:
             LoadError: a file is missing or broken, the weights do not fit the config, the dtype or the device is
@@ -102,7 +111,7 @@ class Engine:
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
         config = config.within(spec.max_positions)
         defaults = _read_defaults(directory, spec, config)
-        return cls(spec, _make_backend(directory, spec, config), config, defaults=defaults)
+        return cls(spec, _make_backend(directory, spec, config, progress), config, defaults=defaults)
 
     @property
     def default_max_new_tokens(self) -> int:
@@ -163,6 +172,7 @@ class Engine:
             padding_tokens=padding_tokens,
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
+            path=self._backend.path,
         )
         return events
 
@@ -389,27 +399,43 @@ def _limits(config: EngineConfig) -> EngineLimits:
     )
 
 
-def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig) -> Backend:
+def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progress: Progress) -> Backend:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
-    obstacle = why_not_native(config)
+    for key, known in _CHOICES.items():
+        if getattr(config, key) not in known:
+            *others, last = (repr(value) for value in known)
+            raise LoadError(f"{key} {getattr(config, key)!r} is not known: use {', '.join(others)} or {last}")
+    obstacle = _why_not_native(config)
     if config.backend == "native" and obstacle is not None:
         raise LoadError(f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'")
-    if config.backend not in ("auto", "native", "torch"):
-        raise LoadError(f"backend {config.backend!r} is not known: use 'auto', 'native' or 'torch'")
     if config.backend != "torch" and obstacle is None:
         return NativeBackend.load(directory, spec, config)
-    return TorchBackend.load(directory, spec, config, _torch_dtype(config, obstacle))
+    return TorchBackend.load(directory, spec, config, _torch_dtype(config), progress)
 
 
-def _torch_dtype(config: EngineConfig, obstacle: str | None) -> torch.dtype:
+def _why_not_native(config: EngineConfig) -> str | None:
+    if config.graphs == "on":
+        return "graphs are PyTorch's"
+    if config.quantization != "none":
+        return f"quantization {config.quantization!r} is for PyTorch"
+    return why_not_native(config)
+
+
+def _torch_dtype(config: EngineConfig) -> torch.dtype:
+    """What PyTorch computes in; int8 are its weights alone."""
     if config.dtype == "int8":
-        reason = obstacle or "backend 'torch' has no such matrices"
-        raise LoadError(f"dtype 'int8' is not possible here: {reason}; use 'float32' or 'bfloat16'")
+        if config.device != "cpu":
+            raise LoadError(f"dtype 'int8' is for CPUs: use quantization 'bnb-int8' on {config.device!r}")
+        if config.quantization != "none":
+            raise LoadError(f"dtype 'int8' and quantization {config.quantization!r} exclude each other: name one")
+        return torch.float32
     if config.dtype not in _DTYPES:
         raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}, int8")
     if config.dtype == "float16" and config.device == "cpu":
         raise LoadError("dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU")
+    if config.dtype == "float64" and config.quantization != "none":
+        raise LoadError(f"quantization {config.quantization!r} does not compute in float64: use 'bfloat16'")
     return _DTYPES[config.dtype]
 
 

@@ -35,7 +35,7 @@ class Matrix(Protocol):
         """`activation` of it [N, O]; the names are those of `Network.activation`."""
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
-        """The residual plus it [N, O]."""
+        """The residual plus it [N, O]; the residual's memory may be used for it."""
 
 
 class PlainMatrix:
@@ -50,7 +50,7 @@ class PlainMatrix:
         return _apply(x_NI, self._weight_IO, self._bias_O)
 
     def activate(self, x_NI: Tensor, activation: str) -> Tensor:
-        return _activate(_apply(x_NI, self._weight_IO, self._bias_O), activation)
+        return activate_in_place(_apply(x_NI, self._weight_IO, self._bias_O), activation)
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
         return _add(x_NI, self._weight_IO, self._bias_O, residual_NO)
@@ -80,7 +80,7 @@ class PackedMatrix:
 
     def activate(self, x_NI: Tensor, activation: str) -> Tensor:
         if self._weight_IO is not None and x_NI.shape[0] == 1:
-            return _activate(_apply(x_NI, self._weight_IO, self._bias_O), activation)
+            return activate_in_place(_apply(x_NI, self._weight_IO, self._bias_O), activation)
         return self._product(x_NI, *_ONEDNN_ACTIVATIONS[activation])
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
@@ -98,6 +98,24 @@ class PackedMatrix:
         return product
 
 
+class WideMatrix:
+    """Weights in float32 between inputs in half precision and a residual in float32."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        """Both in float32."""
+        self._plain = PlainMatrix(weight_OI, bias_O)
+        self.nbytes = self._plain.nbytes
+
+    def apply(self, x_NI: Tensor) -> Tensor:
+        return self._plain.apply(x_NI.float())
+
+    def activate(self, x_NI: Tensor, activation: str) -> Tensor:
+        return self._plain.activate(x_NI.float(), activation)
+
+    def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
+        return self._plain.add(x_NI.float(), residual_NO.float())
+
+
 def lay_out(weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
     """The map in the layout for its device and dtype; `single_rows`: it will often meet one row alone."""
     packable = weight_OI.device.type == "cpu" and weight_OI.dtype in (torch.float32, torch.bfloat16)
@@ -112,11 +130,15 @@ def _apply(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:
 
 
 def _add(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, residual_NO: Tensor) -> Tensor:
-    sum_NO = torch.addmm(residual_NO, x_NI, weight_IO)
-    return sum_NO if bias_O is None else sum_NO.add_(bias_O)
+    if residual_NO.dtype == x_NI.dtype:
+        residual_NO.addmm_(x_NI, weight_IO)
+    else:
+        residual_NO.add_(torch.mm(x_NI, weight_IO))
+    return residual_NO if bias_O is None else residual_NO.add_(bias_O)
 
 
-def _activate(x: Tensor, activation: str) -> Tensor:
+def activate_in_place(x: Tensor, activation: str) -> Tensor:
+    """`activation` of x, whose memory may be used for it."""
     if activation == "relu":
         return x.relu_()
     if activation == "silu":

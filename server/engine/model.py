@@ -176,6 +176,14 @@ class Decoder:
                     keys_values_BH2SE = keys_values_BH2SE.index_select(0, sources_K)
                 cache.fill(layer, slots_K, keys_values_BH2SE)
 
+    def cross_masks(self, mask_NS: Tensor) -> dict[int, Tensor]:
+        """By head count [R, 1, S]: each source's mask, 0 or -inf, once for each head."""
+        rows = len(mask_NS)
+        return {
+            heads: mask_NS[:, None].expand(-1, heads, -1).reshape(rows * heads, 1, -1)
+            for heads in set(self.cross_heads) - {0}
+        }
+
     def step(
         self,
         tokens_N: Tensor,

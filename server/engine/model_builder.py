@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from server.engine.bitsandbytes_matrix import BYTES_PER_WEIGHT, quantize
 from server.engine.folding import by_head
-from server.engine.matrix import Matrix, lay_out
+from server.engine.int8_matrix import Int8Matrix
+from server.engine.matrix import Matrix, WideMatrix, lay_out
 from server.engine.model import (
     CrossAttention,
     Decoder,
@@ -28,11 +30,12 @@ from server.engine.network import (
     EncoderLayerWeights,
     FeedForwardWeights,
     Heads,
+    Linear,
     Network,
     Norm,
     StackWeights,
 )
-from server.engine.norm import LayerNorm, NoNorm, PlainRMSNorm, RowNorm
+from server.engine.norm import FusedRMSNorm, LayerNorm, NoNorm, PlainRMSNorm, RowNorm
 from server.engine.position_bias import DecoderBias, EncoderBias
 
 _Stack = StackWeights[EncoderLayerWeights] | StackWeights[DecoderLayerWeights]
@@ -48,18 +51,26 @@ class Model:
 
 
 def build_model(
-    network: Network, *, dtype: torch.dtype, device: torch.device, longest_source: int, longest_target: int
+    network: Network,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str = "none",
+    longest_source: int,
+    longest_target: int,
 ) -> Model:
     """Read the weights, one layer at a time, and lay them out to compute in `dtype` on `device`.
 
+    `quantization`: "int8" for all matrices, "bnb-int8" or "bnb-nf4" for those of the layers.
     `longest_source` and `longest_target` bound the positions that the model serves, padding included.
     """
-    return _Builder(network, dtype, device).build(longest_source, longest_target)
+    return _Builder(network, dtype, device, quantization).build(longest_source, longest_target)
 
 
 class _Builder:
-    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device, quantization: str) -> None:
         self._network = network
+        self._quantization = quantization
         self._dtype = dtype
         self._device = device
         self._nbytes = 0
@@ -115,6 +126,8 @@ class _Builder:
         network = self._network
         if not network.norm_first:
             return NoNorm()
+        if network.norm == "rms" and self._device.type == "cuda":
+            return FusedRMSNorm(width=network.d_model, eps=network.norm_eps, dtype=self._dtype)
         if network.norm == "rms":
             return PlainRMSNorm(width=network.d_model, eps=network.norm_eps, dtype=self._dtype, device=self._device)
         return LayerNorm(width=network.d_model, eps=network.norm_eps)
@@ -209,9 +222,15 @@ class _Builder:
             activation=self._network.activation,
             into=self._matrix(ffn.into.weight_OI * self._factor, ffn.into.bias_O, single_rows=single_rows),
             gate=gate,
-            out=self._matrix(ffn.out.weight_OI, ffn.out.bias_O, single_rows=single_rows),
+            out=self._feed_forward_out(ffn.out, single_rows=single_rows),
             after=self._norm_of(ffn.after),
         )
+
+    def _feed_forward_out(self, out: Linear, *, single_rows: bool) -> Matrix:
+        """In float16 T5's sums over feed-forward units overflow: transformers too keeps this matrix in float32."""
+        if self._dtype == torch.float16 and self._network.norm == "rms":
+            return self._counted(WideMatrix(out.weight_OI, out.bias_O))
+        return self._matrix(out.weight_OI, out.bias_O, single_rows=single_rows)
 
     def _cross_keys_values(self, cross: list[AttentionWeights]) -> Matrix | None:
         if not cross:
@@ -221,7 +240,10 @@ class _Builder:
 
     def _output(self) -> Matrix:
         output = self._network.output()
-        return self._matrix(output.weight_OI * self._factor, output.bias_O, single_rows=True)
+        weight_OI = output.weight_OI * self._factor
+        if self._quantization in BYTES_PER_WEIGHT:  # the logits are what a few bits would be seen in first
+            return self._plain_matrix(weight_OI, output.bias_O, single_rows=True)
+        return self._matrix(weight_OI, output.bias_O, single_rows=True)
 
     def _mask(self, heads: Heads, stack: _Stack) -> Heads:
         """Layers with the same heads share a position bias; without one, layers with as many share their masks."""
@@ -249,7 +271,17 @@ class _Builder:
         return tensor
 
     def _matrix(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
+        if self._quantization == "none":
+            return self._plain_matrix(weight_OI, bias_O, single_rows=single_rows)
+        if self._quantization == "int8":
+            return self._counted(Int8Matrix(weight_OI, bias_O))
         bias_O = None if bias_O is None else bias_O.to(self._dtype)
-        matrix = lay_out(weight_OI.to(self._dtype), bias_O, single_rows=single_rows)
+        return self._counted(quantize(self._quantization, weight_OI, bias_O))
+
+    def _plain_matrix(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
+        bias_O = None if bias_O is None else bias_O.to(self._dtype)
+        return self._counted(lay_out(weight_OI.to(self._dtype), bias_O, single_rows=single_rows))
+
+    def _counted(self, matrix: Matrix) -> Matrix:
         self._nbytes += matrix.nbytes
         return matrix

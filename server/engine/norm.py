@@ -34,16 +34,32 @@ class PlainRMSNorm:
 
     def __init__(self, *, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
         self.factor = math.sqrt(width)
+        self._dtype = dtype
         self._half = dtype.itemsize < 4
         self._leg = torch.tensor(math.sqrt(width * eps), dtype=torch.float32 if self._half else dtype, device=device)
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        """Each row over the hypotenuse; half precisions are normed in float32."""
+        """Each row over the hypotenuse; half precisions are normed in float32, from which the residual may come."""
         if self._half:
             x_ND_float = x_ND.float()
             length_N1 = torch.linalg.vector_norm(x_ND_float, 2, -1, True)
-            return torch.div(x_ND_float, length_N1.hypot_(self._leg)).to(x_ND.dtype)
+            return torch.div(x_ND_float, length_N1.hypot_(self._leg)).to(self._dtype)
         return torch.div(x_ND, torch.linalg.vector_norm(x_ND, 2, -1, True).hypot_(self._leg))
+
+
+class FusedRMSNorm:
+    """RMSNorm without weights in one operation: on CUDA the number of operations is what counts."""
+
+    factor = 1.0
+
+    def __init__(self, *, width: int, eps: float, dtype: torch.dtype) -> None:
+        self._shape = (width,)
+        self._eps = eps
+        self._dtype = dtype
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """Computed in at least float32, given in the model's dtype."""
+        return F.rms_norm(x_ND, self._shape, None, self._eps).to(self._dtype)
 
 
 class LayerNorm:

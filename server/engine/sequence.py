@@ -77,6 +77,8 @@ class EngineConfig:
     dtype: str = "float32"  # "float32", "bfloat16"; on CPUs "int8" and "float64" too, on CUDA "float16"
     device: str = "cpu"
     backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
+    graphs: str = "auto"  # steps recorded once and replayed: "auto" is "on" on CUDA, else "off"
+    quantization: str = "none"  # "bnb-int8", "bnb-nf4": the layers' weights by bitsandbytes, computing in `dtype`
     threads: int | None = None  # None: as many as torch has, process-wide
     slots: int = 32  # how many sequences can run at once
     max_source_tokens: int = 512

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from model_store.spec import ModelSpec
 from server.engine.backend import Feed
+from server.engine.bitsandbytes_matrix import BYTES_PER_WEIGHT, check_bitsandbytes
 from server.engine.cache import KeyValueCache, cache_bytes
 from server.engine.errors import LoadError
-from server.engine.memory import available_bytes
+from server.engine.memory import available_bytes, weight_bytes
 from server.engine.model import DecoderViews
 from server.engine.model_builder import Model, build_model
 from server.engine.sequence import EngineConfig
+from server.engine.static_step import Progress, StaticSteps, StepBuffers, make_buckets
 from server.engine.weights import open_network
 
 # Self-attention looks at a whole number of buckets of positions, so that the views of the cache last several steps.
@@ -31,8 +33,11 @@ SOURCE_BUCKET = 8
 class TorchBackend:
     """Implements `backend.Backend`."""
 
-    def __init__(self, spec: ModelSpec, model: Model, config: EngineConfig, dtype: torch.dtype) -> None:
-        """Allocate the caches; callers use `TorchBackend.load`."""
+    def __init__(
+        self, spec: ModelSpec, model: Model, config: EngineConfig, dtype: torch.dtype, progress: Progress
+    ) -> None:
+        """Allocate the caches and record the steps; callers use `TorchBackend.load`."""
+        self._path: str | None = None
         self._model = model
         self._pad_id = spec.pad_id
         self._device = torch.device(config.device)
@@ -44,25 +49,66 @@ class TorchBackend:
         # Of the last step whose rows were slots 0 to n-1; None once their sources changed.
         self._views: DecoderViews | None = None
         self._viewed = (0, 0)  # how many slots, and their positions
+        self._buffers: StepBuffers | None = None
+        self._steps: StaticSteps | None = None
+        self._recorded_bytes = 0
+        if uses_graphs(config):
+            self._buffers = StepBuffers(
+                slots=config.slots, vocab_size=spec.target_vocab_size, dtype=dtype, device=self._device
+            )
+            buckets = make_buckets(
+                slots=config.slots,
+                target_positions=_target_positions(config),
+                source_positions=_source_positions(config),
+            )
+            self._steps = StaticSteps(model.decoder, self._self_cache, self._cross_cache, self._buffers, buckets)
+            if self._device.type == "cuda":
+                self._recorded_bytes = self._steps.record(self._device, progress)
 
     @classmethod
-    def load(cls, directory: Path, spec: ModelSpec, config: EngineConfig, dtype: torch.dtype) -> "TorchBackend":
-        """Load `model.safetensors` of a model of the shape `spec`.
+    def load(
+        cls,
+        directory: Path,
+        spec: ModelSpec,
+        config: EngineConfig,
+        dtype: torch.dtype,
+        progress: Progress = lambda line: None,
+    ) -> "TorchBackend":
+        """Load `model.safetensors` of a model of the shape `spec`; `progress` is told how CUDA's recordings get on.
 
         Raises:
             LoadError: the file is missing or broken, its tensors are not those of `spec`, or weights and caches do
                 not fit into the memory that is left.
         """
         device = torch.device(config.device)
+        quantization = _quantization(config)
         _check_memory(spec, config, dtype, available_bytes(device))
+        if quantization in BYTES_PER_WEIGHT:
+            check_bitsandbytes(quantization, dtype=dtype, device=device)
         source, target = _source_positions(config), _target_positions(config)
         with open_network(directory, spec, dtype=dtype, device=device, longest=max(source, target)) as network:
-            model = build_model(network, dtype=dtype, device=device, longest_source=source, longest_target=target)
-        return cls(spec, model, config, dtype)
+            model = build_model(
+                network,
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                longest_source=source,
+                longest_target=target,
+            )
+        return cls(spec, model, config, dtype, progress)
+
+    @property
+    def path(self) -> str | None:
+        """How the last step ran, "graph" or "eager"; None where there are no graphs."""
+        return self._path
 
     def memory_bytes(self) -> dict[str, int]:
         """Fixed for the life of the backend: `weights` and `cache`."""
-        return {"weights": self._model.nbytes, "cache": self._self_cache.nbytes + self._cross_cache.nbytes}
+        cache = self._self_cache.nbytes + self._cross_cache.nbytes + self._recorded_bytes
+        return {
+            "weights": self._model.nbytes,
+            "cache": cache + (0 if self._buffers is None else self._buffers.nbytes),
+        }
 
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
         """Encode sources as one padded batch, each into all of its slots; returns the number of padding positions."""
@@ -76,6 +122,9 @@ class TorchBackend:
         self._model.decoder.fill_cross_cache(self._cross_cache, hidden_MD, slots_K, sources_K, batch=len(sources))
         for slot, i in pairs:
             self._source_lengths[slot] = lengths[i]
+        if self._buffers is not None:
+            lengths_K = torch.tensor([lengths[i] for _, i in pairs], device=self._device)
+            self._buffers.source_lengths_A.index_copy_(0, slots_K, lengths_K)
         self._views = None
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # so that the time of encoding is told from that of decoding
@@ -83,21 +132,17 @@ class TorchBackend:
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, vocabulary]; quickest where row i is slot i, as it is where every slot has one row."""
-        rows = len(feed.slots)
-        length = -(-(max(feed.positions) + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
-        if feed.slots == list(range(rows)):
-            if self._views is None or self._viewed[0] != rows or self._viewed[1] < length:
-                self._views, self._viewed = self._view(feed.slots, length, in_order=True), (rows, length)
-            views = self._views
-        else:
-            views = self._view(feed.slots, length, in_order=False)
-        logits = self._model.decoder.step(
-            torch.tensor(feed.tokens, device=self._device),
-            torch.tensor(feed.positions, device=self._device),
-            self._self_cache,
-            views,
-            None if len(feed.wanted) == rows else torch.tensor(feed.wanted, device=self._device),
-        )
+        in_order = feed.slots == list(range(len(feed.slots)))
+        if self._steps is not None:
+            self._path = "eager"
+            if in_order:
+                longest = max(self._source_lengths[slot] for slot in feed.slots)
+                logits = self._steps.run(feed.tokens, feed.positions, longest)
+                if logits is not None:
+                    self._path = "graph"
+                    wanted_W = self._wanted(feed)
+                    return logits if wanted_W is None else logits.index_select(0, wanted_W)
+        logits = self._decode_eagerly(feed, in_order=in_order)
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
@@ -110,6 +155,8 @@ class TorchBackend:
         self._self_cache.move(origin, target, length)
         self._cross_cache.move(origin, target, source_length)
         self._source_lengths[target] = source_length
+        if self._buffers is not None:
+            self._buffers.source_lengths_A[target] = source_length
         self._views = None
 
     def clear(self, slot: int) -> None:
@@ -117,17 +164,31 @@ class TorchBackend:
         self._self_cache.clear(slot)
         self._cross_cache.clear(slot)
 
+    def _decode_eagerly(self, feed: Feed, *, in_order: bool) -> Tensor:
+        rows = len(feed.slots)
+        length = -(-(max(feed.positions) + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
+        if not in_order:
+            views = self._view(feed.slots, length, in_order=False)
+        else:
+            if self._views is None or self._viewed[0] != rows or self._viewed[1] < length:
+                self._views, self._viewed = self._view(feed.slots, length, in_order=True), (rows, length)
+            views = self._views
+        return self._model.decoder.step(
+            torch.tensor(feed.tokens, device=self._device),
+            torch.tensor(feed.positions, device=self._device),
+            self._self_cache,
+            views,
+            self._wanted(feed),
+        )
+
+    def _wanted(self, feed: Feed) -> Tensor | None:
+        return None if len(feed.wanted) == len(feed.slots) else torch.tensor(feed.wanted, device=self._device)
+
     def _view(self, slots: list[int], length: int, *, in_order: bool) -> DecoderViews:
         decoder, rows = self._model.decoder, len(slots)
         lengths = [self._source_lengths[slot] for slot in slots]
         longest = max(lengths)
         mask_NS = self._padding_mask(lengths, longest)
-        cross_masks = {}
-        if mask_NS is not None:
-            cross_masks = {
-                heads: mask_NS[:, None].expand(-1, heads, -1).reshape(rows * heads, 1, -1)
-                for heads in set(decoder.cross_heads) - {0}
-            }
         slots_N = None if in_order else torch.tensor(slots, device=self._device)
         return DecoderViews(
             windows=decoder.bias.windows(length),
@@ -138,7 +199,7 @@ class TorchBackend:
             cross_attention=self._cross_cache.view(rows, longest)
             if slots_N is None
             else self._cross_cache.gather(slots_N, longest),
-            cross_masks=cross_masks,
+            cross_masks={} if mask_NS is None else decoder.cross_masks(mask_NS),
         )
 
     def _padding_mask(self, lengths: list[int], size: int) -> Tensor | None:
@@ -147,6 +208,16 @@ class TorchBackend:
             return None
         empty = torch.arange(size, device=self._device) >= torch.tensor(lengths, device=self._device)[:, None]
         return torch.zeros(empty.shape, dtype=self._dtype, device=self._device).masked_fill_(empty, -math.inf)
+
+
+def uses_graphs(config: EngineConfig) -> bool:
+    """Whether steps are replayed, on CUDA from recordings, on a CPU by calling them."""
+    return config.graphs == "on" or (config.graphs == "auto" and config.device != "cpu")
+
+
+def _quantization(config: EngineConfig) -> str:
+    """Of the weights: dtype int8 means that they alone are int8, and the rest is computed in float32."""
+    return "int8" if config.dtype == "int8" else config.quantization
 
 
 def _source_positions(config: EngineConfig) -> int:
@@ -172,9 +243,9 @@ def _check_memory(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype, ava
     caches = bytes_for(_self_heads(spec), capacity=_target_positions(config)) + bytes_for(
         _cross_heads(spec), capacity=_source_positions(config)
     )
-    # The output matrix holds a norm or a layout of its own, so a tied one is there twice.
-    elements = spec.target_vocab_size * spec.d_model + sum(math.prod(shape) for _, shape in spec.tensor_shapes())
-    weights = elements * dtype.itemsize
+    weights = weight_bytes(spec, dtype, _quantization(config))
+    if uses_graphs(config):
+        caches += config.slots * spec.target_vocab_size * max(4, dtype.itemsize)  # their logits
     if weights + caches > available:
         raise LoadError(
             f"{weights / 1e6:.0f} MB of weights and the caches of {config.slots} slots with "

@@ -65,6 +65,10 @@ class MadeUpBackend:
     def clear(self, slot: int) -> None:
         self.sources[slot], self.targets[slot] = None, ()
 
+    @property
+    def path(self) -> None:
+        return None
+
     def memory_bytes(self) -> dict[str, int]:
         return {"weights": 0, "cache": 0}
 

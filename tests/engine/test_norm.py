@@ -6,7 +6,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from server.engine.folding import fold_norm
 from server.engine.network import Linear, Norm
-from server.engine.norm import LayerNorm, PlainRMSNorm
+from server.engine.norm import FusedRMSNorm, LayerNorm, PlainRMSNorm
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -28,8 +28,20 @@ def test_a_matrix_after_the_folded_norm_is_one_after_t5_s(scale: float, dtype: t
 def test_half_precision_is_normed_in_float32() -> None:
     x = 300 * torch.ones(1, 4096, dtype=torch.float16)  # |x|^2 overflows float16
     norm = PlainRMSNorm(width=4096, eps=1e-6, dtype=torch.float16, device=torch.device("cpu"))
-    assert norm(x).dtype == torch.float16
-    assert torch.allclose(norm(x).float(), torch.full((1, 4096), 1 / 64))
+    fused = FusedRMSNorm(width=4096, eps=1e-6, dtype=torch.float16)
+    for residual in (x, x.float()):
+        assert norm(residual).dtype == fused(residual).dtype == torch.float16
+        assert torch.allclose(norm(residual).float(), torch.full((1, 4096), 1 / 64))
+        assert torch.allclose(fused(residual).float(), torch.ones(1, 4096))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_forms_of_the_rms_norm_are_one(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 32, dtype=dtype)
+    x[1] = 0
+    plain = PlainRMSNorm(width=32, eps=1e-3, dtype=dtype, device=torch.device("cpu"))
+    fused = FusedRMSNorm(width=32, eps=1e-3, dtype=dtype)
+    assert torch.allclose(plain.factor * plain(x), fused.factor * fused(x), rtol=1e-5)
 
 
 @pytest.mark.parametrize("biased", [True, False])

@@ -94,6 +94,11 @@ class NativeBackend:
         if hasattr(self, "_pool"):
             self._library.pool_destroy(self._pool)
 
+    @property
+    def path(self) -> None:
+        """Nothing is replayed here."""
+        return None
+
     def memory_bytes(self) -> dict[str, int]:
         """Fixed for the life of the backend: `weights` and `cache`, in which the work space counts."""
         return {"weights": self._weights.taken_bytes, "cache": self._caches.taken_bytes}
