@@ -78,7 +78,7 @@ class GenerationParameters(BaseModel):
         default=None,
         description="true where temperature, top_k, top_p or typical_p is given; false makes those mean nothing",
     )
-    temperature: Annotated[float, Field(gt=0)] | None = None
+    temperature: Annotated[float, Field(ge=1e-30)] | None = None  # scores divided by less are beyond float32
     top_k: _Count | None = Field(default=None, description="0: all")
     top_p: _Share | None = None
     typical_p: _Share | None = None
@@ -94,7 +94,7 @@ class GenerationParameters(BaseModel):
     num_return_sequences: _Number | None = Field(default=None, description="so many beams or samples, best first")
     best_of: _Number | None = Field(default=None, description="another name for num_return_sequences")
 
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None  # the same
     no_repeat_ngram_size: _Count | None = Field(default=None, description="0: n-grams may repeat")
     forced_bos_token_id: _Count | None = Field(default=None, description="the first token")
     forced_bos_token: str | None = Field(

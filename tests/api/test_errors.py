@@ -65,7 +65,7 @@ def test_a_malformed_body_is_refused_by_name(client: httpx.Client, body: bytes, 
         ({"truncate": 1}, "parameters.truncate is 1: should be greater than or equal to 2"),
         (
             {"temperature": 0},
-            "parameters.temperature is 0: should be greater than 0, or leave it out for the likeliest",
+            "parameters.temperature is 0: should be greater than or equal to 1e-30, or leave it out",
         ),
         ({"top_p": 1.5}, "parameters.top_p is 1.5: should be less than or equal to 1"),
         ({"top_k": -1}, "parameters.top_k is -1: should be greater than or equal to 0"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from server.answer_text import AnswerText
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.errors import (
     ClientGoneError,
@@ -24,6 +25,7 @@ from server.generation import Generation, GenerationRequest
 from server.metrics import Metrics, ModelDescription, VariantMetrics
 from server.settings import ModelRequest, Settings
 from server.supervisor import ModelState, Supervisor
+from server.tokenization import TextCodec
 from server.worker_process import WorkerProcess
 from tests.server.fake_engine import (
     BREAKS_THE_STEP,
@@ -33,6 +35,8 @@ from tests.server.fake_engine import (
     LIMITS,
     RUNS_FOR_EVER,
 )
+from tests.tiny_models import EOS_ID as TINY_EOS_ID
+from tests.tiny_models import build_tokenizer
 
 LABELS = {"model": "m", "variant": "v"}
 
@@ -55,13 +59,20 @@ class Harness:
             worker_module="tests.server.fake_engine",
         )
 
-    def submit(self, *sources: list[int], stream: bool = False, tokens: int = 1000) -> list[Generation]:
+    def submit(
+        self,
+        *sources: list[int],
+        stream: bool = False,
+        tokens: int = 1000,
+        watch: Callable[[], AnswerText] | None = None,
+    ) -> list[Generation]:
         requests = [
             GenerationRequest(
                 source_ids=source,
                 parameters=GenerationParameters(max_new_tokens=tokens, logprobs=True),
                 stream=stream,
                 arrived_s=time.monotonic(),
+                watch=watch,
             )
             for source in sources
         ]
@@ -121,6 +132,49 @@ def test_results_and_streams(tmp_path: Path) -> None:
             assert harness.outcomes() == {"ok": 3}
             assert harness.count("nash_request_duration_seconds_count", mode="unary") == 2
             assert harness.count("nash_generated_tokens_sum") == 3 + 2 + 3
+
+    run(scenario())
+
+
+def until(stop: str) -> Callable[[], AnswerText]:
+    """Token 3 is "a", 4 is "b" and so on."""
+    return lambda: AnswerText(TextCodec(build_tokenizer(), TINY_EOS_ID).stream(), [stop])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_a_generation_well_and_its_slot_is_free_at_once(tmp_path: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            # Each takes 5 s to its limit, and there are two slots.
+            generations = harness.submit(*[[RUNS_FOR_EVER]] * 6, stream=stream, tokens=1000, watch=until("ccc"))
+            seen = [[report.token async for report in each.tokens()] for each in generations]
+            results = [await each.result() for each in generations]
+            assert [each.tokens for each in results] == [[5, 5, 5]] * 6
+            assert seen == [[5, 5] if stream else []] * 6
+            for each in results:
+                (hypothesis,), timings = each.hypotheses, each.timings
+                assert (hypothesis.finish_reason, hypothesis.logprobs) == ("stop_sequence", [-0.5] * 3)
+                assert timings.time_per_output_token_ms is not None
+                assert timings.total_ms == pytest.approx(timings.queue_ms + timings.encode_ms + timings.decode_ms)
+                assert timings.time_to_first_token_ms + 2 * timings.time_per_output_token_ms == pytest.approx(
+                    timings.total_ms
+                )
+            assert results[0].timings.queue_ms < results[-1].timings.queue_ms < 4000
+            assert harness.outcomes() == {"ok": 6}
+            assert harness.count("nash_generated_tokens_sum") == 6 * 3
+            await harness.eventually(lambda: harness.count("nash_requests_running") == 0)
+
+    run(scenario())
+
+
+def test_a_watched_generation_that_sent_nothing_is_run_again_from_its_beginning(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            (watched,) = harness.submit([RUNS_FOR_EVER], tokens=12, watch=until("c" * 10))
+            await harness.eventually(lambda: harness.count("nash_requests_running") == 1)
+            harness.submit([KILLS_IT_ONCE, 6])
+            assert (await watched.result()).tokens == [5] * 10
+            assert watched.runs == 2
 
     run(scenario())
 

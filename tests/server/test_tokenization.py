@@ -143,3 +143,59 @@ def test_settings_that_cut_or_pad_sources_are_taken_out_of_the_file(tmp_path: Pa
     codec = TextCodec.load(tmp_path, EOS_ID)
     ids = asyncio.run(codec.encode("abcd", where="", limit_tokens=9, truncate=None))
     assert ids == [3, 4, 5, 6, EOS_ID]
+
+
+@given(GENERATIONS, st.integers(1, 4))
+def test_what_follows_a_prefix_is_the_same_in_a_stream_and_at_once(
+    generation: tuple[TextCodec, list[int]], taken: int
+) -> None:
+    codec, ids = generation
+    prefix, rest = ids[:taken], ids[taken:]
+    stream = codec.stream(prefix)
+    texts = [stream.push(token) if i < len(rest) - 1 else stream.finish(token) for i, token in enumerate(rest)]
+    assert "".join(texts) == codec.decode(rest, prefix)
+
+
+def test_the_text_behind_a_prefix_keeps_the_blank_between_them() -> None:
+    codec = metaspace()
+    assert codec.decode([0, 4]) == "P."
+    assert codec.decode([0, 4], prefix=[0]) == " P."
+    assert (codec.decode_one(0, None), codec.decode_one(0, 2)) == ("P", " P")
+
+
+def test_a_prefix_has_nothing_around_it() -> None:
+    codec = TextCodec(build_tokenizer(), EOS_ID)
+    assert asyncio.run(codec.encode_prefix("abc")) == [3, 4, 5]
+    assert asyncio.run(codec.encode_prefix("a" * 5000)) == [3] * 5000
+
+
+def languages() -> TextCodec:
+    """As NLLB's tokenizers frame a text, with M2M100's way to write a language too."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens(["eng_Latn", "fra_Latn", "__de__"])
+    ids = {token: tokenizer.token_to_id(token) for token in ("eng_Latn", "</s>")}
+    tokenizer.post_processor = TemplateProcessing(single="eng_Latn $A </s>", special_tokens=list(ids.items()))
+    return TextCodec(tokenizer, EOS_ID)
+
+
+def test_languages_have_tokens() -> None:
+    codec = languages()
+    english, french, german = 30, 31, 32
+    assert codec.language_id("fra_Latn", where="x") == french
+    assert codec.language_id("de", where="x") == codec.language_id("__de__", where="x") == german
+    assert codec.token_id("de", where="x") == german
+    assert codec.token_id("c", where="x") == 5
+
+    def encode_in(language: int | None) -> list[int]:
+        return asyncio.run(codec.encode("ab", where="x", limit_tokens=9, truncate=None, language=language))
+
+    assert encode_in(None) == [english, 3, 4, EOS_ID]
+    assert encode_in(french) == [french, 3, 4, EOS_ID]
+    with pytest.raises(InvalidRequestError, match=r"x is no language of this model: use __de__, eng_Latn, fra_Latn$"):
+        codec.language_id("fr", where="x")
+    with pytest.raises(
+        InvalidRequestError, match=r"x is no token of this model's tokenizer.*or give a language: __de__"
+    ):
+        codec.token_id("fr", where="x")
+    with pytest.raises(InvalidRequestError, match="x is given, but this model's tokenizer has no languages: leave it"):
+        TextCodec(build_tokenizer(), EOS_ID).language_id("fr", where="x")
