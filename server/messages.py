@@ -124,6 +124,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
     waiting: int
     cache_used_ratio: dict[str, float]  # by kind: self, cross
     peak_bytes: int  # the most memory that the worker process ever held
+    steps_by_path: dict[str, int]  # "graph" and "eager"; empty where the engine has no graphs
 
 
 Command = Load | Submit | Cancel

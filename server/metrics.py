@@ -14,6 +14,7 @@ from server.messages import Ready, Stats
 
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "cancelled", "error")
 MODES = ("unary", "stream", "compare")
+PATHS = ("graph", "eager")  # of a decode step, where an engine records graphs
 UNKNOWN = "_unknown"  # model and variant of what was refused before a variant was known
 
 _LABELS = ("model", "variant")
@@ -79,6 +80,7 @@ class Metrics:
         self.source_tokens = self._histogram("source_tokens", "Source tokens of a generation", _COUNT_BUCKETS)
         self.generated_tokens = self._histogram("generated_tokens", "Tokens that a generation made", _COUNT_BUCKETS)
         self.tokens = self._counter("tokens", "Tokens through the engine", "direction")
+        self.graph_steps = self._counter("graph_steps", "Decode steps, replayed from a graph or not", "path")
         self.restarts = self._counter("worker_restarts", "Workers that had died and were started again")
         self.running = self._gauge("requests_running", "Generations that hold a slot")
         self.waiting = self._gauge("requests_waiting", "Generations that wait for a slot")
@@ -124,6 +126,8 @@ class VariantMetrics:
         self._source_tokens = metrics.source_tokens.labels(*own)
         self._generated_tokens = metrics.generated_tokens.labels(*own)
         self._tokens = {kind: metrics.tokens.labels(*own, kind) for kind in ("source", "padding", "generated")}
+        self._own = own
+        self._graph_steps = metrics.graph_steps
         self._restarts = metrics.restarts.labels(*own)
         self._running = metrics.running.labels(*own)
         self._waiting = metrics.waiting.labels(*own)
@@ -179,3 +183,6 @@ class VariantMetrics:
         for kind, ratio in stats.cache_used_ratio.items():
             self._cache_used[kind].set(ratio)
         self._memory["peak"].set(stats.peak_bytes)
+        if stats.steps_by_path:  # whoever has graphs has both children from the first step on, and others none
+            for path in PATHS:
+                self._graph_steps.labels(*self._own, path).inc(stats.steps_by_path.get(path, 0))

@@ -229,7 +229,7 @@ def _token_report(event: TokenEvent, token: int, sequence: Sequence, now_s: floa
 def _load_engine(load: Load) -> WorkerEngine:
     from server.engine.engine import Engine  # torch comes with it, and the loop above needs none
 
-    engine = Engine.load(Path(load.directory), load.config)
+    engine = Engine.load(Path(load.directory), load.config, lambda line: print(line, file=sys.stderr, flush=True))
     # The first step pays for much that later ones find done; no caller is to wait for it.
     engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
     return engine

@@ -27,6 +27,8 @@ class Step(Protocol):
     def source_tokens(self) -> int: ...
     @property
     def padding_tokens(self) -> int: ...
+    @property
+    def path(self) -> str | None: ...  # "graph" or "eager", where there are graphs
 
 
 class StatsCollector:
@@ -42,6 +44,7 @@ class StatsCollector:
         self._decode_step_s: list[float] = []
         self._encode_s: list[float] = []
         self._batch_sizes: list[int] = []
+        self._steps_by_path: dict[str, int] = {}
         self._source_tokens = self._padding_tokens = self._generated_tokens = 0
 
     def note(self, step: Step) -> None:
@@ -50,6 +53,8 @@ class StatsCollector:
         self._decode_step_s.append(step.decode_s)
         self._batch_sizes.append(step.batch_size)
         self._generated_tokens += step.generated_tokens
+        if step.path is not None:
+            self._steps_by_path[step.path] = 1 + self._steps_by_path.get(step.path, 0)
         if step.encode_s > 0:
             self._encode_s.append(step.encode_s)
             self._source_tokens += step.source_tokens
@@ -85,6 +90,7 @@ class StatsCollector:
                 "cross": source_tokens / (limits.slots * limits.max_source_tokens),
             },
             peak_bytes=_peak_bytes(),
+            steps_by_path=self._steps_by_path,
         )
         self._taken_s = time.monotonic()
         self._clear()

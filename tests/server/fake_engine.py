@@ -42,6 +42,7 @@ class FakeStep:
     generated_tokens: int
     source_tokens: int
     padding_tokens: int
+    path: None = None
 
 
 class FakeEngine:

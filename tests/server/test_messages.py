@@ -106,6 +106,7 @@ REPORTS: list[Report] = [
         waiting=0,
         cache_used_ratio={"self": 0.5, "cross": 0.25},
         peak_bytes=1 << 40,
+        steps_by_path={"graph": 3},
     ),
 ]
 

@@ -28,10 +28,16 @@ def test_models_share_the_cores(cores: int, models: int, threads: int) -> None:
 
 
 def test_every_engine_key_can_be_given() -> None:
-    text = "a,dtype=float64,device=cuda,threads=1,slots=2,max_source_tokens=3,max_new_tokens=4,max_encode_tokens=5"
+    text = (
+        "a,dtype=float64,device=cuda,backend=torch,graphs=off,quantization=bnb-nf4,threads=1,slots=2,"
+        "max_source_tokens=3,max_new_tokens=4,max_encode_tokens=5"
+    )
     assert ModelRequest.parse(text).engine == EngineConfig(
         dtype="float64",
         device="cuda",
+        backend="torch",
+        graphs="off",
+        quantization="bnb-nf4",
         threads=1,
         slots=2,
         max_source_tokens=3,
@@ -62,7 +68,11 @@ def test_the_command_line_goes_before_the_environment() -> None:
     [
         ([], {}, "no model to serve: give --model REF"),
         (["--model", ""], {}, "has no name"),
-        (["--model", "a,foo=1"], {}, "'foo=1' is not known: use key=value with one of dtype, device, backend, threads"),
+        (
+            ["--model", "a,foo=1"],
+            {},
+            "'foo=1' is not known: use key=value with one of dtype, device, backend, graphs, ",
+        ),
         (["--model", "a,slots"], {}, "'slots' is not known"),
         (["--model", "a,slots=0"], {}, "slots=0: '0' is not a whole number from 1"),
         (["--model", "a,slots=1,slots=2"], {}, "slots is given twice"),
