@@ -119,14 +119,14 @@ def build(shape: Shape) -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(config).eval()
 
 
-def prune(dense: T5ForConditionalGeneration, decoder_layers: int) -> Any:
-    """The model cut as `nash prune` cuts it, by gates that were never trained."""
+def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:
+    """The model cut as `nash prune` cuts it, by gates that were never trained: all encoder layers alike."""
     spec = ModelSpec.from_config(dense.config.to_dict())
     gates = EncoderGates(spec, heads=True, units=True)
     for alpha in gates.unit_alphas:
         alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # units before heads, alike in every layer
     kept = select_layers(spec.dense_decoder_layers, decoder_layers)
-    return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(ENCODER_SPARSITY))
+    return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(encoder_sparsity))
 
 
 def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -> Contender:
