@@ -1,10 +1,14 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from server.engine.sequence import EngineConfig, Sequence
 from tests.running_server import RunningServer, publish_tiny_models
+
+Direct = Callable[..., Sequence]  # (text, **engine parameters): what the engine makes of it
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,19 @@ def tiny_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import build_tiny_t5
 
     return build_tiny_t5(tmp_path_factory.mktemp("oracle"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def direct(tiny_dense: Path) -> Direct:
+    """`tiny@dense` without a server."""
+    from server.engine.engine import Engine
+    from tests.tiny_models import build_tokenizer
+
+    engine = Engine.load(tiny_dense, EngineConfig(threads=1, slots=4, max_source_tokens=64, max_new_tokens=200))
+    tokenizer = build_tokenizer()
+
+    def generate(text: str, **given: Any) -> Sequence:
+        (sequence,) = engine.generate([tokenizer.encode(text).ids], engine.defaults.resolve(given))
+        return sequence
+
+    return generate

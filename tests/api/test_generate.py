@@ -122,17 +122,3 @@ def test_the_root_answers_inference_clients(client: httpx.Client) -> None:
     (answer,) = client.post("/", json=body).json()
     text = generate(client, "hello", parameters={"max_new_tokens": 5})["generated_text"]
     assert answer["generated_text"] == answer["summary_text"] == answer["translation_text"] == text
-
-
-def test_huggingface_client_works_unmodified(client: httpx.Client) -> None:
-    from huggingface_hub import InferenceClient
-
-    inference = InferenceClient(base_url=str(client.base_url).rstrip("/"))
-    text = generate(client, "hello", parameters={"max_new_tokens": 5})["generated_text"]
-    assert inference.text_generation("hello", max_new_tokens=5) == text
-    assert "".join(inference.text_generation("hello", max_new_tokens=5, stream=True)) == text
-    details = inference.text_generation("hello", max_new_tokens=5, details=True)
-    assert details.generated_text == text
-    assert details.details is not None
-    assert inference.summarization("hello").summary_text == generate(client, "hello")["generated_text"]
-    assert inference.translation("hello").translation_text == generate(client, "hello")["generated_text"]
