@@ -82,10 +82,8 @@ def main() -> None:
     results = [measure(SHAPES[-1], options, batch) for batch in (1, 8)]
     for result in results:
         for row in result["rows"]:
-            print(
-                f"batch {result['batch']}: {row['decoder_layers']} decoder layers, "
-                f"{row['encoder_sparsity']:.0%} of the encoder cut: step {row['step_ms']:.3f} ms, encoder {row['encode_ms']:.2f} ms"
-            )
+            what = f"{row['decoder_layers']} decoder layers, {row['encoder_sparsity']:.0%} of the encoder cut"
+            print(f"batch {result['batch']}: {what}: step {row['step_ms']:.3f} ms, encoder {row['encode_ms']:.2f} ms")
         for name in ("step_ms_over_layers", "encode_ms_over_kept"):
             line = result[name]
             print(f"  {name}: {line['start']:.3f} + {line['slope']:.3f} x, R2 {line['r2']:.4f}")
