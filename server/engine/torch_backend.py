@@ -81,6 +81,8 @@ class TorchBackend:
                 not fit into the memory that is left.
         """
         device = torch.device(config.device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # graphs are recorded and replayed on the current one
         quantization = _quantization(config)
         _check_memory(spec, config, dtype, available_bytes(device))
         if quantization in BYTES_PER_WEIGHT:

@@ -115,3 +115,17 @@ def test_without_the_library_or_its_operations_loading_ends_in_an_error(
 
 def test_the_engine_does_not_load_it_for_nothing() -> None:
     assert "bitsandbytes" not in vars(importlib.import_module("server.engine.bitsandbytes_matrix"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ERRORS)
+@torch.inference_mode()
+def test_on_cuda_it_is_near_and_can_be_recorded(directory: Path, kind: str) -> None:
+    spec = spec_of(directory)
+    sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec, 4)
+    expected = backend_logits(load_backend(directory, "float32", slots=4), sources, wanted)
+    for graphs in ("on", "off"):
+        config = replace(CONFIG, dtype="bfloat16", device="cuda", quantization=kind, graphs=graphs)
+        ours = backend_logits(TorchBackend.load(directory, spec, config, torch.bfloat16), sources, wanted).cpu()
+        assert (ours - expected).norm() < 5 * ERRORS[kind] * expected.norm()

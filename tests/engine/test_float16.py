@@ -9,6 +9,8 @@ from transformers import T5ForConditionalGeneration
 
 from server.engine.matrix import WideMatrix
 from server.engine.model import FeedForward
+from server.engine.sequence import EngineConfig
+from server.engine.torch_backend import TorchBackend
 from tests.engine.family_reference import backend_logits, expected_logits, load_backend, spec_of, targets, texts
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5
@@ -51,3 +53,16 @@ def test_the_rule_is_t5_s_alone(family: str, wide: bool, tmp_path: Path) -> None
     other = load_backend(directory, "bfloat16", slots=1)._model.encoder.layers[0].ffn
     assert isinstance(other, FeedForward)
     assert not isinstance(other.out, WideMatrix)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_on_cuda_it_is_near_too(tmp_path: Path) -> None:
+    directory = build_tiny(CASES["mt5"], tmp_path / "model")
+    spec = spec_of(directory)
+    sources, wanted = texts(spec, [9, 30, 2]), targets(spec, 3)
+    expected = backend_logits(load_backend(directory, "float32", slots=3), sources, wanted)
+    config = EngineConfig(dtype="float16", device="cuda", slots=3, max_source_tokens=70, max_new_tokens=21)
+    ours = backend_logits(TorchBackend.load(directory, spec, config, torch.float16), sources, wanted).cpu()
+    assert (ours - expected).norm() < 0.02 * expected.norm()
