@@ -22,6 +22,7 @@ _LARGEST_COUNT = 2**31 - 1
 MOST_STOPS = 16
 _LONGEST_STOP = 256
 _MOST_TOP_TOKENS = 20
+_LEAST_TEMPERATURE = 1e-30  # scores divided by less are beyond float32
 
 _Count = Annotated[int, Field(ge=0, le=_LARGEST_COUNT)]
 _Number = Annotated[int, Field(ge=1, le=_LARGEST_COUNT)]
@@ -50,6 +51,15 @@ def _nothing(value: object) -> object:
     return value
 
 
+def _divisor(value: float) -> float:
+    if value < _LEAST_TEMPERATURE:
+        raise PydanticCustomError(
+            "field", f" is {value:g}, which is as good as 0: leave it out for the likeliest tokens"
+        )
+    return value
+
+
+_Temperature = Annotated[float, Field(gt=0), AfterValidator(_divisor)]
 _EarlyStopping = Annotated[
     bool | Literal["never"] | None,
     BeforeValidator(_early_stopping),
@@ -78,7 +88,7 @@ class GenerationParameters(BaseModel):
         default=None,
         description="true where temperature, top_k, top_p or typical_p is given; false makes those mean nothing",
     )
-    temperature: Annotated[float, Field(ge=1e-30)] | None = None  # scores divided by less are beyond float32
+    temperature: _Temperature | None = None
     top_k: _Count | None = Field(default=None, description="0: all")
     top_p: _Share | None = None
     typical_p: _Share | None = None
@@ -94,7 +104,7 @@ class GenerationParameters(BaseModel):
     num_return_sequences: _Number | None = Field(default=None, description="so many beams or samples, best first")
     best_of: _Number | None = Field(default=None, description="another name for num_return_sequences")
 
-    repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None  # the same
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
     no_repeat_ngram_size: _Count | None = Field(default=None, description="0: n-grams may repeat")
     forced_bos_token_id: _Count | None = Field(default=None, description="the first token")
     forced_bos_token: str | None = Field(
