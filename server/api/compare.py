@@ -16,11 +16,11 @@ The document, which is the whole answer where `stream` is false:
                  ...]}
 
 `results` stand in the order in which the variants ran, all with the same parameters; where they sample and no seed
-was given, all with the one that was drawn for the first, `seed`. `sequences` is there as in `/generate`. The baseline
-is the dense variant, else the first; its own speedup is 1.0 and it agrees with itself. `speedup` = the baseline's
-(total - queue) over the variant's. `time_per_output_token_ms` is null where there was one token. `rouge_l` is the
-F-measure over words parted by white space, `token_edit_distance` counts the vocabulary's tokens (the end token is left
-out).
+was given, all with the one that was drawn for the first, `seed`. `sequences` and `details` are there as in `/generate`.
+The baseline is the dense variant, else the first; its own speedup is 1.0 and it agrees with itself. `speedup` = the
+baseline's (total - queue) over the variant's. `time_per_output_token_ms` is null where there was one token. `rouge_l`
+is the F-measure over words parted by white space, `token_edit_distance` counts the vocabulary's tokens (the end token
+is left out).
 
 With `"stream": true` the answer is a stream of server-sent events, `data:{...}` and an empty line each. Which event
 it is shows in its keys:
@@ -58,6 +58,7 @@ from server.api.documents import (
     names_document,
     sequence_documents,
     timings_document,
+    whole_details_document,
 )
 from server.api.errors import error_document
 from server.api.schemas import CompareRequest
@@ -95,6 +96,7 @@ class _Answer:
     generation: Generation
     finished: Finished
     best: Answer
+    details: bool  # whether they were asked for
 
     @property
     def working_ms(self) -> float:
@@ -119,6 +121,8 @@ class _Answer:
         if is_several(self.generation):
             answers = answers_of(self.variant, self.generation, self.finished, details=False)
             document["sequences"] = sequence_documents(answers)
+        if self.details:
+            document["details"] = whole_details_document(self.generation, self.best)
         return document
 
 
@@ -131,8 +135,8 @@ async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 async def _events(service: Service, body: CompareRequest, variants: Sequence[Variant]) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed comparison; without `stream` only those that are not tokens."""
-    stream = bool(body.stream)
-    asked = text_request([body.inputs], ["inputs"], body.generation, logprobs=stream, stream=stream)
+    stream, details = bool(body.stream), bool(body.generation.details)
+    asked = text_request([body.inputs], ["inputs"], body.generation, logprobs=stream or details, stream=stream)
     answers: list[_Answer] = []
     begun = False
     async with service.comparisons.turn():
@@ -149,7 +153,7 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
                             yield {**names, **event, **({"top_tokens": token.top_tokens} if token.top_tokens else {})}
                             begun = True
                         if token.end is not None:
-                            answers.append(_Answer(variant, generation, *token.end))
+                            answers.append(_Answer(variant, generation, *token.end, details))
             except RequestError as error:
                 if not begun:
                     raise

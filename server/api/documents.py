@@ -31,10 +31,10 @@ def answer_document(variant: Variant, generation: Generation, finished: Finished
     if is_several(generation):
         document["sequences"] = sequence_documents([best, *others])
     if details:
-        document["details"] = _whole_details(generation, best)
+        document["details"] = whole_details_document(generation, best)
         if others:
             document["details"]["best_of_sequences"] = [
-                {"generated_text": other.text, **_whole_details(generation, other)} for other in others
+                {"generated_text": other.text, **whole_details_document(generation, other)} for other in others
             ]
     return document
 
@@ -65,7 +65,8 @@ def details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
     return document if answer.score is None else {**document, "score": answer.score}
 
 
-def _whole_details(generation: Generation, answer: Answer) -> dict[str, Any]:
+def whole_details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
+    """The same with the tokens, which must have been asked for."""
     document = {**details_document(generation, answer), "prefill": [], "tokens": answer.tokens}
     return {**document, "top_tokens": answer.top_tokens} if answer.top_tokens else document
 

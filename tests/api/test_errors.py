@@ -104,6 +104,37 @@ def test_a_parameter_that_cannot_be_is_refused_by_name(
     assert refusal(response, 422, "validation").startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"foo": 1}, "parameters.foo is not known: leave it out, or use one of max_new_tokens,"),
+        (
+            {"generate_parameters": {"max_length": 9}},
+            "parameters.generate_parameters.max_length is not known: leave it",
+        ),
+        (
+            {"generate_parameters": {"top_p": 2.0}},
+            "parameters.generate_parameters.top_p is 2.0: should be less than or",
+        ),
+        ({"truncation": "some"}, "parameters.truncation is a text: should be 'do_not_truncate', 'longest_first'"),
+        ({"tgt_lang": "fr_XX"}, "parameters.tgt_lang is given, but this model's tokenizer has no languages: leave it"),
+        (
+            {"tgt_lang": "fr", "forced_bos_token": "a"},
+            "parameters.tgt_lang and a forced_bos_token say the same: give o",
+        ),
+        (
+            {"best_of": 2, "generate_parameters": {"num_return_sequences": 3}},
+            "parameters.best_of and num_return_sequences say the same: give one of them",
+        ),
+    ],
+)
+def test_what_task_clients_send_is_refused_by_name_too(
+    client: httpx.Client, parameters: dict[str, Any], message: str
+) -> None:
+    response = client.post("/", json={"inputs": "a", "parameters": parameters})
+    assert refusal(response, 422, "validation").startswith(message)
+
+
 def test_texts_outside_the_model_are_refused_with_their_place(client: httpx.Client) -> None:
     def error(inputs: object) -> str:
         return refusal(client.post("/generate", json={"inputs": inputs}), 422, "validation")

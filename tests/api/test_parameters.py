@@ -186,11 +186,15 @@ def test_compared_variants_get_the_same_parameters_and_one_seed(client: httpx.Cl
         assert result["generated_text"] == alone["generated_text"]
         assert result["finish_reason"] == alone["details"]["finish_reason"]
         assert result["generated_tokens"] == alone["details"]["generated_tokens"]
+        assert "details" not in result
     body = {"inputs": "hello", "parameters": {"num_beams": 2, "num_return_sequences": 2, "top_n_tokens": 1}}
     *events, document = events_of(client.post("/compare", json={**body, "stream": True}))
     assert all(len(event["top_tokens"]) == 1 for event in events if "token" in event)
     assert [len(result["sequences"]) for result in document["results"]] == [2, 2]
     assert {result["seed"] for result in document["results"]} == {None}
+    body = {"inputs": "hello", "parameters": {"top_k": 5, "seed": 4, "details": True, "top_n_tokens": 2}}
+    for result in client.post("/compare", json=body).json()["results"]:
+        assert result["details"] == client.post("/generate", json={**body, "model": result["ref"]}).json()["details"]
 
 
 def test_the_schema_tells_the_ranges(client: httpx.Client) -> None:
