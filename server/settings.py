@@ -48,6 +48,13 @@ class ModelRequest:
         return cls(ref=ref, engine=EngineConfig(**chosen))
 
 
+_MODEL_HELP = (
+    "a variant to serve; repeat it. Keys: dtype float32, bfloat16, int8 (CPU), float16 (CUDA); device cpu, cuda; "
+    "backend auto, native, torch; quantization none, bnb-int8, bnb-nf4 (the layers' weights by bitsandbytes, computing "
+    "in dtype); graphs auto, on, off (CUDA); threads, slots, max_source_tokens, max_new_tokens, max_encode_tokens"
+)
+
+
 def _text(value: str) -> str:
     if not value:
         raise ValueError("give a value")
@@ -172,9 +179,7 @@ def parse_settings(
     environment = os.environ if environment is None else environment
     options = {option.name: option for option in fields(Settings) if option.default is not MISSING}
     parser = _Parser(prog="python -m server", description="Serve models of the store over HTTP.", allow_abbrev=False)
-    parser.add_argument(
-        "--model", action="append", dest="models", metavar="REF[,key=value...]", help="a variant to serve; repeat it"
-    )
+    parser.add_argument("--model", action="append", dest="models", metavar="REF[,key=value...]", help=_MODEL_HELP)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML: these settings, and models = [REF, ...]")
     for name, option in options.items():
         flag = "--" + name.replace("_", "-")
