@@ -6,6 +6,8 @@ from collections.abc import Collection
 from server.engine.errors import BadRequestError
 from server.engine.sequence import EngineLimits, GenerationParameters
 
+_SMALLEST = 1e-30  # scores divided by less leave the range of float32
+_LARGEST_PENALTY = 10  # lengths to a much higher power leave the range of floats
 _LARGEST_SEED = 2**64 - 1
 
 
@@ -52,15 +54,16 @@ def _check_lengths(parameters: GenerationParameters, limits: EngineLimits) -> No
 def _check_numbers(parameters: GenerationParameters) -> None:
     for name in ("temperature", "repetition_penalty"):
         value = getattr(parameters, name)
-        if not 0 < value < math.inf:
+        if not _SMALLEST <= value < math.inf:
             remedy = ", or do_sample false for the likeliest tokens" if name == "temperature" else ""
-            raise BadRequestError(f"{name} is {value:g}: it must be above 0{remedy}")
+            raise BadRequestError(f"{name} is {value:g}: it must be a number, at least {_SMALLEST:g}{remedy}")
     for name in ("top_p", "typical_p"):
         value = getattr(parameters, name)
         if not 0 < value <= 1:
             raise BadRequestError(f"{name} is {value:g}: it must be above 0 and at most 1, which keeps all tokens")
-    if not math.isfinite(parameters.length_penalty):
-        raise BadRequestError(f"length_penalty is {parameters.length_penalty:g}: it must be a finite number")
+    if not abs(parameters.length_penalty) <= _LARGEST_PENALTY:
+        most = _LARGEST_PENALTY
+        raise BadRequestError(f"length_penalty is {parameters.length_penalty:g}: it must be from -{most} to {most}")
     if parameters.early_stopping not in (True, False, "never"):
         raise BadRequestError(f"early_stopping is {parameters.early_stopping!r}: it must be true, false or 'never'")
     for name in ("top_k", "no_repeat_ngram_size", "top_n_tokens"):
