@@ -52,6 +52,8 @@ class TorchBackend:
         self._buffers: StepBuffers | None = None
         self._steps: StaticSteps | None = None
         self._recorded_bytes = 0
+        if self._device.type == "cuda":
+            self.rehearse(config)
         if uses_graphs(config):
             self._buffers = StepBuffers(
                 slots=config.slots, vocab_size=spec.target_vocab_size, dtype=dtype, device=self._device
@@ -112,6 +114,24 @@ class TorchBackend:
             "cache": cache + (0 if self._buffers is None else self._buffers.nbytes),
         }
 
+    @torch.inference_mode()
+    def rehearse(self, config: EngineConfig) -> None:
+        """Encode as much as is ever encoded at once, so that what does not fit shows before anybody waits for it.
+
+        Raises:
+            LoadError: it does not fit.
+        """
+        longest = config.max_source_tokens
+        count = max(1, min(config.slots, config.max_encode_tokens // longest))
+        lengths = [longest] * (count - 1) + [max(1, longest - 1)]  # one is padded: masks take memory too
+        try:
+            self.encode([[self._pad_id] * length for length in lengths], [[slot] for slot in range(count)])
+        except torch.OutOfMemoryError as error:
+            raise LoadError(
+                f"beside weights and caches there is no memory to encode {count} sources of {longest} tokens at once: "
+                "lower max_encode_tokens, max_source_tokens or slots"
+            ) from error
+
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
         """Encode sources as one padded batch, each into all of its slots; returns the number of padding positions."""
         lengths = [len(source) for source in sources]
@@ -135,16 +155,11 @@ class TorchBackend:
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, vocabulary]; quickest where row i is slot i, as it is where every slot has one row."""
         in_order = feed.slots == list(range(len(feed.slots)))
+        logits = self._replay(feed) if in_order else None
         if self._steps is not None:
-            self._path = "eager"
-            if in_order:
-                longest = max(self._source_lengths[slot] for slot in feed.slots)
-                logits = self._steps.run(feed.tokens, feed.positions, longest)
-                if logits is not None:
-                    self._path = "graph"
-                    wanted_W = self._wanted(feed)
-                    return logits if wanted_W is None else logits.index_select(0, wanted_W)
-        logits = self._decode_eagerly(feed, in_order=in_order)
+            self._path = "eager" if logits is None else "graph"
+        if logits is None:
+            logits = self._decode_eagerly(feed, in_order=in_order)
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
@@ -165,6 +180,15 @@ class TorchBackend:
         """Forget a slot's keys and values, where they may not be finite."""
         self._self_cache.clear(slot)
         self._cross_cache.clear(slot)
+
+    def _replay(self, feed: Feed) -> Tensor | None:
+        """Logits of a step with row i at slot i; None where no recorded size holds it."""
+        if self._steps is None:
+            return None
+        longest = max(self._source_lengths[slot] for slot in feed.slots)
+        logits = self._steps.run(feed.tokens, feed.positions, longest)
+        wanted_W = self._wanted(feed)
+        return logits if logits is None or wanted_W is None else logits.index_select(0, wanted_W)
 
     def _decode_eagerly(self, feed: Feed, *, in_order: bool) -> Tensor:
         rows = len(feed.slots)

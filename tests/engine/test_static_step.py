@@ -1,6 +1,8 @@
 """Replayed steps against eager ones: the same logits, whatever joins, leaves, moves, reorders and grows."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 
 from server.engine.backend import Feed
 from server.engine.engine import Engine
+from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 from server.engine.static_step import Bucket, make_buckets
 from server.engine.torch_backend import TorchBackend
@@ -148,6 +151,61 @@ def test_a_step_takes_the_smallest_bucket_that_holds_it(directory: Path) -> None
         backend.decode(Feed(tokens=slots, positions=[position] * rows, slots=slots, wanted=slots))
     sizes = [(b.rows, b.target_positions, b.source_positions) for b in taken]
     assert sizes == [(1, 32, 32), (1, 32, 32), (1, 40, 32), (2, 40, 40), (4, 80, 72), (4, 80, 72)]
+
+
+class FakeGraph:
+    """Counts what CUDA would have recorded."""
+
+
+def test_recording_begins_with_the_largest_and_shares_its_memory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[int] = []
+    free = iter([9000, 5000])
+
+    @contextmanager
+    def record(graph: FakeGraph, pool: int) -> Iterator[None]:
+        pools.append(pool)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 10000))
+    steps = TorchBackend.load(directory, spec_of(directory), replace(CONFIG, slots=3), torch.float32)._steps
+    assert steps is not None
+    lines: list[str] = []
+    assert steps.record(torch.device("cuda"), lines.append) == 4000
+    assert pools == [7] * len(steps._steps) == [7] * 27
+    assert lines == [
+        "CUDA graphs: 9 of 27, steps of 3 rows are recorded",
+        "CUDA graphs: 18 of 27, steps of 2 rows are recorded",
+        "CUDA graphs: 27 of 27, steps of 1 rows are recorded",
+    ]
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_what_does_not_fit_while_loading_is_told_with_the_remedy(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, slots=3, max_encode_tokens=150)
+    backend = TorchBackend.load(directory, spec_of(directory), config, torch.float32)
+    assert backend._steps is not None
+    encoded: list[list[list[int]]] = []
+    monkeypatch.setattr(backend, "encode", lambda sources, slots: encoded.append(sources))
+    backend.rehearse(config)
+    assert [[len(source) for source in sources] for sources in encoded] == [[70, 69]]
+    monkeypatch.setattr(backend, "encode", out_of_memory)
+    with pytest.raises(LoadError, match="no memory to encode 2 sources of 70 tokens at once: lower max_encode_tokens"):
+        backend.rehearse(config)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9000, 10000))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", out_of_memory)
+    with pytest.raises(LoadError, match="not hold the 27 CUDA graphs of 3 slots: use fewer slots, or graphs=off"):
+        backend._steps.record(torch.device("cuda"), print)
 
 
 @pytest.mark.gpu
