@@ -16,6 +16,7 @@ from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 from server.engine.static_step import Bucket, make_buckets
 from server.engine.torch_backend import TorchBackend
 from tests.engine.family_reference import spec_of, targets, texts
+from tests.engine.recorded_operations import Recording
 from tests.tiny_families import CASES, build_tiny
 
 CONFIG = EngineConfig(graphs="on", backend="torch", max_source_tokens=70, max_new_tokens=69)
@@ -79,9 +80,20 @@ def random_parameters(draw: random.Random, vocab_size: int) -> GenerationParamet
     return GenerationParameters(max_new_tokens=count, ignore_eos=True, prefix_ids=prefix)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_random_traffic_gives_the_logits_of_the_eager_path(directory: Path, dtype: str) -> None:
+def record_all(backend: TorchBackend) -> None:
+    """As at load on CUDA: every step is recorded before there is anything to decode, and frozen from there on."""
+    assert backend._steps is not None
+    for step in backend._steps._steps:
+        with torch.inference_mode(), Recording() as recording:
+            step._compute()
+        step._graph = recording
+
+
+@pytest.mark.parametrize(("dtype", "recorded"), [("float32", False), ("float64", False), ("float64", True)])
+def test_random_traffic_gives_the_logits_of_the_eager_path(directory: Path, dtype: str, recorded: bool) -> None:
     twins = Twins(directory, replace(CONFIG, dtype=dtype, slots=7))
+    if recorded:
+        record_all(twins.replaying)
     spec, draw = twins.engine.spec, random.Random(5)
     vocab_size = min(spec.vocab_size, spec.target_vocab_size)
     number, cancelled = 0, 0
