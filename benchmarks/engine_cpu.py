@@ -38,6 +38,7 @@ from server.engine.sequence import EngineConfig
 
 ENCODER_SPARSITY = 0.3
 SHORT = 2  # tokens of the run that is taken off
+SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -267,6 +268,7 @@ def measure_shape(shape: Shape, threads: int, repeats: int) -> list[dict[str, An
             runs: list[list[Run]] = [[] for _ in loaded]
             for turn in range(repeats + 1):
                 for contender, own in zip(loaded, runs, strict=True):
+                    time.sleep(SETTLE_S)
                     run = contender.run(batch)
                     if turn > 0:
                         own.append(run)
