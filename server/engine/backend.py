@@ -28,6 +28,10 @@ class Backend(Protocol):
     """Owns everything that is a tensor. Slots are numbered from 0; the running ones fill 0 to n-1 at every step."""
 
     @property
+    def has_own_threads(self) -> bool:
+        """Whether it computes in threads of its own, beside which PyTorch's would only stand in the way."""
+
+    @property
     def path(self) -> str | None:
         """How the last `decode` ran, "graph" or "eager"; None where the backend replays nothing."""
 

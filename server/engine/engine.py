@@ -7,6 +7,8 @@ each goes on with, commit it. One thread owns an engine; nothing here locks.
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,9 +148,15 @@ class Engine:
         sequence.finished_s = time.monotonic()
         return True
 
-    @torch.inference_mode()
     def step(self) -> list[TokenEvent]:
         """Admit, encode, and advance every running sequence by one token; nothing to do gives no events."""
+        if not self._backend.has_own_threads:
+            return self._run_step()
+        with _one_torch_thread():
+            return self._run_step()
+
+    @torch.inference_mode()
+    def _run_step(self) -> list[TokenEvent]:
         planned_s = time.monotonic()
         plan = self._scheduler.plan()
         rows = self._scheduler.rows
@@ -397,6 +405,17 @@ def _limits(config: EngineConfig) -> EngineLimits:
     return EngineLimits(
         max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots
     )
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Choosing tokens is little work, and PyTorch's threads spin for a while after each part of it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progress: Progress) -> Backend:

@@ -33,6 +33,8 @@ SOURCE_BUCKET = 8
 class TorchBackend:
     """Implements `backend.Backend`."""
 
+    has_own_threads = False
+
     def __init__(
         self, spec: ModelSpec, model: Model, config: EngineConfig, dtype: torch.dtype, progress: Progress
     ) -> None:

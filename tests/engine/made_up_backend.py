@@ -65,6 +65,8 @@ class MadeUpBackend:
     def clear(self, slot: int) -> None:
         self.sources[slot], self.targets[slot] = None, ()
 
+    has_own_threads = False
+
     @property
     def path(self) -> None:
         return None

@@ -40,6 +40,8 @@ class Twins:
         self.differences: list[float] = []
         self.engine._backend = self  # type: ignore[assignment]
 
+    has_own_threads = False
+
     @property
     def path(self) -> str | None:
         return self.replaying.path

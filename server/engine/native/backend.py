@@ -44,6 +44,8 @@ def why_not_native(config: EngineConfig) -> str | None:
 class NativeBackend:
     """A loaded network on the CPU. One thread owns it; the operator has threads of its own."""
 
+    has_own_threads = True
+
     @classmethod
     def load(cls, directory: Path, spec: ModelSpec, config: EngineConfig) -> "NativeBackend":
         """Load `model.safetensors` of a model of the shape `spec`; `why_not_native` says whether that can be.
