@@ -3,9 +3,9 @@
     python -m benchmarks.batching --out FILE
 
 A T5 of T5-small's shape with random weights, lengths forced, one engine. (1) Short requests arrive one after the
-other while so many long ones run that half of the slots are taken; their latency beside that of the same requests
-alone. (2) The same requests of mixed lengths in the same order, once admitted whenever a slot is free, once in
-batches of all slots, each of which ends with its longest.
+other while some long ones run; their latency beside that of the same requests alone. (2) The same requests of mixed
+lengths in the same order: admitted whenever a slot is free; in batches of all slots that end with their longest, every
+row computed to that end, as transformers' generate does it; and in such batches whose finished rows are left out.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 
 SHORT = {"source_tokens": 16, "new_tokens": 8}
 LONG = {"source_tokens": 256, "new_tokens": 256}
+LONG_RUNNING = (1, 2, 4, 8)
 
 
 class Requests:
@@ -47,15 +48,15 @@ class Requests:
         )
 
 
-def short_beside_long(engine: Engine, requests: Requests, slots: int, repeats: int) -> dict[str, Any]:
-    """Latency of short requests, in milliseconds, alone and beside long ones on half of the slots."""
+def short_beside_long(engine: Engine, requests: Requests, long_running: int, repeats: int) -> dict[str, Any]:
+    """Latency of short requests, in milliseconds, alone and beside so many long ones."""
     alone, beside = [], []
     for _ in range(repeats):
         alone.append(_finish(engine, requests.make(**SHORT)))
     long: list[Sequence] = []
     for _ in range(repeats):
         running = sum(sequence.finished_s is None for sequence in long)
-        for _ in range(slots // 2 - running):
+        for _ in range(long_running - running):
             long.append(requests.make(**LONG))
             engine.add(long[-1])
         engine.step()
@@ -65,7 +66,7 @@ def short_beside_long(engine: Engine, requests: Requests, slots: int, repeats: i
     return {
         "short": SHORT,
         "long": LONG,
-        "long_running": slots // 2,
+        "long_running": long_running,
         "alone_ms": statistics.median(alone),
         "beside_ms": statistics.median(beside),
         "ratio": statistics.median(beside) / statistics.median(alone),
@@ -93,18 +94,22 @@ def mixed_lengths(engine: Engine, requests: Requests, slots: int, count: int) ->
         for _ in range(count)
     ]
     tokens = sum(shape["new_tokens"] for shape in shapes)
-    seconds: dict[str, list[float]] = {"continuous": [], "static": []}
+    ways = {"continuous": count, "static": slots, "static_without_finished": slots}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(2):
-        for way, size in (("continuous", count), ("static", slots)):
+        for way, size in ways.items():
             start_s = time.perf_counter()
             for first in range(0, count, size):
-                for shape in shapes[first : first + size]:
-                    engine.add(requests.make(**shape))
+                batch = shapes[first : first + size]
+                longest = max(shape["new_tokens"] for shape in batch)
+                for shape in batch:
+                    engine.add(requests.make(**(shape | {"new_tokens": longest} if way == "static" else shape)))
                 while not engine.idle:
                     engine.step()
             seconds[way].append(time.perf_counter() - start_s)
     rates = {way: tokens / min(both) for way, both in seconds.items()}
-    return {"requests": count, "tokens_per_s": rates, "ratio": rates["continuous"] / rates["static"]}
+    ratios = {way: rates["continuous"] / rates[way] for way in list(ways)[1:]}
+    return {"requests": count, "tokens_per_s": rates, "continuous_over": ratios}
 
 
 def main() -> None:
@@ -128,7 +133,7 @@ def main() -> None:
         "environment": environment(),
         "shape": shape.name,
         "engine": {"dtype": options.dtype, "threads": options.threads, "slots": options.slots},
-        "short_beside_long": short_beside_long(engine, requests, options.slots, options.repeats),
+        "short_beside_long": [short_beside_long(engine, requests, n, options.repeats) for n in LONG_RUNNING],
         "mixed_lengths": mixed_lengths(engine, requests, options.slots, options.requests),
     }
     print(json.dumps({key: result[key] for key in ("short_beside_long", "mixed_lengths")}, indent=2))
