@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_cpu import SHAPES, build
 from benchmarks.environment import environment
+from benchmarks.shapes import SHAPES, build
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 

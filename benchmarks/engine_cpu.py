@@ -23,67 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
-from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from benchmarks.environment import environment
-from model_store.spec import ModelSpec
-from nash.compaction import compact, shorten_decoder
+from benchmarks.shapes import SHAPES, Shape, build, prune, save_with_tokenizer, word_of
 from nash.latency import measure
-from nash.layer_selection import select_layers
-from nash.masking import EncoderGates
 from server.engine.engine import Engine
 from server.engine.native.arena import Arena
 from server.engine.sequence import EngineConfig
 
-ENCODER_SPARSITY = 0.3
 SHORT = 2  # tokens of the run that is taken off
 SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A T5 and a workload for it."""
-
-    name: str
-    d_model: int
-    num_heads: int
-    d_kv: int
-    d_ff: int
-    layers: int
-    vocab_size: int
-    source_tokens: int
-    new_tokens: int
-    batches: tuple[int, ...]
-
-
-SHAPES = (
-    Shape(
-        name="g2p",
-        d_model=192,
-        num_heads=3,
-        d_kv=64,
-        d_ff=768,
-        layers=6,
-        vocab_size=72,
-        source_tokens=8,
-        new_tokens=8,
-        batches=(1, 16),
-    ),
-    Shape(
-        name="t5-small",
-        d_model=512,
-        num_heads=8,
-        d_kv=64,
-        d_ff=2048,
-        layers=6,
-        vocab_size=32128,
-        source_tokens=64,
-        new_tokens=64,
-        batches=(1, 8, 32),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -102,32 +53,6 @@ class Contender:
     dtype: str
     threads: int
     run: Callable[[int], Run]
-
-
-def build(shape: Shape) -> T5ForConditionalGeneration:
-    """A dense model of the shape with random weights."""
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=shape.vocab_size,
-        d_model=shape.d_model,
-        num_heads=shape.num_heads,
-        d_kv=shape.d_kv,
-        d_ff=shape.d_ff,
-        num_layers=shape.layers,
-        num_decoder_layers=shape.layers,
-        decoder_start_token_id=0,
-    )
-    return T5ForConditionalGeneration(config).eval()
-
-
-def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:
-    """The model cut as `nash prune` cuts it, by gates that were never trained: all encoder layers alike."""
-    spec = ModelSpec.from_config(dense.config.to_dict())
-    gates = EncoderGates(spec, heads=True, units=True)
-    for alpha in gates.unit_alphas:
-        alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # units before heads, alike in every layer
-    kept = select_layers(spec.dense_decoder_layers, decoder_layers)
-    return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(encoder_sparsity))
 
 
 def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -> Contender:
@@ -196,7 +121,7 @@ def ctranslate2(directory: Path, dtype: str, shape: Shape, threads: int) -> Cont
 
     def run(batch: int) -> Run:
         sources = [
-            [_word(3 + (i * 7919 + j * 31) % (shape.vocab_size - 3)) for j in range(shape.source_tokens)]
+            [word_of(3 + (i * 7919 + j * 31) % (shape.vocab_size - 3)) for j in range(shape.source_tokens)]
             for i in range(batch)
         ]
         return _timed(
@@ -207,22 +132,6 @@ def ctranslate2(directory: Path, dtype: str, shape: Shape, threads: int) -> Cont
         )
 
     return Contender("CTranslate2", dtype, threads, run)
-
-
-def _word(token: int) -> str:
-    return f"w{token}"
-
-
-def save_with_tokenizer(model: T5ForConditionalGeneration, directory: Path, shape: Shape) -> None:
-    """CTranslate2's converter wants a vocabulary."""
-    model.save_pretrained(directory)
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {_word(token): token for token in range(3, shape.vocab_size)}
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    ).save_pretrained(directory)
 
 
 def contenders(folder: Path, shape: Shape, threads: int) -> list[Contender]:

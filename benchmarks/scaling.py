@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.engine_cpu import SHAPES, Shape, build, prune
 from benchmarks.environment import environment
+from benchmarks.shapes import SHAPES, Shape, build, prune
 from nash.latency import measure_side_by_side
 from server.engine.sequence import EngineConfig
 

@@ -1,0 +1,102 @@
+"""Models of well-known shapes with random weights: how fast a model is does not depend on what it has learned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from model_store.spec import ModelSpec
+from nash.compaction import compact, shorten_decoder
+from nash.layer_selection import select_layers
+from nash.masking import EncoderGates
+
+ENCODER_SPARSITY = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A T5 and a workload for it."""
+
+    name: str
+    d_model: int
+    num_heads: int
+    d_kv: int
+    d_ff: int
+    layers: int
+    vocab_size: int
+    source_tokens: int
+    new_tokens: int
+    batches: tuple[int, ...]
+
+
+SHAPES = (
+    Shape(
+        name="g2p",
+        d_model=192,
+        num_heads=3,
+        d_kv=64,
+        d_ff=768,
+        layers=6,
+        vocab_size=72,
+        source_tokens=8,
+        new_tokens=8,
+        batches=(1, 16),
+    ),
+    Shape(
+        name="t5-small",
+        d_model=512,
+        num_heads=8,
+        d_kv=64,
+        d_ff=2048,
+        layers=6,
+        vocab_size=32128,
+        source_tokens=64,
+        new_tokens=64,
+        batches=(1, 8, 32),
+    ),
+)
+
+
+def build(shape: Shape) -> T5ForConditionalGeneration:
+    """A dense model of the shape with random weights."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        num_heads=shape.num_heads,
+        d_kv=shape.d_kv,
+        d_ff=shape.d_ff,
+        num_layers=shape.layers,
+        num_decoder_layers=shape.layers,
+        decoder_start_token_id=0,
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:
+    """The model cut as `nash prune` cuts it, by gates that were never trained: all encoder layers alike."""
+    spec = ModelSpec.from_config(dense.config.to_dict())
+    gates = EncoderGates(spec, heads=True, units=True)
+    for alpha in gates.unit_alphas:
+        alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # units before heads, alike in every layer
+    kept = select_layers(spec.dense_decoder_layers, decoder_layers)
+    return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(encoder_sparsity))
+
+
+def word_of(token: int) -> str:
+    return f"w{token}"
+
+
+def save_with_tokenizer(model: T5ForConditionalGeneration, directory: Path, shape: Shape) -> None:
+    """CTranslate2's converter wants a vocabulary."""
+    model.save_pretrained(directory)
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word_of(token): token for token in range(3, shape.vocab_size)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(directory)
