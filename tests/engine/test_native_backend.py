@@ -164,6 +164,30 @@ def test_a_move_takes_everything_along(t5_dir: Path) -> None:
         assert torch.equal(new[0], expected[4, position - 3])
 
 
+@pytest.mark.parametrize("ended", [0, 1, 2])
+def test_the_source_of_samples_outlives_each_of_them(t5_dir: Path, ended: int) -> None:
+    expected, backend = all_logits(load(t5_dir)), load(t5_dir)
+    backend.encode([SOURCES[0], SOURCES[1]], [[0, 1, 2], [3]])
+    for position in range(3):
+        step(backend, position, [0, 1, 2, 3], [TARGETS[i][position] for i in (0, 0, 0, 1)])
+    left = [slot for slot in range(3) if slot != ended]
+    backend.encode([SOURCES[2]], [[ended]])
+    for position in range(3, 6):
+        got = step(backend, position, [*left, 3], [TARGETS[i][position] for i in (0, 0, 1)])
+        assert torch.equal(got, expected[[0, 0, 1], position])
+        new = step(backend, position - 3, [ended], [TARGETS[2][position - 3]])
+        assert torch.equal(new[0], expected[2, position - 3])
+    # One of them moves to where a part of another group was, and a group takes what is left.
+    backend.encode([SOURCES[3]], [[3]])
+    backend.move(3, left[0], source_length=len(SOURCES[3]), length=0)
+    backend.encode([SOURCES[4], SOURCES[5]], [[3, 4], [5, 6]])
+    slots = [left[0], left[1], ended, 3, 4, 5, 6]
+    sources, positions = (3, 0, 2, 4, 4, 5, 5), (0, 6, 3, 0, 0, 0, 0)
+    tokens = [TARGETS[i][position] for i, position in zip(sources, positions, strict=True)]
+    got = backend.decode(Feed(tokens=tokens, positions=list(positions), slots=slots, wanted=list(range(7))))
+    assert torch.equal(got, expected[list(sources), list(positions)])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_stays_with_its_row(t5_dir: Path, dtype: str, tmp_path: Path) -> None:
     directory = tmp_path / "poisoned"

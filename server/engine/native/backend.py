@@ -86,9 +86,8 @@ class NativeBackend:
         )
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
         self._pool = found.pool_create(threads)
-        # By slot: where its decoded state is, where a source that is encoded into it goes, and which source it reads.
+        # By slot: where its decoded state is, and where the source that it reads is.
         self._own = list(range(config.slots))
-        self._home = list(range(config.slots))
         self._source = list(range(config.slots))
         self._source_lengths = [0] * config.slots
 
@@ -107,17 +106,21 @@ class NativeBackend:
 
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
         """Encode sources, each into all of its slots; nothing is padded, so the answer is 0."""
+        newcomers = {slot for own in slots for slot in own}
+        # Samples of one source end one by one: what any other slot reads stays, whichever of them was the first.
+        read = {place for slot, place in enumerate(self._source) if slot not in newcomers}
+        free = (place for place in range(len(self._source)) if place not in read)
         batch: list[tuple[list[int], int]] = []  # sources and where their keys and values go
         count = 0
         for source, own in zip(sources, slots, strict=True):
             if count + len(source) > self._rows.capacity:
                 self._encode_batch(batch)
                 batch, count = [], 0
-            first, *_ = own
+            place = next(free)
             for slot in own:
-                self._source[slot] = self._home[first]
+                self._source[slot] = place
                 self._source_lengths[slot] = len(source)
-            batch.append((source, self._home[first]))
+            batch.append((source, place))
             count += len(source)
         self._encode_batch(batch)
         return 0
@@ -157,7 +160,7 @@ class NativeBackend:
     def move(self, origin: int, target: int, *, source_length: int, length: int) -> None:
         """Change places: nothing is copied."""
         del source_length, length
-        for by_slot in (self._own, self._home, self._source, self._source_lengths):
+        for by_slot in (self._own, self._source, self._source_lengths):
             by_slot[origin], by_slot[target] = by_slot[target], by_slot[origin]
 
     def clear(self, slot: int) -> None:
@@ -165,13 +168,13 @@ class NativeBackend:
 
     def _encode_batch(self, batch: list[tuple[list[int], int]]) -> None:
         blocks = [0, *itertools.accumulate(-(-len(source) // _LANES) for source, _ in batch)]
-        each = [(source, home, block) for (source, home), block in zip(batch, blocks, strict=False)]
+        each = [(source, place, block) for (source, place), block in zip(batch, blocks, strict=False)]
         self._rows.fill(
             tokens=[token for source, _ in batch for token in source],
             positions=[position for source, _ in batch for position in range(len(source))],
             slots=[block for source, _, block in each for _ in source],
             lengths=[len(source) for source, _ in batch for _ in source],
-            memory_slots=[home for source, home in batch for _ in source],
+            memory_slots=[place for source, place in batch for _ in source],
         )
         self._library.encode(self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool)
 
