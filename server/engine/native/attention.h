@@ -30,26 +30,66 @@ struct Layout<uint16_t> {
   }
 };
 
+// Sixteen results that are one head's, from its number `e` on: a key, or a value.
+inline void store_key(float* cache, int position, int e, int width, __m512 result) {
+  alignas(64) float lanes[16];
+  _mm512_store_ps(lanes, result);
+  float* place = cache + Layout<float>::key(position, e, width);
+  for (int i = 0; i < 16; i++) place[16 * i] = lanes[i];
+}
+inline void store_key(uint16_t* cache, int position, int e, int width, __m512 result) {
+  alignas(32) uint32_t pairs[8];
+  store_bfloat16(reinterpret_cast<uint16_t*>(pairs), result);
+  uint16_t* place = cache + Layout<uint16_t>::key(position, e, width);
+  for (int i = 0; i < 8; i++) std::memcpy(place + 32 * i, pairs + i, 4);
+}
+inline void store_value(float* cache, int position, int e, int width, __m512 result) {
+  _mm512_storeu_ps(cache + Layout<float>::value(position, e, width), result);
+}
+inline void store_value(uint16_t* cache, int position, int e, int width, __m512 result) {
+  alignas(32) uint16_t lanes[16];
+  store_bfloat16(lanes, result);
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)));
+  uint16_t* place = cache + Layout<uint16_t>::value(position & ~1, e, width);
+  if (position % 2 == 0) {
+    // The other of a pair gets a weight of zero as long as it is not there, and zero times NaN is NaN.
+    _mm512_storeu_si512(place, wide);
+  } else {
+    _mm512_mask_storeu_epi16(place, 0xAAAAAAAA, _mm512_slli_epi32(wide, 16));
+  }
+}
+
 // Put sixteen results of a key and value projection into a slot; `column` counts keys first, then values.
 template <class T>
 void cache_keys_values(const Attention& attention, int width, int slot, int position, int column, __m512 result) {
+  const int inner = attention.heads * width, end = std::min(column + 16, 2 * inner);
+  T* const keys = static_cast<T*>(attention.keys) + slot * attention.slot_stride;
+  T* const values = static_cast<T*>(attention.values) + slot * attention.slot_stride;
+  if (width % 16 == 0) {  // all of one head
+    const int place = column < inner ? column : column - inner;
+    const int64_t head = place / width * attention.head_stride;
+    if (column < inner) {
+      store_key(keys + head, position, place % width, width, result);
+    } else {
+      store_value(values + head, position, place % width, width, result);
+    }
+    return;
+  }
   alignas(64) T lanes[16];
   if constexpr (std::is_same_v<T, float>) {
     _mm512_store_ps(lanes, result);
   } else {
     store_bfloat16(lanes, result);
   }
-  const int inner = attention.heads * width, end = std::min(column + 16, 2 * inner);
   int head = column % inner / width, e = column % width;
   for (int c = column; c < end; c++) {
-    const int64_t base = slot * attention.slot_stride + head * attention.head_stride;
+    const int64_t base = head * attention.head_stride;
     if (c < inner) {
-      static_cast<T*>(attention.keys)[base + Layout<T>::key(position, e, width)] = lanes[c - column];
+      keys[base + Layout<T>::key(position, e, width)] = lanes[c - column];
     } else {
-      T* place = static_cast<T*>(attention.values) + base + Layout<T>::value(position, e, width);
+      T* place = values + base + Layout<T>::value(position, e, width);
       *place = lanes[c - column];
-      // The other of a pair gets a weight of zero as long as it is not there, and zero times NaN is NaN.
-      if (std::is_same_v<T, uint16_t> && position % 2 == 0) place[1] = 0;
+      if (std::is_same_v<T, uint16_t> && position % 2 == 0) place[1] = 0;  // as in store_value
     }
     if (++e == width) {
       e = 0;
