@@ -7,11 +7,11 @@ import torch
 
 from tests.tiny_models import build_tiny_t5
 
-# Tied, relu; head widths that are not d_model / heads, one of them of whole registers; the T5 v1.1 layout; gated but tied.
+# Tied, relu; head widths that are not d_model / heads, once of whole registers; T5 v1.1; gated but tied.
 SHAPES: dict[str, Callable[[Path], Path]] = {
     "t5": build_tiny_t5,
     "wide heads": partial(build_tiny_t5, head_dim=24),
-    "heads of registers": partial(build_tiny_t5, heads=2, head_dim=32, seed=5),
+    "heads of registers": partial(build_tiny_t5, head_dim=32, seed=5),
     "v1.1": partial(build_tiny_t5, gated=True, tied=False, head_dim=4),
     "gated, tied": partial(build_tiny_t5, gated=True, seed=3),
 }
