@@ -92,9 +92,11 @@ class BeamSearch:
         """Whether the best running beam could still beat the worst finished answer, by transformers' estimate."""
         if self._early_stopping == "never" and self._length_penalty > 0:
             length = self._most_tokens
-        worst = self._ended[-1].score if self._full else _OUT
-        assert worst is not None, "a beam without a score"
         possible: float = best / float(length) ** self._length_penalty
+        if not self._full:  # a strong penalty for length takes the score of a real beam below that of one that is none
+            return max(best, possible) > _OUT
+        worst = self._ended[-1].score
+        assert worst is not None, "a beam without a score"
         return possible > worst
 
 

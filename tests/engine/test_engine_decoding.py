@@ -252,6 +252,16 @@ def test_a_beam_that_is_not_finite_ends_its_search() -> None:
     assert Status.FINISHED in statuses
 
 
+def test_the_strongest_penalty_for_length_does_not_end_a_search_before_it_has_an_answer() -> None:
+    """Scores are then far below what marks a beam that is none, at which transformers gives up."""
+    one = alone([5, 6], parameters(num_beams=3, num_return_sequences=3, length_penalty=-10.0, ignore_eos=True))
+    assert one.status is Status.FINISHED
+    assert [len(each.tokens) for each in one.hypotheses] == [MOST] * 3
+    scores = [each.score or 0.0 for each in one.hypotheses]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] < -1e9
+
+
 @pytest.mark.parametrize("fields", [{}, {"num_beams": 2}, {"do_sample": True, "seed": 1}])
 def test_where_every_token_is_forbidden_the_sequence_ends_with_the_reason(fields: dict[str, object]) -> None:
     all_but_one = tuple(token for token in range(VOCABULARY) if token != 5)
