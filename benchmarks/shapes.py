@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from model_store.spec import ModelSpec
 from nash.compaction import compact, shorten_decoder
 from nash.layer_selection import select_layers
-from nash.masking import EncoderGates
+from nash.masking import GateKinds, Gates
+from nash.parts import shortened
 
 ENCODER_SPARSITY = 0.3
 
@@ -79,10 +80,11 @@ def build(shape: Shape) -> T5ForConditionalGeneration:
 def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:
     """The model cut as `nash prune` cuts it, by gates that were never trained: all encoder layers alike."""
     spec = ModelSpec.from_config(dense.config.to_dict())
-    gates = EncoderGates(spec, heads=True, units=True)
-    for alpha in gates.unit_alphas:
-        alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # units before heads, alike in every layer
     kept = select_layers(spec.dense_decoder_layers, decoder_layers)
+    gates = Gates(shortened(spec, kept), GateKinds())
+    for sublayer, alpha in zip(gates.sublayers, gates.alphas(), strict=True):
+        if not sublayer.has_heads:
+            alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # units before heads, alike in every layer
     return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(encoder_sparsity))
 
 

@@ -4,93 +4,99 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
-from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
-from nash.configuration_nash_t5 import NashT5Config
+from model_store.spec import ModelSpec
 from nash.masking import HardenedGates
-from nash.modeling_nash_t5 import NashT5ForConditionalGeneration
+from nash.modeling_nash import compact_class, compact_config
+from nash.parts import Parts, parts_of, shortened, with_kept
 
-BIAS_TABLE = "layer.0.SelfAttention.relative_attention_bias.weight"
 
-
-def shorten_decoder(teacher: T5ForConditionalGeneration, kept: tuple[int, ...]) -> T5ForConditionalGeneration:
+def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
     """A copy of the teacher with the decoder layers `kept` only.
 
     T5's relative-position table lives in the first decoder layer but belongs to the whole stack: it stays,
-    whichever layer comes first now.
+    whichever layer comes first now. No layer is dropped at random any more while training (`layerdrop`): what is
+    kept of the decoder is needed, and distillation compares every layer in every step.
     """
-    config: T5Config = copy.deepcopy(teacher.config)
-    config.num_decoder_layers = len(kept)
-    student = T5ForConditionalGeneration(config)
+    parts = parts_of(ModelSpec.from_config(teacher.config.to_dict()))
+    config = copy.deepcopy(teacher.config)
+    setattr(config, parts.decoder_layers_key, len(kept))
+    for key in ("encoder_layerdrop", "decoder_layerdrop"):
+        if hasattr(config, key):
+            setattr(config, key, 0.0)
+    student: PreTrainedModel = type(teacher)(config)
     state = {}
     for name, tensor in teacher.state_dict().items():
-        if name == f"decoder.block.0.{BIAS_TABLE}":
+        if name in parts.stack_tensors or not name.startswith(parts.decoder_prefix):
             state[name] = tensor
-        elif name.startswith("decoder.block."):
-            _, _, index, rest = name.split(".", 3)
-            if int(index) in kept:
-                state[f"decoder.block.{kept.index(int(index))}.{rest}"] = tensor
-        else:
-            state[name] = tensor
-    _load(student, state)
+            continue
+        index, rest = name.removeprefix(parts.decoder_prefix).split(".", 1)
+        if int(index) in kept:
+            state[f"{parts.decoder_prefix}{kept.index(int(index))}.{rest}"] = tensor
+    fill(student, state)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
 
 
 def compact(
-    student: T5ForConditionalGeneration,
-    dense: ModelSpec,
-    kept_layers: tuple[int, ...],
-    hardened: HardenedGates,
-) -> NashT5ForConditionalGeneration:
+    student: PreTrainedModel, dense: ModelSpec, kept_layers: tuple[int, ...], hardened: HardenedGates
+) -> PreTrainedModel:
     """Cut what the gates closed and fold the values of the open ones into the weights.
 
-    A head's value folds into its columns of the attention's output matrix, a unit's into its column of the
-    feed-forward output matrix. `dense` is the shape of the teacher, `kept_layers` the decoder layers that `student`
-    still has.
+    A part's value folds into its columns of the sublayer's output matrix. `dense` is the shape of the teacher,
+    `kept_layers` the decoder layers that `student` still has.
     """
-    all_heads = tuple(range(dense.num_heads))
-    fields = dict(vars(dense))
-    fields["encoder"] = tuple(
-        EncoderLayerSpec(heads=tuple(heads.nonzero().flatten().tolist()), ffn=int(units.sum()))
-        for heads, units in zip(hardened.kept.heads, hardened.kept.units, strict=True)
-    )
-    fields["decoder"] = tuple(
-        DecoderLayerSpec(self_heads=all_heads, cross_heads=all_heads, ffn=dense.d_ff, origin=origin)
-        for origin in kept_layers
-    )
-    spec = ModelSpec(**fields)
-    model = NashT5ForConditionalGeneration(NashT5Config.from_spec(spec, student.config))
+    whole = shortened(dense, kept_layers)
+    kept = {name: tuple(bits.nonzero().flatten().tolist()) for name, bits in hardened.kept.items()}
+    spec = with_kept(whole, kept)
+    model = compact_class(spec)(compact_config(spec, student.config))
+    state = _cut(student.state_dict(), parts_of(whole), hardened)
     wanted = model.state_dict()
-    state = {name: tensor for name, tensor in _cut(student, spec, hardened).items() if name in wanted}
-    _load(model, state)
+    fill(model, {name: tensor for name, tensor in state.items() if name in wanted})
     model.generation_config = copy.deepcopy(student.generation_config)
     return model
 
 
-def _load(model: T5ForConditionalGeneration, state: dict[str, Tensor]) -> None:
-    """Fill a fresh T5, which ties its head to the embedding whatever the config says; T5 v1.1 has a head of its own."""
-    if state["lm_head.weight"].data_ptr() != state["shared.weight"].data_ptr():
-        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
-    model.load_state_dict(state)
+@torch.no_grad()
+def _cut(student: dict[str, Tensor], parts: Parts, hardened: HardenedGates) -> dict[str, Tensor]:
+    """The student's tensors, without what was closed. A sublayer of which nothing is left keeps empty matrices."""
+    state = dict(student)
+    for sublayer in parts.sublayers:
+        if sublayer.out not in hardened.kept:
+            continue
+        rows = hardened.kept[sublayer.out].repeat_interleave(sublayer.columns)
+        values = hardened.values[sublayer.out].repeat_interleave(sublayer.columns)
+        for matrix in sublayer.inputs:
+            for name in (f"{matrix}.weight", f"{matrix}.bias"):
+                if name in state:
+                    state[name] = state[name][rows]
+        out = f"{sublayer.out}.weight"
+        state[out] = (state[out] * values.to(state[out].dtype))[:, rows]
+    return state
 
 
 @torch.no_grad()
-def _cut(student: T5ForConditionalGeneration, spec: ModelSpec, hardened: HardenedGates) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = dict(student.state_dict())
-    for i in range(len(spec.encoder)):
-        attention, ffn = (
-            f"encoder.block.{i}.layer.0.SelfAttention",
-            f"encoder.block.{i}.layer.1.DenseReluDense",
-        )
-        rows = hardened.kept.heads[i].repeat_interleave(spec.head_dim)
-        values = hardened.values.heads[i].repeat_interleave(spec.head_dim)
-        for name in ("q", "k", "v"):
-            state[f"{attention}.{name}.weight"] = state[f"{attention}.{name}.weight"][rows]
-        state[f"{attention}.o.weight"] = (state[f"{attention}.o.weight"] * values)[:, rows]
-        units = hardened.kept.units[i]
-        for name in ("wi_0", "wi_1") if spec.gated_ffn else ("wi",):
-            state[f"{ffn}.{name}.weight"] = state[f"{ffn}.{name}.weight"][units]
-        state[f"{ffn}.wo.weight"] = (state[f"{ffn}.wo.weight"] * hardened.values.units[i])[:, units]
-    return state
+def fill(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Give a fresh model copies of these tensors, and share among its names what they share.
+
+    transformers ties a new model's matrices as its configuration says; which ones are one matrix is for the tensors to
+    say (T5 v1.1 has an output matrix of its own, whatever its configuration calls itself).
+
+    Raises:
+        ValueError: the tensors are not the model's.
+    """
+    present = model.state_dict(keep_vars=True)
+    if present.keys() != state.keys():
+        raise ValueError(f"tensors that are missing or unknown: {sorted(present.keys() ^ state.keys())}")
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, tensor in state.items():
+        old = present[name]
+        if old.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the model calls for {tuple(old.shape)}")
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in copies:
+            fresh = tensor.detach().clone()
+            copies[key] = nn.Parameter(fresh, old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+        place, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(place), attribute, copies[key])

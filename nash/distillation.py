@@ -1,11 +1,10 @@
 """Hidden-state distillation: which layers are compared, and the maps between them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Stack
 
 from nash import losses
 
@@ -91,14 +90,14 @@ def decoder_loss(
 
 
 @contextmanager
-def recorded(stack: T5Stack) -> Iterator[list[Tensor]]:
-    """Within the block, every forward pass of `stack` appends each layer's output [B, L, D] to the list."""
+def recorded(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Within the block, every forward pass through a stack's layers appends each one's output [B, L, D] to the list."""
     states: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: object, outputs: tuple[Tensor, ...]) -> None:
-        states.append(outputs[0])
+    def keep(module: nn.Module, inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> None:
+        states.append(outputs if isinstance(outputs, Tensor) else outputs[0])
 
-    hooks = [block.register_forward_hook(keep) for block in stack.block]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
         yield states
     finally:

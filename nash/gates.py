@@ -44,24 +44,22 @@ def scheduled_target(target: float, step: int, warmup_steps: int) -> float:
     return target if step >= warmup_steps else target * step / warmup_steps
 
 
-def harden(alphas: list[Tensor], weights: list[float], target: float) -> list[Tensor]:
-    """Decide which gates stay: boolean tensors of the alphas' shapes.
+def harden(ranks: list[Tensor], weights: list[float], target: float) -> list[Tensor]:
+    """Decide which gates stay: boolean tensors of the ranks' shapes.
 
-    Gates are closed in the order of their open probability, the least probable first, until the weights they hold
-    reach the target; of equal gates the one listed first closes first. The realised sparsity is the nearest to the
-    target that this order allows: within one gate.
+    Gates are closed in the order of their ranks (open probabilities, as a rule), the lowest first, until the weights
+    they hold, `weights[i]` each of tensor i, reach the target; of equal gates the one listed first closes first. The
+    realised sparsity is the nearest to the target that this order allows: within one gate.
     """
-    total = sum(a.numel() * w for a, w in zip(alphas, weights, strict=True))
+    total = sum(r.numel() * w for r, w in zip(ranks, weights, strict=True))
     ranked = sorted(
-        (float(p), i, j)
-        for i, alpha in enumerate(alphas)
-        for j, p in enumerate(open_probability(alpha.detach()).flatten().tolist())
+        (rank, i, j) for i, tensor in enumerate(ranks) for j, rank in enumerate(tensor.detach().flatten().tolist())
     )
-    keep = [torch.ones(a.numel(), dtype=torch.bool) for a in alphas]
+    keep = [torch.ones(r.numel(), dtype=torch.bool) for r in ranks]
     closed = 0.0
     for _, i, j in ranked:
         if abs(closed + weights[i] - target * total) >= abs(closed - target * total):
             break
         keep[i][j] = False
         closed += weights[i]
-    return [k.view(a.shape) for k, a in zip(keep, alphas, strict=True)]
+    return [k.view(r.shape) for k, r in zip(keep, ranks, strict=True)]

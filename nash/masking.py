@@ -1,131 +1,156 @@
-"""Gates on a student's encoder: where they sit, and how they multiply its activations.
+"""Gates on a student: where they sit, and how they multiply its activations.
 
 A head's gate multiplies what the head hands to the output projection, a unit's gate what the unit hands to the
-feed-forward output matrix. Both sit in front of a linear map, so a gate's value folds into that map's columns.
+feed-forward output matrix. Both sit in front of a linear map, so a gate's value folds into that map's columns. A gate
+on a whole sublayer multiplies all of its parts by one number: the product is each part's value.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from model_store.spec import ModelSpec
 from nash import gates
+from nash.parts import Parts, Sublayer, parts_of
 
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
 
+# Values of the parts [parts] of each sublayer, by the name of its output matrix; 0 is closed. A sublayer that is not
+# named is left as it is.
+Mask = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderMask:
-    """For every encoder layer, a value for each head [H] and each feed-forward unit [F]; 0 is closed."""
+class GateKinds:
+    """What has gates. NASH gates the heads and units of the encoder, CoFi those and whole sublayers of both stacks."""
 
-    heads: list[Tensor]
-    units: list[Tensor]
+    heads: bool = True
+    units: bool = True
+    sublayers: bool = False
+    stacks: Literal["encoder", "both"] = "encoder"
+
+    def gated(self, spec: ModelSpec) -> tuple[Sublayer, ...]:
+        """The sublayers over which sparsity is counted: attention first, then feed-forward."""
+        parts = parts_of(spec)
+        sublayers = parts.of("encoder") if self.stacks == "encoder" else parts.sublayers
+        return tuple(sorted(sublayers, key=lambda sublayer: not sublayer.has_heads))
+
+    def on_parts(self, sublayer: Sublayer) -> bool:
+        """Whether each part of the sublayer has a gate of its own."""
+        return self.heads if sublayer.has_heads else self.units
+
+    def reach(self, spec: ModelSpec) -> float:
+        """The greatest sparsity that these gates can bring about."""
+        sizes = [(s.parts * s.part_weights, self.sublayers or self.on_parts(s)) for s in self.gated(spec)]
+        return sum(size for size, closes in sizes if closes) / sum(size for size, _ in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardenedGates:
     """The decision after pruning: what stays, and the value that is folded into the weights of what stays."""
 
-    values: EncoderMask
-    kept: EncoderMask  # boolean tensors
+    values: Mask
+    kept: Mask  # boolean tensors
 
-    def mask(self) -> EncoderMask:
+    def mask(self) -> Mask:
         """The mask under which the uncut student computes what the compact model will."""
-        return EncoderMask(
-            heads=[v * k for v, k in zip(self.values.heads, self.kept.heads, strict=True)],
-            units=[v * k for v, k in zip(self.values.units, self.kept.units, strict=True)],
-        )
+        return {name: values * self.kept[name] for name, values in self.values.items()}
 
 
-class EncoderGates(nn.Module):
+class Gates(nn.Module):
     """The gates' parameters and the two Lagrange multipliers of their sparsity.
 
-    A submodule of the student while it is pruned, so that the Trainer's checkpoints hold it.
+    A submodule of the student while it is pruned, so that the Trainer's checkpoints hold it. `spec` is the student's.
     """
 
-    def __init__(self, spec: ModelSpec, *, heads: bool, units: bool) -> None:
+    def __init__(self, spec: ModelSpec, kinds: GateKinds) -> None:
         super().__init__()
-        layers = len(spec.encoder)
-        self.head_weights, self.unit_weights = float(spec.head_weights), float(spec.unit_weights)
-        self.head_alphas = _alphas(layers, spec.num_heads, trained=heads)
-        self.unit_alphas = _alphas(layers, spec.d_ff, trained=units)
+        self.sublayers = kinds.gated(spec)
+        self.part_alphas, self.sublayer_alphas = nn.ParameterDict(), nn.ParameterDict()
+        for i, sublayer in enumerate(self.sublayers):
+            if kinds.on_parts(sublayer):
+                self.part_alphas[str(i)] = _alpha(sublayer.parts)
+            if kinds.sublayers:
+                self.sublayer_alphas[str(i)] = _alpha(1)
         self.multipliers_2 = nn.Parameter(torch.zeros(2))
 
-    def alphas(self) -> tuple[list[Tensor], list[float]]:
-        """All alphas, heads first, and the weights that one gate of each holds."""
-        heads, units = list(self.head_alphas), list(self.unit_alphas)
-        return [*heads, *units], [self.head_weights] * len(heads) + [self.unit_weights] * len(units)
+    def alphas(self) -> list[nn.Parameter]:
+        """The parameter of every gate that there is."""
+        return [*self.part_alphas.values(), *self.sublayer_alphas.values()]
 
     def sparsity(self) -> Tensor:
-        """The expected sparsity. Gates that are not trained count as open."""
-        alphas, weights = self.alphas()
-        kept = [gates.open_probability(a) if a.requires_grad else torch.ones_like(a) for a in alphas]
-        expected = torch.stack([p.sum() * w for p, w in zip(kept, weights, strict=True)]).sum()
-        return 1.0 - expected / sum(a.numel() * w for a, w in zip(alphas, weights, strict=True))
+        """The expected sparsity of the stacks that have gates, with gradients. Parts without any count as open."""
+        open_by_name = self._by_name(gates.open_probability)
+        kept = [open_by_name[s.out].sum() * s.part_weights for s in self.sublayers]
+        return 1.0 - torch.stack(kept).sum() / sum(s.parts * s.part_weights for s in self.sublayers)
 
-    def draw(self) -> EncoderMask:
-        """Sample every trained gate, once for a forward pass."""
+    def draw(self) -> Mask:
+        """Sample every gate, once for a forward pass."""
         self._clamp()
-        return EncoderMask(
-            heads=[_draw(alpha) for alpha in self.head_alphas],
-            units=[_draw(alpha) for alpha in self.unit_alphas],
-        )
+        return self._by_name(lambda alpha: gates.sample(alpha, torch.rand_like(alpha)))
 
-    def expected(self) -> EncoderMask:
+    def expected(self) -> Mask:
         """Every gate's value without noise."""
-        return EncoderMask(
-            heads=[_without_noise(alpha) for alpha in self.head_alphas],
-            units=[_without_noise(alpha) for alpha in self.unit_alphas],
+        return self._by_name(gates.deterministic)
+
+    @torch.no_grad()
+    def harden(self, target: float) -> HardenedGates:
+        """Decide every gate so that the realised sparsity is the nearest to `target`, within one gate.
+
+        A part is ranked by the probability that it and its sublayer are both open. A sublayer whose parts have no
+        gates of their own stays or goes as a whole; what has no gate at all is closed last, by no target within reach.
+        """
+        self._clamp()
+        open_by_name = self._by_name(gates.open_probability)
+        ranks, weights = [], []
+        for i, sublayer in enumerate(self.sublayers):
+            if str(i) in self.part_alphas or str(i) not in self.sublayer_alphas:
+                ranks.append(open_by_name[sublayer.out])
+                weights.append(float(sublayer.part_weights))
+            else:
+                ranks.append(open_by_name[sublayer.out][:1])
+                weights.append(float(sublayer.parts * sublayer.part_weights))
+        kept = gates.harden(ranks, weights, target)
+        return HardenedGates(
+            values=self._by_name(gates.deterministic),
+            kept={s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, kept, strict=True)},
         )
 
-    def harden(self, target: float) -> HardenedGates:
-        """Decide every gate so that the realised sparsity is the nearest to `target`, within one gate."""
-        self._clamp()
-        alphas, weights = self.alphas()
-        # A gate that was not trained has no say in what is cut: it is given the highest rank of all.
-        ranked = [a if a.requires_grad else torch.full_like(a, torch.inf) for a in alphas]
-        kept = gates.harden(ranked, weights, target)
-        values = [_without_noise(a).detach() for a in alphas]
-        layers = len(self.head_alphas)
-        return HardenedGates(
-            values=EncoderMask(heads=values[:layers], units=values[layers:]),
-            kept=EncoderMask(heads=kept[:layers], units=kept[layers:]),
-        )
+    def _by_name(self, of_alpha: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """For each sublayer, of every part [parts]: the function of its own gate times that of its sublayer's."""
+        own = {i: of_alpha(alpha) for i, alpha in self.part_alphas.items()}
+        whole = {i: of_alpha(alpha) for i, alpha in self.sublayer_alphas.items()}
+        found = {}
+        for number, sublayer in enumerate(self.sublayers):
+            i = str(number)
+            value = own[i] if i in own else self.multipliers_2.new_ones(sublayer.parts)
+            found[sublayer.out] = value * whole[i] if i in whole else value
+        return found
 
     @torch.no_grad()
     def _clamp(self) -> None:
         """Keep the optimizer from running away to where a gate's gradient is nothing."""
-        for alpha in (*self.head_alphas, *self.unit_alphas):
+        for alpha in self.alphas():
             alpha.clamp_(-gates.MAX_ALPHA, gates.MAX_ALPHA)
 
 
-def _alphas(layers: int, width: int, *, trained: bool) -> nn.ParameterList:
-    return nn.ParameterList(
-        nn.Parameter(torch.full((width,), INITIAL_ALPHA), requires_grad=trained) for _ in range(layers)
-    )
-
-
-def _draw(alpha: Tensor) -> Tensor:
-    return gates.sample(alpha, torch.rand_like(alpha)) if alpha.requires_grad else torch.ones_like(alpha)
-
-
-def _without_noise(alpha: Tensor) -> Tensor:
-    return gates.deterministic(alpha) if alpha.requires_grad else torch.ones_like(alpha)
+def _alpha(width: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((width,), INITIAL_ALPHA))
 
 
 @contextmanager
-def masked(student: T5ForConditionalGeneration, mask: EncoderMask) -> Iterator[None]:
-    """Within the block, the student's encoder computes under `mask`."""
+def masked(student: PreTrainedModel, parts: Parts, mask: Mask) -> Iterator[None]:
+    """Within the block, the student computes under `mask`; `parts` are the student's."""
     hooks = []
-    for block, heads, units in zip(student.encoder.block, mask.heads, mask.units, strict=True):
-        attention = block.layer[0].SelfAttention
-        by_column = heads.repeat_interleave(attention.key_value_proj_dim)
-        hooks.append(attention.o.register_forward_pre_hook(_multiply(by_column)))
-        hooks.append(block.layer[-1].DenseReluDense.wo.register_forward_pre_hook(_multiply(units)))
+    for sublayer in parts.sublayers:
+        if sublayer.out in mask:
+            by_column = mask[sublayer.out].repeat_interleave(sublayer.columns)
+            hooks.append(student.get_submodule(sublayer.out).register_forward_pre_hook(_multiply(by_column)))
     try:
         yield
     finally:

@@ -1,24 +1,14 @@
-"""A compact T5 as a transformers model: every layer has its own heads and feed-forward width.
-
-Stock T5 classes do the work; only what assumes equal layers is replaced. Importing this module makes transformers'
-Auto classes know the model.
-"""
+"""The layers of a compact model of T5's layout. mT5's attention is T5's, so one class does for both."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
-from transformers.models.t5.modeling_t5 import (
-    T5Attention,
-    T5Block,
-    T5LayerCrossAttention,
-    T5LayerSelfAttention,
-)
+from transformers import PreTrainedModel, T5Config
+from transformers.models.t5.modeling_t5 import T5Attention, T5Block
 
 from model_store.config_fields import Heads
 from model_store.spec import ModelSpec
-from nash.configuration_nash_t5 import NashT5Config
 
 
 class CompactAttention(T5Attention):
@@ -116,38 +106,30 @@ class AbsentCrossAttention(nn.Module):
         return hidden_states, None, None
 
 
-class NashT5ForConditionalGeneration(T5ForConditionalGeneration):
-    """T5 with layers of unequal width; absent sublayers hold no weights."""
-
-    config_class = NashT5Config
-
-    def __init__(self, config: NashT5Config) -> None:
-        super().__init__(config)
-        spec = ModelSpec.from_config(config.to_dict())
-        for i, layer in enumerate(spec.encoder):
-            block = self.encoder.block[i]
-            _shrink_self_attention(block, self.encoder.config, layer.heads, i)
-            _shrink_ffn(block, spec, layer.ffn)
-        for i, decoder_layer in enumerate(spec.decoder):
-            block = self.decoder.block[i]
-            _shrink_self_attention(block, self.decoder.config, decoder_layer.self_heads, i)
-            _shrink_cross_attention(block, self.decoder.config, decoder_layer.cross_heads, i)
-            _shrink_ffn(block, spec, decoder_layer.ffn)
+def shrink_t5(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Give every layer of a fresh model the widths of `spec`; absent sublayers hold no weights."""
+    for i, layer in enumerate(spec.encoder):
+        block = model.encoder.block[i]
+        _shrink_self_attention(block, model.encoder.config, layer.heads, i)
+        _shrink_ffn(block, spec, layer.ffn)
+    for i, decoder_layer in enumerate(spec.decoder):
+        block = model.decoder.block[i]
+        _shrink_self_attention(block, model.decoder.config, decoder_layer.self_heads, i)
+        _shrink_cross_attention(block, model.decoder.config, decoder_layer.cross_heads, i)
+        _shrink_ffn(block, spec, decoder_layer.ffn)
 
 
 def _shrink_self_attention(block: T5Block, config: T5Config, heads: Heads, index: int) -> None:
     settings: dict[str, Any] = {"has_bias": index == 0, "layer_idx": index, "causal": config.is_decoder}
     if heads:
-        sublayer: T5LayerSelfAttention = block.layer[0]
-        sublayer.SelfAttention = CompactAttention(config, heads, **settings)
+        block.layer[0].SelfAttention = CompactAttention(config, heads, **settings)
     else:
         block.layer[0] = AbsentSelfAttention(HeadlessAttention(config, heads, **settings))
 
 
 def _shrink_cross_attention(block: T5Block, config: T5Config, heads: Heads, index: int) -> None:
     if heads:
-        sublayer: T5LayerCrossAttention = block.layer[1]
-        sublayer.EncDecAttention = CompactAttention(config, heads, has_bias=False, layer_idx=index, causal=False)
+        block.layer[1].EncDecAttention = CompactAttention(config, heads, has_bias=False, layer_idx=index, causal=False)
     else:
         block.layer[1] = AbsentCrossAttention()
 
@@ -160,7 +142,3 @@ def _shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:
     for name in ("wi_0", "wi_1") if spec.gated_ffn else ("wi",):
         setattr(dense, name, nn.Linear(spec.d_model, units, bias=False))
     dense.wo = nn.Linear(units, spec.d_model, bias=False)
-
-
-AutoConfig.register(NashT5Config.model_type, NashT5Config, exist_ok=True)
-AutoModelForSeq2SeqLM.register(NashT5Config, NashT5ForConditionalGeneration, exist_ok=True)

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     T5Config,
     T5ForConditionalGeneration,
@@ -44,9 +46,6 @@ def read_spec(folder: Path) -> ModelSpec:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        family, _ = family_of(config.get("model_type"))
-        if family != "t5":
-            raise RequestError(f"{folder} holds a model of the family {family}: so far only T5 models can be pruned")
         return ModelSpec.from_config(config)
     except FileNotFoundError as error:
         raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
@@ -102,17 +101,29 @@ def weights_digest(folder: Path) -> str:
     return file_digest(weights)
 
 
-def load_dense(folder: Path) -> T5ForConditionalGeneration:
+def load_dense(folder: Path) -> PreTrainedModel:
     """A dense model in float32, ready to be trained.
 
     Raises:
         RequestError: the directory holds no dense model of a supported family.
     """
-    read_spec(folder)
+    spec = read_spec(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if family_of(config["model_type"])[1]:
         raise RequestError(f"{folder} holds a model that is already pruned: give the dense one it came from")
-    model: T5ForConditionalGeneration = T5ForConditionalGeneration.from_pretrained(
+    model = _load(folder)
+    if model.config.decoder_start_token_id is None:  # training must begin targets as serving will
+        model.config.decoder_start_token_id = spec.decoder_start_id
+    return model
+
+
+def load_compact(folder: Path) -> PreTrainedModel:
+    """A compact model in float32, ready to be trained."""
+    return _load(folder)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
     return model
@@ -159,5 +170,16 @@ def save_model(model: Any, tokenizer_files: Path, folder: Path, dtype: torch.dty
 
 def tokenizer_paths(folder: Path) -> Iterable[Path]:
     """The tokenizer's files in a model directory."""
-    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "spiece.model",  # T5, mT5, Pegasus
+        "sentencepiece.bpe.model",  # mBART, M2M100
+        "vocab.json",  # BART, Marian, M2M100
+        "merges.txt",  # BART
+        "source.spm",  # Marian
+        "target.spm",
+    )
     return [folder / name for name in names if (folder / name).is_file()]

@@ -10,6 +10,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration, as published with Muon
 _ITERATIONS = 5
@@ -88,19 +89,20 @@ class MuonAdamW(torch.optim.AdamW):
                 parameter.add_(update, alpha=-group["lr"] * scale)
 
 
-def parameter_groups(model: nn.Module, *, muon: bool, weight_decay: float) -> list[dict[str, Any]]:
-    """Split a T5's parameters into hidden matrices and the rest (embeddings, position tables, norm weights).
+def parameter_groups(model: PreTrainedModel, *, muon: bool, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the parameters into hidden matrices and the rest (embeddings, position tables, norm weights, biases).
 
     Only the matrices are decayed. Parameters that need no gradient are left out, and so are the gates and maps that
     a student carries while it is pruned: they have groups of their own.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables.add(id(model.get_output_embeddings().weight))
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or name.startswith(("gates.", "maps.")):
             continue
-        table = name.startswith(("shared.", "lm_head.")) or "relative_attention_bias" in name
-        (rest if parameter.ndim < 2 or table else matrices).append(parameter)
+        (rest if parameter.ndim < 2 or id(parameter) in tables else matrices).append(parameter)
     return [
         {"params": matrices, "weight_decay": weight_decay, "muon": muon},
         {"params": rest, "weight_decay": 0.0, "muon": False},

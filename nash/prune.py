@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5ForConditionalGeneration, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from model_store.ref import check_name
 from model_store.source import check_publishable
@@ -24,9 +24,9 @@ from nash.distillation import DistillationMaps
 from nash.errors import RequestError
 from nash.layer_selection import block_ends, select_layers
 from nash.lineage import input_digests, lineage_of
-from nash.masking import EncoderGates
-from nash.modeling_nash_t5 import NashT5ForConditionalGeneration
-from nash.models import DTYPES, load_dense, load_tokenizer, read_spec, resolve_model, save_model
+from nash.masking import GateKinds, Gates
+from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_spec, resolve_model, save_model
+from nash.parts import shortened
 from nash.progress import TrainingProgress
 from nash.pruning_training import StudentTrainer
 from nash.recipe import PruneRecipe, PruningRecipe
@@ -109,8 +109,7 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
 
 def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
     """Without this, hardening would cut what has no gate, in the order of the layers."""
-    heads, units = spec.num_heads * spec.head_weights, spec.d_ff * spec.unit_weights
-    reachable = (pruning.gate_heads * heads + pruning.gate_units * units) / (heads + units)
+    reachable = _gate_kinds(pruning).reach(spec)
     if pruning.encoder_sparsity > reachable:
         raise RequestError(
             f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads and gate_units "
@@ -118,12 +117,16 @@ def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
         )
 
 
+def _gate_kinds(pruning: PruningRecipe) -> GateKinds:
+    return GateKinds(heads=pruning.gate_heads, units=pruning.gate_units)
+
+
 def _prune_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
     """Train the student with gates, harden them, and write the compact model they leave to `out/compact`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
     student = shorten_decoder(teacher, task.kept_layers)
-    student.gates = EncoderGates(task.spec, heads=recipe.pruning.gate_heads, units=recipe.pruning.gate_units)
+    student.gates = Gates(shortened(task.spec, task.kept_layers), _gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     if recipe.pruning.encoder_sparsity:
         _train(recipe, task, student, teacher, out, console, pruning=recipe.pruning)
@@ -138,7 +141,7 @@ def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -
     """Fine-tune the compact model with its teacher and write it to `out/model`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
-    student = NashT5ForConditionalGeneration.from_pretrained(out / "compact", dtype=torch.float32)
+    student = load_compact(out / "compact")
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     _train(recipe, task, student, teacher, out, console, pruning=None)
     del student.maps
@@ -149,7 +152,7 @@ def _train(
     recipe: PruneRecipe,
     task: Task,
     student: PreTrainedModel,
-    teacher: T5ForConditionalGeneration,
+    teacher: PreTrainedModel,
     out: Path,
     console: Console,
     *,

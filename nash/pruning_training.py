@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, T5ForConditionalGeneration, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
+from model_store.spec import ModelSpec
 from nash import distillation, gates, losses
 from nash.data import IGNORED, TokenizedPairs
-from nash.masking import EncoderGates, masked
+from nash.masking import Gates, masked
+from nash.parts import layers_of, parts_of
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.training import FinetuneTrainer, decoder_inputs
 
@@ -35,7 +37,7 @@ class Computed:
 class StudentTrainer(FinetuneTrainer):
     """Trains a student on the task and towards its teacher; with `pruning`, its gates as well.
 
-    The student carries a submodule `maps` (DistillationMaps) and, in the pruning phase, `gates` (EncoderGates), so
+    The student carries a submodule `maps` (DistillationMaps) and, in the pruning phase, `gates` (Gates), so
     that checkpoints hold them. `block_ends` names, for each of the student's decoder layers, the teacher layer that
     it is compared with.
     """
@@ -43,7 +45,7 @@ class StudentTrainer(FinetuneTrainer):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: T5ForConditionalGeneration,
+        teacher: PreTrainedModel,
         pairs: TokenizedPairs,
         optimization: OptimizationRecipe,
         distill: DistillationRecipe,
@@ -69,8 +71,9 @@ class StudentTrainer(FinetuneTrainer):
         self.distill = distill
         self.block_ends = block_ends
         self.pruning = pruning
-        self.gates: EncoderGates | None = None if pruning is None else student.gates
-        self.compared_layers = distillation.compared_layers(len(teacher.encoder.block))
+        self.gates: Gates | None = None if pruning is None else student.gates
+        self.parts = parts_of(ModelSpec.from_config(student.config.to_dict()))
+        self.compared_layers = distillation.compared_layers(len(layers_of(teacher, "encoder")))
         self.source_items: Tensor | int | None = None
         self.figures = RunningMeans()
 
@@ -82,12 +85,11 @@ class StudentTrainer(FinetuneTrainer):
         constant = {"constant_rate": True}
         groups = [*super().optimizer_groups(), {"params": list(self.student.maps.parameters()), **constant}]
         if self.gates is not None and self.pruning is not None:
-            alphas = [alpha for alpha in self.gates.alphas()[0] if alpha.requires_grad]
             gate_rate, multiplier_rate = (
                 self.pruning.gate_learning_rate,
                 self.pruning.multiplier_learning_rate,
             )
-            groups.append({"params": alphas, "lr": gate_rate, **constant})
+            groups.append({"params": self.gates.alphas(), "lr": gate_rate, **constant})
             multipliers = [self.gates.multipliers_2]
             groups.append({"params": multipliers, "lr": multiplier_rate, "maximize": True, **constant})
         return groups
@@ -125,22 +127,22 @@ class StudentTrainer(FinetuneTrainer):
         """Scores [B, T, V] of the student, its gates at their values without noise."""
         if self.gates is None:
             return super().validation_logits(model, feed)
-        with masked(self.student, self.gates.expected()):
+        with masked(self.student, self.parts, self.gates.expected()):
             return super().validation_logits(model, feed)
 
     def _run_student(self, model: nn.Module, feed: dict[str, Any]) -> Computed:
         with ExitStack() as stack:
             if self.gates is not None:
-                stack.enter_context(masked(self.student, self.gates.draw()))
-            encoder = stack.enter_context(distillation.recorded(self.student.encoder))
-            decoder = stack.enter_context(distillation.recorded(self.student.decoder))
+                stack.enter_context(masked(self.student, self.parts, self.gates.draw()))
+            encoder = stack.enter_context(distillation.recorded(layers_of(self.student, "encoder")))
+            decoder = stack.enter_context(distillation.recorded(layers_of(self.student, "decoder")))
             return Computed(outputs=model(**feed), encoder_BSD=encoder, decoder_BTD=decoder)
 
     @torch.no_grad()
     def _run_teacher(self, feed: dict[str, Any]) -> Computed:
         with (
-            distillation.recorded(self.teacher.encoder) as encoder,
-            distillation.recorded(self.teacher.decoder) as decoder,
+            distillation.recorded(layers_of(self.teacher, "encoder")) as encoder,
+            distillation.recorded(layers_of(self.teacher, "decoder")) as decoder,
             self.accelerator.autocast(),  # the Trainer wraps only the student's forward in it
         ):
             return Computed(outputs=self.teacher(**feed), encoder_BSD=encoder, decoder_BTD=decoder)
@@ -177,13 +179,13 @@ class StudentTrainer(FinetuneTrainer):
             )
         return terms
 
-    def _lagrangian(self, encoder_gates: EncoderGates) -> Tensor:
+    def _lagrangian(self, own: Gates) -> Tensor:
         assert self.pruning is not None
         warmup_steps = round(self.pruning.sparsity_warmup * self.state.max_steps)
         target = gates.scheduled_target(self.pruning.encoder_sparsity, self.state.global_step, warmup_steps)
-        sparsity = encoder_gates.sparsity()
+        sparsity = own.sparsity()
         self.figures.sparsity = float(sparsity.detach())
-        return gates.lagrangian(sparsity, target, encoder_gates.multipliers_2)
+        return gates.lagrangian(sparsity, target, own.multipliers_2)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each loss and the sparsity to the Trainer's own entry."""

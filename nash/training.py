@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PrinterCallback,
     Seq2SeqTrainer,
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from nash import losses
-from nash.data import Collator, SimilarLengthSampler, TokenizedPairs
+from nash.data import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.disk import full_disk_named
 from nash.errors import NashError
 from nash.optimizer import MuonAdamW, parameter_groups
@@ -163,9 +164,20 @@ def decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any
     return {
         "input_ids": inputs["input_ids"],
         "attention_mask": inputs["attention_mask"],
-        "decoder_input_ids": unwrapped._shift_right(inputs["labels"]),
+        "decoder_input_ids": shift_right(inputs["labels"], unwrapped.config),
         "use_cache": False,
     }
+
+
+def shift_right(labels_BT: Tensor, config: PreTrainedConfig) -> Tensor:
+    """What the decoder reads to predict the labels: its start token, then the labels but the last; padding where none.
+
+    The start token is the one that serving begins with, for every family (transformers turns mBART's labels around
+    instead: the same where they end in their language, as mBART's tokenizer writes them).
+    """
+    shifted_BT = labels_BT.roll(1, dims=-1)
+    shifted_BT[:, 0] = config.decoder_start_token_id
+    return shifted_BT.masked_fill(shifted_BT == IGNORED, config.pad_token_id)
 
 
 def _constant(step: int) -> float:

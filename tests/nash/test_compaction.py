@@ -17,9 +17,10 @@ from transformers.models.t5 import modeling_t5
 import nash  # noqa: F401 - makes the Auto classes know compact models
 from model_store.spec import ModelSpec
 from nash.compaction import compact, shorten_decoder
-from nash.masking import EncoderMask, HardenedGates, masked
-from nash.modeling_nash_t5 import NashT5ForConditionalGeneration
+from nash.masking import HardenedGates, masked
+from nash.modeling_nash import NashT5ForConditionalGeneration
 from nash.models import load_dense, read_spec, save_model
+from nash.parts import parts_of, shortened
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters
 from tests.engine.reference import Answer, NearTies, random_sources, reference_answers
@@ -56,14 +57,11 @@ def hardened_gates(heads: Bits, units: Bits, seed: int = 0) -> HardenedGates:
     """Random values in (0.1, 1] under a given decision."""
     generator = torch.Generator().manual_seed(seed)
 
-    def values(kept: Bits) -> list[Tensor]:
-        dtype = torch.get_default_dtype()
-        return [1 - 0.9 * torch.rand(len(layer), generator=generator, dtype=dtype) for layer in kept]
-
-    return HardenedGates(
-        values=EncoderMask(heads=values(heads), units=values(units)),
-        kept=EncoderMask(heads=[torch.tensor(bits) for bits in heads], units=[torch.tensor(bits) for bits in units]),
-    )
+    kept = {f"encoder.block.{i}.layer.0.SelfAttention.o": torch.tensor(bits) for i, bits in enumerate(heads)}
+    kept |= {f"encoder.block.{i}.layer.1.DenseReluDense.wo": torch.tensor(bits) for i, bits in enumerate(units)}
+    dtype = torch.get_default_dtype()
+    values = {name: 1 - 0.9 * torch.rand(len(bits), generator=generator, dtype=dtype) for name, bits in kept.items()}
+    return HardenedGates(values=values, kept=kept)
 
 
 def rows(*layers: str) -> Bits:
@@ -93,12 +91,10 @@ def assert_same(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> Non
 def zeroed(student: T5ForConditionalGeneration, hardened: HardenedGates) -> T5ForConditionalGeneration:
     """A dense model whose output matrices hold what the gates leave: an oracle without hooks and without cuts."""
     model = copy.deepcopy(student)
-    mask = hardened.mask()
     with torch.no_grad():
-        for block, heads, units in zip(model.encoder.block, mask.heads, mask.units, strict=True):
-            attention = block.layer[0].SelfAttention
-            attention.o.weight.mul_(heads.repeat_interleave(attention.key_value_proj_dim))
-            block.layer[1].DenseReluDense.wo.weight.mul_(units)
+        for name, values in hardened.mask().items():
+            weight = model.get_submodule(name).weight
+            weight.mul_(values.repeat_interleave(weight.shape[1] // len(values)))
     return model
 
 
@@ -111,14 +107,14 @@ def check_all_forms(teacher: Teacher, kept_layers: tuple[int, ...], hardened: Ha
     assert isinstance(read_back, NashT5ForConditionalGeneration)
     reference = zeroed(student, hardened)
     expected = logits(reference)
-    with masked(student, hardened.mask()):
+    with masked(student, parts_of(shortened(teacher.spec, kept_layers)), hardened.mask()):
         assert_same(logits(student), expected)
     assert_same(logits(compacted), expected)
     assert torch.equal(logits(read_back), logits(compacted))
 
     sources = random_sources(2, longest=9, seed=2)
     answers = reference_answers(reference, sources, NEW_TOKENS)
-    with masked(student, hardened.mask()):
+    with masked(student, parts_of(shortened(teacher.spec, kept_layers)), hardened.mask()):
         check_answers(reference_answers(student, sources, NEW_TOKENS), answers)
     check_answers(reference_answers(read_back, sources, NEW_TOKENS), answers)
     engine = Engine.load(directory, EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=NEW_TOKENS))
@@ -186,7 +182,7 @@ def test_in_float64_there_is_no_excuse(shape: str, tmp_path: Path) -> None:
     expected = logits(zeroed(student, hardened))
     assert expected.dtype == torch.float64
     assert_same(logits(compacted), expected, 1e-10)
-    with masked(student, hardened.mask()):
+    with masked(student, parts_of(shortened(read_spec(directory), (0, 2))), hardened.mask()):
         assert_same(logits(student), expected, 1e-10)
 
 

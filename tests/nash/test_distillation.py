@@ -71,7 +71,7 @@ def test_decoder_loss_has_a_map_for_each_layer() -> None:
 def test_recorded_states_are_transformers_hidden_states(dense_dir: Path) -> None:
     model = load_dense(dense_dir).eval()
     ids = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), recorded(model.encoder) as encoder, recorded(model.decoder) as decoder:
+    with torch.no_grad(), recorded(model.encoder.block) as encoder, recorded(model.decoder.block) as decoder:
         outputs = model(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True)
     assert (len(encoder), len(decoder)) == (3, 3)
     # transformers gives the embeddings first, and the last state after the final norm.

@@ -238,11 +238,11 @@ def test_what_could_not_be_published_is_refused_before_training(
 
 
 def test_another_family(task: Task, tmp_path: Path) -> None:
-    (tmp_path / "bart").mkdir()
-    (tmp_path / "bart" / "config.json").write_text('{"model_type": "bart", "d_model": 16, "encoder_layers": 2}')
-    message = refused(task, tmp_path, task.recipe(), "--model", tmp_path / "bart")
-    assert "bart" in message
-    assert "T5" in message
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
+    message = refused(task, tmp_path, task.recipe(), "--model", tmp_path / "gpt")
+    assert "model_type 'gpt2' is not supported" in message
+    assert "t5, mt5, bart, mbart, marian, pegasus, m2m_100" in message
 
 
 def test_a_pruned_model_is_not_pruned_again(run: Run, task: Task, tmp_path: Path) -> None:

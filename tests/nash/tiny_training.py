@@ -13,8 +13,9 @@ from nash.compaction import shorten_decoder
 from nash.data import Row, TokenizedPairs
 from nash.distillation import DistillationMaps
 from nash.layer_selection import block_ends
-from nash.masking import EncoderGates
+from nash.masking import GateKinds, Gates
 from nash.models import load_dense, load_tokenizer, read_spec
+from nash.parts import shortened
 from nash.pruning_training import StudentTrainer
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.training import FinetuneTrainer
@@ -79,7 +80,8 @@ def student_trainer(
     _perturb(student)
     student.maps = DistillationMaps(teacher.config.d_model, len(KEPT_LAYERS))
     if pruning is not None:
-        student.gates = EncoderGates(read_spec(directory), heads=pruning.gate_heads, units=pruning.gate_units)
+        kinds = GateKinds(heads=pruning.gate_heads, units=pruning.gate_units)
+        student.gates = Gates(shortened(read_spec(directory), KEPT_LAYERS), kinds)
     trainer = StudentTrainer(
         student,
         teacher,
