@@ -254,7 +254,8 @@ def test_a_beam_that_is_not_finite_ends_its_search() -> None:
 
 def test_the_strongest_penalty_for_length_does_not_end_a_search_before_it_has_an_answer() -> None:
     """Scores are then far below what marks a beam that is none, at which transformers gives up."""
-    one = alone([5, 6], parameters(num_beams=3, num_return_sequences=3, length_penalty=-10.0, ignore_eos=True))
+    wanted = {"num_beams": 3, "num_return_sequences": 3, "ignore_eos": True, "suppress_tokens": (POISON,)}
+    one = alone([5, 6], parameters(length_penalty=-10.0, **wanted))
     assert one.status is Status.FINISHED
     assert [len(each.tokens) for each in one.hypotheses] == [MOST] * 3
     scores = [each.score or 0.0 for each in one.hypotheses]
