@@ -1,5 +1,9 @@
 """Which decoder layers of the dense model a shortened decoder keeps."""
 
+import math
+from collections.abc import Callable
+from itertools import combinations
+
 from nash.errors import RequestError
 from nash.recipe import LayerSelection
 
@@ -36,3 +40,20 @@ def block_ends(kept: tuple[int, ...], total: int) -> tuple[int, ...]:
     A block runs from a kept layer to just before the next one; the last block runs to the end of the decoder.
     """
     return tuple(after - 1 for after in (*kept[1:], total))
+
+
+MOST_TRIALS = 64
+
+
+def search_layers(total: int, keep: int, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """The cheapest `keep` of `total` layers: of all choices where they are few, else by leaving out one at a time.
+
+    Where there are more than `MOST_TRIALS` choices, the layer whose absence costs least goes first, then the next, as
+    often as needed. Of equal costs the lower layer numbers win.
+    """
+    if math.comb(total, keep) <= MOST_TRIALS:
+        return min(combinations(range(total), keep), key=cost)
+    kept = tuple(range(total))
+    while len(kept) > keep:
+        kept = min(combinations(kept, len(kept) - 1), key=cost)
+    return kept

@@ -1,9 +1,11 @@
 """Which decoder layers stay: the method's own examples, and what is refused."""
 
+import math
+
 import pytest
 
 from nash.errors import RequestError
-from nash.layer_selection import block_ends, select_layers
+from nash.layer_selection import MOST_TRIALS, block_ends, search_layers, select_layers
 
 
 @pytest.mark.parametrize(
@@ -42,3 +44,20 @@ def test_block_ends() -> None:
     assert block_ends((0,), 12) == (11,)
     assert block_ends((2, 3), 6) == (2, 5)
     assert block_ends((0, 1, 2), 3) == (0, 1, 2)
+
+
+def test_few_choices_are_all_tried() -> None:
+    tried: list[tuple[int, ...]] = []
+
+    def cost(kept: tuple[int, ...]) -> float:
+        tried.append(kept)
+        return abs(sum(kept) - 7)
+
+    assert search_layers(6, 2, cost) == (2, 5)
+    assert len(tried) == math.comb(6, 2)
+
+
+def test_many_choices_leave_out_one_at_a_time() -> None:
+    assert math.comb(12, 3) > MOST_TRIALS
+    worth = [5, 0, 4, 1, 9, 2, 8, 3, 7, 0, 0, 6]
+    assert search_layers(12, 3, lambda kept: -sum(worth[i] for i in kept)) == (4, 6, 8)

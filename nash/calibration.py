@@ -1,0 +1,115 @@
+"""What a look at data decides before or between trainings: the decoder layers to keep, the fit of cut matrices."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nash import losses
+from nash.compaction import shorten_decoder
+from nash.data import IGNORED, Collator, TokenizedPairs
+from nash.layer_selection import search_layers
+from nash.masking import Mask, masked
+from nash.parts import Parts, Sublayer, layers_of
+from nash.repair import NormalEquations
+from nash.training import decoder_inputs
+
+ROWS = 512
+_BATCH = 64
+
+Batches = Sequence[dict[str, Tensor]]
+
+
+def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int) -> list[dict[str, Tensor]]:
+    """Up to `ROWS` pairs drawn from all, in batches of like lengths; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(pairs), generator=generator)[:ROWS].tolist()
+    chosen.sort(key=pairs.lengths().__getitem__)
+    collate = Collator(pad_id=pad_id)
+    return [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
+
+
+@torch.no_grad()
+def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tuple[int, ...]:
+    """The `keep` decoder layers that alone stay closest to the whole teacher.
+
+    Close is a small KL(teacher || shortened) in nats a target token, untrained: no layer has yet been given the
+    chance to stand in for its neighbours.
+    """
+    teacher.eval()
+    feeds = [decoder_inputs(teacher, batch) for batch in batches]
+    wholes = [teacher(**feed) for feed in feeds]
+    labels = torch.cat([batch["labels"][batch["labels"] != IGNORED] for batch in batches])
+
+    def cost(kept: tuple[int, ...]) -> float:
+        shortened = shorten_decoder(teacher, kept).eval()
+        total = 0.0
+        for feed, whole, batch in zip(feeds, wholes, batches, strict=True):
+            states = {"encoder_outputs": (whole.encoder_last_hidden_state,)}
+            logits = shortened(**{**feed, "input_ids": None, **states}).logits
+            total += float(losses.prediction_distillation(logits, whole.logits, batch["labels"], 1.0, len(labels)))
+        return total
+
+    return search_layers(len(layers_of(teacher, "decoder")), keep, cost)
+
+
+@torch.no_grad()
+def repair(compacted: PreTrainedModel, student: PreTrainedModel, parts: Parts, soft: Mask, batches: Batches) -> None:
+    """Refit the output matrices of a compact model to what they gave in the student under its gates' own values.
+
+    `student` and `parts` are uncut, `soft` its gates' values before they were decided. Matrices are refitted in the
+    order in which they run, each from the inputs that the ones before it now give.
+    """
+    compacted.eval()
+    student.eval()
+    for sublayer in parts.sublayers:
+        if sublayer.out not in soft:
+            continue
+        matrix = _matrix(compacted, sublayer.out)
+        if matrix is None:
+            continue
+        equations = NormalEquations.of_size(matrix.in_features, matrix.out_features)
+        with masked(student, parts, soft):
+            wanted = [outputs for _, outputs in _passes(student, sublayer, batches)]
+        for target_NO, (inputs_NI, outputs_NO) in zip(wanted, _passes(compacted, sublayer, batches), strict=True):
+            equations.add(inputs_NI, target_NO - outputs_NO)
+        matrix.weight += equations.correction().to(matrix.weight)
+
+
+def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:
+    """The output matrix of a sublayer, or None where nothing is left that feeds it."""
+    try:
+        module = compacted.get_submodule(name)
+    except AttributeError:
+        return None
+    return module if isinstance(module, nn.Linear) and module.in_features else None
+
+
+def _passes(model: PreTrainedModel, sublayer: Sublayer, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each batch, the inputs [N, I] and outputs [N, O] of a sublayer's output matrix at the N real positions."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0], output))
+
+    run = _encode if sublayer.stack == "encoder" else _run
+    hook = model.get_submodule(sublayer.out).register_forward_hook(keep)
+    try:
+        for batch in batches:
+            run(model, batch)
+            ((inputs, outputs),) = seen
+            seen.clear()
+            real = batch["attention_mask"].bool() if sublayer.stack == "encoder" else batch["labels"] != IGNORED
+            yield inputs.view(*real.shape, -1)[real], outputs.view(*real.shape, -1)[real]
+    finally:
+        hook.remove()
+
+
+def _encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
+    return model.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def _run(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
+    return model(**decoder_inputs(model, batch))
