@@ -24,7 +24,9 @@ MetricKind = Literal["phonemes", "exact"]
 LayerSelection = Literal["uniform", "low", "high"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of a recipe: unknown keys, values of another type and numbers that are none are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
@@ -37,7 +39,7 @@ class _Section(BaseModel):
         return value
 
 
-class DataRecipe(_Section):
+class DataRecipe(Section):
     """JSONL files of `{"source": text, "target": text or list of texts}` rows, and their length limits in tokens."""
 
     train: Path
@@ -48,7 +50,7 @@ class DataRecipe(_Section):
     max_target_tokens: int = Field(default=256, ge=1)
 
 
-class OptimizationRecipe(_Section):
+class OptimizationRecipe(Section):
     """One phase of training. A step is one update of the weights."""
 
     epochs: float = Field(default=1.0, gt=0)
@@ -65,7 +67,7 @@ class OptimizationRecipe(_Section):
     checkpoint_steps: int = Field(default=500, ge=1)
 
 
-class T5Shape(_Section):
+class T5Shape(Section):
     """The shape of a T5 that is trained from nothing. The vocabulary is the tokenizer's."""
 
     d_model: int = Field(ge=1)
@@ -78,7 +80,7 @@ class T5Shape(_Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
-class FinetuneRecipe(_Section):
+class FinetuneRecipe(Section):
     """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`."""
 
     model: str | None = None
@@ -99,7 +101,7 @@ class FinetuneRecipe(_Section):
         return self
 
 
-class PruningRecipe(_Section):
+class PruningRecipe(Section):
     """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units."""
 
     encoder_sparsity: float = Field(default=0.3, ge=0, lt=1)
@@ -112,7 +114,7 @@ class PruningRecipe(_Section):
     sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase
 
 
-class DistillationRecipe(_Section):
+class DistillationRecipe(Section):
     """Weights of the losses; a weight of zero switches its loss off."""
 
     task_weight: float = Field(default=1.0, ge=0)
@@ -127,7 +129,7 @@ class DistillationRecipe(_Section):
         return any((self.task_weight, self.prediction_weight, self.encoder_hidden_weight, self.decoder_hidden_weight))
 
 
-class PruneRecipe(_Section):
+class PruneRecipe(Section):
     """`nash prune`: from a fine-tuned `model` (a path or a reference) to a compact one in the store."""
 
     model: str
@@ -143,7 +145,7 @@ class PruneRecipe(_Section):
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
-R = TypeVar("R", FinetuneRecipe, PruneRecipe)
+R = TypeVar("R", bound=Section)
 
 
 def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = None) -> R:
@@ -203,6 +205,8 @@ def _known_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str
     """The keys of the section at `place`, for the error message."""
     section = kind
     for part in place:
+        if isinstance(part, int):  # a table of a list: its section is the list's
+            continue
         annotation = section.model_fields[str(part)].annotation
         options = getattr(annotation, "__args__", (annotation,))
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
