@@ -190,6 +190,14 @@ def _parse_t5(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     # scales, though its configs say that it is tied.
     tied = fields.flag(config, "tie_word_embeddings", default=True)
     scaled = fields.flag(config, "scale_decoder_outputs", default=tied)
+    # Half of the buckets, in the encoder a quarter, are single distances; the others reach on to the longest.
+    buckets = fields.count(config, "relative_attention_num_buckets", 32)
+    if buckets < 4:
+        raise bad("relative_attention_num_buckets", buckets, "at least 4")
+    max_distance = fields.count(config, "relative_attention_max_distance", 128)
+    if max_distance <= buckets // 2:
+        wanted = f"above {buckets // 2}, half of relative_attention_num_buckets"
+        raise bad("relative_attention_max_distance", max_distance, wanted)
     return {
         "family": family,
         "vocab_size": vocab_size,
@@ -201,8 +209,8 @@ def _parse_t5(config: Mapping[str, Any], family: str) -> dict[str, Any]:
         "decoder_d_ff": d_ff,
         "activation": activation,
         "gated_ffn": gated,
-        "relative_buckets": fields.count(config, "relative_attention_num_buckets", 32),
-        "relative_max_distance": fields.count(config, "relative_attention_max_distance", 128),
+        "relative_buckets": buckets,
+        "relative_max_distance": max_distance,
         "max_positions": None,
         "layer_norm_eps": fields.positive(config, "layer_norm_epsilon", 1e-6),
         "scale_embedding": False,

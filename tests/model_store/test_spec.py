@@ -144,6 +144,8 @@ DECODER_LAYER = {"self_heads": [0], "cross_heads": [0], "ffn": 1, "origin": 0}
         ({"eos_token_id": [1, 2]}, "eos_token_id"),
         ({"eos_token_id": 30}, "a token id below vocab_size, 30"),
         ({"pad_token_id": -1}, "pad_token_id"),
+        ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3: it must be at least 4"),
+        ({"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16: it must be above 16"),
     ],
 )
 def test_bad_configs(changes: dict[str, Any], message: str) -> None:
