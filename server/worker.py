@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from model_store.errors import ModelStoreError
-from server.engine.errors import BadRequestError, EngineError
+from server.engine.errors import BadRequestError, EngineError, LoadError
 from server.engine.generation_config import GenerationDefaults
 from server.engine.sequence import EngineLimits, GenerationParameters, Sequence, Status, TokenEvent
 from server.messages import (
@@ -231,7 +231,9 @@ def _load_engine(load: Load) -> WorkerEngine:
 
     engine = Engine.load(Path(load.directory), load.config, lambda line: print(line, file=sys.stderr, flush=True))
     # The first step pays for much that later ones find done; no caller is to wait for it.
-    engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
+    (first,) = engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
+    if first.error is not None:
+        raise LoadError(f"{load.directory}: {first.error}")
     return engine
 
 

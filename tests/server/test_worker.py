@@ -8,14 +8,18 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from server.engine.sequence import GenerationParameters
+from server.engine.errors import LoadError
+from server.engine.sequence import EngineConfig, GenerationParameters
 from server.messages import (
     Cancel,
     Command,
     Failed,
     Finished,
     FrameBuffer,
+    Load,
     Report,
     Stats,
     Submit,
@@ -23,10 +27,11 @@ from server.messages import (
     decode_report,
     encode,
 )
-from server.worker import EndOfInput, Link, Worker, WorkerEngine
+from server.worker import EndOfInput, Link, Worker, WorkerEngine, _load_engine
 from server.worker_stats import StatsCollector
 from tests.engine.made_up_backend import POISON, make_engine
 from tests.server.fake_engine import FAILS_ALONE, RUNS_FOR_EVER, FakeEngine
+from tests.tiny_models import build_tiny_t5
 
 
 class Api:
@@ -195,6 +200,15 @@ def test_several_answers_come_at_once_even_where_they_are_streamed(fields: dict[
     assert scores == sorted(scores, reverse=True)
     assert report.tokens == report.hypotheses[0].tokens
     assert all(len(each.top_tokens) == len(each.tokens) for each in report.hypotheses)
+
+
+def test_a_model_whose_scores_are_not_finite_is_not_served(tmp_path: Path) -> None:
+    directory = build_tiny_t5(tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["encoder.final_layer_norm.weight"][:] = torch.nan
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadError, match=r"model: the model's scores became NaN or infinite at token 1"):
+        _load_engine(Load(directory=str(directory), config=EngineConfig(threads=1)))
 
 
 def test_a_streamed_token_carries_the_best_ones_at_its_place() -> None:
