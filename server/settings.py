@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from server.engine.sequence import EngineConfig
+from server.engine.sequence import MOST_THREADS, EngineConfig
 from server.errors import SettingsError
 
 _ENVIRONMENT_PREFIX = "NASH_SERVER_"
@@ -67,6 +67,13 @@ def _count(value: str) -> int:
     return int(value)
 
 
+def _threads(value: str) -> int:
+    threads = _count(value)
+    if threads > MOST_THREADS:
+        raise ValueError(f"{threads} are too many: use as many as there are processors, at most {MOST_THREADS}")
+    return threads
+
+
 def _count_or_zero(value: str) -> int:
     return 0 if value == "0" else _count(value)
 
@@ -106,7 +113,7 @@ _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
     "backend": _text,
     "graphs": _text,
     "quantization": _text,
-    "threads": _count,
+    "threads": _threads,
     "slots": _count,
     "max_source_tokens": _count,
     "max_new_tokens": _count,

@@ -13,6 +13,7 @@ from model_store.spec import ModelSpec
 from server.engine.errors import LoadError
 
 WEIGHTS_FILE = "model.safetensors"
+_DTYPES = ("F64", "F32", "F16", "BF16")  # integers, and floats of eight bits, mean nothing without their scales
 
 
 class Checkpoint:
@@ -50,8 +51,10 @@ def open_checkpoint(
     path = directory / WEIGHTS_FILE
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            found = {name: tuple(each.get_shape()) for name, each in slices.items()}
             _check(path, found, spec)
+            _check_dtypes(path, {name: each.get_dtype() for name, each in slices.items()})
             yield Checkpoint(file, frozenset(found), dtype=dtype, device=device)
     except FileNotFoundError:
         raise LoadError(f"{path} is not there: a model directory holds config.json and {WEIGHTS_FILE}") from None
@@ -70,3 +73,12 @@ def _check(path: Path, found: dict[str, tuple[int, ...]], spec: ModelSpec) -> No
             raise LoadError(f"{path} holds {name!r}, which its config.json has no place for")
         if shape != allowed[name]:
             raise LoadError(f"{path}: {name!r} has shape {shape}, but config.json makes it {allowed[name]}")
+
+
+def _check_dtypes(path: Path, found: dict[str, str]) -> None:
+    for name, dtype in found.items():
+        if dtype not in _DTYPES:
+            *others, last = _DTYPES
+            raise LoadError(
+                f"{path}: {name!r} is {dtype}, not {', '.join(others)} or {last}: save the model without quantization"
+            )

@@ -24,6 +24,7 @@ from server.engine.generation_config import GenerationDefaults, read_generation_
 from server.engine.native.backend import NativeBackend, why_not_native
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import (
+    MOST_THREADS,
     EngineConfig,
     EngineLimits,
     FinishReason,
@@ -109,6 +110,8 @@ class Engine:
             model_store.errors.UnsupportedModelError: config.json describes another architecture.
         """
         if config.threads is not None:
+            if not 1 <= config.threads <= MOST_THREADS:
+                raise LoadError(f"threads is {config.threads}: it must be from 1 to {MOST_THREADS}")
             torch.set_num_threads(config.threads)
         spec = ModelSpec.from_config(_read_json(directory / "config.json"))
         config = config.within(spec.max_positions)

@@ -70,6 +70,9 @@ class GenerationParameters:
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
 
+MOST_THREADS = 1024  # far more than pays; a hundred thousand take the system down with them
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a model is loaded; fixed for the life of its engine."""

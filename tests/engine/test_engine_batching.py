@@ -173,6 +173,8 @@ def test_an_id_in_use_is_refused(engine: Engine) -> None:
     [
         (EngineConfig(dtype="int3"), "dtype 'int3' is not supported: use one of float32, bfloat16"),
         (EngineConfig(dtype="float16"), "dtype 'float16' is for CUDA devices"),
+        (EngineConfig(threads=1025), "threads is 1025: it must be from 1 to 1024"),
+        (EngineConfig(threads=0), "threads is 0: it must be from 1 to 1024"),
         (EngineConfig(slots=10**7), r"the caches of 10000000 slots .* need \d+ MB, but \d+ MB are free"),
     ],
 )
@@ -210,6 +212,10 @@ def test_weights_that_do_not_fit_the_config_are_named(t5_dir: Path, tmp_path: Pa
         ({name: None}, f"lacks the tensor '{name}'"),
         ({name: torch.zeros(63, 32)}, rf"'{name}' has shape \(63, 32\), but config.json makes it \(64, 32\)"),
         ({"decoder.extra": torch.zeros(1)}, "holds 'decoder.extra', which its config.json has no place for"),
+        (
+            {name: torch.zeros(64, 32, dtype=torch.int8)},
+            f"'{name}' is I8, not F64, F32, F16 or BF16: save",
+        ),
     ):
         changed = {key: value for key, value in (tensors | change).items() if value is not None}
         save_file(changed, path, metadata={"format": "pt"})

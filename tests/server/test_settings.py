@@ -68,6 +68,7 @@ def test_the_command_line_goes_before_the_environment() -> None:
     [
         ([], {}, "no model to serve: give --model REF"),
         (["--model", ""], {}, "has no name"),
+        (["--model", "a,threads=1025"], {}, "threads=1025: 1025 are too many: use as many as there are processors"),
         (
             ["--model", "a,foo=1"],
             {},
