@@ -1,9 +1,19 @@
-"""Task metrics from well-kept libraries, one function for each kind of task."""
+"""Task metrics from well-kept libraries, one function for each kind of task.
 
+Every figure is in percent: rates, scores and correlations alike are scaled to 100. A row may have several right
+answers; where a library's metric has no notion of several, the best of them counts. Nothing here needs a network.
+"""
+
+import math
+import re
+import string
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jiwer
 
+from nash.errors import RequestError
 from nash.recipe import MetricKind
 
 Predictions = Sequence[str]
@@ -11,7 +21,7 @@ References = Sequence[Sequence[str]]  # for each prediction every right answer
 
 
 def phonemes(predictions: Predictions, references: References) -> dict[str, float]:
-    """Phoneme and word error rate in percent, against the nearest of several references.
+    """Phoneme and word error rate, against the nearest of several references.
 
     Phoneme errors are insertions, deletions and substitutions over the phonemes of the references; a word is wrong
     unless it equals one of its references. A text is a sequence of phonemes set apart by spaces.
@@ -31,13 +41,156 @@ def _nearest(prediction: str, options: Sequence[str]) -> str:
 
 
 def exact(predictions: Predictions, references: References) -> dict[str, float]:
-    """Share of predictions, in percent, that equal one of their references."""
+    """Share of predictions that equal one of their references."""
     pairs = zip(predictions, references, strict=True)
     right = sum(p.strip() in {option.strip() for option in options} for p, options in pairs)
     return {"exact_match": 100.0 * right / len(predictions)}
 
 
+def summarization(predictions: Predictions, references: References) -> dict[str, float]:
+    """ROUGE-1, -2, -L and -Lsum: F-measures with stemming, each of the best reference, averaged over the rows.
+
+    Lsum takes a text's lines as its sentences. rouge-score knows the letters a to z and digits alone: other scripts
+    count as nothing.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    scorer = RougeScorer(list(names), use_stemmer=True)
+    scores = [scorer.score_multi(list(options), p) for p, options in zip(predictions, references, strict=True)]
+    return {name: 100.0 * sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
+
+
+def translation(predictions: Predictions, references: References) -> dict[str, float]:
+    """BLEU and chrF of the whole corpus with sacrebleu's own settings, which take several references a row."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    rows = [options for _, options in zip(predictions, references, strict=True)]
+    # One stream for each reference's place; rows with fewer leave the later streams empty.
+    streams = [[row[i] if i < len(row) else None for row in rows] for i in range(max(map(len, rows)))]
+    hypotheses = list(predictions)
+    return {
+        "bleu": BLEU().corpus_score(hypotheses, streams).score,
+        "chrf": CHRF().corpus_score(hypotheses, streams).score,
+    }
+
+
+def question_answering(predictions: Predictions, references: References) -> dict[str, float]:
+    """Exact match and F1 over words as SQuAD 1.1 defines them (Rajpurkar et al., 2016), each of the best answer.
+
+    Case, punctuation, articles and white space do not count.
+    """
+    matches, overlaps = 0.0, 0.0
+    for prediction, options in zip(predictions, references, strict=True):
+        words = _answer_words(prediction)
+        answers = [_answer_words(option) for option in options]
+        matches += words in answers
+        overlaps += max(_overlap(words, answer) for answer in answers)
+    return {"exact_match": 100.0 * matches / len(predictions), "f1": 100.0 * overlaps / len(predictions)}
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def _answer_words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def _overlap(words: list[str], answer: list[str]) -> float:
+    """F1 of two bags of words; two empty ones are equal."""
+    if not words or not answer:
+        return float(words == answer)
+    shared = sum((Counter(words) & Counter(answer)).values())
+    return 2 * shared / (len(words) + len(answer))
+
+
+def classification(predictions: Predictions, references: References) -> dict[str, float]:
+    """Accuracy, F1 averaged over the references' labels, and Matthews' correlation. A label is a text.
+
+    A text that is no label of any reference is one more wrong answer.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    found = [prediction.strip() for prediction in predictions]
+    wanted = []
+    for label, options in zip(found, references, strict=True):
+        labels = [option.strip() for option in options]
+        wanted.append(label if label in labels else labels[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one label alone, or labels that were not asked for: no news
+        return {
+            "accuracy": 100.0 * float(accuracy_score(wanted, found)),
+            "macro_f1": 100.0
+            * float(f1_score(wanted, found, labels=sorted(set(wanted)), average="macro", zero_division=0)),
+            "matthews_correlation": 100.0 * float(matthews_corrcoef(wanted, found)),
+        }
+
+
+def correlation(predictions: Predictions, references: References) -> dict[str, float]:
+    """Pearson's and Spearman's correlation of numbers written as texts, with the nearest of several references.
+
+    A prediction that is no number says nothing about its row: it counts as the references' mean. Where either side
+    never varies there is no correlation: 0.
+
+    Raises:
+        RequestError: a reference is no number.
+    """
+    from scipy.stats import pearsonr, spearmanr
+
+    wanted = [[_reference_number(option) for option in options] for options in references]
+    mean = sum(options[0] for options in wanted) / len(wanted)
+    x, y = [], []
+    for prediction, options in zip(predictions, wanted, strict=True):
+        number = _number(prediction)
+        x.append(mean if number is None else number)
+        y.append(min(options, key=lambda option: abs(option - x[-1])))
+    if min(x) == max(x) or min(y) == max(y):
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {"pearson": 100.0 * float(pearsonr(x, y).statistic), "spearman": 100.0 * float(spearmanr(x, y).statistic)}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _reference_number(text: str) -> float:
+    value = _number(text)
+    if value is None:
+        raise RequestError(f"target {text!r} is no number, which metric = 'correlation' needs: choose another metric")
+    return value
+
+
 METRICS: dict[MetricKind, Callable[[Predictions, References], dict[str, float]]] = {
     "phonemes": phonemes,
     "exact": exact,
+    "summarization": summarization,
+    "translation": translation,
+    "question_answering": question_answering,
+    "classification": classification,
+    "correlation": correlation,
 }
+
+# The figure of each kind that stands for it where one has to: in a comparison, on an axis.
+HEADLINE: dict[MetricKind, str] = {
+    "phonemes": "word_error_rate",
+    "exact": "exact_match",
+    "summarization": "rougeL",
+    "translation": "bleu",
+    "question_answering": "f1",
+    "classification": "accuracy",
+    "correlation": "spearman",
+}
+
+LOWER_IS_BETTER = frozenset({"phoneme_error_rate", "word_error_rate"})
+
+
+def quality(kind: MetricKind, metrics: dict[str, float]) -> float:
+    """The headline figure in percent so that more is better: an error rate becomes the share that is right."""
+    name = HEADLINE[kind]
+    return 100.0 - metrics[name] if name in LOWER_IS_BETTER else metrics[name]

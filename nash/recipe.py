@@ -20,7 +20,9 @@ from pydantic import (
 from model_store.ref import looks_like_path
 from nash.errors import RequestError
 
-MetricKind = Literal["phonemes", "exact"]
+MetricKind = Literal[
+    "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
+]
 LayerSelection = Literal["uniform", "low", "high"]
 
 
