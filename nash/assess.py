@@ -1,44 +1,51 @@
 """Quality and latency of finished models, measured on the engine that will serve them."""
 
-import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from nash.data import Row
 from nash.evaluate import evaluate
-from nash.latency import measure_side_by_side
+from nash.latency import measure_turns, quantile, speedup_quartiles
 from nash.models import load_tokenizer
-from nash.recipe import DataRecipe, MetricKind
+from nash.recipe import DataRecipe, MetricKind, WorkloadRecipe
+from nash.workload import workload_of
+from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 
 LATENCY_REPEATS = 21  # one request takes milliseconds: a few more keep the medians still
 
 
 def assess(
-    folders: dict[str, Path], rows: Sequence[Row], metric: MetricKind, data: DataRecipe, console: Console
+    folders: dict[str, Path],
+    rows: Sequence[Row],
+    metric: MetricKind,
+    data: DataRecipe,
+    console: Console,
+    workload: WorkloadRecipe | None = None,
 ) -> dict[str, Any]:
     """Figures of each model, by the models' names, ready to be kept as JSON.
 
-    Latency is that of one request alone with the rows' median lengths, the models measured in turn, in milliseconds.
+    Latencies are medians in milliseconds under the workload (one request alone if there is none), the models measured
+    in turn. Lengths that the workload leaves open are the rows' own. Where there are two models, the speed-up of the
+    second over the first in the same turn is told by its quartiles.
     """
     config = EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
     quality: dict[str, dict[str, float]] = {}
     for name, folder in folders.items():
         console.print(f"evaluating the {name} model on {len(rows)} rows")
         quality[name] = evaluate(folder, rows, metric, config).metrics
-    tokenizer = load_tokenizer(next(iter(folders.values())))
-    source_tokens = _median_tokens(tokenizer, [row.source for row in rows], data.max_source_tokens)
-    new_tokens = _median_tokens(tokenizer, [row.targets[0] for row in rows], data.max_target_tokens)
-    console.print(f"measuring latency: {source_tokens} tokens in, {new_tokens} out")
-    latencies = measure_side_by_side(
-        list(folders.values()), batch=1, source_tokens=source_tokens, new_tokens=new_tokens, repeats=LATENCY_REPEATS
-    )
-    figures: dict[str, Any] = {"n": len(rows), "source_tokens": source_tokens, "new_tokens": new_tokens}
-    for name, latency in zip(folders, latencies, strict=True):
+    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(next(iter(folders.values()))))
+    console.print(f"measuring latency: {measured}")
+    engines = [Engine.load(folder, measured.config) for folder in folders.values()]
+    turns = measure_turns(engines, measured, LATENCY_REPEATS)
+    figures: dict[str, Any] = {"n": len(rows), "workload": asdict(measured)}
+    if len(turns) == 2:
+        figures["speedup_quartiles"] = list(speedup_quartiles(*turns))
+    for name, latency in zip(folders, (quantile(runs, 0.5) for runs in turns), strict=True):
         figures[name] = {
             "metrics": quality[name],
             "encoder_ms": latency.encode_ms,
@@ -46,8 +53,3 @@ def assess(
             "total_ms": latency.total_ms,
         }
     return figures
-
-
-def _median_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> int:
-    lengths = [len(ids) for ids in tokenizer(texts).input_ids]
-    return min(round(statistics.median(lengths)), limit)

@@ -14,6 +14,37 @@ from server.engine.sequence import Sequence as Generation
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is asked of a model while it is measured, and how the engine computes it."""
+
+    batch: int  # sources that arrive together
+    source_tokens: int  # of each
+    new_tokens: int  # of each answer
+    dtype: str = "float32"
+    threads: int | None = None  # None: as many as torch has
+
+    @property
+    def config(self) -> EngineConfig:
+        """An engine for this and no more."""
+        return limited(EngineConfig(dtype=self.dtype, threads=self.threads), self)
+
+    def __str__(self) -> str:
+        requests = "one request" if self.batch == 1 else f"{self.batch} requests together"
+        return f"{requests}, {self.source_tokens} tokens in and {self.new_tokens} out, {self.dtype}"
+
+
+def limited(config: EngineConfig, workload: Workload) -> EngineConfig:
+    """The configuration with its limits set to the workload."""
+    return dataclasses.replace(
+        config,
+        slots=workload.batch,
+        max_source_tokens=workload.source_tokens,
+        max_new_tokens=workload.new_tokens,
+        max_encode_tokens=workload.batch * workload.source_tokens,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """One workload on one model: `batch` sources that arrive together, all lengths forced; medians of the repeats."""
 
@@ -41,28 +72,36 @@ def measure_side_by_side(
 ) -> list[Latency]:
     """Latency of several models in the order given, run in turn (A B A B), so that a busy machine is busy for all.
 
-    Directories are loaded with `config`, its limits set to the workload; engines are measured as they are. Every
-    model is run once before it is measured.
+    Directories are loaded with `config`, its limits set to the workload; engines are measured as they are.
 
     Raises:
         server.engine.errors.EngineError: a directory cannot be loaded, or an engine's limits are below the workload.
     """
-    config = dataclasses.replace(
-        config or EngineConfig(),
-        slots=batch,
-        max_source_tokens=source_tokens,
-        max_new_tokens=new_tokens,
-        max_encode_tokens=batch * source_tokens,
-    )
+    workload = Workload(batch=batch, source_tokens=source_tokens, new_tokens=new_tokens)
+    config = limited(config or EngineConfig(), workload)
     engines = [m if isinstance(m, Engine) else Engine.load(m, config) for m in models]
-    parameters = GenerationParameters(max_new_tokens=new_tokens, ignore_eos=True)
+    return [quantile(runs, 0.5) for runs in measure_turns(engines, workload, repeats)]
+
+
+def measure_turns(engines: Sequence[Engine], workload: Workload, repeats: int) -> list[list[Latency]]:
+    """Every run of every engine, in turn: the n-th runs of all stand side by side in time.
+
+    Every engine is run once before it is measured.
+    """
+    parameters = GenerationParameters(max_new_tokens=workload.new_tokens, ignore_eos=True)
     runs: list[list[Latency]] = [[] for _ in engines]
     for repeat in range(repeats + 1):
         for engine, latencies in zip(engines, runs, strict=True):
-            latency = _run(engine, _sources(engine, batch, source_tokens), parameters)
+            latency = _run(engine, _sources(engine, workload.batch, workload.source_tokens), parameters)
             if repeat > 0:
                 latencies.append(latency)
-    return [_median(latencies) for latencies in runs]
+    return runs
+
+
+def speedup_quartiles(slow: Sequence[Latency], fast: Sequence[Latency]) -> tuple[float, float]:
+    """How far the speed-up of single turns spreads: between these two lies the middle half."""
+    ratios = [a.total_ms / b.total_ms for a, b in zip(slow, fast, strict=True)]
+    return _quantile(ratios, 0.25), _quantile(ratios, 0.75)
 
 
 def _sources(engine: Engine, batch: int, source_tokens: int) -> list[list[int]]:
@@ -92,10 +131,19 @@ def _run(engine: Engine, sources: list[list[int]], parameters: GenerationParamet
     )
 
 
-def _median(latencies: list[Latency]) -> Latency:
+def quantile(latencies: Sequence[Latency], share: float) -> Latency:
+    """Of each figure the run below which `share` of the runs lie; 0.5 is the median."""
     return Latency(
         **{
-            field.name: statistics.median(getattr(latency, field.name) for latency in latencies)
+            field.name: _quantile([getattr(latency, field.name) for latency in latencies], share)
             for field in dataclasses.fields(Latency)
         }
     )
+
+
+def _quantile(values: list[float], share: float) -> float:
+    """Between two values in proportion."""
+    ordered, place = sorted(values), share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

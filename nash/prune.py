@@ -5,7 +5,7 @@ Every stage leaves its result in the run folder and is passed over when it is th
 goes on where it stopped.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from nash.compaction import compact, shorten_decoder
 from nash.data import Row, TokenizedPairs, read_rows
 from nash.distillation import DistillationMaps
 from nash.errors import RequestError
+from nash.latency import Workload
 from nash.layer_selection import block_ends, select_layers
 from nash.lineage import input_digests, lineage_of
 from nash.masking import GateKinds, Gates
@@ -29,12 +30,16 @@ from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_s
 from nash.parts import shortened
 from nash.progress import TrainingProgress
 from nash.pruning_training import StudentTrainer
-from nash.recipe import PruneRecipe, PruningRecipe
+from nash.recipe import PruneRecipe, PruningRecipe, WorkloadRecipe
 from nash.report import Report, Side
-from nash.run_folder import RunFolder
+from nash.run_folder import RunFolder, read_json
+from nash.speedup import SpeedPlan, engine_measure, make_plan, settle
 from nash.training import train, write_log
+from nash.workload import workload_of
 
 DENSE_ALIAS = "dense"
+# In the run's folder: the shape for an asked speed, and the encoder sparsity after a look at what the gates decided.
+PLAN, SETTLED = "plan.json", "settled.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +66,23 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     Raises:
         RequestError: model, data or targets cannot be used.
     """
-    task = _task(recipe, store)
-    with RunFolder(out, recipe.model_dump(mode="json"), task.inputs) as run:
+    task, asked = _task(recipe, store), recipe
+    plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, out, console)
+    if plan is not None:
+        recipe, task = _planned(recipe, task, plan)
+    with RunFolder(out, asked.model_dump(mode="json"), task.inputs) as run:
+        if plan is not None:
+            run.write_json(PLAN, plan.document())
         if not (out / "compact").is_dir():
-            _prune_phase(recipe, task, out, console)
+            _prune_phase(recipe, task, plan, run, console)
         if not (out / "model").is_dir():
             _final_phase(recipe, task, out, console)
         results = run.read_json("results.json")
         if results is None:
             folders = {"dense": task.folder, "pruned": out / "model"}
-            results = assess(folders, task.test_rows, recipe.metric, recipe.data, console)
+            results = assess(folders, task.test_rows, recipe.metric, recipe.data, console, recipe.workload)
             run.write_json("results.json", results)
-        return _publish(recipe, task, out, store, results)
+        return _publish(asked, task, plan, out, store, results)
 
 
 def _task(recipe: PruneRecipe, store: Store) -> Task:
@@ -93,7 +103,8 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
         check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
     pruning = recipe.pruning
     kept = select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
-    _check_reachable(pruning, spec)
+    if pruning.speedup is None:
+        _check_reachable(pruning, spec)
     return Task(
         inputs=input_digests(data, model),
         folder=model.folder,
@@ -121,20 +132,57 @@ def _gate_kinds(pruning: PruningRecipe) -> GateKinds:
     return GateKinds(heads=pruning.gate_heads, units=pruning.gate_units)
 
 
-def _prune_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
-    """Train the student with gates, harden them, and write the compact model they leave to `out/compact`."""
+def _plan(recipe: PruneRecipe, task: Task, speedup: float, out: Path, console: Console) -> SpeedPlan:
+    """The shape for the asked speed: the one that the run in `out` has, or a new one by measurements."""
+    known = read_json(out / PLAN)
+    if known is not None:
+        return SpeedPlan.of(known)
+    workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
+    console.print(f"looking for a shape that is {speedup:g} times as fast: {workload}")
+    measure = engine_measure(task.folder, workload)
+    plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=_gate_kinds(recipe.pruning).reach(task.spec))
+    console.print(f"pruning to {plan}", soft_wrap=True)
+    return plan
+
+
+def _planned(recipe: PruneRecipe, task: Task, plan: SpeedPlan) -> tuple[PruneRecipe, Task]:
+    """Recipe and task with the plan's shape, as if it had been asked for."""
+    shape = {"decoder_layers": plan.decoder_layers, "encoder_sparsity": plan.encoder_sparsity}
+    pruning = recipe.pruning.model_copy(update=shape)
+    workload = WorkloadRecipe(**asdict(plan.workload))
+    kept = select_layers(task.spec.dense_decoder_layers, plan.decoder_layers, pruning.layer_selection)
+    return recipe.model_copy(update={"pruning": pruning, "workload": workload}), replace(task, kept_layers=kept)
+
+
+def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: RunFolder, console: Console) -> None:
+    """Train the student with gates, harden them, and write the compact model they leave to the run's `compact`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
     student = shorten_decoder(teacher, task.kept_layers)
     student.gates = Gates(shortened(task.spec, task.kept_layers), _gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     if recipe.pruning.encoder_sparsity:
-        _train(recipe, task, student, teacher, out, console, pruning=recipe.pruning)
+        _train(recipe, task, student, teacher, run.path, console, pruning=recipe.pruning)
     student.to("cpu")
-    hardened = student.gates.harden(recipe.pruning.encoder_sparsity)
+    gates = student.gates
     del student.gates, student.maps
-    compacted = compact(student, task.spec, task.kept_layers, hardened)
-    save_model(compacted, task.folder, out / "compact", torch.float32)
+
+    def cut(sparsity: float) -> PreTrainedModel:
+        return compact(student, task.spec, task.kept_layers, gates.harden(sparsity))
+
+    sparsity = recipe.pruning.encoder_sparsity
+    if plan is not None:
+        sparsity = run.read_json(SETTLED)
+        if sparsity is None:
+            sparsity = settle(
+                plan,
+                task.spec,
+                lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
+                engine_measure(task.folder, plan.workload),
+                most_sparsity=_gate_kinds(recipe.pruning).reach(task.spec),
+            )
+            run.write_json(SETTLED, sparsity)
+    save_model(cut(sparsity), task.folder, run.path / "compact", torch.float32)
 
 
 def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
@@ -184,7 +232,9 @@ def _train(
     write_log(out / f"{phase}_log.jsonl", log)
 
 
-def _publish(recipe: PruneRecipe, task: Task, out: Path, store: Store, results: dict[str, Any]) -> Report:
+def _publish(
+    recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, out: Path, store: Store, results: dict[str, Any]
+) -> Report:
     """Put both models into the store. Publishing the same content again makes no new version."""
     dense = task.version
     if dense is None:
@@ -202,10 +252,12 @@ def _publish(recipe: PruneRecipe, task: Task, out: Path, store: Store, results: 
         digest=pruned.digest,
         dense_ref=f"{dense.name}@{DENSE_ALIAS}" if DENSE_ALIAS in dense.aliases else dense.ref,
         n=results["n"],
-        source_tokens=results["source_tokens"],
-        new_tokens=results["new_tokens"],
+        workload=Workload(**results["workload"]),
+        speedup_quartiles=results["speedup_quartiles"],
         decoder_layers=summary.decoder_layers,
         encoder_sparsity=summary.encoder_sparsity,
+        asked=None if plan is None else plan.asked,
+        predicted=None if plan is None else plan.predicted,
         dense=Side.of(dense, results["dense"]),
         pruned=Side.of(stored, results["pruned"]),
     )

@@ -24,6 +24,7 @@ MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
 LayerSelection = Literal["uniform", "low", "high"]
+SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: what a speedup chooses instead
 
 
 class Section(BaseModel):
@@ -104,8 +105,12 @@ class FinetuneRecipe(Section):
 
 
 class PruningRecipe(Section):
-    """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units."""
+    """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units.
 
+    `speedup` asks for a speed instead: how many times faster than the dense model under the recipe's workload.
+    """
+
+    speedup: float | None = Field(default=None, gt=1)
     encoder_sparsity: float = Field(default=0.3, ge=0, lt=1)
     decoder_layers: int | list[int] | None = None
     layer_selection: LayerSelection = "uniform"
@@ -114,6 +119,19 @@ class PruningRecipe(Section):
     gate_learning_rate: float = Field(default=0.05, gt=0)
     multiplier_learning_rate: float = Field(default=0.05, gt=0)
     sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase
+
+
+class WorkloadRecipe(Section):
+    """What speed is asked and measured for: requests that arrive together, and how the engine computes.
+
+    Lengths that are not given are the data's.
+    """
+
+    batch: int = Field(default=1, ge=1)
+    source_tokens: int | None = Field(default=None, ge=1)
+    new_tokens: int | None = Field(default=None, ge=1)
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    threads: int | None = Field(default=None, ge=1)
 
 
 class DistillationRecipe(Section):
@@ -139,12 +157,22 @@ class PruneRecipe(Section):
     alias: str = "pruned"
     data: DataRecipe
     pruning: PruningRecipe = PruningRecipe()
+    workload: WorkloadRecipe = WorkloadRecipe()
     distillation: DistillationRecipe = DistillationRecipe()
     prune_training: OptimizationRecipe = OptimizationRecipe()
     final_training: OptimizationRecipe = OptimizationRecipe()
     metric: MetricKind = "exact"
     seed: int = Field(default=0, ge=0)
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        given = self.pruning.model_fields_set & set(SHAPE_KEYS)
+        if self.pruning.speedup is not None and given:
+            raise ValueError(
+                f"pruning.speedup chooses the shape: leave {' and '.join(sorted(given))} out, or leave speedup out"
+            )
+        return self
 
 
 R = TypeVar("R", bound=Section)
@@ -176,7 +204,12 @@ def build_recipe(
     Raises:
         RequestError: a key is unknown or a value is wrong; the message names them all.
     """
-    for dotted, value in (overrides or {}).items():
+    overrides = overrides or {}
+    pruning = table.get("pruning")
+    if "pruning.speedup" in overrides and isinstance(pruning, dict):
+        for key in SHAPE_KEYS:  # the speed on the command line stands in for the recipe's shape
+            pruning.pop(key, None)
+    for dotted, value in overrides.items():
         *sections, key = dotted.split(".")
         target: Any = table
         for section in sections:

@@ -6,11 +6,12 @@ from typing import Any
 from rich.table import Table
 
 from model_store.store import StoredVersion
+from nash.latency import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One model's figures. Latencies are medians for one request alone, on this machine."""
+    """One model's figures. Latencies are medians for a whole batch of requests, on this machine."""
 
     metrics: dict[str, float]
     parameters: int
@@ -27,34 +28,47 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned."""
+    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned.
+
+    `speedup_quartiles` are those of single turns, a run of the one and a run of the other. `asked` and `predicted`
+    are the speed-up that was asked for and what the model of costs made of the chosen shape; None where a shape was
+    asked for.
+    """
 
     ref: str
     digest: str
     dense_ref: str
     n: int
-    source_tokens: int
-    new_tokens: int
+    workload: Workload
+    speedup_quartiles: list[float]
     decoder_layers: int
     encoder_sparsity: float
+    asked: float | None = None
+    predicted: float | None = None
     dense: Side
     pruned: Side
 
     @property
     def speedup(self) -> float:
-        """How many times faster the engine answers one request."""
+        """How many times faster the engine answers the workload's requests."""
         return self.dense.total_ms / self.pruned.total_ms
 
     def document(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return {**asdict(self), "speedup": self.speedup}
+        document = asdict(self)
+        document |= document.pop("workload")
+        document["speedup"] = self.speedup
+        if self.asked is None:
+            del document["asked"], document["predicted"]
+        else:
+            document["measured"] = self.speedup
+        return document
 
     def table(self) -> Table:
         """Dense beside pruned, and the ratio of each pair."""
         table = Table(
             title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder {self.encoder_sparsity:.0%} cut",
-            caption=f"{self.n} test rows; latency of one request of {self.source_tokens} tokens in and "
-            f"{self.new_tokens} out, medians on this machine",
+            caption=f"{self.n} test rows; latency of {self.workload}, medians on this machine\n{self._speed()}",
             caption_justify="left",
         )
         table.add_column("")
@@ -72,3 +86,10 @@ class Report:
         for name, dense, pruned in figures:
             table.add_row(name, f"{dense:.2f}", f"{pruned:.2f}", f"{dense / pruned:.2f}x")
         return table
+
+    def _speed(self) -> str:
+        low, high = self.speedup_quartiles
+        speed = f"{self.speedup:.2f}x faster (the middle half of the turns: {low:.2f} to {high:.2f})"
+        if self.asked is None:
+            return speed
+        return f"{speed}; {self.asked:g} was asked for, {self.predicted:.2f} predicted"

@@ -50,14 +50,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """The content of a result that was written to its end, or None."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise RequestError(
-                f"{self.path / name} is damaged ({error}): remove it if the rest of the run is to go on"
-            ) from error
+        return read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a result whole or not at all: a reader takes its presence for its being finished."""
@@ -67,6 +60,20 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing in it
         temporary.replace(self.path / name)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a run's result, or None where there is none.
+
+    Raises:
+        RequestError: it cannot be read as JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged ({error}): remove it if the rest of the run is to go on") from error
 
 
 def _lock(path: Path) -> TextIO:

@@ -16,6 +16,21 @@ def command(
     test: Annotated[Path | None, typer.Option("--test", help="Test rows, JSONL.")] = None,
     encoder_sparsity: Annotated[float | None, typer.Option("--encoder-sparsity")] = None,
     decoder_layers: Annotated[int | None, typer.Option("--decoder-layers")] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option("--speedup", help="How many times faster than the dense model, in place of the two before."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Requests at once, where speed is asked and measured. [1]")
+    ] = None,
+    source_tokens: Annotated[
+        int | None, typer.Option("--source-tokens", min=1, help="Their length; default: the data's mean.")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option("--new-tokens", min=1, help="Their answers' length; default: the data's mean.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="What the engine computes them in. [float32]")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="The engine's threads there.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the store.")] = None,
     alias: Annotated[str | None, typer.Option("--alias", help="The pruned model's alias; default: pruned.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
@@ -45,6 +60,12 @@ def command(
         "data.test": test and str(test.absolute()),
         "pruning.encoder_sparsity": encoder_sparsity,
         "pruning.decoder_layers": decoder_layers,
+        "pruning.speedup": speedup,
+        "workload.batch": batch,
+        "workload.source_tokens": source_tokens,
+        "workload.new_tokens": new_tokens,
+        "workload.dtype": dtype,
+        "workload.threads": threads,
         "prune_training.epochs": epochs,
         "prune_training.max_steps": max_steps,
         "final_training.epochs": epochs,

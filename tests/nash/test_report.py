@@ -5,6 +5,7 @@ import json
 
 from rich.console import Console
 
+from nash.latency import Workload
 from nash.report import Report, Side
 
 
@@ -24,8 +25,8 @@ REPORT = Report(
     digest="sha256:1",
     dense_ref="g2p@dense",
     n=60,
-    source_tokens=9,
-    new_tokens=7,
+    workload=Workload(batch=1, source_tokens=9, new_tokens=7),
+    speedup_quartiles=[2.5, 3.25],
     decoder_layers=2,
     encoder_sparsity=0.31,
     dense=side(12.0, 9.25),
