@@ -92,6 +92,7 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
         targets = tokenizer([target for _, target in pairs], add_special_tokens=True).input_ids
         self.cut = sum(len(ids) > max_source_tokens for ids in sources)
         self.cut += sum(len(ids) > max_target_tokens for ids in targets)
+        self.row_numbers = [number for number, row in enumerate(rows, 1) for _ in row.targets]
         self.sources = [_cut(ids, max_source_tokens) for ids in sources]
         self.targets = [_cut(ids, max_target_tokens) for ids in targets]
 
@@ -104,7 +105,8 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
         return len(self.sources)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.sources[index], "labels": self.targets[index]}
+        row = self.row_numbers[index]
+        return {"input_ids": self.sources[index], "labels": self.targets[index], "row": row}
 
     def lengths(self) -> list[tuple[int, int]]:
         """(source tokens, target tokens) of every pair."""
@@ -118,7 +120,10 @@ def _cut(ids: list[int], limit: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Collator:
-    """Pads a list of examples on the right into `input_ids`, `attention_mask` [B, S] and `labels` [B, T]."""
+    """Pads a list of examples on the right into `input_ids`, `attention_mask` [B, S] and `labels` [B, T].
+
+    `rows` [B] are the numbers, from 1, of the data's rows that they come from.
+    """
 
     pad_id: int
 
@@ -128,6 +133,7 @@ class Collator:
             "input_ids": _pad(sources, self.pad_id),
             "attention_mask": _pad([[1] * len(ids) for ids in sources], 0),
             "labels": _pad([example["labels"] for example in examples], IGNORED),
+            "rows": torch.tensor([example["row"] for example in examples]),
         }
 
 

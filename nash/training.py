@@ -5,7 +5,6 @@ lengths, the optimizer, and a loss whose gradient does not depend on the accumul
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from nash.disk import full_disk_named
 from nash.errors import NashError
 from nash.optimizer import MuonAdamW, parameter_groups
 from nash.recipe import OptimizationRecipe
+
+_NAMED_ROWS = 20  # of a batch, in an error
 
 
 class FinetuneTrainer(Seq2SeqTrainer):
@@ -110,6 +111,19 @@ class FinetuneTrainer(Seq2SeqTrainer):
         loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            NashError: its loss is not finite; the weights stay as they were before it.
+        """
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if not bool(loss.isfinite()):
+            rows = sorted(set(inputs["rows"].tolist()))
+            named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")
+            raise self._diverged(f"the loss is {float(loss)} on a batch of {len(rows)} rows of the data ({named})")
+        return loss
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The validation loss; leaves training's random numbers alone, for a run resumed at an epoch's end skips it."""
         with torch.random.fork_rng():
@@ -134,16 +148,6 @@ class FinetuneTrainer(Seq2SeqTrainer):
         """Scores [B, T, V] of the model as it would be used now."""
         logits: Tensor = model(**feed).logits
         return logits
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep an entry and show it.
-
-        Raises:
-            NashError: the loss in it is not finite. Earlier checkpoints stay.
-        """
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise self._diverged(f"the loss is {logs['loss']}")
-        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A phase saves at its end too: weights that are not finite neither push out good checkpoints nor get published.

@@ -92,9 +92,9 @@ def pairs(dense_dir: Path, rows: list[Row], source: int = 99, target: int = 99) 
 def test_every_target_makes_a_pair(dense_dir: Path) -> None:
     made = pairs(dense_dir, [Row(source="ab", targets=("x", "yz")), Row(source="c", targets=("x",))])
     assert [made[i] for i in range(len(made))] == [
-        {"input_ids": ids("ab"), "labels": ids("x")},
-        {"input_ids": ids("ab"), "labels": ids("yz")},
-        {"input_ids": ids("c"), "labels": ids("x")},
+        {"input_ids": ids("ab"), "labels": ids("x"), "row": 1},
+        {"input_ids": ids("ab"), "labels": ids("yz"), "row": 1},
+        {"input_ids": ids("c"), "labels": ids("x"), "row": 2},
     ]
     assert made.lengths() == [(3, 2), (3, 3), (2, 2)]
     assert made.cut == 0
@@ -102,14 +102,16 @@ def test_every_target_makes_a_pair(dense_dir: Path) -> None:
 
 def test_a_cut_keeps_the_end_token(dense_dir: Path) -> None:
     made = pairs(dense_dir, [Row(source="abcdef", targets=("xyz", "x"))], source=4, target=3)
-    assert made[0] == {"input_ids": ids("abc"), "labels": ids("xy")}
-    assert made[1] == {"input_ids": ids("abc"), "labels": ids("x")}
+    assert made[0] == {"input_ids": ids("abc"), "labels": ids("xy"), "row": 1}
+    assert made[1] == {"input_ids": ids("abc"), "labels": ids("x"), "row": 1}
     assert made.cut == 3  # the source twice, the first target
     assert pairs(dense_dir, [Row(source="abc", targets=("x",))], source=4, target=2).cut == 0
 
 
 def test_collator() -> None:
-    batch = Collator(pad_id=9)([{"input_ids": [5, 1], "labels": [6, 7, 1]}, {"input_ids": [5, 4, 1], "labels": [1]}])
+    batch = Collator(pad_id=9)(
+        [{"input_ids": [5, 1], "labels": [6, 7, 1], "row": 2}, {"input_ids": [5, 4, 1], "labels": [1], "row": 1}]
+    )
     assert batch["input_ids"].tolist() == [[5, 1, 9], [5, 4, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch["labels"].tolist() == [[6, 7, 1], [1, IGNORED, IGNORED]]

@@ -176,16 +176,14 @@ class Poison(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 
 @pytest.mark.parametrize(
-    ("after", "logging_steps", "says"),
-    [(3, 1, "the loss is nan"), (3, 50, "weights are not finite"), (6, 50, "weights are not finite")],
+    ("after", "says"), [(3, r"the loss is nan on a batch of 2 rows of the data .8, 13."), (6, "weights are not finite")]
 )
 def test_a_run_that_goes_astray_stops_and_keeps_what_was_good(
-    model_dir: Path, tmp_path: Path, after: int, logging_steps: int, says: str
+    model_dir: Path, tmp_path: Path, after: int, says: str
 ) -> None:
-    """With a log entry on the way or without one: nothing that is not finite is saved, nor left as the result."""
+    """On the way or at the very end: nothing that is not finite is saved, nor left as the result."""
     every = 3 if after == 6 else 2
     trainer = finetuning(model_dir, tmp_path, [Poison(after)], checkpoint_steps=every)
-    trainer.args.logging_steps = logging_steps
     with pytest.raises(NashError, match=says) as error:
         train(trainer)
     assert "learning_rate" in str(error.value)
