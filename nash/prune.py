@@ -66,26 +66,28 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     Raises:
         RequestError: model, data or targets cannot be used.
     """
-    task, asked = _task(recipe, store), recipe
+    task, asked = prepare(recipe, store), recipe
     plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, out, console)
     if plan is not None:
         recipe, task = _planned(recipe, task, plan)
     with RunFolder(out, asked.model_dump(mode="json"), task.inputs) as run:
         if plan is not None:
             run.write_json(PLAN, plan.document())
-        if not (out / "compact").is_dir():
-            _prune_phase(recipe, task, plan, run, console)
-        if not (out / "model").is_dir():
-            _final_phase(recipe, task, out, console)
+        walk(recipe, task, run, console, plan)
         results = run.read_json("results.json")
         if results is None:
             folders = {"dense": task.folder, "pruned": out / "model"}
             results = assess(folders, task.test_rows, recipe.metric, recipe.data, console, recipe.workload)
             run.write_json("results.json", results)
-        return _publish(asked, task, plan, out, store, results)
+        return publish(asked, task, out, store, results, plan)
 
 
-def _task(recipe: PruneRecipe, store: Store) -> Task:
+def prepare(recipe: PruneRecipe, store: Store) -> Task:
+    """Read what a run works on, and check all of it before there is any training.
+
+    Raises:
+        RequestError: model, data or targets cannot be used.
+    """
     data = recipe.data
     train_rows, validation_rows = read_rows(data.train), read_rows(data.validation)
     test_rows = validation_rows if data.test is None else read_rows(data.test)
@@ -93,29 +95,47 @@ def _task(recipe: PruneRecipe, store: Store) -> Task:
     spec = read_spec(model.folder)
     if spec.compact:
         raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
+    if model.version is None:
+        check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
+    task = Task(
+        inputs=input_digests(data, model),
+        folder=model.folder,
+        version=model.version,
+        spec=spec,
+        tokenizer=load_tokenizer(model.folder),
+        kept_layers=(),
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        test_rows=test_rows[: data.test_rows],
+    )
+    return aimed(recipe, task)
+
+
+def aimed(recipe: PruneRecipe, task: Task) -> Task:
+    """A task with a recipe's targets: runs that share model and data read them once.
+
+    Raises:
+        RequestError: the targets cannot be used.
+    """
     if not recipe.distillation.trains:
         raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
     check_name(recipe.name, "model name")
     check_name(recipe.alias, "alias")
     if recipe.alias == DENSE_ALIAS:
         raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
-    if model.version is None:
-        check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
     pruning = recipe.pruning
-    kept = select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
+    kept = select_layers(task.spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
     if pruning.speedup is None:
-        _check_reachable(pruning, spec)
-    return Task(
-        inputs=input_digests(data, model),
-        folder=model.folder,
-        version=model.version,
-        spec=spec,
-        tokenizer=load_tokenizer(model.folder),
-        kept_layers=kept,
-        train_rows=train_rows,
-        validation_rows=validation_rows,
-        test_rows=test_rows[: data.test_rows],
-    )
+        _check_reachable(pruning, task.spec)
+    return replace(task, kept_layers=kept)
+
+
+def walk(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console, plan: SpeedPlan | None = None) -> None:
+    """Train and prune until the run's folder has the finished `model`; stages that are done are passed over."""
+    if not (run.path / "compact").is_dir():
+        _prune_phase(recipe, task, plan, run, console)
+    if not (run.path / "model").is_dir():
+        _final_phase(recipe, task, run.path, console)
 
 
 def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
@@ -232,10 +252,13 @@ def _train(
     write_log(out / f"{phase}_log.jsonl", log)
 
 
-def _publish(
-    recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, out: Path, store: Store, results: dict[str, Any]
+def publish(
+    recipe: PruneRecipe, task: Task, out: Path, store: Store, results: dict[str, Any], plan: SpeedPlan | None = None
 ) -> Report:
-    """Put both models into the store. Publishing the same content again makes no new version."""
+    """Put the dense model and the one in `out/model` into the store, with results as `assess` gives them.
+
+    Publishing the same content again makes no new version.
+    """
     dense = task.version
     if dense is None:
         metrics = results["dense"]["metrics"]
