@@ -10,6 +10,7 @@ import string
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jiwer
 
@@ -67,8 +68,9 @@ def translation(predictions: Predictions, references: References) -> dict[str, f
     from sacrebleu.metrics.chrf import CHRF
 
     rows = [options for _, options in zip(predictions, references, strict=True)]
-    # One stream for each reference's place; rows with fewer leave the later streams empty.
-    streams = [[row[i] if i < len(row) else None for row in rows] for i in range(max(map(len, rows)))]
+    # One stream for each reference's place. None, where a row has fewer, is not in sacrebleu's annotations; an empty
+    # text, which is, would count as a reference of length 0.
+    streams: Any = [[row[i] if i < len(row) else None for row in rows] for i in range(max(map(len, rows)))]
     hypotheses = list(predictions)
     return {
         "bleu": BLEU().corpus_score(hypotheses, streams).score,
