@@ -1,6 +1,6 @@
 """Hidden-state distillation: which layers are compared, and the maps between them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -62,15 +62,20 @@ def encoder_loss(
     layer_map: nn.Module,
     mask_BS: Tensor,
     items: Tensor | int | None,
+    same: Sequence[int] | None = None,
 ) -> Tensor:
     """Mean over the compared teacher layers of the error of the student layer that each is matched with.
 
-    Errors are divided by `items`, the real source positions of the whole update.
+    That is the nearest that keeps the order, or, for each teacher layer, the one whose number stands in `same`. Errors
+    are divided by `items`, the real source positions of the whole update.
     """
     mapped = [layer_map(state) for state in student_BSD]
-    with torch.no_grad():
-        cost = [[float(losses.hidden_mse(s, t, mask_BS, None)) for s in mapped] for t in teacher_BSD]
-    pairs = zip(match_layers(cost), teacher_BSD, strict=True)
+    matched = same
+    if matched is None:
+        with torch.no_grad():
+            cost = [[float(losses.hidden_mse(s, t, mask_BS, None)) for s in mapped] for t in teacher_BSD]
+        matched = match_layers(cost)
+    pairs = zip(matched, teacher_BSD, strict=True)
     return torch.stack([losses.hidden_mse(mapped[s], t, mask_BS, items) for s, t in pairs]).mean()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from model_store.ref import check_name
@@ -18,6 +19,7 @@ from model_store.source import check_publishable
 from model_store.spec import ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.assess import assess
+from nash.calibration import calibration_batches, closest_layers, repair
 from nash.compaction import compact, shorten_decoder
 from nash.data import Row, TokenizedPairs, read_rows
 from nash.distillation import DistillationMaps
@@ -27,19 +29,21 @@ from nash.layer_selection import block_ends, select_layers
 from nash.lineage import input_digests, lineage_of
 from nash.masking import GateKinds, Gates
 from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_spec, resolve_model, save_model
-from nash.parts import shortened
+from nash.parts import parts_of, shortened
 from nash.progress import TrainingProgress
 from nash.pruning_training import StudentTrainer
 from nash.recipe import PruneRecipe, PruningRecipe, WorkloadRecipe
 from nash.report import Report, Side
 from nash.run_folder import RunFolder, read_json
 from nash.speedup import SpeedPlan, engine_measure, make_plan, settle
+from nash.teacher_answers import with_teacher_answers
 from nash.training import train, write_log
 from nash.workload import workload_of
 
 DENSE_ALIAS = "dense"
-# In the run's folder: the shape for an asked speed, and the encoder sparsity after a look at what the gates decided.
-PLAN, SETTLED = "plan.json", "settled.json"
+# In the run's folder: the shape for an asked speed, the decoder layers that "auto" chose, and the encoder sparsity
+# after a look at what the gates decided.
+PLAN, LAYERS, SETTLED = "plan.json", "layers.json", "settled.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Task:
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     spec: ModelSpec
     tokenizer: PreTrainedTokenizerBase
-    kept_layers: tuple[int, ...]
+    kept_layers: tuple[int, ...]  # none while it is open which
     train_rows: list[Row]
     validation_rows: list[Row]
     test_rows: list[Row]
@@ -69,7 +73,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     task, asked = prepare(recipe, store), recipe
     plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, out, console)
     if plan is not None:
-        recipe, task = _planned(recipe, task, plan)
+        recipe = _planned(recipe, plan)
     with RunFolder(out, asked.model_dump(mode="json"), task.inputs) as run:
         if plan is not None:
             run.write_json(PLAN, plan.document())
@@ -143,13 +147,18 @@ def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
     reachable = _gate_kinds(pruning).reach(spec)
     if pruning.encoder_sparsity > reachable:
         raise RequestError(
-            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads and gate_units "
-            f"let no more than {reachable:.2f} of the encoder's prunable weights be cut"
+            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads, gate_units and "
+            f"gate_sublayers let no more than {reachable:.2f} of the prunable weights be cut"
         )
 
 
 def _gate_kinds(pruning: PruningRecipe) -> GateKinds:
-    return GateKinds(heads=pruning.gate_heads, units=pruning.gate_units)
+    return GateKinds(
+        heads=pruning.gate_heads,
+        units=pruning.gate_units,
+        sublayers=pruning.gate_sublayers,
+        stacks=pruning.gated_stacks,
+    )
 
 
 def _plan(recipe: PruneRecipe, task: Task, speedup: float, out: Path, console: Console) -> SpeedPlan:
@@ -165,13 +174,33 @@ def _plan(recipe: PruneRecipe, task: Task, speedup: float, out: Path, console: C
     return plan
 
 
-def _planned(recipe: PruneRecipe, task: Task, plan: SpeedPlan) -> tuple[PruneRecipe, Task]:
-    """Recipe and task with the plan's shape, as if it had been asked for."""
+def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
+    """The recipe with the plan's shape, as if it had been asked for."""
     shape = {"decoder_layers": plan.decoder_layers, "encoder_sparsity": plan.encoder_sparsity}
-    pruning = recipe.pruning.model_copy(update=shape)
     workload = WorkloadRecipe(**asdict(plan.workload))
-    kept = select_layers(task.spec.dense_decoder_layers, plan.decoder_layers, pruning.layer_selection)
-    return recipe.model_copy(update={"pruning": pruning, "workload": workload}), replace(task, kept_layers=kept)
+    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=shape), "workload": workload})
+
+
+def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console) -> Task:
+    """The task with the decoder layers that stay, and with the teacher's answers where these are to be learnt."""
+    data, keep = recipe.data, recipe.pruning.decoder_layers
+    if recipe.pruning.layer_selection == "auto" and isinstance(keep, int):
+        kept = run.read_json(LAYERS)
+        if kept is None:
+            console.print(f"looking for the {keep} decoder layers that stay closest to all")
+            kept = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
+            run.write_json(LAYERS, kept)
+    else:
+        kept = select_layers(task.spec.dense_decoder_layers, keep, recipe.pruning.layer_selection)
+    rows = task.train_rows
+    if recipe.distillation.sequence_level and not (run.path / "model").is_dir():
+        rows = with_teacher_answers(rows, task.folder, data, run.path, console)
+    return replace(task, kept_layers=tuple(kept), train_rows=rows)
+
+
+def _calibration(recipe: PruneRecipe, task: Task) -> list[dict[str, Tensor]]:
+    pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
+    return calibration_batches(pairs, task.spec.pad_id, recipe.seed)
 
 
 def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: RunFolder, console: Console) -> None:
@@ -202,7 +231,11 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
                 most_sparsity=_gate_kinds(recipe.pruning).reach(task.spec),
             )
             run.write_json(SETTLED, sparsity)
-    save_model(cut(sparsity), task.folder, run.path / "compact", torch.float32)
+    compacted = cut(sparsity)
+    if recipe.pruning.repair and sparsity:
+        parts = parts_of(shortened(task.spec, task.kept_layers))
+        repair(compacted, student, parts, gates.expected(), _calibration(recipe, task))
+    save_model(compacted, task.folder, run.path / "compact", torch.float32)
 
 
 def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
@@ -210,9 +243,10 @@ def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
     student = load_compact(out / "compact")
-    student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
-    _train(recipe, task, student, teacher, out, console, pruning=None)
-    del student.maps
+    if recipe.final_training.epochs:
+        student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
+        _train(recipe, task, student, teacher, out, console, pruning=None)
+        del student.maps
     save_model(student.to("cpu"), task.folder, out / "model", DTYPES[recipe.save_dtype])
 
 

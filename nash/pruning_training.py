@@ -168,6 +168,7 @@ class StudentTrainer(FinetuneTrainer):
                 self.student.maps.encoder,
                 feed["attention_mask"].bool(),
                 None if items is None else self.source_items,
+                self.compared_layers if want.encoder_matching == "same" else None,
             )
         if want.decoder_hidden_weight:
             terms["decoder"] = want.decoder_hidden_weight * distillation.decoder_loss(

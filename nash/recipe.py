@@ -23,7 +23,7 @@ from nash.errors import RequestError
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
-LayerSelection = Literal["uniform", "low", "high"]
+LayerSelection = Literal["uniform", "low", "high", "auto"]
 SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: what a speedup chooses instead
 
 
@@ -54,9 +54,9 @@ class DataRecipe(Section):
 
 
 class OptimizationRecipe(Section):
-    """One phase of training. A step is one update of the weights."""
+    """One phase of training. A step is one update of the weights. No epochs: the phase is passed over."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, ge=0)
     max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
@@ -101,11 +101,16 @@ class FinetuneRecipe(Section):
             raise ValueError("give either `model`, to go on from one, or `shape`, to start from nothing")
         if (self.shape is None) != (self.tokenizer is None):
             raise ValueError("`shape` and `tokenizer` go together; a `model` brings its own tokenizer")
+        if not self.training.epochs:
+            raise ValueError("training.epochs = 0 trains nothing: give more")
         return self
 
 
 class PruningRecipe(Section):
     """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units.
+
+    NASH has gates on the encoder's heads and units. With `gated_stacks` "both" the decoder's are cut as well, and the
+    sparsity is that of both stacks: CoFi, with `gate_sublayers`. `repair` refits cut matrices before the final phase.
 
     `speedup` asks for a speed instead: how many times faster than the dense model under the recipe's workload.
     """
@@ -116,6 +121,9 @@ class PruningRecipe(Section):
     layer_selection: LayerSelection = "uniform"
     gate_heads: bool = True
     gate_units: bool = True
+    gate_sublayers: bool = False
+    gated_stacks: Literal["encoder", "both"] = "encoder"
+    repair: bool = False
     gate_learning_rate: float = Field(default=0.05, gt=0)
     multiplier_learning_rate: float = Field(default=0.05, gt=0)
     sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase
@@ -135,13 +143,19 @@ class WorkloadRecipe(Section):
 
 
 class DistillationRecipe(Section):
-    """Weights of the losses; a weight of zero switches its loss off."""
+    """Weights of the losses; a weight of zero switches its loss off.
+
+    The teacher's encoder layers are compared with the nearest of the student's ("dynamic", as CoFi does) or with those
+    of the same number ("same"). With `sequence_level` the targets are the teacher's own answers.
+    """
 
     task_weight: float = Field(default=1.0, ge=0)
     prediction_weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=2.0, gt=0)
     encoder_hidden_weight: float = Field(default=0.001, ge=0)
     decoder_hidden_weight: float = Field(default=0.001, ge=0)
+    encoder_matching: Literal["dynamic", "same"] = "dynamic"
+    sequence_level: bool = False
 
     @property
     def trains(self) -> bool:
@@ -166,12 +180,20 @@ class PruneRecipe(Section):
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
+    def _gates_are_trained(self) -> Self:
+        if not self.prune_training.epochs and (self.pruning.encoder_sparsity or self.pruning.speedup):
+            raise ValueError("prune_training.epochs = 0 leaves the gates untrained: give more, or encoder_sparsity = 0")
+        return self
+
+    @model_validator(mode="after")
     def _one_target(self) -> Self:
         given = self.pruning.model_fields_set & set(SHAPE_KEYS)
         if self.pruning.speedup is not None and given:
             raise ValueError(
                 f"pruning.speedup chooses the shape: leave {' and '.join(sorted(given))} out, or leave speedup out"
             )
+        if self.pruning.speedup is not None and self.pruning.gated_stacks == "both":
+            raise ValueError("pruning.speedup knows what the encoder's widths cost: leave gated_stacks at 'encoder'")
         return self
 
 

@@ -1,0 +1,51 @@
+"""Sequence-level distillation (Kim and Rush, 2016): the student learns the teacher's own answers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from nash.data import Row
+from nash.evaluate import predict
+from nash.recipe import DataRecipe
+from server.engine.sequence import EngineConfig
+
+FILE = "teacher_answers.jsonl"  # in the run's folder: one text a row, in the rows' order
+_CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
+
+
+def with_teacher_answers(
+    rows: Sequence[Row], teacher: Path, data: DataRecipe, out: Path, console: Console
+) -> list[Row]:
+    """The rows with the answer of the model in `teacher` as their only target.
+
+    A row to which it answers nothing keeps its targets. Answers are kept in `out`; those that are there already are
+    not made again.
+    """
+    config = EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
+    answers = _whole_lines(out / FILE)
+    if len(answers) < len(rows):
+        console.print(f"the teacher answers {len(rows)} training rows")
+    while len(answers) < len(rows):
+        chunk = rows[len(answers) : len(answers) + _CHUNK_ROWS]
+        made = predict(teacher, [row.source for row in chunk], config)
+        with (out / FILE).open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(answer) + "\n" for answer in made))
+        answers += made
+        console.print(f"{len(answers)} of {len(rows)} rows answered")
+    return [
+        replace(row, targets=(answer,)) if answer.strip() else row for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The answers in a file; what a kill left of a line is cut off it."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.splitlines()]
