@@ -155,7 +155,7 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
                         if token.end is not None:
                             answers.append(_Answer(variant, generation, *token.end, details))
             except RequestError as error:
-                if not begun:
+                if not (stream and begun):
                     raise
                 yield {**error_document(error), **names}
                 return

@@ -15,9 +15,9 @@ Direct = Callable[..., Sequence]  # (text, **engine parameters): what the engine
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One server for all tests of this folder, with small limits so that they can be reached."""
     store = publish_tiny_models(tmp_path_factory.mktemp("served"))
-    options = "threads=1,slots=4,max_source_tokens=64,max_new_tokens=200"
+    options = "threads=1,slots=4,max_new_tokens=200,max_source_tokens="
     with RunningServer(
-        "--store", str(store), "--model", f"tiny@dense,{options}", "--model", f"tiny@pruned,{options}",
+        "--store", str(store), "--model", f"tiny@dense,{options}64", "--model", f"tiny@pruned,{options}62",
         "--max-body-bytes", "20000", "--max-batch-items", "16", "--max-queue", "28", "--keep-alive-s", "0.05",
     ) as running:  # fmt: skip
         yield running

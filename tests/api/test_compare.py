@@ -82,6 +82,16 @@ def test_refusals(client: httpx.Client, change: dict[str, Any], status: int, mes
     assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
 
 
+def test_what_the_second_variant_refuses_is_no_answer(client: httpx.Client) -> None:
+    body = {**BODY, "inputs": "x" * 62}  # the end token comes on top; the first variant takes 64, the second 62
+    message = "inputs has 63 tokens, the model takes 62"
+    response = client.post("/compare", json=body)
+    assert (response.status_code, message in response.json()["error"]) == (422, True), response.text
+    *before, error = events_of(client.post("/compare", json={**body, "stream": True}))
+    assert (error["ref"], error["error_type"], message in error["error"]) == ("tiny@pruned", "validation", True)
+    assert before[-1]["ref"] == "tiny@dense"
+
+
 def test_two_comparisons_at_once_both_end(client: httpx.Client) -> None:
     with client.stream("POST", "/compare", json={**BODY, "stream": True}) as first:
         second = client.post("/compare", json=BODY).json()
