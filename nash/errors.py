@@ -7,3 +7,7 @@ class NashError(Exception):
 
 class RequestError(NashError):
     """What was asked for is wrong: an unknown key, a bad row, an unsupported model (exit code 2)."""
+
+
+class DiskFullError(NashError):
+    """There is no room for what was to be written."""
