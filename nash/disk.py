@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from nash.errors import NashError
+from nash.errors import DiskFullError
 
 
 @contextmanager
@@ -15,7 +15,7 @@ def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
     """Turn the libraries' own errors into one line where less than `needed_bytes` are free below `folder`.
 
     Raises:
-        NashError: the disk is full. What was written before is kept.
+        DiskFullError: the disk is full. What was written before is kept.
     """
     try:
         yield
@@ -23,7 +23,7 @@ def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
         free_bytes = shutil.disk_usage(folder).free
         if free_bytes >= needed_bytes:
             raise
-        raise NashError(
+        raise DiskFullError(
             f"{folder}: the disk has {free_bytes / 1e6:.0f} MB free, and about {needed_bytes / 1e6:.0f} MB are "
             "needed: free some and call the same command again, it goes on from the last whole checkpoint"
         ) from error
