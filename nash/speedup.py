@@ -207,7 +207,7 @@ def _choose(
     if choice is None:
         most = dense_ms / fastest(costs, most_sparsity=most_sparsity).total_ms
         raise RequestError(
-            f"a speed-up of {asked:g} is out of reach: the most on this machine is about {_floored(most)}, with 1 "
+            f"a speed-up of {asked:g} is out of reach: the most on this machine is about {_floored(most):.2f}, with 1 "
             f"decoder layer and {most_sparsity:.0%} of the encoder cut ({workload})"
         )
     return choice

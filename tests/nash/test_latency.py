@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nash.cli.main import app
-from nash.latency import measure, measure_side_by_side
+from nash.latency import Latency, Workload, measure, measure_side_by_side, measure_turns, quantile, speedup_quartiles
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError
 from server.engine.sequence import EngineConfig
@@ -41,6 +41,37 @@ def test_models_take_turns_and_lengths_are_forced(model: Path, monkeypatch: pyte
     monkeypatch.setattr(Engine, "add", note)
     assert len(measure_side_by_side(engines, batch=2, source_tokens=7, new_tokens=5, repeats=2)) == 2
     assert added == [(0, 7, 5), (0, 7, 5), (1, 7, 5), (1, 7, 5)] * 3
+
+
+def runs_of(*totals_ms: float) -> list[Latency]:
+    return [Latency(encode_ms=1.0, step_ms=0.5, total_ms=total, tokens_per_s=1.0) for total in totals_ms]
+
+
+def test_quantiles_are_of_each_figure_by_itself() -> None:
+    runs = [
+        Latency(encode_ms=encode, step_ms=1.0, total_ms=total, tokens_per_s=2.0)
+        for encode, total in [(3.0, 10.0), (1.0, 30.0), (2.0, 20.0)]
+    ]
+    assert quantile(runs, 0.5) == Latency(encode_ms=2.0, step_ms=1.0, total_ms=20.0, tokens_per_s=2.0)
+    assert quantile(runs, 0.0).total_ms == 10.0
+    assert quantile(runs, 0.25).total_ms == 15.0
+    assert quantile(runs[:1], 0.9) == runs[0]
+
+
+def test_the_spread_is_that_of_turns() -> None:
+    """A machine that is slower for a while is slower for both."""
+    assert speedup_quartiles(runs_of(4.0, 40.0, 4.0), runs_of(2.0, 20.0, 2.0)) == (2.0, 2.0)
+    assert speedup_quartiles(runs_of(2, 4, 6, 8, 10), runs_of(2, 2, 2, 2, 2)) == (2.0, 4.0)
+
+
+def test_a_workload_is_an_engine_of_its_size(model: Path) -> None:
+    workload = Workload(batch=3, source_tokens=6, new_tokens=4, dtype="int8", threads=1)
+    config = workload.config
+    assert (config.slots, config.max_source_tokens, config.max_new_tokens) == (3, 6, 4)
+    assert (config.dtype, config.threads, config.max_encode_tokens) == ("int8", 1, 18)
+    turns = measure_turns([Engine.load(model, config)] * 2, workload, repeats=2)
+    assert [len(runs) for runs in turns] == [2, 2]
+    assert str(workload) == "3 requests together, 6 tokens in and 4 out, int8"
 
 
 def test_an_engine_whose_limits_are_too_low_is_refused(model: Path) -> None:

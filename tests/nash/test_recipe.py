@@ -131,6 +131,30 @@ def test_overrides_win(write: Any) -> None:
     assert "pruning.encoder_sparsity = 2.0" in refusal(path, {"pruning.encoder_sparsity": 2.0})
 
 
+def test_a_speed_stands_in_for_a_shape(write: Any) -> None:
+    shaped = PRUNE + "[pruning]\ndecoder_layers = 2\nencoder_sparsity = 0.4\ngate_heads = false\n"
+    asked = read_recipe(PruneRecipe, write(shaped), {"pruning.speedup": 2.5}).pruning
+    assert (asked.speedup, asked.decoder_layers, asked.gate_heads) == (2.5, None, False)
+    assert read_recipe(PruneRecipe, write(PRUNE + "[pruning]\nspeedup = 3\n")).pruning.speedup == 3.0
+    both = refusal(write(shaped + "speedup = 2.5\n"))
+    assert "pruning.speedup chooses the shape: leave decoder_layers and encoder_sparsity out" in both
+    assert "leave gated_stacks at 'encoder'" in refusal(
+        write(PRUNE + '[pruning]\nspeedup = 3\ngated_stacks = "both"\n')
+    )
+    assert "leave encoder_sparsity out" in refusal(
+        write(PRUNE + "[pruning]\nspeedup = 3\n"), {"pruning.encoder_sparsity": 0.1}
+    )
+
+
+def test_the_workload(write: Any) -> None:
+    workload = read_recipe(
+        PruneRecipe, write(PRUNE + '[workload]\nbatch = 4\ndtype = "int8"\nnew_tokens = 9\n')
+    ).workload
+    assert (workload.batch, workload.dtype, workload.new_tokens) == (4, "int8", 9)
+    assert workload.source_tokens is None
+    assert "workload.batch = 0" in refusal(write(PRUNE + "[workload]\nbatch = 0\n"))
+
+
 def test_an_override_into_what_is_no_section(write: Any) -> None:
     assert "pruning = 3" in refusal(write("pruning = 3\n" + PRUNE), {"pruning.encoder_sparsity": 0.1})
 
