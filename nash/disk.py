@@ -25,5 +25,5 @@ def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
             raise
         raise DiskFullError(
             f"{folder}: the disk has {free_bytes / 1e6:.0f} MB free, and about {needed_bytes / 1e6:.0f} MB are "
-            "needed: free some and call the same command again, it goes on from the last whole checkpoint"
+            "needed: free some and call the same command again (training goes on from its last whole checkpoint)"
         ) from error

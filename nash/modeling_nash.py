@@ -105,6 +105,11 @@ def compact_class(spec: ModelSpec) -> type[CompactModel]:
     return next(model for model in _CLASSES if model.config_class.model_type == wanted)
 
 
+def stock_class(spec: ModelSpec) -> type[PreTrainedModel]:
+    """transformers' own class of the shape's family."""
+    return compact_class(spec).__bases__[-1]
+
+
 def compact_config(spec: ModelSpec, dense: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of a model of shape `spec` that was cut from one with the configuration `dense`."""
     parts, model = parts_of(spec), compact_class(spec)

@@ -30,7 +30,6 @@ class HeadlessAttention(nn.Module):
 
     def __init__(self, spec: ModelSpec, layer_idx: int) -> None:
         super().__init__()
-        self.head_dim = spec.head_dim
         self.layer_idx = layer_idx
         self.out_proj = BiasAlone(spec.d_model)
 
@@ -44,9 +43,9 @@ class HeadlessAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """The output projection's bias."""
         if past_key_values is not None and key_value_states is None:
-            # Generation reads the number of past tokens off the first layer's cache: keep its length right.
+            # Generation reads the number of past tokens off the first layer's cache, unless it holds no number at all.
             batch, length, _ = hidden_states.shape
-            nothing = hidden_states.new_zeros(batch, 0, length, self.head_dim)
+            nothing = hidden_states.new_zeros(batch, 1, length, 1)
             getattr(past_key_values, "self_attention_cache", past_key_values).update(nothing, nothing, self.layer_idx)
         return self.out_proj(hidden_states), None
 

@@ -71,9 +71,9 @@ class HeadlessAttention(CompactAttention):
         if position_bias is None:
             position_bias = self.stack_bias(hidden_states, mask, past_key_values)
         if past_key_values is not None:
-            # Generation reads the number of past tokens off the first layer's cache: keep its length right.
+            # Generation reads the number of past tokens off the first layer's cache, unless it holds no number at all.
             batch, length, _ = hidden_states.shape
-            nothing = hidden_states.new_zeros(batch, 0, length, self.key_value_proj_dim)
+            nothing = hidden_states.new_zeros(batch, 1, length, 1)
             getattr(past_key_values, "self_attention_cache", past_key_values).update(nothing, nothing, self.layer_idx)
         return torch.zeros_like(hidden_states), position_bias, None
 

@@ -31,9 +31,14 @@ class Sublayer:
     inputs: tuple[str, ...]  # module names: query, key and value, or the feed-forward's first matrices
     out: str  # module name; also the sublayer's key in masks
     norm: str  # module name
-    parts: int  # heads or units that are there
+    numbers: tuple[int, ...]  # the heads that are there, as the dense model counts them; units just count up
     columns: int  # of the output matrix that one part has: the head's width, or 1
     part_weights: int  # weights that one part holds in all matrices, biases not counted
+
+    @property
+    def parts(self) -> int:
+        """How many heads or units are there."""
+        return len(self.numbers)
 
     @property
     def has_heads(self) -> bool:
@@ -65,9 +70,10 @@ def parts_of(spec: ModelSpec) -> Parts:
 
 
 def shortened(spec: ModelSpec, kept_layers: tuple[int, ...]) -> ModelSpec:
-    """The shape of a dense model of which only these decoder layers are left, each of them whole."""
+    """The shape of the dense model of which only these decoder layers are left, every layer whole."""
     whole = dense_of(spec)
-    return replace(whole, decoder=tuple(whole.decoder[i] for i in kept_layers))
+    encoder = whole.encoder[: len(spec.encoder)]
+    return replace(whole, encoder=encoder, decoder=tuple(whole.decoder[i] for i in kept_layers))
 
 
 def layers_of(model: PreTrainedModel, stack: Stack) -> nn.ModuleList:
@@ -88,7 +94,7 @@ def _t5_parts(spec: ModelSpec) -> Parts:
         return inputs, f"{place}.DenseReluDense.wo", f"{place}.layer_norm"
 
     sublayers: list[Sublayer] = []
-    for stack, i, kind, parts in _widths(spec):
+    for stack, i, kind, numbers in _numbers(spec):
         place = f"{stack}.block.{i}.layer"
         if kind == "self_attention":
             names = attention(f"{place}.0", "SelfAttention")
@@ -96,7 +102,7 @@ def _t5_parts(spec: ModelSpec) -> Parts:
             names = attention(f"{place}.1", "EncDecAttention")
         else:
             names = feed_forward(f"{place}.{1 if stack == 'encoder' else 2}")
-        sublayers.append(_sublayer(spec, stack, i, kind, parts, names))
+        sublayers.append(_sublayer(spec, stack, i, kind, numbers, names))
     return Parts(
         sublayers=tuple(sublayers),
         encoder_layers_key="num_layers",
@@ -114,13 +120,13 @@ def _bart_parts(spec: ModelSpec) -> Parts:
         return inputs, f"{place}.{module}.out_proj", f"{place}.{module}_layer_norm"
 
     sublayers: list[Sublayer] = []
-    for stack, i, kind, parts in _widths(spec):
+    for stack, i, kind, numbers in _numbers(spec):
         place = f"model.{stack}.layers.{i}"
         if kind == "feed_forward":
             names: tuple[tuple[str, ...], str, str] = ((f"{place}.fc1",), f"{place}.fc2", f"{place}.final_layer_norm")
         else:
             names = attention(place, "self_attn" if kind == "self_attention" else "encoder_attn")
-        sublayers.append(_sublayer(spec, stack, i, kind, parts, names))
+        sublayers.append(_sublayer(spec, stack, i, kind, numbers, names))
     return Parts(
         sublayers=tuple(sublayers),
         encoder_layers_key="encoder_layers",
@@ -130,19 +136,24 @@ def _bart_parts(spec: ModelSpec) -> Parts:
     )
 
 
-def _widths(spec: ModelSpec) -> Iterator[tuple[Stack, int, Kind, int]]:
-    """Every sublayer in the order in which the layers run, with the number of its parts."""
+def _numbers(spec: ModelSpec) -> Iterator[tuple[Stack, int, Kind, tuple[int, ...]]]:
+    """Every sublayer in the order in which the layers run, with the numbers of its parts."""
     for i, layer in enumerate(spec.encoder):
-        yield "encoder", i, "self_attention", len(layer.heads)
-        yield "encoder", i, "feed_forward", layer.ffn
+        yield "encoder", i, "self_attention", layer.heads
+        yield "encoder", i, "feed_forward", tuple(range(layer.ffn))
     for i, decoder_layer in enumerate(spec.decoder):
-        yield "decoder", i, "self_attention", len(decoder_layer.self_heads)
-        yield "decoder", i, "cross_attention", len(decoder_layer.cross_heads)
-        yield "decoder", i, "feed_forward", decoder_layer.ffn
+        yield "decoder", i, "self_attention", decoder_layer.self_heads
+        yield "decoder", i, "cross_attention", decoder_layer.cross_heads
+        yield "decoder", i, "feed_forward", tuple(range(decoder_layer.ffn))
 
 
 def _sublayer(
-    spec: ModelSpec, stack: Stack, layer: int, kind: Kind, parts: int, names: tuple[tuple[str, ...], str, str]
+    spec: ModelSpec,
+    stack: Stack,
+    layer: int,
+    kind: Kind,
+    numbers: tuple[int, ...],
+    names: tuple[tuple[str, ...], str, str],
 ) -> Sublayer:
     heads = kind != "feed_forward"
     inputs, out, norm = names
@@ -153,7 +164,7 @@ def _sublayer(
         inputs=inputs,
         out=out,
         norm=norm,
-        parts=parts,
+        numbers=numbers,
         columns=spec.head_dim if heads else 1,
         part_weights=spec.head_weights if heads else spec.unit_weights,
     )

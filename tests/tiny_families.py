@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family but T5 itself, as transformers writes them, without tokenizers.
+"""Tiny random checkpoints of every family, as transformers writes them, without tokenizers.
 
 Nothing is at its neutral value: biases, norms, positions and the logits' bias are random, heads and widths odd.
 """
@@ -23,12 +23,14 @@ from transformers import (
     PegasusConfig,
     PegasusForConditionalGeneration,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 VOCAB_SIZE = 37
 FIRST_TOKEN = 3  # below it stand the special ones
 
-_MT5: Mapping[str, Any] = {
+_T5: Mapping[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "d_model": 24,
     "d_kv": 10,
@@ -66,7 +68,7 @@ class Case:
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {**(_MT5 if self.config is MT5Config else _BART), **self.changes}
+        return {**(_T5 if self.config in (T5Config, MT5Config) else _BART), **self.changes}
 
 
 CASES: Mapping[str, Case] = {
@@ -107,6 +109,8 @@ def build_tiny(case: Case, directory: Path, *, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = case.model(case.config(**case.fields))
+        if not case.fields.get("tie_word_embeddings", True):  # T5's classes tie at construction, whatever they are told
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:  # sinusoidal tables are frozen

@@ -6,7 +6,7 @@ import traceback
 import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
-from nash.cli import bench, demo, evaluate, finetune, loadtest, models, prune, serve
+from nash.cli import bench, demo, evaluate, export, finetune, loadtest, models, prune, serve
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("finetune")(finetune.command)
 app.command("prune")(prune.command)
 app.command("evaluate")(evaluate.command)
+app.command("export")(export.command)
 app.command("bench")(bench.command)
 app.command("serve")(serve.command)
 app.command("loadtest", context_settings=loadtest.PASS_EVERYTHING)(loadtest.command)

@@ -1,0 +1,35 @@
+"""`nash export`: a model as a directory of its own, for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, result_console
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="REF", help="A model in the store, or a model directory.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A folder that does not exist yet, or is empty.")],
+    form: Annotated[
+        Literal["hf", "hf-dense"],
+        typer.Option(
+            "--format",
+            help="hf: as it is, for transformers after `import nash`; hf-dense: a stock checkpoint with the same "
+            "logits, as large as the dense model's layers, for anything that reads those.",
+        ),
+    ] = "hf",
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model to a folder, as it is or as a stock checkpoint."""
+    from model_store.store import Store
+    from nash.export import export
+    from nash.models import resolve_model
+
+    resolved = resolve_model(model, Store(store))
+    export(resolved.folder, form, out)
+    if as_json:
+        print_json({"path": str(out.absolute())})
+    else:
+        result_console().print(f"{resolved.ref} is in {out.absolute()}", markup=False, soft_wrap=True)

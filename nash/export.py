@@ -1,0 +1,125 @@
+"""Model directories for other programs: as they are, or as stock checkpoints that need nothing of ours."""
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model_store.disk import sync_folder
+from model_store.families import family_of
+from model_store.source import CONFIG, WEIGHTS, list_files
+from model_store.spec import ModelSpec
+from nash.disk import full_disk_named
+from nash.errors import RequestError
+from nash.modeling_nash import stock_class
+from nash.models import read_spec
+from nash.parts import parts_of, shortened
+
+Format = Literal["hf", "hf-dense"]
+
+
+def export(folder: Path, form: Format, out: Path) -> None:
+    """Write the model in `folder` to the new folder `out`, whole or not at all.
+
+    `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: all layers that are
+    left have all heads and units again, those that were cut with zeros for weights. A dense model is one already.
+
+    Raises:
+        RequestError: `out` is taken.
+        model_store.errors.InvalidRequestError: `folder` is no model directory.
+        NashError: the disk is full.
+    """
+    names = list_files(folder)
+    read_spec(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    widened = form == "hf-dense" and family_of(config["model_type"])[1]
+    _check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Under a hidden name until it is whole: a run that is killed leaves nothing that looks like a model.
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir()
+    try:
+        for name in names:
+            if not (widened and name in (CONFIG, WEIGHTS)):
+                shutil.copyfile(folder / name, partial / name)
+        if widened:
+            _write_stock(folder, config, partial)
+        for path in partial.iterdir():
+            _sync(path)
+        sync_folder(partial)
+        _check_free(out)
+        partial.rename(out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_free(out: Path) -> None:
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if not empty and os.path.lexists(out):
+        raise RequestError(f"{out} is there already: give --out a folder that is not, or an empty one")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_stock(folder: Path, config: dict[str, Any], partial: Path) -> None:
+    tensors = widen(load_file(folder / WEIGHTS), ModelSpec.from_config(config))
+    text = json.dumps(stock_config(config, tensors), indent=2) + "\n"
+    with full_disk_named(partial.parent, sum(tensor.nbytes for tensor in tensors.values())):
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+
+
+def stock_shape(compact: ModelSpec) -> ModelSpec:
+    """The shape of the stock model that computes what a compact one does: its layers, each of them whole."""
+    return shortened(compact, tuple(layer.origin for layer in compact.decoder))
+
+
+def stock_config(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A compact model's `config.json` as one of its family's own."""
+    compact = ModelSpec.from_config(config)
+    parts = parts_of(compact)
+    stock = {key: value for key, value in config.items() if key not in compact.layer_config()}
+    stock["model_type"] = compact.family
+    stock["architectures"] = [stock_class(compact).__name__]
+    stock[parts.encoder_layers_key], stock[parts.decoder_layers_key] = len(compact.encoder), len(compact.decoder)
+    if compact.facts.layout == "t5":
+        # transformers 5 looks at the tensors, and writes true whatever they are; older ones believe the flag.
+        stock["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    return stock
+
+
+def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
+    """A compact checkpoint's tensors with zeros for every part that is gone.
+
+    A zero column in an output matrix makes a part add nothing, whatever stands in its rows; a sublayer of which nothing
+    is left adds its output's bias, in the families that have one.
+    """
+    stock = stock_shape(compact)
+    shapes, dtype = dict(stock.tensor_shapes()), next(iter(tensors.values())).dtype
+    result = dict(tensors)
+    for narrow, whole in zip(parts_of(compact).sublayers, parts_of(stock).sublayers, strict=True):
+        numbers = torch.tensor(narrow.numbers, dtype=torch.long)
+        rows = (numbers[:, None] * whole.columns + torch.arange(whole.columns)).flatten()
+        for name in (f"{matrix}.{kind}" for matrix in whole.inputs for kind in ("weight", "bias")):
+            if name in shapes:
+                result[name] = torch.zeros(shapes[name], dtype=dtype)
+                if narrow.parts:
+                    result[name][rows] = tensors[name]
+        out = f"{whole.out}.weight"
+        result[out] = torch.zeros(shapes[out], dtype=dtype)
+        if narrow.parts:
+            result[out][:, rows] = tensors[out]
+        for name, value in ((f"{whole.norm}.weight", 1.0), (f"{whole.norm}.bias", 0.0)):
+            if name in shapes and name not in tensors:
+                result[name] = torch.full(shapes[name], value, dtype=dtype)
+    return result

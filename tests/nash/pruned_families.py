@@ -1,0 +1,239 @@
+"""Pruned models of every family, of random small shapes, in every form that must compute the same."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.models.mt5 import modeling_mt5
+from transformers.models.t5 import modeling_t5
+
+from model_store.spec import ModelSpec
+from nash.compaction import compact, shorten_decoder
+from nash.export import export
+from nash.masking import HardenedGates, masked
+from nash.models import read_spec, save_model
+from nash.parts import parts_of, shortened
+from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
+from tests.tiny_models import build_tokenizer
+
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+NEW_TOKENS = 6
+NEAR_TIE = 1e-4
+
+FAMILIES: Mapping[str, Case] = {
+    "t5": Case(config=T5Config, model=T5ForConditionalGeneration),
+    "t5 v1.1": Case(
+        config=T5Config,
+        model=T5ForConditionalGeneration,
+        changes={"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    **{name: CASES[name] for name in ("mt5", "bart", "mbart", "marian", "pegasus", "m2m_100")},
+    "marian, two vocabularies": CASES["marian, two vocabularies"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """A teacher, what is kept of its decoder, and the decision on every part of what is left."""
+
+    dense_dir: Path
+    kept_layers: tuple[int, ...]
+    hardened: HardenedGates
+
+    @property
+    def dense(self) -> ModelSpec:
+        return read_spec(self.dense_dir)
+
+    @contextmanager
+    def masked_student(self) -> Iterator[PreTrainedModel]:
+        """The uncut student under its mask."""
+        student = shorten_decoder(read(self.dense_dir), self.kept_layers).eval()
+        with masked(student, parts_of(shortened(self.dense, self.kept_layers)), self.hardened.mask()):
+            yield student
+
+    def zeroed(self) -> PreTrainedModel:
+        """A dense model whose output matrices hold what the gates leave: an oracle without hooks and without cuts."""
+        student = shorten_decoder(read(self.dense_dir), self.kept_layers)
+        with torch.no_grad():
+            for name, values in self.hardened.mask().items():
+                weight = student.get_submodule(name).weight
+                weight.mul_(values.repeat_interleave(weight.shape[1] // len(values)))
+        return student.eval()
+
+    def compact(self) -> PreTrainedModel:
+        student = shorten_decoder(read(self.dense_dir), self.kept_layers)
+        return compact(student, self.dense, self.kept_layers, self.hardened).eval()
+
+
+def every_form(pruned: Pruned, folder: Path) -> Iterator[tuple[str, PreTrainedModel]]:
+    """The forms of one pruned model by name, an oracle first; `folder`/compact and `folder`/dense are written."""
+    yield "zeroed", pruned.zeroed()
+    with pruned.masked_student() as student:
+        yield "masked", student
+    compacted = pruned.compact()
+    yield "compact", compacted
+    save_model(compacted, pruned.dense_dir, folder / "compact", torch.get_default_dtype())
+    yield "read back", read(folder / "compact")
+    export(folder / "compact", "hf-dense", folder / "dense")
+    yield "exported", read(folder / "dense")
+
+
+def read(folder: Path) -> PreTrainedModel:
+    """What transformers makes of a directory."""
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.get_default_dtype()).eval()
+
+
+def build(case: Case, folder: Path, *, seed: int = 0) -> Path:
+    """A random dense model with a tokenizer, as every model directory has one."""
+    build_tiny(case, folder, seed=seed)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def decided(spec: ModelSpec, kept_layers: tuple[int, ...], kept: Mapping[str, list[bool]], seed: int) -> HardenedGates:
+    """A decision on the named sublayers, with random values in (0.1, 1]."""
+    generator, dtype = torch.Generator().manual_seed(seed), torch.get_default_dtype()
+    bits = {s.out: torch.tensor(kept[s.out]) for s in parts_of(shortened(spec, kept_layers)).sublayers if s.out in kept}
+    values = {name: 1 - 0.9 * torch.rand(len(b), generator=generator, dtype=dtype) for name, b in bits.items()}
+    return HardenedGates(values=values, kept=bits)
+
+
+@st.composite
+def shapes(draw: st.DrawFn, case: Case) -> Case:
+    """The case with other widths and numbers of layers, and with its family's switches one way or the other.
+
+    The encoder is never the shallower stack: transformers 5.23 sizes T5's cache by the encoder's layers.
+    """
+    heads, head_dim, layers = draw(st.integers(1, 4)), draw(st.integers(4, 6)), draw(st.integers(1, 3))
+    decoder_layers = draw(st.integers(1, layers))
+    changes: dict[str, Any]
+    if "d_kv" in case.fields:
+        changes = {
+            "d_model": draw(st.integers(3, 12)),
+            "num_heads": heads,
+            "d_kv": head_dim,
+            "d_ff": draw(st.integers(1, 9)),
+            "num_layers": layers,
+            "num_decoder_layers": decoder_layers,
+            "feed_forward_proj": draw(st.sampled_from(["relu", "gated-gelu", "gated-silu"])),
+        }
+    else:
+        changes = {
+            "d_model": heads * head_dim,
+            "encoder_attention_heads": heads,
+            "decoder_attention_heads": heads,
+            "encoder_ffn_dim": draw(st.integers(1, 9)),
+            "decoder_ffn_dim": draw(st.integers(1, 9)),
+            "encoder_layers": layers,
+            "decoder_layers": decoder_layers,
+            "activation_function": draw(st.sampled_from(["relu", "gelu", "swish", "gelu_new"])),
+            "scale_embedding": draw(st.booleans()),
+        }
+    return replace(case, changes={**case.changes, **changes, "tie_word_embeddings": draw(st.booleans())})
+
+
+@st.composite
+def decisions(draw: st.DrawFn, spec: ModelSpec) -> tuple[tuple[int, ...], HardenedGates]:
+    """Decoder layers to keep, and which parts of what sublayers: all, none or some, on one stack or on both."""
+    kept_layers = tuple(i for i in range(spec.dense_decoder_layers) if draw(st.booleans())) or (
+        draw(st.integers(0, spec.dense_decoder_layers - 1)),
+    )
+    both = draw(st.booleans())
+    kept: dict[str, list[bool]] = {}
+    for sublayer in parts_of(shortened(spec, kept_layers)).sublayers:
+        if sublayer.stack == "encoder" or both:
+            some = st.lists(st.booleans(), min_size=sublayer.parts, max_size=sublayer.parts)
+            kept[sublayer.out] = draw(st.just([False] * sublayer.parts) | some)
+    return kept_layers, decided(spec, kept_layers, kept, draw(st.integers(0, 99)))
+
+
+def batch(spec: ModelSpec) -> dict[str, Tensor]:
+    """A padded batch of unequal sources, each with its end token."""
+    generator = torch.Generator().manual_seed(1)
+    most = min(spec.vocab_size, spec.target_vocab_size)
+    sources = torch.randint(FIRST_TOKEN, most, (3, 9), generator=generator)
+    mask = torch.ones_like(sources)
+    mask[1, 4:], mask[2, 1:] = 0, 0
+    for row, length in enumerate((9, 4, 1)):
+        sources[row, length - 1] = spec.eos_id
+    return {"input_ids": sources.masked_fill(mask == 0, spec.pad_id), "attention_mask": mask}
+
+
+@torch.no_grad()
+def logits(model: nn.Module, spec: ModelSpec) -> Tensor:
+    """Scores [B, T, V] of a padded batch."""
+    generator = torch.Generator().manual_seed(2)
+    most = min(spec.vocab_size, spec.target_vocab_size)
+    targets = torch.randint(FIRST_TOKEN, most, (3, 6), generator=generator)
+    output: Tensor = model(**batch(spec), decoder_input_ids=targets).logits
+    return output
+
+
+def assert_same(found: Tensor, expected: Tensor, what: str = "") -> None:
+    assert found.dtype == expected.dtype
+    difference = float((found - expected).abs().max())
+    assert difference <= TOLERANCES[found.dtype] * max(1.0, float(expected.abs().max())), f"{what}: {difference}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Answers [B, T] to a padded batch, and by how much the search preferred its choice."""
+
+    tokens: Tensor
+    margin: float
+
+
+@torch.no_grad()
+def generated(model: PreTrainedModel, spec: ModelSpec, *, num_beams: int = 1, use_cache: bool = True) -> Generated:
+    """Answers of a forced length. Beams: the margin is that of the best hypothesis over the second."""
+    output = model.generate(
+        **batch(spec),
+        min_new_tokens=NEW_TOKENS,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=num_beams,
+        num_return_sequences=min(num_beams, 2),
+        use_cache=use_cache,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    if num_beams == 1:
+        best = torch.stack(output.scores, dim=1).topk(2).values
+        return Generated(tokens=output.sequences, margin=float((best[..., 0] - best[..., 1]).min()))
+    scores = output.sequences_scores.view(-1, 2)
+    return Generated(tokens=output.sequences[::2], margin=float((scores[:, 0] - scores[:, 1]).min()))
+
+
+def assert_same_answers(found: Generated, expected: Generated, what: str = "") -> None:
+    """Token for token, unless the reference itself was undecided."""
+    assert expected.margin < NEAR_TIE or torch.equal(found.tokens, expected.tokens), what
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Everything is built in float64, T5's norms too, which transformers computes in float32 at most."""
+    norms = modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm
+    modeling_t5.T5LayerNorm = modeling_mt5.MT5LayerNorm = nn.RMSNorm
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm = norms
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
