@@ -36,6 +36,7 @@ class SpecSummary(_Record):
 
     family: str
     vocab_size: int
+    dense_vocab_size: int | None = None  # where the vocabulary was trimmed
     d_model: int
     encoder_layers: int
     decoder_layers: int

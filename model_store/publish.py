@@ -108,6 +108,7 @@ def _manifest(publication: Publication, source: ModelSource, files: tuple[FileEn
         spec=SpecSummary(
             family=spec.family,
             vocab_size=spec.vocab_size,
+            dense_vocab_size=spec.dense_vocab_size if spec.dense_vocab_size != spec.vocab_size else None,
             d_model=spec.d_model,
             encoder_layers=len(spec.encoder),
             decoder_layers=len(spec.decoder),

@@ -50,6 +50,7 @@ class ModelSpec:
 
     family: str  # a key of `FAMILIES`
     vocab_size: int  # of sources
+    dense_vocab_size: int  # more where the vocabulary was trimmed
     target_vocab_size: int  # of what the decoder reads and writes; another only where the embeddings are not shared
     d_model: int
     head_dim: int
@@ -82,7 +83,7 @@ class ModelSpec:
     @property
     def compact(self) -> bool:
         """Whether anything at all was cut."""
-        return self != dense_of(self)
+        return self != dense_of(self) or self.vocab_size != self.dense_vocab_size
 
     @property
     def encoder_sparsity(self) -> float:
@@ -137,7 +138,7 @@ class ModelSpec:
 
 
 def dense_of(spec: ModelSpec) -> ModelSpec:
-    """The shape of the dense model that `spec` was cut from."""
+    """The shape of the dense model that `spec` was cut from, with the vocabulary that `spec` has."""
     heads, values = tuple(range(spec.num_heads)), dict(vars(spec))
     values["encoder"] = (EncoderLayerSpec(heads=heads, ffn=spec.d_ff),) * spec.dense_encoder_layers
     values["decoder"] = tuple(
@@ -159,6 +160,9 @@ def _parse(config: Mapping[str, Any]) -> ModelSpec:
         widths = _parse_bart(config, family)
         num_layers = fields.count(config, "encoder_layers", most=_LAYERS)
         num_decoder_layers = fields.count(config, "decoder_layers", most=_LAYERS)
+    widths["dense_vocab_size"] = fields.count(config, "dense_vocab_size", widths["vocab_size"])
+    if widths["dense_vocab_size"] < widths["vocab_size"]:
+        raise bad("dense_vocab_size", widths["dense_vocab_size"], f"at least vocab_size, {widths['vocab_size']}")
     if compact:
         return ModelSpec(**widths, **_parse_compact_layers(config, widths, num_layers, num_decoder_layers))
     heads = tuple(range(widths["num_heads"]))

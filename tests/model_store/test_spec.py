@@ -146,6 +146,7 @@ DECODER_LAYER = {"self_heads": [0], "cross_heads": [0], "ffn": 1, "origin": 0}
         ({"pad_token_id": -1}, "pad_token_id"),
         ({"relative_attention_num_buckets": 3}, "relative_attention_num_buckets is 3: it must be at least 4"),
         ({"relative_attention_max_distance": 16}, "relative_attention_max_distance is 16: it must be above 16"),
+        ({"dense_vocab_size": 29}, "dense_vocab_size is 29: it must be at least vocab_size, 30"),
     ],
 )
 def test_bad_configs(changes: dict[str, Any], message: str) -> None:
@@ -174,6 +175,13 @@ def test_bad_compact_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message) as caught:
         ModelSpec.from_config(COMPACT_CONFIG | changes)
     assert len(str(caught.value)) < 300
+
+
+def test_a_trimmed_vocabulary_is_something_cut() -> None:
+    assert not ModelSpec.from_config(CONFIG).compact
+    trimmed = ModelSpec.from_config(CONFIG | {"dense_vocab_size": 31})
+    assert trimmed.compact
+    assert (trimmed.vocab_size, trimmed.dense_vocab_size) == (30, 31)
 
 
 def test_eos_as_a_list_of_one() -> None:
