@@ -55,7 +55,7 @@ class Task:
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     spec: ModelSpec
     tokenizer: PreTrainedTokenizerBase
-    kept_layers: tuple[int, ...]  # none while it is open which
+    kept_layers: tuple[int, ...]
     train_rows: list[Row]
     validation_rows: list[Row]
     test_rows: list[Row]
@@ -93,8 +93,8 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
         RequestError: model, data or targets cannot be used.
     """
     data = recipe.data
-    train_rows, validation_rows = read_rows(data.train), read_rows(data.validation)
-    test_rows = validation_rows if data.test is None else read_rows(data.test)
+    train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+    test_rows = validation_rows if data.test is None else read_rows(data.test, data)
     model = resolve_model(recipe.model, store)
     spec = read_spec(model.folder)
     if spec.compact:
@@ -127,19 +127,19 @@ def aimed(recipe: PruneRecipe, task: Task) -> Task:
     check_name(recipe.alias, "alias")
     if recipe.alias == DENSE_ALIAS:
         raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
-    pruning = recipe.pruning
-    kept = select_layers(task.spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
-    if pruning.speedup is None:
-        _check_reachable(pruning, task.spec)
-    return replace(task, kept_layers=kept)
+    if recipe.pruning.speedup is None:
+        _check_reachable(recipe.pruning, task.spec)
+    return replace(task, kept_layers=_asked_layers(recipe.pruning, task.spec))
 
 
 def walk(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console, plan: SpeedPlan | None = None) -> None:
     """Train and prune until the run's folder has the finished `model`; stages that are done are passed over."""
+    if (run.path / "model").is_dir():
+        return
+    task = _chosen(recipe, task, run, console)
     if not (run.path / "compact").is_dir():
         _prune_phase(recipe, task, plan, run, console)
-    if not (run.path / "model").is_dir():
-        _final_phase(recipe, task, run.path, console)
+    _final_phase(recipe, task, run.path, console)
 
 
 def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
@@ -181,21 +181,25 @@ def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
     return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=shape), "workload": workload})
 
 
+def _asked_layers(pruning: PruningRecipe, spec: ModelSpec) -> tuple[int, ...]:
+    """The decoder layers that the recipe keeps, unless they are to be chosen by a look at data."""
+    return select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
+
+
 def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console) -> Task:
     """The task with the decoder layers that stay, and with the teacher's answers where these are to be learnt."""
-    data, keep = recipe.data, recipe.pruning.decoder_layers
+    kept, keep = _asked_layers(recipe.pruning, task.spec), recipe.pruning.decoder_layers
     if recipe.pruning.layer_selection == "auto" and isinstance(keep, int):
-        kept = run.read_json(LAYERS)
-        if kept is None:
+        known = run.read_json(LAYERS)
+        if known is None:
             console.print(f"looking for the {keep} decoder layers that stay closest to all")
-            kept = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
-            run.write_json(LAYERS, kept)
-    else:
-        kept = select_layers(task.spec.dense_decoder_layers, keep, recipe.pruning.layer_selection)
+            known = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
+            run.write_json(LAYERS, known)
+        kept = tuple(known)
     rows = task.train_rows
-    if recipe.distillation.sequence_level and not (run.path / "model").is_dir():
-        rows = with_teacher_answers(rows, task.folder, data, run.path, console)
-    return replace(task, kept_layers=tuple(kept), train_rows=rows)
+    if recipe.distillation.sequence_level:
+        rows = with_teacher_answers(rows, task.folder, recipe.data, run.path, console)
+    return replace(task, kept_layers=kept, train_rows=rows)
 
 
 def _calibration(recipe: PruneRecipe, task: Task) -> list[dict[str, Tensor]]:

@@ -57,6 +57,16 @@ def test_encoder_loss() -> None:
     assert encoder_loss(student, teacher, identity, mask, None).item() == pytest.approx(0.025, rel=1e-4)
 
 
+def test_encoder_loss_of_layers_by_their_numbers() -> None:
+    """Nearest would be layers 0 and 2; asked for are 0 and 1."""
+    student = [torch.full((1, 2, 4), float(value)) for value in (1, 5, 2)]
+    teacher = [student[0] + 0.5, student[2] + 0.5]
+    mask, identity = torch.ones(1, 2, dtype=torch.bool), DistillationMaps(4, 1).encoder
+    assert encoder_loss(student, teacher, identity, mask, None).item() == pytest.approx(0.25)
+    by_number = encoder_loss(student, teacher, identity, mask, None, same=(0, 1)).item()
+    assert by_number == pytest.approx((0.25 + 2.5**2) / 2)
+
+
 def test_decoder_loss_has_a_map_for_each_layer() -> None:
     student, mask = states(2, seed=1), torch.ones(2, 3, dtype=torch.bool)
     maps = DistillationMaps(4, 2).decoder
