@@ -62,7 +62,7 @@ from server.api.documents import (
 )
 from server.api.errors import error_document
 from server.api.schemas import CompareRequest
-from server.api.sse import EventStreamResponse
+from server.api.sse import EventStreamResponse, made_ahead
 from server.api.wire import AsciiJsonResponse
 from server.errors import RequestError
 from server.generation import Generation
@@ -82,7 +82,8 @@ def compare_routes(service: Service) -> APIRouter:
         body, variants = await read_comparison(request, service)
         events = _events(service, body, variants)
         if body.stream:
-            return EventStreamResponse(events, keep_alive_s=service.settings.keep_alive_s)
+            # Comparisons run one at a time: a client that does not read must not keep the others waiting.
+            return EventStreamResponse(made_ahead(events), keep_alive_s=service.settings.keep_alive_s)
         return AsciiJsonResponse(await unless_gone(request, _last(events)))
 
     return router

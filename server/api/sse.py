@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from starlette.responses import Response
@@ -77,3 +77,25 @@ class EventStreamResponse(Response):
             self._begun = True
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def made_ahead(events: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+    """The same events, made without waiting for whoever reads them: what they hold is free when they are made."""
+    made: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def make() -> None:
+        try:
+            async with contextlib.aclosing(events):  # type: ignore[type-var]
+                async for event in events:
+                    made.put_nowait(event)
+        finally:
+            made.put_nowait(None)
+
+    maker = asyncio.create_task(make())
+    try:
+        while (event := await made.get()) is not None:
+            yield event
+        await maker
+    finally:
+        maker.cancel()
+        await asyncio.wait([maker])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from server.api.sse import EventStreamResponse
+from server.api.sse import EventStreamResponse, made_ahead
 from server.api.wire import to_json
 from server.errors import GenerationError
 
@@ -61,6 +61,43 @@ def test_a_long_silence_before_the_first_event_is_filled_too() -> None:
         text = await Connection().answer(broken_after(0.1))
         assert text.startswith(": keep-alive\n\n")
         assert json.loads(text.rsplit("data:", 1)[1]) == {"error": "broke", "error_type": "generation"}
+
+    asyncio.run(scenario())
+
+
+def test_events_made_ahead_wait_for_no_reader() -> None:
+    async def scenario() -> None:
+        made, ended = [], asyncio.Event()
+
+        async def events() -> AsyncIterator[dict[str, Any]]:
+            try:
+                for i in range(3):
+                    made.append(i)
+                    yield {"i": i}
+                if broken:
+                    raise GenerationError("broke")
+                await asyncio.sleep(waits_s)
+            finally:
+                ended.set()
+
+        broken, waits_s = False, 0.0
+        ahead = made_ahead(events())
+        assert made == []
+        assert await anext(ahead) == {"i": 0}
+        await asyncio.wait_for(ended.wait(), 5)
+        assert [event async for event in ahead] == [{"i": 1}, {"i": 2}]
+
+        broken, ahead = True, made_ahead(events())
+        assert [(await anext(ahead))["i"] for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(GenerationError, match="broke"):
+            await anext(ahead)
+
+        broken, waits_s = False, 60.0
+        ended.clear()
+        ahead = made_ahead(events())
+        await anext(ahead)
+        await ahead.aclose()
+        assert ended.is_set()
 
     asyncio.run(scenario())
 
