@@ -1,0 +1,175 @@
+"""tokenizer.json, and the same with fewer tokens.
+
+Text whose tokens are all kept is split as before. What that takes depends on the model:
+
+Unigram: the best path through a text stays the best one where its pieces are kept, for the others only become fewer.
+    A character that is no piece costs the lowest score of the vocabulary and a bit, so the piece with that score stays.
+BPE: a merge that was never applied in a word can go without a trace. Those that were have produced the word's tokens,
+    or parts of them: with a token, all merges that make it stay, and the tokens that they join.
+WordPiece: the longest piece that fits stays the longest. WordLevel: every word is looked up by itself.
+"""
+
+import copy
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+from nash.errors import RequestError
+
+Document = dict[str, Any]  # a parsed tokenizer.json
+
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes single bytes
+_ASCII = frozenset(map(chr, range(0x21, 0x7F)))
+_VAST_SCRIPTS = frozenset({"CJK", "HANGUL"})  # by the thousand: of them only what occurs
+
+
+def document_of(tokenizer: Tokenizer) -> Document:
+    """The tokenizer as `tokenizer.json` has it.
+
+    Raises:
+        RequestError: it is of a kind that cannot be trimmed.
+    """
+    document: Document = json.loads(tokenizer.to_str())
+    model = document["model"]
+    if model["type"] not in ("Unigram", "BPE", "WordPiece", "WordLevel"):
+        raise RequestError(f"a vocabulary of the kind {model['type']!r} cannot be trimmed: leave trim_vocab out")
+    if model.get("dropout"):
+        raise RequestError(
+            f"the tokenizer drops merges at random (dropout is {model['dropout']}), so what a text needs cannot be "
+            "told: set model.dropout to null in tokenizer.json"
+        )
+    return document
+
+
+def pieces_of(document: Document) -> dict[str, int]:
+    """The ids of all pieces of the model; tokens that were added beside it are left out."""
+    vocabulary = document["model"]["vocab"]
+    if document["model"]["type"] == "Unigram":
+        return {piece: i for i, (piece, _) in enumerate(vocabulary)}
+    return dict(vocabulary)
+
+
+def special_ids(document: Document) -> set[int]:
+    """What is kept in any case: added tokens, those that are put around a text, and what unknown text becomes."""
+    model, pieces = document["model"], pieces_of(document)
+    ids = {token["id"] for token in document["added_tokens"]} | set(_placed_ids(document))
+    if model["type"] == "Unigram":
+        scores = [score for _, score in model["vocab"]]
+        ids.add(scores.index(min(scores)))
+        if model["unk_id"] is not None:
+            ids.add(model["unk_id"])
+    elif model["unk_token"] in pieces:
+        ids.add(pieces[model["unk_token"]])
+    if model.get("byte_fallback"):
+        ids |= {i for piece, i in pieces.items() if _BYTE_PIECE.fullmatch(piece)}
+    return ids
+
+
+def closed(document: Document, ids: Collection[int]) -> set[int]:
+    """The tokens and all those that they are merged from."""
+    found, left = set(ids), list(ids)
+    if document["model"]["type"] != "BPE":
+        return found
+    pieces = pieces_of(document)
+    parents: dict[int, set[int]] = defaultdict(set)
+    for first, second, whole in _merges(document["model"]):
+        parents[pieces[whole]] |= {pieces[first], pieces[second]}
+    while left:
+        new = parents[left.pop()] - found
+        found |= new
+        left.extend(new)
+    return found
+
+
+def fallback_ids(document: Document, ids: Collection[int]) -> set[int]:
+    """Single characters and bytes, for text that is not made of the tokens `ids`.
+
+    All bytes, ASCII, the characters that the tokens are made of, and the letters of their scripts, except where a
+    script has thousands of them.
+    """
+    pieces, model = pieces_of(document), document["model"]
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    characters = {character for piece, i in pieces.items() if i in ids for character in piece}
+    scripts = set(map(_script, characters)) - _VAST_SCRIPTS - {None}
+    wanted = characters | _ASCII
+    if _mentions(document["pre_tokenizer"], "ByteLevel"):
+        wanted |= set(ByteLevel.alphabet())
+    found = set()
+    for piece, i in pieces.items():
+        character = piece.removeprefix(prefix).removesuffix(suffix)
+        if len(character) == 1 and (character in wanted or _script(character) in scripts):
+            found.add(i)
+    return found
+
+
+def trimmed(document: Document, new_ids: Mapping[int, int]) -> Document:
+    """The document with the tokens that `new_ids` has, under their new ids."""
+    result = copy.deepcopy(document)
+    model = result["model"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if i in new_ids]
+        if model["unk_id"] is not None:
+            model["unk_id"] = new_ids[model["unk_id"]]
+    else:
+        model["vocab"] = {piece: new_ids[i] for piece, i in model["vocab"].items() if i in new_ids}
+    if model["type"] == "BPE":
+        kept = [all(piece in model["vocab"] for piece in merge) for merge in _merges(model)]
+        model["merges"] = [merge for merge, stays in zip(model["merges"], kept, strict=True) if stays]
+    for token in result["added_tokens"]:
+        token["id"] = new_ids[token["id"]]
+    if result["padding"]:
+        result["padding"]["pad_id"] = new_ids[result["padding"]["pad_id"]]
+    for processor in _processors(result["post_processor"]):
+        for place in ("sep", "cls"):
+            if place in processor:
+                processor[place][1] = new_ids[processor[place][1]]
+        for token in processor.get("special_tokens", {}).values():
+            token["ids"] = [new_ids[i] for i in token["ids"]]
+    return result
+
+
+def _placed_ids(document: Document) -> Iterator[int]:
+    """Tokens that are put around a text, or fill it up."""
+    if document["padding"]:
+        yield document["padding"]["pad_id"]
+    for processor in _processors(document["post_processor"]):
+        for place in ("sep", "cls"):
+            if place in processor:
+                yield processor[place][1]
+        for token in processor.get("special_tokens", {}).values():
+            yield from token["ids"]
+
+
+def _processors(processor: Document | None) -> Iterable[Document]:
+    if processor is None:
+        return ()
+    if processor["type"] == "Sequence":
+        return [single for each in processor["processors"] for single in _processors(each)]
+    return (processor,)
+
+
+def _merges(model: Document) -> Iterator[tuple[str, str, str]]:
+    """Two pieces and what they are merged into."""
+    prefix = model["continuing_subword_prefix"] or ""
+    for first, second in model["merges"]:
+        yield first, second, first + second.removeprefix(prefix)
+
+
+def _mentions(part: Any, kind: str) -> bool:
+    """Whether a part of the document is of a kind, or has one that is."""
+    if isinstance(part, dict):
+        return part.get("type") == kind or any(_mentions(each, kind) for each in part.values())
+    return isinstance(part, list) and any(_mentions(each, kind) for each in part)
+
+
+def _script(character: str) -> str | None:
+    """The first word of a letter's name in Unicode, which is that of its script; None for what is no letter."""
+    if unicodedata.category(character)[0] not in "LM":
+        return None
+    return unicodedata.name(character, "").partition(" ")[0] or None
