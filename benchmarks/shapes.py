@@ -60,11 +60,24 @@ SHAPES = (
     ),
 )
 
+T5_BASE = Shape(
+    name="t5-base",
+    d_model=768,
+    num_heads=12,
+    d_kv=64,
+    d_ff=3072,
+    layers=12,
+    vocab_size=32128,
+    source_tokens=64,
+    new_tokens=64,
+    batches=(1, 16),
+)
+NAMED = {shape.name: shape for shape in (*SHAPES, T5_BASE)}
 
-def build(shape: Shape) -> T5ForConditionalGeneration:
-    """A dense model of the shape with random weights."""
-    torch.manual_seed(0)
-    config = T5Config(
+
+def config_of(shape: Shape) -> T5Config:
+    """The configuration of a dense model of the shape."""
+    return T5Config(
         vocab_size=shape.vocab_size,
         d_model=shape.d_model,
         num_heads=shape.num_heads,
@@ -74,7 +87,12 @@ def build(shape: Shape) -> T5ForConditionalGeneration:
         num_decoder_layers=shape.layers,
         decoder_start_token_id=0,
     )
-    return T5ForConditionalGeneration(config).eval()
+
+
+def build(shape: Shape) -> T5ForConditionalGeneration:
+    """A dense model of the shape with random weights."""
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(config_of(shape)).eval()
 
 
 def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:

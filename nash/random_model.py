@@ -1,6 +1,7 @@
 """A model directory of any shape with random weights: how fast a model is does not depend on what it has learned."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 
 from model_store.families import compact_model_type
 from model_store.spec import EncoderLayerSpec, ModelSpec, dense_of
+from nash.latency import Workload
 from nash.parts import parts_of
+from server.engine.engine import Engine
 
 _SCALE = 0.02  # of the weights: any that keeps numbers far from overflow
 
@@ -55,6 +58,13 @@ def write_random_model(folder: Path, spec: ModelSpec, dense_config: Mapping[str,
         # In half precision, for the disk's sake: the engine converts what it reads.
         tensors[name] = torch.empty(shape, dtype=torch.float16).normal_(std=_SCALE, generator=generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_random_engine(spec: ModelSpec, dense_config: Mapping[str, Any], workload: Workload) -> Engine:
+    """An engine for the workload with such a model, of which nothing is left on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_model(Path(folder), spec, dense_config)
+        return Engine.load(Path(folder), workload.config)
 
 
 def _config(spec: ModelSpec, dense_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ training. The gates then leave every layer another width; once they are decided 
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,8 +17,7 @@ from model_store.spec import ModelSpec
 from nash.cost_model import MOST_SPARSITY, Choice, CostModel, Cut, Timing, choose, fastest, fit
 from nash.errors import RequestError
 from nash.latency import Latency, Workload, measure_turns, quantile
-from nash.random_model import cut_spec, uniform_widths, with_vocabulary, write_random_model
-from server.engine.engine import Engine
+from nash.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 # A speed this far from what was asked is corrected: half of the tenth that is promised, for measuring errs as well.
 MISS = 0.05
@@ -173,7 +171,7 @@ def engine_measure(dense: Path, workload: Workload) -> Measure:
 
     def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
         with _torch_threads_kept():
-            loaded = {spec: _load_random(spec, config, workload) for spec in dict.fromkeys(shapes)}
+            loaded = {spec: load_random_engine(spec, config, workload) for spec in dict.fromkeys(shapes)}
             engines = list(loaded.values())
             first = measure_turns(engines, workload, 1)
             turn_s = sum(latency.total_ms for [latency] in first) / 1e3
@@ -182,12 +180,6 @@ def engine_measure(dense: Path, workload: Workload) -> Measure:
             return [quantile(runs[spec], _QUANTILE) for spec in shapes]
 
     return measure
-
-
-def _load_random(spec: ModelSpec, config: dict[str, Any], workload: Workload) -> Engine:
-    with tempfile.TemporaryDirectory() as name:
-        write_random_model(Path(name), spec, config)
-        return Engine.load(Path(name), workload.config)
 
 
 @contextmanager
