@@ -26,7 +26,7 @@ from nash.masking import HardenedGates, masked
 from nash.models import read_spec, save_model
 from nash.parts import parts_of, shortened
 from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
-from tests.tiny_models import build_tokenizer
+from tests.tiny_models import TOKENIZER_CONFIG, build_tokenizer
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 NEW_TOKENS = 6
@@ -99,6 +99,7 @@ def build(case: Case, folder: Path, *, seed: int = 0) -> Path:
     """A random dense model with a tokenizer, as every model directory has one."""
     build_tiny(case, folder, seed=seed)
     build_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
     return folder
 
 
@@ -232,8 +233,3 @@ def float64() -> Iterator[None]:
     finally:
         torch.set_default_dtype(torch.float32)
         modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm = norms
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return config
