@@ -1,15 +1,16 @@
-"""What each part of pruning buys on the engine: a decode step by decoder layers, the encoder by its sparsity.
+"""What each part of pruning buys on the engine: time over decoder layers, encoder layers, and encoder sparsity.
 
-    python -m benchmarks.scaling --out FILE
+    python -m benchmarks.scaling --shape t5-small --out FILE
 
-T5-small's shape with random weights, lengths forced. A step reads the layers and the vocabulary's matrix, so its time
+A well-known shape with random weights, lengths forced. A step reads the layers and the vocabulary's matrix, so its time
 should be a straight line over the layers that begins at the cost of the logits; the encoder's should fall with what is
-cut out of it. All models run in turn; medians.
+cut out of it. The whole answer's time shows which of them matters: a decoder layer is run for every token, an encoder
+layer once. All models run in turn; medians.
 """
 
 import argparse
 import json
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,79 +18,103 @@ import numpy as np
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.shapes import SHAPES, Shape, build, prune
-from nash.latency import measure_side_by_side
-from server.engine.sequence import EngineConfig
+from benchmarks.shapes import NAMED, Shape, config_of
+from model_store.spec import ModelSpec
+from nash.latency import Workload, measure_turns, quantile
+from nash.random_model import cut_spec, load_random_engine, uniform_widths
 
-SPARSITIES = (0.0, 0.15, 0.3, 0.45, 0.6)
+LAYERS = (1, 2, 3, 4, 6, 8, 12)
+SPARSITIES = (0.15, 0.3, 0.45, 0.6)
+
+
+def models(shape: Shape) -> list[ModelSpec]:
+    """The dense one, then one thing cut at a time."""
+    dense = ModelSpec.from_config(config_of(shape).to_dict())
+    fewer = [layers for layers in LAYERS if layers < shape.layers]
+    return [
+        dense,
+        *(cut_spec(dense, decoder_layers=layers, heads=dense.num_heads, units=dense.d_ff) for layers in fewer),
+        *(replace(dense, encoder=dense.encoder[:layers]) for layers in fewer),
+        *(sparse(dense, sparsity) for sparsity in SPARSITIES),
+    ]
+
+
+def sparse(dense: ModelSpec, sparsity: float) -> ModelSpec:
+    """All decoder layers, all encoder layers alike."""
+    heads, units = uniform_widths(dense, sparsity)
+    return cut_spec(dense, decoder_layers=len(dense.decoder), heads=heads, units=units)
 
 
 def measure(shape: Shape, options: argparse.Namespace, batch: int) -> dict[str, Any]:
-    """Both curves of one batch size."""
-    dense = build(shape)
-    cuts = [(layers, 0.0) for layers in range(1, shape.layers + 1)]
-    cuts += [(shape.layers, sparsity) for sparsity in SPARSITIES[1:]]
-    config = EngineConfig(dtype=options.dtype, threads=options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        directories = []
-        for number, (layers, sparsity) in enumerate(cuts):
-            directories.append(Path(folder) / str(number))
-            prune(dense, layers, sparsity).save_pretrained(directories[-1])
-        latencies = measure_side_by_side(
-            directories,
-            batch=batch,
-            source_tokens=shape.source_tokens,
-            new_tokens=shape.new_tokens,
-            repeats=options.repeats,
-            config=config,
-        )
+    """The curves of one batch size."""
+    workload = Workload(
+        batch=batch,
+        source_tokens=shape.source_tokens,
+        new_tokens=shape.new_tokens,
+        dtype=options.dtype,
+        threads=options.threads,
+    )
+    specs, config = models(shape), config_of(shape).to_dict()
+    engines = [load_random_engine(spec, config, workload) for spec in specs]
+    latencies = [quantile(runs, 0.5) for runs in measure_turns(engines, workload, options.repeats)]
     rows = [
         {
-            "decoder_layers": layers,
-            "encoder_sparsity": sparsity,
+            "decoder_layers": len(spec.decoder),
+            "encoder_layers": len(spec.encoder),
+            "encoder_sparsity": round(spec.encoder_sparsity, 4) if len(spec.encoder) == shape.layers else 0.0,
             "step_ms": latency.step_ms,
             "encode_ms": latency.encode_ms,
+            "total_ms": latency.total_ms,
         }
-        for (layers, sparsity), latency in zip(cuts, latencies, strict=True)
+        for spec, latency in zip(specs, latencies, strict=True)
     ]
-    by_layers = [row for row in rows if row["encoder_sparsity"] == 0.0]
-    by_sparsity = [by_layers[-1], *rows[shape.layers :]]
+    dense = rows[0]
+    by_decoder = [row for row in rows if row["decoder_layers"] < shape.layers] + [dense]
+    by_encoder = [row for row in rows if row["encoder_layers"] < shape.layers] + [dense]
+    by_sparsity = [dense] + [row for row in rows if row["encoder_sparsity"]]
     return {
         "batch": batch,
         "rows": rows,
-        "step_ms_over_layers": _line([row["decoder_layers"] for row in by_layers], [r["step_ms"] for r in by_layers]),
-        "encode_ms_over_kept": _line(
-            [1 - row["encoder_sparsity"] for row in by_sparsity], [row["encode_ms"] for row in by_sparsity]
-        ),
+        "step_ms_over_layers": _line(by_decoder, "decoder_layers", "step_ms"),
+        "total_ms_over_decoder_layers": _line(by_decoder, "decoder_layers", "total_ms"),
+        "total_ms_over_encoder_layers": _line(by_encoder, "encoder_layers", "total_ms"),
+        "encode_ms_over_sparsity": _line(by_sparsity, "encoder_sparsity", "encode_ms"),
     }
 
 
-def _line(x: list[float], y: list[float]) -> dict[str, float]:
+def _line(rows: list[dict[str, Any]], x_name: str, y_name: str) -> dict[str, float]:
     """The best straight line, and the share of the variance that it explains."""
+    x, y = np.array([row[x_name] for row in rows]), np.array([row[y_name] for row in rows])
     slope, start = np.polyfit(x, y, 1)
-    residual = np.array(y) - (slope * np.array(x) + start)
+    residual = y - (slope * x + start)
     return {"slope": float(slope), "start": float(start), "r2": float(1 - residual.var() / np.var(y))}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write the JSON."""
-    parser = argparse.ArgumentParser(description="Time over decoder layers and over encoder sparsity.")
+    parser = argparse.ArgumentParser(description="Time over decoder layers, encoder layers and encoder sparsity.")
+    parser.add_argument("--shape", choices=NAMED, default="t5-small")
+    parser.add_argument("--batch", type=int, action="append", help="default: 1 and 8")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    results = [measure(SHAPES[-1], options, batch) for batch in (1, 8)]
+    options = parser.parse_args(arguments)
+    shape = NAMED[options.shape]
+    results = [measure(shape, options, batch) for batch in options.batch or (1, 8)]
     for result in results:
         for row in result["rows"]:
-            what = f"{row['decoder_layers']} decoder layers, {row['encoder_sparsity']:.0%} of the encoder cut"
-            print(f"batch {result['batch']}: {what}: step {row['step_ms']:.3f} ms, encoder {row['encode_ms']:.2f} ms")
-        for name in ("step_ms_over_layers", "encode_ms_over_kept"):
-            line = result[name]
-            print(f"  {name}: {line['start']:.3f} + {line['slope']:.3f} x, R2 {line['r2']:.4f}")
+            shares = f"decoder {row['decoder_layers']:>2}, encoder {row['encoder_layers']:>2} layers"
+            print(
+                f"batch {result['batch']}: {shares}, {row['encoder_sparsity']:>4.0%} of it cut: "
+                f"step {row['step_ms']:.3f} ms, encoder {row['encode_ms']:.2f} ms, total {row['total_ms']:.1f} ms"
+            )
+        for name, line in result.items():
+            if "_over_" in name:
+                print(f"  {name}: {line['start']:.3f} + {line['slope']:.3f} x, R2 {line['r2']:.4f}")
     if options.out is not None:
         engine = {"dtype": options.dtype, "threads": options.threads}
-        document = {"environment": environment(), "shape": SHAPES[-1].name, "engine": engine, "results": results}
+        document = {"environment": environment(), "shape": shape.name, "engine": engine, "results": results}
         options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
