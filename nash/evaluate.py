@@ -9,7 +9,9 @@ from nash.metrics import METRICS
 from nash.models import load_tokenizer
 from nash.recipe import MetricKind
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters
+from server.engine.sequence import EngineConfig
+
+SEED = 0  # where a model's own settings sample, its figures must not change from run to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Evaluation:
 
 
 def evaluate(folder: Path, rows: Sequence[Row], metric: MetricKind, config: EngineConfig) -> Evaluation:
-    """Decode every row's source greedily with the model in `folder` and compare with its targets.
+    """Decode every row's source with the model in `folder` and compare with its targets.
 
     Sources longer than `config.max_source_tokens` are cut, as they are in training.
     """
@@ -30,9 +32,12 @@ def evaluate(folder: Path, rows: Sequence[Row], metric: MetricKind, config: Engi
 
 
 def predict(folder: Path, sources: Sequence[str], config: EngineConfig) -> list[str]:
-    """The model's greedy answers to the source texts, in their order."""
+    """The model's answers to the source texts, in their order, decoded as its generation_config.json says.
+
+    So does the server where a request says nothing: beams, forced tokens, lengths and penalties are the model's own.
+    """
     tokenizer = load_tokenizer(folder)
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
     engine = Engine.load(folder, config)
-    generated = engine.generate(encoded, GenerationParameters(max_new_tokens=engine.default_max_new_tokens))
-    return [tokenizer.decode(sequence.tokens, skip_special_tokens=True) for sequence in generated]
+    parameters = engine.defaults.resolve({"num_return_sequences": 1, "seed": SEED})
+    return [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in engine.generate(encoded, parameters)]

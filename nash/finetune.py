@@ -47,9 +47,9 @@ def finetune(
     if name is not None:
         check_name(name, "model name")
     check_name(alias, "alias")
-    rows = read_rows(recipe.data.train)
-    validation_rows = read_rows(recipe.data.validation)
-    test_rows = validation_rows if recipe.data.test is None else read_rows(recipe.data.test)
+    data = recipe.data
+    rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+    test_rows = validation_rows if data.test is None else read_rows(data.test, data)
     start = None if recipe.model is None else resolve_model(recipe.model, store)
     folder = out / "model"
     with RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start)) as run:

@@ -6,15 +6,15 @@ from typing import Any
 
 from model_store.manifest import Lineage
 from model_store.ref import looks_like_path
-from nash.data import file_digest
+from nash.data import data_digest
 from nash.models import ResolvedModel, weights_digest
 from nash.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
 
 
 def data_digests(data: DataRecipe) -> dict[str, str]:
-    """The sha256 of every data file, by split."""
-    files = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {split: file_digest(path) for split, path in files.items() if path is not None}
+    """The sha256 of every split's data, by split."""
+    paths = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {split: data_digest(path, data) for split, path in paths.items() if path is not None}
 
 
 def input_digests(data: DataRecipe, model: ResolvedModel | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from model_store.ref import looks_like_path
+from nash.data_formats import HUB_PREFIX
 from nash.errors import RequestError
 
 MetricKind = Literal[
@@ -38,12 +39,34 @@ class Section(BaseModel):
         """TOML has no paths: a text where a path is wanted is taken relative to the recipe's folder."""
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and field.annotation in (Path, Path | None):
+            if value.startswith(HUB_PREFIX):
+                return Path(value)
             return (info.context or {}).get("folder", Path()) / value
         return value
 
 
-class DataRecipe(Section):
-    """JSONL files of `{"source": text, "target": text or list of texts}` rows, and their length limits in tokens."""
+class DataLayout(Section):
+    """Which columns of the data hold what. `a.b` is the value b within column a.
+
+    A target is a text or a list of texts, all of them right; several columns are several right answers.
+    """
+
+    source_column: str = "source"
+    target_columns: list[str] = Field(default=["target"], min_length=1)
+    prefix: str = ""  # stands before every source, as in "summarize: "
+
+    @property
+    def example(self) -> str:
+        """What a row looks like, for the messages of errors."""
+        targets = ", ".join(f'"{column}": text or [text, ...]' for column in self.target_columns)
+        return f'{{"{self.source_column}": text, {targets}}}'
+
+
+class DataRecipe(DataLayout):
+    """The data of each split, and length limits in tokens.
+
+    A file (JSONL, .csv, .tsv, .parquet), a folder saved by `datasets`, or `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
+    """
 
     train: Path
     validation: Path

@@ -11,9 +11,20 @@ from nash.recipe import MetricKind
 
 def command(
     model: Annotated[str, typer.Argument(metavar="PATH_OR_REF", help="A model directory, or a model in the store.")],
-    data: Annotated[Path, typer.Option("--data", help="A JSONL file, or a folder of JSONL files named by split.")],
-    split: Annotated[str, typer.Option("--split", help="Which file of the folder.")] = "test",
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="JSONL, CSV, TSV or Parquet, hub:OWNER/NAME:SPLIT, or a folder with a file a split."
+        ),
+    ],
+    split: Annotated[str, typer.Option("--split", help="Which one of the folder.")] = "test",
     metric: Annotated[MetricKind, typer.Option("--metric", help="The kind of task.")] = "exact",
+    source_column: Annotated[str, typer.Option("--source-column")] = "source",
+    target_columns: Annotated[
+        list[str] | None,
+        typer.Option("--target-column", help="Again for each further right answer.  [default: target]"),
+    ] = None,
+    prefix: Annotated[str, typer.Option("--prefix", help="What stands before every source.")] = "",
     dtype: Annotated[str, typer.Option("--dtype", help="What the engine computes in.")] = "float32",
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
     max_source_tokens: Annotated[int, typer.Option("--max-source-tokens", min=1)] = 512,
@@ -24,12 +35,15 @@ def command(
     """Decode every row of a data file with a model and compare with its targets."""
     from model_store.store import Store
     from nash.data import read_rows
+    from nash.data_formats import is_split_folder, split_path
     from nash.evaluate import evaluate
     from nash.models import quiet_libraries, resolve_model
+    from nash.recipe import DataLayout
     from server.engine.sequence import EngineConfig
 
     quiet_libraries()
-    rows = read_rows(data / f"{split}.jsonl" if data.is_dir() else data)
+    layout = DataLayout(source_column=source_column, target_columns=target_columns or ["target"], prefix=prefix)
+    rows = read_rows(split_path(data, split) if is_split_folder(data) else data, layout)
     resolved = resolve_model(model, Store(store))
     config = EngineConfig(
         dtype=dtype, threads=threads, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens

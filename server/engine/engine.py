@@ -119,11 +119,6 @@ class Engine:
         return cls(spec, _make_backend(directory, spec, config, progress), config, defaults=defaults)
 
     @property
-    def default_max_new_tokens(self) -> int:
-        """How many tokens are made at most where a request says nothing."""
-        return self.defaults.parameters.max_new_tokens
-
-    @property
     def idle(self) -> bool:
         """Whether no sequence waits or runs."""
         return self._scheduler.idle

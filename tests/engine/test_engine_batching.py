@@ -232,4 +232,4 @@ def test_the_default_length_comes_from_the_generation_config(
 ) -> None:
     directory = Path(shutil.copytree(t5_dir, tmp_path / "model"))
     (directory / "generation_config.json").write_text(settings)
-    assert Engine.load(directory, CONFIG).default_max_new_tokens == expected
+    assert Engine.load(directory, CONFIG).defaults.parameters.max_new_tokens == expected

@@ -1,0 +1,74 @@
+"""Answers are decoded as the model's own generation_config says, which is what transformers does with it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nash.data import Row
+from nash.evaluate import evaluate, predict
+from nash.models import load_dense, load_tokenizer
+from server.engine.sequence import EngineConfig
+from tests.tiny_models import EOS_ID, PAD_ID, VOCABULARY
+
+SOURCES = ["abc", "the quick", "z", "nash", "prune me now", "qq"]
+CONFIG = EngineConfig(max_source_tokens=32, max_new_tokens=24, slots=8)
+BASE = {"decoder_start_token_id": PAD_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, dense_dir: Path) -> Path:
+    shutil.copytree(dense_dir, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def set_generation(folder: Path, **fields: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(BASE | fields))
+
+
+@torch.inference_mode()
+def of_transformers(folder: Path) -> list[str]:
+    model, tokenizer = load_dense(folder).eval(), load_tokenizer(folder)
+    outputs = [model.generate(torch.tensor([tokenizer(source).input_ids]))[0] for source in SOURCES]
+    return [tokenizer.decode(output, skip_special_tokens=True) for output in outputs]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_new_tokens": 6},
+        {"max_new_tokens": 9, "num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+        {"max_length": 8, "forced_bos_token_id": VOCABULARY["x"], "forced_eos_token_id": EOS_ID},
+        {"max_length": 12, "min_length": 8, "no_repeat_ngram_size": 2, "num_beams": 2},
+        {"max_new_tokens": 9, "suppress_tokens": [VOCABULARY[c] for c in "aeiou"], "repetition_penalty": 1.5},
+    ],
+)
+def test_the_models_own_settings(folder: Path, fields: dict[str, Any]) -> None:
+    set_generation(folder, max_new_tokens=24)
+    plain = predict(folder, SOURCES, CONFIG)
+    set_generation(folder, **fields)
+    answers = predict(folder, SOURCES, CONFIG)
+    assert answers == of_transformers(folder)
+    assert answers != plain
+    rows = [Row(source=source, targets=("a target", answer)) for source, answer in zip(SOURCES, answers, strict=True)]
+    assert evaluate(folder, rows, "exact", CONFIG).metrics == {"exact_match": 100.0}
+
+
+def test_sampling_gives_the_same_figures_every_time(folder: Path) -> None:
+    set_generation(folder, max_new_tokens=12)
+    greedy = predict(folder, SOURCES, CONFIG)
+    set_generation(folder, max_new_tokens=12, do_sample=True, temperature=2.0, num_return_sequences=3)
+    sampled = predict(folder, SOURCES, CONFIG)
+    assert sampled == predict(folder, SOURCES, CONFIG)
+    assert sampled != greedy
+
+
+def test_what_the_engine_is_loaded_for_bounds_the_models_lengths(folder: Path) -> None:
+    set_generation(folder, max_new_tokens=24, min_new_tokens=20)
+    long = predict(folder, SOURCES, CONFIG)
+    short = predict(folder, SOURCES, EngineConfig(max_source_tokens=32, max_new_tokens=5))
+    assert all(len(answer) <= 5 for answer in short)
+    assert any(len(answer) > 5 for answer in long)
