@@ -27,7 +27,7 @@ from model_store.store import Store, StoredVersion
 from nash.data import file_digest
 from nash.disk import full_disk_named
 from nash.errors import RequestError
-from nash.recipe import T5Shape
+from nash.recipe import DataRecipe, T5Shape
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -51,6 +51,21 @@ def read_spec(folder: Path) -> ModelSpec:
         raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
     except (ValueError, UnsupportedModelError) as error:
         raise RequestError(f"{folder}: {error}") from error
+
+
+def check_lengths(spec: ModelSpec, data: DataRecipe) -> None:
+    """Refuse length limits beyond the positions that a model has: training would fail at the first longer text.
+
+    Raises:
+        RequestError: a limit is too high.
+    """
+    limits = {"max_source_tokens": data.max_source_tokens, "max_target_tokens": data.max_target_tokens}
+    for key, limit in limits.items():
+        if spec.max_positions is not None and limit > spec.max_positions:
+            raise RequestError(
+                f"data.{key} {limit} is more than the model's {spec.max_positions} positions: "
+                f"set it to {spec.max_positions} or less"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

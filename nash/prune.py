@@ -28,7 +28,16 @@ from nash.latency import Workload
 from nash.layer_selection import block_ends, select_layers
 from nash.lineage import input_digests, lineage_of
 from nash.masking import GateKinds, Gates
-from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_spec, resolve_model, save_model
+from nash.models import (
+    DTYPES,
+    check_lengths,
+    load_compact,
+    load_dense,
+    load_tokenizer,
+    read_spec,
+    resolve_model,
+    save_model,
+)
 from nash.parts import parts_of, shortened
 from nash.progress import TrainingProgress
 from nash.pruning_training import StudentTrainer
@@ -99,6 +108,7 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     spec = read_spec(model.folder)
     if spec.compact:
         raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
+    check_lengths(spec, data)
     if model.version is None:
         check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
     task = Task(

@@ -39,8 +39,8 @@ batch_size = 8
 """
 
 
-def prune(family: str, gates: str, folder: Path) -> Path:
-    """Prune a random model by the command; the published model's directory."""
+def prepare(family: str, gates: str, folder: Path) -> None:
+    """Put a random model, data and a recipe into a folder."""
     case = FAMILIES[family]
     layerdrop = {} if "d_kv" in case.fields else {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}
     build(replace(case, changes={**case.changes, **TOKENS, **layerdrop}), folder / "dense")
@@ -48,6 +48,11 @@ def prune(family: str, gates: str, folder: Path) -> Path:
     for split, chosen in {"train": rows[:32], "validation": rows[32:]}.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     (folder / "prune.toml").write_text(RECIPE.format(gates=gates))
+
+
+def prune(family: str, gates: str, folder: Path) -> Path:
+    """Prune a random model by the command; the published model's directory."""
+    prepare(family, gates, folder)
     store = folder / "store"
     outcome = nash("prune", folder / "prune.toml", "--out", folder / "out", "--store", store, "--json")
     document = outcome.document()
@@ -81,6 +86,17 @@ def check(family: str, gates: str, folder: Path) -> None:
 @pytest.mark.parametrize(("family", "gates"), [("bart", NASH), ("marian", COFI)])
 def test_from_a_recipe_to_the_store(family: str, gates: str, tmp_path: Path) -> None:
     check(family, gates, tmp_path)
+
+
+def test_texts_longer_than_the_positions_are_refused(tmp_path: Path) -> None:
+    """T5 and M2M100 have any number of them."""
+    prepare("bart", NASH, tmp_path)
+    recipe = tmp_path / "prune.toml"
+    recipe.write_text(recipe.read_text().replace("max_target_tokens = 16", "max_target_tokens = 76"))
+    outcome = nash("prune", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert "data.max_target_tokens 76 is more than the model's 75 positions" in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
