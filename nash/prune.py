@@ -1,8 +1,12 @@
 """`nash prune`: from a fine-tuned dense model to a compact one in the store.
 
-The walk: teacher and student, pruning with gates, hardening, compaction, final fine-tune, evaluation, publication.
+The walk: the vocabulary, teacher and student, pruning with gates, hardening, compaction, final fine-tune, evaluation,
+publication.
 Every stage leaves its result in the run folder and is passed over when it is there, so a run that was interrupted
 goes on where it stopped.
+
+A vocabulary is trimmed before anything else, the teacher's too: every step is cheaper for it, and the teacher's
+probabilities and answers are made of the tokens that stay.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -41,18 +45,20 @@ from nash.models import (
 from nash.parts import parts_of, shortened
 from nash.progress import TrainingProgress
 from nash.pruning_training import StudentTrainer
+from nash.random_model import with_vocabulary
 from nash.recipe import PruneRecipe, PruningRecipe, WorkloadRecipe
 from nash.report import Report, Side
 from nash.run_folder import RunFolder, read_json
 from nash.speedup import SpeedPlan, engine_measure, make_plan, settle
 from nash.teacher_answers import with_teacher_answers
 from nash.training import train, write_log
+from nash.vocabulary import Coverage, plan_vocabulary, trim_vocabulary
 from nash.workload import workload_of
 
 DENSE_ALIAS = "dense"
-# In the run's folder: the shape for an asked speed, the decoder layers that "auto" chose, and the encoder sparsity
-# after a look at what the gates decided.
-PLAN, LAYERS, SETTLED = "plan.json", "layers.json", "settled.json"
+# In the run's folder: the shape for an asked speed, the decoder layers that "auto" chose, the encoder sparsity after a
+# look at what the gates decided, and what was kept of the vocabulary.
+PLAN, LAYERS, SETTLED, VOCABULARY = "plan.json", "layers.json", "settled.json", "vocabulary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +152,8 @@ def walk(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console, plan
     """Train and prune until the run's folder has the finished `model`; stages that are done are passed over."""
     if (run.path / "model").is_dir():
         return
+    if recipe.pruning.trim_vocab:
+        task = _trimmed(task, run, console)
     task = _chosen(recipe, task, run, console)
     if not (run.path / "compact").is_dir():
         _prune_phase(recipe, task, plan, run, console)
@@ -179,7 +187,9 @@ def _plan(recipe: PruneRecipe, task: Task, speedup: float, out: Path, console: C
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
     console.print(f"looking for a shape that is {speedup:g} times as fast: {workload}")
     measure = engine_measure(task.folder, workload)
-    plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=_gate_kinds(recipe.pruning).reach(task.spec))
+    kept = len(plan_vocabulary(task.folder, _texts(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
+    reach = _gate_kinds(recipe.pruning).reach(task.spec)
+    plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
     console.print(f"pruning to {plan}", soft_wrap=True)
     return plan
 
@@ -189,6 +199,23 @@ def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
     shape = {"decoder_layers": plan.decoder_layers, "encoder_sparsity": plan.encoder_sparsity}
     workload = WorkloadRecipe(**asdict(plan.workload))
     return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=shape), "workload": workload})
+
+
+def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
+    """The task with the dense model that has the vocabulary of the training rows."""
+    folder, report = run.path / "trimmed", run.read_json(VOCABULARY)
+    if report is None or not folder.is_dir():
+        held_out = {"validation": _texts(task.validation_rows), "test": _texts(task.test_rows)}
+        report = trim_vocabulary(task.folder, folder, _texts(task.train_rows), held_out)
+        run.write_json(VOCABULARY, report)
+    console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
+    for split, coverage in report["coverage"].items():
+        console.print(f"{split}: {Coverage(**coverage)}", soft_wrap=True)
+    return replace(task, folder=folder, spec=read_spec(folder), tokenizer=load_tokenizer(folder))
+
+
+def _texts(rows: list[Row]) -> list[str]:
+    return [text for row in rows for text in (row.source, *row.targets)]
 
 
 def _asked_layers(pruning: PruningRecipe, spec: ModelSpec) -> tuple[int, ...]:
@@ -239,7 +266,7 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
         if sparsity is None:
             sparsity = settle(
                 plan,
-                task.spec,
+                with_vocabulary(task.spec, task.spec.dense_vocab_size),
                 lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
                 engine_measure(task.folder, plan.workload),
                 most_sparsity=_gate_kinds(recipe.pruning).reach(task.spec),
@@ -327,6 +354,8 @@ def publish(
         speedup_quartiles=results["speedup_quartiles"],
         decoder_layers=summary.decoder_layers,
         encoder_sparsity=summary.encoder_sparsity,
+        dense_vocab_size=dense.manifest.spec.vocab_size,
+        vocab_size=summary.vocab_size,
         asked=None if plan is None else plan.asked,
         predicted=None if plan is None else plan.predicted,
         dense=Side.of(dense, results["dense"]),

@@ -134,6 +134,7 @@ class PruningRecipe(Section):
 
     NASH has gates on the encoder's heads and units. With `gated_stacks` "both" the decoder's are cut as well, and the
     sparsity is that of both stacks: CoFi, with `gate_sublayers`. `repair` refits cut matrices before the final phase.
+    `trim_vocab` keeps the tokens that the training rows need.
 
     `speedup` asks for a speed instead: how many times faster than the dense model under the recipe's workload.
     """
@@ -147,6 +148,7 @@ class PruningRecipe(Section):
     gate_sublayers: bool = False
     gated_stacks: Literal["encoder", "both"] = "encoder"
     repair: bool = False
+    trim_vocab: bool = False
     gate_learning_rate: float = Field(default=0.05, gt=0)
     multiplier_learning_rate: float = Field(default=0.05, gt=0)
     sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase

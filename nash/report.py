@@ -43,6 +43,8 @@ class Report:
     speedup_quartiles: list[float]
     decoder_layers: int
     encoder_sparsity: float
+    dense_vocab_size: int
+    vocab_size: int
     asked: float | None = None
     predicted: float | None = None
     dense: Side
@@ -83,6 +85,9 @@ class Report:
             ("decode step ms", self.dense.step_ms, self.pruned.step_ms),
             ("total ms", self.dense.total_ms, self.pruned.total_ms),
         )
+        if self.vocab_size != self.dense_vocab_size:
+            ratio = f"{self.dense_vocab_size / self.vocab_size:.2f}x"
+            table.add_row("vocabulary", str(self.dense_vocab_size), str(self.vocab_size), ratio)
         for name, dense, pruned in figures:
             table.add_row(name, f"{dense:.2f}", f"{pruned:.2f}", f"{dense / pruned:.2f}x")
         return table

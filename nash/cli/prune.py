@@ -31,6 +31,9 @@ def command(
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="What the engine computes them in. [float32]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="The engine's threads there.")] = None,
+    trim_vocab: Annotated[
+        bool | None, typer.Option("--trim-vocab/--no-trim-vocab", help="Keep the tokens that the training rows need.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the store.")] = None,
     alias: Annotated[str | None, typer.Option("--alias", help="The pruned model's alias; default: pruned.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
@@ -60,6 +63,7 @@ def command(
         "data.test": test and str(test.absolute()),
         "pruning.encoder_sparsity": encoder_sparsity,
         "pruning.decoder_layers": decoder_layers,
+        "pruning.trim_vocab": trim_vocab,
         "pruning.speedup": speedup,
         "workload.batch": batch,
         "workload.source_tokens": source_tokens,

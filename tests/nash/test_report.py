@@ -30,6 +30,8 @@ REPORT = Report(
     speedup_quartiles=[2.5, 3.25],
     decoder_layers=2,
     encoder_sparsity=0.31,
+    dense_vocab_size=64,
+    vocab_size=64,
     dense=side(12.0, 9.25),
     pruned=side(4.0, 9.5),
 )
