@@ -1,23 +1,24 @@
-"""Writes the README's results table from the files in benchmarks/results.
+"""Writes the README's tables of results from the files in benchmarks/results.
 
-python -m benchmarks.readme_table            rewrites the part of README.md between the results marks
+python -m benchmarks.readme_table            rewrites the parts of README.md between the marks of each table
 python -m benchmarks.readme_table --check    exits 1 if it is not what the files say
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 PRUNED = ("g2p-pruned.json", "g2p-pruned-1.json")  # documents that `nash prune --json` printed
 END_TO_END = "g2p-end-to-end.json"  # written by benchmarks/end_to_end.py
+ENGINE, ENGINE_SHAPE = "engine-cpu.json", "t5-small"  # written by benchmarks/engine_cpu.py
 
 
-def table() -> str:
+def results_table() -> str:
     """The example's results as a Markdown table with a line on how they came about."""
     reports = [_read(name) for name in PRUNED]
     served = _read(END_TO_END)
@@ -56,20 +57,61 @@ def _row(what: str, side: dict[str, Any], ref: str, served: dict[str, Any]) -> s
     return "| " + " | ".join(cells) + " |"
 
 
+def engine_table() -> str:
+    """The engine beside its peers, as a Markdown table with a line on how it came about."""
+    document = _read(ENGINE)
+    rows = [row for row in document["rows"] if row["shape"] == ENGINE_SHAPE]
+    batches = sorted({row["batch"] for row in rows})
+    names = dict.fromkeys((row["contender"], row["dtype"]) for row in rows)
+    lines = []
+    for name, dtype in names:
+        cells = [f"{name}, {dtype}"]
+        for batch in batches:
+            # Whoever runs with several numbers of threads is quoted at its best.
+            same = [row for row in rows if (row["contender"], row["dtype"], row["batch"]) == (name, dtype, batch)]
+            cells.append(f"{min(row['step_ms'] for row in same):.2f} / {min(row['total_ms'] for row in same):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    environment = document["environment"]
+    packages = environment["packages"]
+    return "\n".join(
+        [
+            "| milliseconds a step / a whole answer | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
+            "|---|" + "---|" * len(batches),
+            *lines,
+            "",
+            f"T5-small's shape, 64 tokens in and 64 out, random weights, greedy, {environment['cores']} cores of an "
+            f"{environment['cpu']}; transformers {packages['transformers']}, CTranslate2 at the better of one and two "
+            f"threads; medians of interleaved runs, {document['bandwidth_bytes_per_s'] / 1e9:.0f} GB/s read in the "
+            "same run. Made by `python -m benchmarks.engine_cpu`.",
+            "",
+        ]
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"results": results_table, "engine": engine_table}
+
+
+def rewritten(text: str) -> str:
+    """The README with every table as the files say."""
+    for name, table in TABLES.items():
+        before, rest = text.split(f"<!-- {name}:begin -->\n")
+        _, after = rest.split(f"<!-- {name}:end -->")
+        text = f"{before}<!-- {name}:begin -->\n{table()}<!-- {name}:end -->{after}"
+    return text
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def main() -> None:
     """Rewrite the README, or check it."""
-    parser = argparse.ArgumentParser(description="Make the README's results table.")
+    parser = argparse.ArgumentParser(description="Make the README's tables of results.")
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    wanted = before + BEGIN + table() + END + after
+    wanted = rewritten(text)
     if check and wanted != text:
         sys.exit("README.md does not say what benchmarks/results say: run python -m benchmarks.readme_table")
     if not check:
