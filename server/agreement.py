@@ -17,8 +17,8 @@ class Agreement(NamedTuple):
     token_edit_distance: int  # fewest insertions, deletions and replacements of the vocabulary's tokens
 
 
-def agreement(text: str, tokens: Sequence[int], reference: str, reference_tokens: Sequence[int]) -> Agreement:
-    """Compare one variant's answer with the baseline's."""
+def agreement(text: str, tokens: Sequence[Hashable], reference: str, reference_tokens: Sequence[Hashable]) -> Agreement:
+    """Compare one variant's answer with the baseline's; equal tokens of the two must be equal."""
     return Agreement(
         exact=text == reference,
         rouge_l=rouge_l(text.split(), reference.split()),

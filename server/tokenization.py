@@ -152,6 +152,10 @@ class TextCodec:
         both, alone = self.decode([before, token]), self.decode([before])
         return both[len(alone) :] if both.startswith(alone) else self.decode([token])
 
+    def piece(self, token: int) -> str:
+        """A token as the vocabulary writes it; one that the vocabulary has not, by its number."""
+        return self._tokenizer.id_to_token(token) or str(token)
+
     def is_special(self, token: int) -> bool:
         """Whether a token is part of no text: the end token, padding and such."""
         return token in self._special_ids

@@ -105,10 +105,10 @@ class _Answer:
         return self.finished.timings.total_ms - self.finished.timings.queue_ms
 
     @property
-    def plain_tokens(self) -> list[int]:
-        """The tokens of its best answer without the special ones."""
-        tokens = self.finished.tokens[: self.best.generated_tokens]
-        return [token for token in tokens if not self.variant.codec.is_special(token)]
+    def plain_tokens(self) -> list[str]:
+        """The tokens of its best answer without the special ones, written out: a variant may number them anew."""
+        tokens, codec = self.finished.tokens[: self.best.generated_tokens], self.variant.codec
+        return [codec.piece(token) for token in tokens if not codec.is_special(token)]
 
     def document(self) -> dict[str, Any]:
         """What it made, without its names."""

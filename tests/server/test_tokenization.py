@@ -48,6 +48,12 @@ GENERATIONS = st.sampled_from(CODECS).flatmap(
 )
 
 
+def test_a_piece_is_the_token_itself_whatever_its_number() -> None:
+    codec, fewer = metaspace(), TextCodec(Tokenizer(models.WordLevel({".": 0, "▁P": 1}, unk_token=".")), NO_EOS)
+    assert codec.piece(0) == fewer.piece(1) == "▁P"
+    assert codec.piece(5) == "5"  # a row of the model that no token has
+
+
 @given(GENERATIONS)
 def test_streamed_texts_joined_are_the_decoded_whole(generation: tuple[TextCodec, list[int]]) -> None:
     codec, ids = generation
