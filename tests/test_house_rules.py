@@ -133,7 +133,15 @@ def test_the_readme_names_make_targets_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/architecture.md", "docs/log.md", "docs/operations.md", "examples/g2p/README.md"]
+    "page",
+    [
+        "README.md",
+        "docs/architecture.md",
+        "docs/log.md",
+        "docs/operations.md",
+        "examples/debian/README.md",
+        "examples/g2p/README.md",
+    ],
 )
 def test_links_lead_to_files(page: str) -> None:
     path = ROOT / page

@@ -74,6 +74,8 @@ def _configuration(folder: Path) -> str:
         "Dir::State::lists": f"{folder}/lists/",
         "Dir::State::status": "/dev/null",
         "Dir::Cache": f"{folder}/",
+        "Dir::Cache::pkgcache": "",  # parsed lists: nobody reads them again
+        "Dir::Cache::srcpkgcache": "",
         "Dir::Bin::methods": "/usr/lib/apt/methods",
         "APT::Architecture": ARCHITECTURE,
         "APT::Sandbox::User": "root",  # no change of user: another could not write here, and root is not needed

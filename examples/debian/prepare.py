@@ -51,7 +51,7 @@ def split_of(source_package: str) -> str:
     return "train" if percentile < 91 else "validation" if percentile < 94 else "test"
 
 
-def synopsis_examples(packages: list[Package], dropped: Counter[str]) -> list[Example]:
+def synopsis_examples(packages: list[Package]) -> list[Example]:
     """A package's name and long description, and its synopsis.
 
     The name belongs to it: `libfoo-dev` and `libfoo-doc` often share their long description.
@@ -179,9 +179,9 @@ def main() -> None:
     print(f"{arguments.suite}: {len(packages)} packages, {len(chosen)} of them used")
     for reason, count in sorted(dropped.items()):
         print(f"  left out: {count} x {reason}")
-    for name, examples_of in (("synopsis", synopsis_examples), ("translate", translation_examples)):
-        left_out: Counter[str] = Counter()
-        write_task(out / name, examples_of(chosen, left_out), left_out)
+    write_task(out / "synopsis", synopsis_examples(chosen), Counter())
+    left_out: Counter[str] = Counter()
+    write_task(out / "translate", translation_examples(chosen, left_out), left_out)
 
 
 if __name__ == "__main__":
