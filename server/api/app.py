@@ -15,7 +15,7 @@ from server.api.compare import compare_routes
 from server.api.errors import add_error_handlers
 from server.api.generate import generate_routes
 from server.api.health import health_routes
-from server.api.middleware import BodyLimit, KeyCheck, OpenRequests, RequestId, SameSite
+from server.api.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
 from server.api.models import model_routes
 from server.api.schemas import CompareRequest, GenerateRequest, TaskRequest
 from server.api.static_page import page_routes
@@ -77,6 +77,7 @@ def _middleware(service: Service) -> list[Middleware]:
     same_site = settings.is_loopback and not settings.allow_unauthenticated
     chain = [
         Middleware(RequestId),
+        Middleware(HeadAsGet),
         Middleware(SameSite, host=settings.host) if same_site else None,
         Middleware(KeyCheck, keys=KeyRing(settings.api_keys)) if settings.api_keys else None,
         Middleware(OpenRequests, service=service),

@@ -40,6 +40,18 @@ class RequestId:
         await self._app(scope, receive, send_with_id)
 
 
+class HeadAsGet:
+    """Answers HEAD where GET is served: watchers ask for no more than the status. The server drops the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 class SameSite:
     """Refuses what a web page of another site could send to a server on this machine.
 
@@ -99,7 +111,7 @@ class KeyCheck:
 
 def _is_open(scope: Scope) -> bool:
     path = scope["path"]
-    return scope["method"] in ("GET", "HEAD") and (path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX))
+    return scope["method"] == "GET" and (path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX))
 
 
 class OpenRequests:

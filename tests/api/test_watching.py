@@ -3,6 +3,7 @@ import re
 import time
 
 import httpx
+import pytest
 
 from tests.running_server import RunningServer
 
@@ -125,6 +126,14 @@ def test_health(client: httpx.Client) -> None:
         "ready": True,
         "models": [{"ref": "tiny@dense", "state": "ready"}, {"ref": "tiny@pruned", "state": "ready"}],
     }
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/models", "/metrics", "/"])
+def test_what_can_be_read_answers_head_too(client: httpx.Client, path: str) -> None:
+    head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.headers["content-type"]) == (200, whole.headers["content-type"])
+    assert head.content == b""
+    assert client.head("/generate").status_code == 405
 
 
 def test_the_address_is_announced(server: RunningServer) -> None:
