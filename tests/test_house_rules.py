@@ -94,12 +94,12 @@ print("imported")
 
 def settings_classes() -> Iterator[tuple[str, set[str]]]:
     """The configuration classes of the project and their fields."""
-    from nash import recipe
+    from nash import recipe, sweep_recipe
     from server import settings
     from server.engine import sequence
 
     results = {sequence.Timings}  # goes onto the wire whole
-    for module in (recipe, settings, sequence):
+    for module in (recipe, sweep_recipe, settings, sequence):
         for name, value in vars(module).items():
             if not isinstance(value, type) or value.__module__ != module.__name__ or value in results:
                 continue

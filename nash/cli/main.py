@@ -6,7 +6,7 @@ import traceback
 import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
-from nash.cli import bench, demo, evaluate, export, finetune, loadtest, models, prune, serve
+from nash.cli import bench, demo, evaluate, export, finetune, loadtest, models, prune, serve, sweep
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.command)
 app.command("prune")(prune.command)
+app.command("sweep")(sweep.command)
 app.command("evaluate")(evaluate.command)
 app.command("export")(export.command)
 app.command("bench")(bench.command)

@@ -1,0 +1,53 @@
+"""`nash sweep`: many shapes of one model, and the frontier of quality and speed."""
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+
+_PACKAGES = ("matplotlib", "jinja2")
+
+
+def command(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The sweep's folder; called again, the sweep goes on.")
+    ] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option("--publish", metavar="none|frontier|all", help="Which points to publish, each by its id."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model to every shape, seed and method of a recipe, and draw quality against speed."""
+    from model_store.store import Store
+    from nash.errors import NashError
+    from nash.models import quiet_libraries
+    from nash.sweep_recipe import read_sweep
+
+    recipe, points = read_sweep(recipe_file, {} if publish is None else {"publish": publish})
+    missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:  # hours of training later it would be late to learn that there is nothing to draw with
+        raise NashError(
+            f'{", ".join(missing)} not installed: run pip install -c constraints.txt -e ".[sweep]" '
+            "in the project's folder"
+        )
+    from nash.sweep import sweep
+    from nash.sweep_page import HTML_FILE
+
+    quiet_libraries()
+    folder = out or Path("runs") / recipe_file.stem
+    console = progress_console()
+    report = sweep(recipe, points, folder, Store(store), console)
+    if as_json:
+        print_json(report.document())
+    else:
+        result_console().print(report.table())
+    console.print(f"report: {folder / HTML_FILE}", soft_wrap=True)
+    if report.failures:
+        failed = ", ".join(failure.id for failure in report.failures)
+        raise NashError(f"{len(report.failures)} of {len(points)} points failed and may be tried again: {failed}")
