@@ -2,6 +2,7 @@
 
 import gc
 import json
+import random
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from server.engine.errors import LoadError
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
 from server.engine.native.backend import NativeBackend, why_not_native
-from server.engine.sequence import EngineConfig
+from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import hollow, ragged, shortened, write_compact
 from tests.engine.reference import random_sources
@@ -186,6 +187,36 @@ def test_the_source_of_samples_outlives_each_of_them(t5_dir: Path, ended: int) -
     tokens = [TARGETS[i][position] for i, position in zip(sources, positions, strict=True)]
     got = backend.decode(Feed(tokens=tokens, positions=list(positions), slots=slots, wanted=list(range(7))))
     assert torch.equal(got, expected[list(sources), list(positions)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: Path, dtype: str) -> None:
+    plain = GenerationParameters(max_new_tokens=16)
+    kinds = [
+        plain,
+        replace(plain, max_new_tokens=2),
+        replace(plain, do_sample=True, temperature=2.0, seed=2, num_return_sequences=4),
+        replace(plain, num_beams=3, num_return_sequences=2),
+        replace(plain, max_new_tokens=12, prefix_ids=(5, 6, 7)),
+    ]
+    engine, solo = (Engine.load(t5_dir, replace(CONFIG, dtype=dtype, threads=1)) for _ in range(2))
+    chance, alive, several = random.Random(0), [], 0
+    for number in range(60):
+        alive.append(
+            Sequence(id=number, source_ids=chance.choice(SOURCES), parameters=kinds[chance.randrange(len(kinds))])
+        )
+        engine.add(alive[-1])
+        for _ in range(chance.randrange(6)):
+            engine.step()
+        if chance.random() < 0.1:
+            engine.cancel(number)
+    while not engine.idle:
+        engine.step()
+    for one in [one for one in alive if one.status is not Status.CANCELLED]:
+        (expected,) = solo.generate([one.source_ids], one.parameters)
+        assert [each.tokens for each in one.hypotheses] == [each.tokens for each in expected.hypotheses]
+        several += len({len(each.tokens) for each in one.hypotheses}) > 1
+    assert several > 5, "samples of one source end at different times"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
