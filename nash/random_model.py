@@ -70,7 +70,7 @@ def load_random_engine(spec: ModelSpec, dense_config: Mapping[str, Any], workloa
 def _config(spec: ModelSpec, dense_config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(dense_config)
     config |= {"vocab_size": spec.vocab_size, "pad_token_id": spec.pad_id, "eos_token_id": spec.eos_id}
-    config["decoder_start_token_id"] = spec.decoder_start_id
+    config |= {"decoder_start_token_id": spec.decoder_start_id, "dense_vocab_size": spec.dense_vocab_size}
     if "decoder_vocab_size" in config:
         config["decoder_vocab_size"] = spec.target_vocab_size
     if spec != dense_of(spec):

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import t5_base
 from benchmarks.shapes import NAMED, T5_BASE
 from model_store.spec import ModelSpec
+from nash.latency import Latency
 
 
 def test_it_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +49,7 @@ def parameters(spec: ModelSpec) -> int:
 
 def test_the_logits_bound_of_three_layers_of_twelve() -> None:
     """Of 99 and 25 million weights of a step 25 and 25 are left."""
-    latency = t5_base.Latency(encode_ms=1.0, step_ms=2.0, total_ms=3.0, tokens_per_s=1.0)
+    latency = Latency(encode_ms=1.0, step_ms=2.0, total_ms=3.0, tokens_per_s=1.0)
     names = ("dense", "pruned", "no decoder layer", "no decoder layer, trimmed")
     bounds = t5_base.bounds(T5_BASE, 3, 8000, dict.fromkeys(names, latency))
     assert bounds["step_by_weights"] == pytest.approx(2.5, abs=0.02)

@@ -41,11 +41,11 @@ batch_size = 8
 class Machine:
     """Every decoder layer takes 2 ms, a whole encoder 3 ms by its prunable weights; no time is measured."""
 
-    measured: list[int]
+    measured: list[list[ModelSpec]]
     workloads: list[Workload]
 
     def measure(self, shapes: Sequence[ModelSpec]) -> list[Latency]:
-        self.measured.append(len(shapes))
+        self.measured.append(list(shapes))
         return [self.latency(spec) for spec in shapes]
 
     def latency(self, spec: ModelSpec) -> Latency:
@@ -96,7 +96,8 @@ def test_from_the_asked_speed_to_the_report(folder: Path, tmp_path: Path, machin
     assert document["source_tokens"] == workload.source_tokens
     assert workload == Workload(batch=2, source_tokens=workload.source_tokens, new_tokens=5)
     manifest = Store(tmp_path / "store").resolve("reverse@pruned").manifest
-    assert manifest.lineage.recipe["pruning"]["speedup"] == 2.0
+    pruning: Any = manifest.lineage.recipe["pruning"]
+    assert pruning["speedup"] == 2.0
 
 
 def test_a_run_that_goes_on_keeps_its_shape(folder: Path, tmp_path: Path, machine: Machine) -> None:
@@ -143,6 +144,18 @@ def test_refusals(folder: Path, tmp_path: Path, machine: Machine, flags: list[ob
     assert says in outcome.err
     assert outcome.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trimmed_vocabulary_is_compared_with_the_whole_one(folder: Path, tmp_path: Path, machine: Machine) -> None:
+    recipe = RECIPE.replace("speedup = 2", "speedup = 2\ntrim_vocab = true")
+    document = prune(folder, tmp_path, "--json", recipe=recipe).document()
+    dense, pruned = (read_spec(Store(tmp_path / "store").checkout(f"reverse@{alias}")) for alias in ("dense", "pruned"))
+    assert pruned.vocab_size < dense.vocab_size
+    assert len(machine.measured) == 3, "the probes, the chosen shape, and what the gates decided"
+    for reference, *cut in machine.measured:
+        assert reference.vocab_size == dense.vocab_size
+        assert {spec.vocab_size for spec in cut} == {pruned.vocab_size}
+    assert document["asked"] == 2.0
 
 
 def test_without_gates_only_the_decoder_gives(folder: Path, tmp_path: Path, machine: Machine) -> None:
