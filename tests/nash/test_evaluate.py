@@ -12,6 +12,7 @@ from nash.data import Row
 from nash.evaluate import evaluate, predict
 from nash.models import load_dense, load_tokenizer
 from server.engine.sequence import EngineConfig
+from tests.nash.command_line import nash
 from tests.tiny_models import EOS_ID, PAD_ID, VOCABULARY
 
 SOURCES = ["abc", "the quick", "z", "nash", "prune me now", "qq"]
@@ -72,3 +73,27 @@ def test_what_the_engine_is_loaded_for_bounds_the_models_lengths(folder: Path) -
     short = predict(folder, SOURCES, EngineConfig(max_source_tokens=32, max_new_tokens=5))
     assert all(len(answer) <= 5 for answer in short)
     assert any(len(answer) > 5 for answer in long)
+
+
+def test_columns_of_a_table(folder: Path, tmp_path: Path) -> None:
+    set_generation(folder, max_new_tokens=6)
+    asked = ["say abc", "say z"]
+    answers = predict(folder, asked, CONFIG)
+    table = tmp_path / "data" / "test.csv"
+    table.parent.mkdir()
+    table.write_text(f"q,a,b\nabc,no,{answers[0]}\nz,no,\n")
+    columns = ["--source-column", "q", "--target-column", "a", "--target-column", "b", "--prefix", "say "]
+    outcome = nash("evaluate", f"{folder}/", "--data", table.parent, *columns, "--json", "--store", tmp_path / "store")
+    assert outcome.document()["metrics"] == {"exact_match": 50.0}
+    assert outcome.document()["n"] == 2
+
+
+def test_data_that_a_metric_cannot_use(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("source\ttarget\nabc\thigh\n")
+    arguments = ["evaluate", f"{folder}/", "--data", tmp_path / "rows.tsv", "--store", tmp_path / "store"]
+    outcome = nash(*arguments, "--metric", "correlation")
+    assert outcome.code == 2
+    assert "target 'high' is no number" in outcome.err
+    outcome = nash(*arguments, "--target-column", "label")
+    assert outcome.code == 2
+    assert "line 2: column 'label' is missing; there are 'source', 'target'" in outcome.err
