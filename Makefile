@@ -8,7 +8,7 @@ CHECKED := nash model_store server loadtest deploy tests benchmarks examples
 # Nothing but Python is required: the virtual environment is made and filled on first use.
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard server/engine/native/*.h server/engine/native/*.cpp)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,loadtest]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[datasets,demo,dev,loadtest,sweep]"
 	@touch $@
 
 demo: $(INSTALLED)
