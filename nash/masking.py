@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -146,22 +147,27 @@ def _alpha(width: int) -> nn.Parameter:
 @contextmanager
 def masked(student: PreTrainedModel, parts: Parts, mask: Mask) -> Iterator[None]:
     """Within the block, the student computes under `mask`; `parts` are the student's."""
-    hooks = []
-    for sublayer in parts.sublayers:
-        if sublayer.out in mask:
-            by_column = mask[sublayer.out].repeat_interleave(sublayer.columns)
-            hooks.append(student.get_submodule(sublayer.out).register_forward_pre_hook(_multiply(by_column)))
+    matrices = [student.get_submodule(s.out) for s in parts.sublayers if s.out in mask]
+    values = [mask[s.out].repeat_interleave(s.columns) for s in parts.sublayers if s.out in mask]
+    for matrix, by_column in zip(matrices, values, strict=True):
+        setattr(matrix, "forward", _forward_under(matrix, by_column))  # noqa: B010 - mypy takes it for the class's
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for matrix in matrices:
+            delattr(matrix, "forward")
 
 
-def _multiply(factor: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """A pre-hook that multiplies the last axis of a module's input."""
+def _forward_under(matrix: nn.Module, by_column: Tensor) -> Callable[[Tensor], Tensor]:
+    """The forward of a linear map whose inputs [..., I] are multiplied by values [I], no copy of the inputs made.
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * factor.to(inputs[0].dtype), *inputs[1:])
+    The values multiply the matrix's columns, which is the same: a batch has more positions than the model is wide, and
+    what autograd must keep of a product of activations is as large as they are.
+    """
 
-    return hook
+    def forward(inputs: Tensor) -> Tensor:
+        weight, bias = matrix.get_parameter("weight"), matrix.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return F.linear(inputs, weight * by_column.to(weight.dtype), bias)
+
+    return forward

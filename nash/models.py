@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+import nash.modeling_nash  # noqa: F401 - registers the classes that load_compact finds
 from model_store.errors import UnsupportedModelError
 from model_store.families import family_of
 from model_store.ref import looks_like_path

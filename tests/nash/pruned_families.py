@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,11 @@ class Pruned:
         with masked(student, parts_of(shortened(self.dense, self.kept_layers)), self.hardened.mask()):
             yield student
 
-    def zeroed(self) -> PreTrainedModel:
-        """A dense model whose output matrices hold what the gates leave: an oracle without hooks and without cuts."""
+    def by_definition(self) -> PreTrainedModel:
+        """The uncut student; what every head and every unit hands on is multiplied by its value."""
         student = shorten_decoder(read(self.dense_dir), self.kept_layers)
-        with torch.no_grad():
-            for name, values in self.hardened.mask().items():
-                weight = student.get_submodule(name).weight
-                weight.mul_(values.repeat_interleave(weight.shape[1] // len(values)))
+        for name, values in self.hardened.mask().items():
+            student.get_submodule(name).register_forward_pre_hook(partial(_multiply, values))
         return student.eval()
 
     def compact(self) -> PreTrainedModel:
@@ -77,9 +76,13 @@ class Pruned:
         return compact(student, self.dense, self.kept_layers, self.hardened).eval()
 
 
+def _multiply(values: Tensor, module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0] * values.repeat_interleave(inputs[0].shape[-1] // len(values))
+
+
 def every_form(pruned: Pruned, folder: Path) -> Iterator[tuple[str, PreTrainedModel]]:
     """The forms of one pruned model by name, an oracle first; `folder`/compact and `folder`/dense are written."""
-    yield "zeroed", pruned.zeroed()
+    yield "by definition", pruned.by_definition()
     with pruned.masked_student() as student:
         yield "masked", student
     compacted = pruned.compact()
