@@ -88,7 +88,8 @@ def stock_config(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     """A compact model's `config.json` as one of its family's own."""
     compact = ModelSpec.from_config(config)
     parts = parts_of(compact)
-    stock = {key: value for key, value in config.items() if key not in compact.layer_config()}
+    ours = {*compact.layer_config(), "dense_vocab_size"}
+    stock = {key: value for key, value in config.items() if key not in ours}
     stock["model_type"] = compact.family
     stock["architectures"] = [stock_class(compact).__name__]
     stock[parts.encoder_layers_key], stock[parts.decoder_layers_key] = len(compact.encoder), len(compact.decoder)

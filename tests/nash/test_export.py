@@ -1,6 +1,7 @@
 """`nash export`: what it writes loads without us, computes the same, and is whole or not there."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def test_a_stock_checkpoint_is_the_dense_models_shape(compact_dir: Path, store: 
     assert {name: files(out)[name] for name in rest if name != "config.json"} == {
         name: content for name, content in rest.items() if name != "config.json"
     }
+
+
+def test_a_trimmed_vocabulary_is_the_stock_models_own(compact_dir: Path, tmp_path: Path) -> None:
+    """It has as many tokens as it has, and does not know of more."""
+    shutil.copytree(compact_dir, tmp_path / "trimmed")
+    config = json.loads((compact_dir / "config.json").read_text())
+    (tmp_path / "trimmed" / "config.json").write_text(json.dumps(config | {"dense_vocab_size": 1000}))
+    assert read_spec(tmp_path / "trimmed").dense_vocab_size == 1000
+    assert nash("export", tmp_path / "trimmed", "--format", "hf-dense", "--out", tmp_path / "dense").code == 0
+    assert not read_spec(tmp_path / "dense").compact
 
 
 def test_the_engine_answers_alike(compact_dir: Path, tmp_path: Path) -> None:
