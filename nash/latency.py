@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.engine import Engine
+from server.engine.errors import EngineError
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.sequence import Sequence as Generation
 
@@ -113,8 +114,9 @@ def _sources(engine: Engine, batch: int, source_tokens: int) -> list[list[int]]:
 
 
 def _run(engine: Engine, sources: list[list[int]], parameters: GenerationParameters) -> Latency:
-    for i, source in enumerate(sources):
-        engine.add(Generation(id=i, source_ids=source, parameters=parameters))
+    generations = [Generation(id=i, source_ids=source, parameters=parameters) for i, source in enumerate(sources)]
+    for generation in generations:
+        engine.add(generation)
     encode_s, steps_s = 0.0, []
     started_s = time.perf_counter()
     while not engine.idle:
@@ -123,6 +125,9 @@ def _run(engine: Engine, sources: list[list[int]], parameters: GenerationParamet
         if engine.step_stats.batch_size == len(sources):
             steps_s.append(engine.step_stats.decode_s)
     total_s = time.perf_counter() - started_s
+    for generation in generations:
+        if generation.error is not None:  # what ends early is fast
+            raise EngineError(f"nothing can be measured: {generation.error}")
     return Latency(
         encode_ms=1e3 * encode_s,
         step_ms=1e3 * statistics.median(steps_s),

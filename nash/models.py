@@ -50,7 +50,7 @@ def read_spec(folder: Path) -> ModelSpec:
         return ModelSpec.from_config(config)
     except FileNotFoundError as error:
         raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
-    except (ValueError, UnsupportedModelError) as error:
+    except (ValueError, RecursionError, UnsupportedModelError) as error:
         raise RequestError(f"{folder}: {error}") from error
 
 

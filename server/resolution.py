@@ -102,7 +102,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except OSError as error:
         raise InvalidRequestError(f"{path}: {error.strerror}: give the folder of a Hugging Face model") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise InvalidRequestError(f"{path} is not a JSON object")

@@ -486,7 +486,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoadError(f"{path} is not there: a model directory holds config.json") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{path} is not JSON ({error}): copy or pull the model again") from error
     if not isinstance(content, dict):
         raise LoadError(f"{path} holds {type(content).__name__}, not an object: copy or pull the model again")

@@ -118,13 +118,14 @@ def read_generation_config(
     elif min_length is not None:
         min_new_tokens = max(0, min_length - 1)
     longest = min(max_new_tokens or most_new_tokens, most_new_tokens)
-    start = read.token("decoder_start_token_id")
+    start, do_sample = read.token("decoder_start_token_id"), read.flag("do_sample")
     return GenerationDefaults(
         parameters=GenerationParameters(
             max_new_tokens=longest,
             min_new_tokens=min(min_new_tokens or 0, longest),
-            do_sample=read.flag("do_sample"),
-            temperature=read.number("temperature", 1.0),
+            do_sample=do_sample,
+            # Zero is how some write "greedy"; without sampling nothing reads it.
+            temperature=1.0 if fields.get("temperature") == 0 and not do_sample else read.number("temperature", 1.0),
             top_k=_or(read.count("top_k"), _DEFAULT_TOP_K),
             top_p=read.number("top_p", 1.0),
             typical_p=read.number("typical_p", 1.0),

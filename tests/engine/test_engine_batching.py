@@ -199,9 +199,10 @@ def test_files_that_are_missing_or_broken_are_named(t5_dir: Path, tmp_path: Path
     (directory / "model.safetensors").unlink()
     with pytest.raises(LoadError, match=r"model\.safetensors is not there"):
         Engine.load(directory, CONFIG)
-    (directory / "config.json").write_text("{")
-    with pytest.raises(LoadError, match=r"config\.json is not JSON"):
-        Engine.load(directory, CONFIG)
+    for damaged in ("{", "[" * 100_000):
+        (directory / "config.json").write_text(damaged)
+        with pytest.raises(LoadError, match=r"config\.json is not JSON"):
+            Engine.load(directory, CONFIG)
 
 
 def test_weights_that_do_not_fit_the_config_are_named(t5_dir: Path, tmp_path: Path) -> None:

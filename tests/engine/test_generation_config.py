@@ -93,6 +93,12 @@ def test_several_end_tokens_and_null_values() -> None:
     assert defaults.parameters.suppress_tokens == (7,)
 
 
+def test_a_temperature_of_zero_means_nothing_without_sampling() -> None:
+    assert read({"temperature": 0.0}).resolve({}).temperature == 1.0
+    with pytest.raises(LoadError, match="temperature"):
+        read({"temperature": 0.0, "do_sample": True})
+
+
 def test_what_a_request_gives_goes_before() -> None:
     resolved = read(SUMMARIZER).resolve({"num_beams": 1, "max_new_tokens": 10, "logprobs": True})
     assert (resolved.num_beams, resolved.max_new_tokens, resolved.logprobs) == (1, 10, True)
@@ -133,7 +139,7 @@ def test_a_seed_is_drawn_where_one_is_needed() -> None:
         ({"num_beams": 0}, "num_beams is 0: it must be a whole number from 1"),
         ({"max_length": 1}, "max_length is 1: it must be a whole number from 2"),
         ({"max_new_tokens": True}, "max_new_tokens is True: it must be"),
-        ({"temperature": 0}, "temperature is 0: it must be a number above 0"),
+        ({"temperature": 0, "do_sample": True}, "temperature is 0: it must be a number above 0"),
         ({"length_penalty": "long"}, "length_penalty is 'long': it must be a number"),
         ({"early_stopping": "soon"}, "early_stopping is 'soon': it must be true or false"),
         ({"eos_token_id": 100}, "eos_token_id is 100: it must be token ids below vocab_size, 100"),

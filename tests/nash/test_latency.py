@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from nash.cli.main import app
 from nash.latency import Latency, Workload, measure, measure_side_by_side, measure_turns, quantile, speedup_quartiles
 from server.engine.engine import Engine
-from server.engine.errors import BadRequestError
+from server.engine.errors import BadRequestError, EngineError
 from server.engine.sequence import EngineConfig
 from server.engine.sequence import Sequence as Generation
 from tests.tiny_models import build_tiny_t5
@@ -78,6 +78,16 @@ def test_an_engine_whose_limits_are_too_low_is_refused(model: Path) -> None:
     engine = Engine.load(model, EngineConfig(max_source_tokens=4))
     with pytest.raises(BadRequestError, match="the source has 5 tokens"):
         measure(engine, batch=1, source_tokens=5, new_tokens=2)
+
+
+def test_a_generation_that_fails_is_no_measurement(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at its first step, at several thousand tokens a second."""
+    workload = Workload(batch=2, source_tokens=6, new_tokens=4)
+    engine = Engine.load(model, workload.config)
+    scores = engine._backend.decode
+    monkeypatch.setattr(engine._backend, "decode", lambda feed: scores(feed) * float("nan"))
+    with pytest.raises(EngineError, match="nothing can be measured"):
+        measure_turns([engine], workload, 1)
 
 
 def test_bench_prints_one_array(model: Path) -> None:

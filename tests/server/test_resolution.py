@@ -80,6 +80,7 @@ def test_what_is_not_there_or_no_model_is_named(folder: Path, tmp_path: Path) ->
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UnsupportedModelError, match="gpt2"):
         resolve(folder, str(tmp_path))
-    (tmp_path / "config.json").write_text("[")
-    with pytest.raises(InvalidRequestError, match="is not JSON"):
-        resolve(folder, str(tmp_path))
+    for damaged in ("[", "[" * 100_000):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(InvalidRequestError, match="is not JSON"):
+            resolve(folder, str(tmp_path))
