@@ -56,6 +56,29 @@ def test_kl_of_equal_scores_is_zero(labels_BT: Tensor) -> None:
     )
 
 
+@pytest.mark.parametrize("numbers_at_once", [1, 3 * V, 2**21])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_kl_is_autograds(
+    labels_BT: Tensor, numbers_at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows are taken at once; padding has none, whatever stands there."""
+    monkeypatch.setattr(losses, "_NUMBERS_AT_ONCE", numbers_at_once)
+    student, teacher = scores(1).to(dtype).requires_grad_(), scores(2).to(dtype)
+    with torch.no_grad():
+        student[0, 4], teacher[2, 3] = torch.inf, torch.nan
+    kept = labels_BT != IGNORED
+    student_NV, teacher_NV = (F.log_softmax(logits[kept].float() / 2.0, dim=-1) for logits in (student, teacher))
+    (expected,) = torch.autograd.grad(
+        3 * 4.0 * F.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True) / kept.sum(), student
+    )
+    loss = losses.prediction_distillation(student, teacher, labels_BT, 2.0, None)
+    (found,) = torch.autograd.grad(3 * loss, student)
+    assert found.dtype == dtype
+    assert (found[~kept] == 0).all()
+    tolerance = 1e-6 if dtype is torch.float32 else 4e-3
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_kl_by_loops(labels_BT: Tensor, temperature: float) -> None:
     """T^2 sum_v p (ln p - ln q) with the teacher's p, a mean over real tokens."""
