@@ -20,19 +20,18 @@ from rich.console import Console
 from model_store.errors import InvalidRequestError
 from model_store.safetensors_header import read_header
 from model_store.store import Store
-from nash.assess import LATENCY_REPEATS
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
-from nash.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
+from nash.latency import Latency, Workload
 from nash.models import read_spec
 from nash.prune import Task, aimed, prepare, publish, walk
 from nash.recipe import PruneRecipe
-from nash.run_folder import RunFolder
+from nash.run_folder import RunFolder, read_json
+from nash.sweep_latency import SideBySide, check_workload, measure_block
 from nash.sweep_page import write_report
 from nash.sweep_recipe import Point, SweepRecipe
 from nash.sweep_report import DenseFigures, Failure, PointFigures, SweepReport
 from nash.workload import workload_of
-from server.engine.engine import Engine
 from server.engine.errors import EngineError
 from server.engine.sequence import EngineConfig
 
@@ -41,8 +40,18 @@ QUALITY, LATENCY = "quality.json", "latency.json"
 _BLOCK = 6  # points that are measured in turn, with the dense model among them: so many models are in memory at once
 
 
-def sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: Store, console: Console) -> SweepReport:
+def sweep(
+    recipe: SweepRecipe,
+    points: Sequence[Point],
+    out: Path,
+    store: Store,
+    console: Console,
+    *,
+    remeasure: bool = False,
+) -> SweepReport:
     """Train what is not trained yet of the points, measure their speed side by side, and publish those asked for.
+
+    Speed is measured once, unless `remeasure` asks for all of it anew.
 
     A point that fails is in the report with its error; the others are worth no less for it.
 
@@ -66,7 +75,8 @@ def sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: Store,
         trained = [point for point in points if _done(out, point)]
         if not trained:
             raise NashError(f"every point failed, the first one thus: {failures[0].error}")
-        _measure(trained, task, workload, out, console)
+        waiting = [p for p in trained if remeasure or not (_folder(out, p) / LATENCY).is_file()]
+        _measure(waiting, task, workload, out, console)
         report = _report(recipe, trained, task, workload, dense, failures, out)
         chosen = {"none": [], "frontier": report.on_frontier, "all": [p.id for p in report.points]}[recipe.publish]
         refs = {p.id: _publish(p, tasks[p.id], workload, dense, out, store) for p in trained if p.id in chosen}
@@ -101,7 +111,7 @@ def _assess_dense(
     shared: PruneRecipe, task: Task, workload: Workload, run: RunFolder, console: Console
 ) -> dict[str, float]:
     """The dense model's metrics, once for all points."""
-    Engine.load(task.folder, workload.config)  # what the engine refuses of the workload is to be known before training
+    check_workload(task.folder, workload)
     metrics: dict[str, float] | None = run.read_json("dense.json")
     if metrics is None:
         console.print(f"evaluating the dense model on {len(task.test_rows)} rows")
@@ -163,29 +173,22 @@ def _duration(seconds: float) -> str:
 
 
 def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path, console: Console) -> None:
-    """Latencies of the points that have none, in blocks: dense, A, B, ..., dense, A, B, ..., turn by turn.
+    """Latencies of the points, block by block.
 
     They come after all training, side by side, so that what else the machine does falls on all alike. Points that a
     sweep is given later are measured later, but beside the dense model as well: a speed-up is always within a block.
     """
-    waiting = [point for point in points if not (_folder(out, point) / LATENCY).is_file()]
-    for start in range(0, len(waiting), _BLOCK):
-        block = waiting[start : start + _BLOCK]
+    for start in range(0, len(points), _BLOCK):
+        block = points[start : start + _BLOCK]
         console.print(
-            f"measuring latency of points {start + 1} to {start + len(block)} of {len(waiting)} beside the dense "
+            f"measuring latency of points {start + 1} to {start + len(block)} of {len(points)} beside the dense "
             f"model's: {workload}",
             soft_wrap=True,
         )
-        folders = [task.folder, *(_folder(out, point) / "model" for point in block)]
-        dense, *turns = measure_turns([Engine.load(f, workload.config) for f in folders], workload, LATENCY_REPEATS)
-        for point, runs in zip(block, turns, strict=True):
-            figures = {
-                "dense": asdict(quantile(dense, 0.5)),
-                "pruned": asdict(quantile(runs, 0.5)),
-                "speedup_quartiles": speedup_quartiles(dense, runs),
-            }
+        measured = measure_block(task.folder, [_folder(out, point) / "model" for point in block], workload)
+        for point, figures in zip(block, measured, strict=True):
             with _run_folder(out, point, task) as run:
-                run.write_json(LATENCY, figures)
+                run.write_json(LATENCY, figures.document())
 
 
 def _report(
@@ -197,9 +200,11 @@ def _report(
     failures: Sequence[Failure],
     out: Path,
 ) -> SweepReport:
-    results = [_results(point, task, workload, dense, out) for point in points]
-    sides = [result["dense"] for result in results]
-    latency: dict[str, Any] = {name: fmean(s[name] for s in sides) for name in ("encoder_ms", "step_ms", "total_ms")}
+    latencies = [_latency(point, out) for point in points]
+    means = {
+        field.name: fmean(getattr(side.dense, field.name) for side in latencies)
+        for field in dataclasses.fields(Latency)
+    }
     return SweepReport(
         name=points[0].recipe.name,
         metric=points[0].recipe.metric,
@@ -210,37 +215,15 @@ def _report(
             metrics=dense,
             decoder_layers=len(task.spec.decoder),
             **_size(task.folder),
-            **latency,
+            **_side_of(Latency(**means)),
         ),
-        points=[_figures(point, result, out) for point, result in zip(points, results, strict=True)],
+        points=[_figures(point, side, out) for point, side in zip(points, latencies, strict=True)],
         failures=list(failures),
+        busyness=max(side.busyness for side in latencies),
     )
 
 
-def _results(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path) -> dict[str, Any]:
-    """A point's figures in the form of `nash.assess`."""
-    with _run_folder(out, point, task) as run:
-        quality, latency = run.read_json(QUALITY), run.read_json(LATENCY)
-
-    def side(name: str, metrics: dict[str, float]) -> dict[str, Any]:
-        measured = Latency(**latency[name])
-        return {
-            "metrics": metrics,
-            "encoder_ms": measured.encode_ms,
-            "step_ms": measured.step_ms,
-            "total_ms": measured.total_ms,
-        }
-
-    return {
-        "n": len(task.test_rows),
-        "workload": asdict(workload),
-        "speedup_quartiles": latency["speedup_quartiles"],
-        "dense": side("dense", dense),
-        "pruned": side("pruned", quality),
-    }
-
-
-def _figures(point: Point, results: dict[str, Any], out: Path) -> PointFigures:
+def _figures(point: Point, latency: SideBySide, out: Path) -> PointFigures:
     folder = _folder(out, point) / "model"
     spec = read_spec(folder)
     return PointFigures(
@@ -250,11 +233,21 @@ def _figures(point: Point, results: dict[str, Any], out: Path) -> PointFigures:
         decoder_layers=len(spec.decoder),
         encoder_cut=spec.encoder_sparsity,
         seed=point.seed,
-        speedup=results["dense"]["total_ms"] / results["pruned"]["total_ms"],
-        speedup_quartiles=tuple(results["speedup_quartiles"]),
+        metrics=read_json(_folder(out, point) / QUALITY),
+        speedup=latency.speedup,
+        speedup_quartiles=latency.speedup_quartiles,
         **_size(folder),
-        **results["pruned"],
+        **_side_of(latency.pruned),
     )
+
+
+def _latency(point: Point, out: Path) -> SideBySide:
+    return SideBySide.of(read_json(_folder(out, point) / LATENCY))
+
+
+def _side_of(latency: Latency) -> dict[str, Any]:
+    """The latencies that reports have of a model."""
+    return {"encoder_ms": latency.encode_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
 
 
 def _size(folder: Path) -> dict[str, Any]:
@@ -267,4 +260,12 @@ def _size(folder: Path) -> dict[str, Any]:
 
 def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:
     """Publish a point under its id; the reference that it has now."""
-    return publish(point.recipe, task, _folder(out, point), store, _results(point, task, workload, dense, out)).ref
+    latency, metrics = _latency(point, out), read_json(_folder(out, point) / QUALITY)
+    results = {
+        "n": len(task.test_rows),
+        "workload": asdict(workload),
+        "speedup_quartiles": latency.speedup_quartiles,
+        "dense": {"metrics": dense, **_side_of(latency.dense)},
+        "pruned": {"metrics": metrics, **_side_of(latency.pruned)},
+    }
+    return publish(point.recipe, task, _folder(out, point), store, results).ref

@@ -51,7 +51,15 @@ _VARIABLES = {
     **{tone: f"var(--tone-{i})" for i, tone in enumerate(_STAND_INS.tones)},
 }
 # matplotlib's marks, and the characters that stand for them in a legend of text.
-MARKS = (("o", "\u25cf"), ("s", "\u25a0"), ("^", "\u25b2"), ("D", "\u25c6"), ("v", "\u25bc"), ("P", "\u271a"))
+MARKS = (
+    ("o", "\u25cf"),
+    ("s", "\u25a0"),
+    ("^", "\u25b2"),
+    ("D", "\u25c6"),
+    ("v", "\u25bc"),
+    ("P", "\u271a"),
+    ("X", "\u2716"),  # one more than there are tones, so that no two of many methods have the same of both
+)
 DENSE_MARK = ("*", "\u2605")
 
 
@@ -176,8 +184,11 @@ def _error(spread: Spread) -> float:
 def _name_frontier(figure: Figure, axes: Axes, report: SweepReport, palette: Palette) -> None:
     """Layers and cut beside the points of the frontier, above and to the right, where no other point can be.
 
-    Points that lie so close together that a name would cover another's go without; the tables have them.
+    Points that lie so close together that a name would cover another's go without; the tables have them. Where all
+    points have one shape it needs no repeating.
     """
+    if len({shape.shape for shape in report.shapes}) == 1:
+        return
     names = [
         axes.annotate(
             f"{shape.decoder_layers}L {shape.shape.encoder_sparsity:.0%}",

@@ -10,6 +10,7 @@ from nash.frontier import Spread, fastest_within, frontier, grouped
 from nash.latency import Workload
 from nash.metrics import HEADLINE, LOWER_IS_BETTER, quality
 from nash.recipe import MetricKind
+from nash.sweep_latency import BUSY
 from nash.sweep_recipe import Shape
 
 
@@ -28,7 +29,7 @@ class DenseFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class PointFigures:
-    """One pruned model. Its speed-up is over the dense model measured in turn with it, latencies are medians."""
+    """One pruned model. Latencies are those of `SideBySide`, the speed-up is over the dense model in the same turns."""
 
     id: str
     method: str
@@ -98,7 +99,7 @@ class ShapeFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """The outcome of `nash sweep`. `n` is the number of test rows."""
+    """The outcome of `nash sweep`. `n` is the number of test rows, `busyness` the most that `SideBySide` had."""
 
     name: str
     metric: MetricKind
@@ -108,6 +109,7 @@ class SweepReport:
     dense: DenseFigures
     points: list[PointFigures]
     failures: list[Failure]
+    busyness: float
 
     @cached_property
     def shapes(self) -> list[ShapeFigures]:
@@ -179,6 +181,17 @@ class SweepReport:
         share = best.quality.mean / self.dense_quality
         return f"{self.describe(best)}: {best.speedup.mean:.2f}x as fast, with {share:.1%} of the dense quality"
 
+    @property
+    def warning(self) -> str | None:
+        """What is to be known of the speeds where the machine had other work to do; None where it had not."""
+        if self.busyness < BUSY:
+            return None
+        return (
+            f"Other work slowed the machine while speed was measured: the dense model's median run took "
+            f"{self.busyness:.1f} times as long as its fast ones. Speed-ups are of the fast runs; call the same "
+            "command with --remeasure when the machine is quiet"
+        )
+
     def describe(self, shape: ShapeFigures) -> str:
         """A shape in words."""
         method = f"{shape.method}, " if len(self.methods) > 1 else ""
@@ -203,6 +216,7 @@ class SweepReport:
             "frontier": [shape.document() for shape in self.frontier],
             "quality_kept": self.quality_kept,
             "best": None if self.best is None else self.best.document(),
+            "busyness": self.busyness,
             "failed": [asdict(failure) for failure in self.failures],
         }
 

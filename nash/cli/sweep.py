@@ -20,6 +20,9 @@ def command(
         str | None,
         typer.Option("--publish", metavar="none|frontier|all", help="Which points to publish, each by its id."),
     ] = None,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Measure the speed of all points anew, on a quieter machine.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,11 +45,13 @@ def command(
     quiet_libraries()
     folder = out or Path("runs") / recipe_file.stem
     console = progress_console()
-    report = sweep(recipe, points, folder, Store(store), console)
+    report = sweep(recipe, points, folder, Store(store), console, remeasure=remeasure)
     if as_json:
         print_json(report.document())
     else:
         result_console().print(report.table())
+    if report.warning is not None:
+        console.print(f"warning: {report.warning}", soft_wrap=True)
     console.print(f"report: {folder / HTML_FILE}", soft_wrap=True)
     if report.failures:
         failed = ", ".join(failure.id for failure in report.failures)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from model_store.store import Store
-from nash import disk
+from nash import disk, sweep_latency
 from nash.models import weights_digest
 from nash.training import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
@@ -56,6 +56,14 @@ set.distillation.prediction_weight = 0.0
 """
 IDS = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("nash-d1-s0.4", "fine-tuning-alone-d2-s0")]
 DIVERGING = '[[methods]]\nname = "Diverging"\nset.final_training.learning_rate = 1e30\n'
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_turns() -> Iterator[None]:
+    """Speed is measured with the fewest turns: these tests are not about its figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_latency, "_TURNS_S", 0.0)
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +188,15 @@ def test_a_sweep_can_be_given_more(run: Run, task: Task, tmp_path: Path) -> None
         assert {**new, "ref": None} == {**old, "ref": None}
 
 
+def test_speed_can_be_measured_anew(run: Run, task: Task, tmp_path: Path) -> None:
+    own = copied(run, tmp_path)
+    document = own.again(task.recipe("sweep", SWEEP), "--remeasure").document()
+    assert own.models() == run.models()
+    for new, old in zip(document["points"], run.document["points"], strict=True):
+        assert new["metrics"] == old["metrics"]
+        assert new["total_ms"] != old["total_ms"]
+
+
 def test_a_failed_point_does_not_lose_the_others(run: Run, task: Task, tmp_path: Path) -> None:
     own = copied(run, tmp_path)
     outcome = own.again(task.recipe("diverging", SWEEP.replace("[0, 1]", "[0]") + DIVERGING))
@@ -283,41 +300,33 @@ def test_what_draws_the_report_is_missed_before_any_training(
     assert not (tmp_path / "out").exists()
 
 
-def broken_off(task: Task, folder: Path, number: signal.Signals, when: Callable[[Path], bool]) -> tuple[int, str]:
-    """A sweep in a process of its own that gets a signal as soon as `when` is true of its folder."""
-    arguments = ["sweep", str(task.recipe("sweep", SWEEP)), "--out", str(folder / "out")]
-    arguments += ["--store", str(folder / "store"), "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline_s = time.monotonic() + 300
-    while not when(folder / "out") and process.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(0.005)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert out == ""
-    return process.returncode, err
-
-
 def test_killed_in_a_training_it_comes_to_the_same_figures(run: Run, task: Task, tmp_path: Path) -> None:
     """kill -9 in the second point's training, which goes on from its checkpoint."""
-
-    def in_the_second_point(out: Path) -> bool:
-        return last_checkpoint(out / "points" / IDS[1] / "checkpoints" / "final") is not None
-
-    code, _ = broken_off(task, tmp_path, signal.SIGKILL, in_the_second_point)
-    assert code == -signal.SIGKILL
-    assert not (tmp_path / "out" / "sweep.json").exists()
     own = Run(out=tmp_path / "out", store=tmp_path / "store", outcome=run.outcome, document=None)
-    outcome = own.again(task.recipe("sweep", SWEEP))
+    recipe = task.recipe("sweep", SWEEP)
+    arguments = ["sweep", str(recipe), "--out", str(own.out), "--store", str(own.store)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoints = own.out / "points" / IDS[1] / "checkpoints" / "final"
+    deadline_s = time.monotonic() + 300
+    while last_checkpoint(checkpoints) is None and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (own.out / "sweep.json").exists()
+    outcome = own.again(recipe)
     assert "1 of 4 points are done already" in outcome.err
-    document = outcome.document()
-    assert [p["metrics"] for p in document["points"]] == [p["metrics"] for p in run.document["points"]]
+    assert [p["metrics"] for p in outcome.document()["points"]] == [p["metrics"] for p in run.document["points"]]
     assert own.models() == run.models()
 
 
-def test_ctrl_c_says_where_it_goes_on(task: Task, tmp_path: Path) -> None:
-    code, err = broken_off(task, tmp_path, signal.SIGINT, lambda out: (out / "points" / IDS[1] / "compact").is_dir())
-    assert code == 130
-    assert f"interrupted: the same command goes on with {IDS[1]}" in err
-    assert "Traceback" not in err
+def test_ctrl_c_says_where_it_goes_on(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nash.prune.train", interrupted)
+    outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert f"interrupted: the same command goes on with {IDS[0]}" in outcome.err
+    assert "Traceback" not in outcome.err

@@ -61,7 +61,7 @@ def points() -> list[PointFigures]:
     return made
 
 
-def report(made: list[PointFigures], failures: tuple[Failure, ...] = ()) -> SweepReport:
+def report(made: list[PointFigures], failures: tuple[Failure, ...] = (), busyness: float = 1.02) -> SweepReport:
     return SweepReport(
         name="g2p",
         metric="phonemes",
@@ -71,6 +71,7 @@ def report(made: list[PointFigures], failures: tuple[Failure, ...] = ()) -> Swee
         dense=DENSE,
         points=made,
         failures=list(failures),
+        busyness=busyness,
     )
 
 
@@ -170,3 +171,14 @@ def test_one_seed_and_one_shape() -> None:
     assert "data-tone" not in frontier_svg(alone)
     assert alone.shapes[0].quality.deviation is None
     assert alone.describe(alone.shapes[0]) == "4 of 6 decoder layers, 0% of the encoder cut"
+
+
+def test_a_machine_with_other_work_is_said_so(tmp_path: Path) -> None:
+    assert REPORT.warning is None
+    busy = report(points(), busyness=6.9)
+    assert busy.warning is not None
+    assert "6.9 times as long" in busy.warning
+    assert "--remeasure" in busy.warning
+    write_report(busy, tmp_path)
+    assert busy.document()["busyness"] == 6.9
+    assert "6.9 times as long" in (tmp_path / "report.html").read_text(encoding="utf-8")

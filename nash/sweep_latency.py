@@ -1,0 +1,87 @@
+"""How much faster than the dense model the points of a sweep are, on a machine that may have other work to do."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from nash.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
+from server.engine.engine import Engine
+
+# Other work only ever adds to a run, and whole time slices of it: a slow model is hit more often than a fast one, and
+# medians make the fast one look many times too fast. The fast runs of each are nearest to what they take by themselves.
+FAST = 0.1
+BUSY = 1.25  # from here on the median run of the dense model is so much slower than its fast ones that it is said
+_TURNS_S = 20.0  # about how long the turns of one block take
+_FEWEST_TURNS, _MOST_TURNS = 21, 201
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """A point and the dense model, measured turn by turn. Latencies are those of the fast runs."""
+
+    dense: Latency
+    pruned: Latency
+    speedup_quartiles: tuple[float, float]  # of the ratios of single turns
+    busyness: float  # the dense model's median total over that of its fast runs; near 1 where nothing else runs
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the dense model."""
+        return self.dense.total_ms / self.pruned.total_ms
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """What `asdict` made a JSON object of."""
+        return cls(
+            dense=Latency(**document["dense"]),
+            pruned=Latency(**document["pruned"]),
+            speedup_quartiles=tuple(document["speedup_quartiles"]),
+            busyness=document["busyness"],
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As one JSON object."""
+        return asdict(self)
+
+
+def measure_block(dense: Path, pruned: Sequence[Path], workload: Workload) -> list[SideBySide]:
+    """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once."""
+    with _torch_threads_kept():
+        engines = [Engine.load(folder, workload.config) for folder in (dense, *pruned)]
+        turn_s = sum(latency.total_ms for [latency] in measure_turns(engines, workload, 1)) / 1e3
+        turns = min(max(int(_TURNS_S / turn_s), _FEWEST_TURNS), _MOST_TURNS)
+        dense_runs, *pruned_runs = measure_turns(engines, workload, turns)
+    fast = quantile(dense_runs, FAST)
+    return [
+        SideBySide(
+            dense=fast,
+            pruned=quantile(runs, FAST),
+            speedup_quartiles=speedup_quartiles(dense_runs, runs),
+            busyness=quantile(dense_runs, 0.5).total_ms / fast.total_ms,
+        )
+        for runs in pruned_runs
+    ]
+
+
+def check_workload(dense: Path, workload: Workload) -> None:
+    """Find out before hours of training what the engine refuses of the workload.
+
+    Raises:
+        server.engine.errors.EngineError: it cannot be run with it.
+    """
+    with _torch_threads_kept():
+        Engine.load(dense, workload.config)
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """An engine sets torch's threads for the whole process, which may have training to do afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
