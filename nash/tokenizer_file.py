@@ -26,6 +26,7 @@ Document = dict[str, Any]  # a parsed tokenizer.json
 
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes single bytes
 _ASCII = frozenset(map(chr, range(0x21, 0x7F)))
+_NUMBER = "\ue000number "  # before a number's digits, while they are a text
 _VAST_SCRIPTS = frozenset({"CJK", "HANGUL"})  # by the thousand: of them only what occurs
 
 
@@ -132,6 +133,20 @@ def trimmed(document: Document, new_ids: Mapping[int, int]) -> Document:
         for token in processor.get("special_tokens", {}).values():
             token["ids"] = [new_ids[i] for i in token["ids"]]
     return result
+
+
+def text_of(document: Document, original: str, kept: Iterable[int]) -> str:
+    """The text of a trimmed document; `kept` are the ids, ascending, that were kept of the `original` text's tokens.
+
+    Unigram's scores are written digit by digit as they stood there: tokenizers reads long numbers a last bit off, and
+    another bit for other digits of the same number; it chooses between paths of equal scores.
+    """
+    if document["model"]["type"] != "Unigram":
+        return json.dumps(document, ensure_ascii=False)
+    written = json.loads(original, parse_float=str, parse_int=str)["model"]["vocab"]
+    vocabulary = [[piece, f"{_NUMBER}{score}"] for piece, score in (written[i] for i in kept if i < len(written))]
+    whole = {**document, "model": {**document["model"], "vocab": vocabulary}}
+    return re.sub(f'"{_NUMBER}([^"]+)"', r"\1", json.dumps(whole, ensure_ascii=False))
 
 
 def _placed_ids(document: Document) -> Iterator[int]:

@@ -24,7 +24,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from nash.compaction import fill
 from nash.errors import RequestError
 from nash.models import load_dense, load_tokenizer, read_spec, save_model
-from nash.tokenizer_file import closed, document_of, fallback_ids, special_ids, trimmed
+from nash.tokenizer_file import closed, document_of, fallback_ids, special_ids, text_of, trimmed
 
 _BATCH_TEXTS = 10_000  # encodings take much more memory than their texts
 
@@ -170,7 +170,9 @@ def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
     """
     before = _tokenizers(folder)
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "tokenizer.json", trimmed(document_of(before[0]), plan.new_ids))
+    original = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    written = text_of(trimmed(document_of(before[0]), plan.new_ids), original, plan.kept)
+    (out / "tokenizer.json").write_text(written, encoding="utf-8")
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if not (folder / name).is_file():
             continue
