@@ -82,7 +82,7 @@ def gradient(trainer: FinetuneTrainer, items: Tensor | None = None) -> dict[str,
 
 def with_losses(model_dir: Path, out: Path, **weights: float) -> StudentTrainer:
     off = dict.fromkeys(("task_weight", "prediction_weight", "encoder_hidden_weight", "decoder_hidden_weight"), 0.0)
-    trainer = student_trainer(model_dir, out, distill=DistillationRecipe(**(off | weights)), pruning=PRUNING)
+    trainer = student_trainer(model_dir, out, distill=DistillationRecipe.model_validate(off | weights), pruning=PRUNING)
     with torch.no_grad():
         trainer.student.gates.multipliers_2.copy_(torch.tensor([1.0, 2.0]))
     return trainer
