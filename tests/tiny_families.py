@@ -24,7 +24,6 @@ from transformers import (
     PegasusForConditionalGeneration,
     PreTrainedModel,
     T5Config,
-    T5ForConditionalGeneration,
 )
 
 VOCAB_SIZE = 37
