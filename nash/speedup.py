@@ -24,9 +24,9 @@ MISS = 0.05
 
 _TURNS_S = 4.0  # about how long the turns of one measurement take
 _FEWEST_TURNS, _MOST_TURNS = 7, 201
-# Other work on the machine only ever adds to a run, whole time slices of it, and to a slow model's runs more often than
-# to a fast one's: the fast runs of each are nearest to what they take by themselves.
-_QUANTILE = 0.1
+# The dense model's time may differ this much from one measurement to the next; else the machine was busy, and it is
+# measured again, so many times in all.
+_STEADY, _TRIES = 0.25, 3
 
 # Latencies of models of these shapes, measured side by side, in their order.
 Measure = Callable[[Sequence[ModelSpec]], list[Latency]]
@@ -87,7 +87,7 @@ def make_plan(
     costs = fit([(cut_of(s), timing_of(t)) for s, t in zip(shapes, latencies, strict=True)], workload.new_tokens)
     choice = _choose(asked, whole, dense_ms, costs, workload, most_sparsity)
     shape = _shape(whole, choice)
-    reference, found = measure([dense, shape])
+    reference, found = _beside(dense, shape, dense_ms, measure)
     if not hits(reference.total_ms / found.total_ms, asked):
         drift = dense_ms / reference.total_ms
         timing = timing_of(found)
@@ -96,7 +96,7 @@ def make_plan(
         corrected = _choose(asked, whole, dense_ms, costs, workload, most_sparsity)
         if corrected != choice:
             choice, shape = corrected, _shape(whole, corrected)
-            reference, found = measure([dense, shape])
+            reference, found = _beside(dense, shape, dense_ms, measure)
     return SpeedPlan(
         asked=asked,
         predicted=dense_ms / costs.predict(cut_of(shape)).total_ms,
@@ -126,11 +126,20 @@ def settle(
     prunable_ms = plan.costs.encoder_heads_ms + plan.costs.encoder_units_ms
     if not sparsity or not prunable_ms:
         return sparsity
-    reference, found = measure([dense, at(sparsity)])
+    reference, found = _beside(dense, at(sparsity), plan.dense_ms, measure)
     if hits(reference.total_ms / found.total_ms, plan.asked):
         return sparsity
     over = found.total_ms / reference.total_ms - 1 / plan.asked  # in dense totals
     return min(max(sparsity + over * plan.dense_ms / prunable_ms, 0.0), min(most_sparsity, MOST_SPARSITY))
+
+
+def _beside(dense: ModelSpec, shape: ModelSpec, dense_ms: float, measure: Measure) -> tuple[Latency, Latency]:
+    """The dense model and a shape side by side, on a machine that is as it was when the dense one took `dense_ms`."""
+    for _ in range(_TRIES):
+        reference, found = measure([dense, shape])
+        if abs(reference.total_ms / dense_ms - 1) <= _STEADY:
+            break
+    return reference, found
 
 
 def hits(speedup: float, asked: float) -> bool:
@@ -177,7 +186,9 @@ def engine_measure(dense: Path, workload: Workload) -> Measure:
             turn_s = sum(latency.total_ms for [latency] in first) / 1e3
             turns = min(max(int(_TURNS_S / turn_s), _FEWEST_TURNS), _MOST_TURNS)
             runs = dict(zip(loaded, measure_turns(engines, workload, turns), strict=True))
-            return [quantile(runs[spec], _QUANTILE) for spec in shapes]
+            # Other work on the machine only ever adds to a run, whole time slices of it, more often to a slow model's
+            # runs than to a fast one's: the fastest run of each is nearest to what it takes by itself.
+            return [quantile(runs[spec], 0.0) for spec in shapes]
 
     return measure
 
