@@ -138,8 +138,9 @@ def trimmed(document: Document, new_ids: Mapping[int, int]) -> Document:
 def text_of(document: Document, original: str, kept: Iterable[int]) -> str:
     """The text of a trimmed document; `kept` are the ids, ascending, that were kept of the `original` text's tokens.
 
-    Unigram's scores are written digit by digit as they stood there: tokenizers reads long numbers a last bit off, and
-    another bit for other digits of the same number; it chooses between paths of equal scores.
+    Unigram's scores are written digit by digit as they stood there. tokenizers reads some numbers of 17 digits a last
+    bit off, and would write what it read; transformers' classes read what is written to the bit, and that bit chooses
+    between paths of equal scores.
     """
     if document["model"]["type"] != "Unigram":
         return json.dumps(document, ensure_ascii=False)

@@ -94,7 +94,7 @@ def test_what_is_unknown_stays_as_dear_as_it_was() -> None:
 
 
 def test_scores_keep_their_last_bit() -> None:
-    """tokenizers reads some numbers of 17 digits a bit off, so what it writes of them it reads as another number."""
+    """The second is one that tokenizers reads a bit off, and would write as it read it."""
     scores = [f"-{digits}" for digits in ("3.481127186723755", "3.7431841623452122", "7.390998391658536", "1e1", "9")]
     vocabulary = ", ".join(f'["{piece}", {score}]' for piece, score in zip("abcde", scores, strict=True))
     original = '{"version": "1.0", "added_tokens": [], "model": {"type": "Unigram", "unk_id": 4, "vocab": [%s]}}'
@@ -104,6 +104,7 @@ def test_scores_keep_their_last_bit() -> None:
     assert [entry[1] for entry in json.loads(text, parse_float=str, parse_int=str)["model"]["vocab"]] == [
         scores[i] for i in kept
     ]
+    assert document_of(tokenizer)["model"]["vocab"][1][1] != float(scores[1])
     found = document_of(Tokenizer.from_str(text))["model"]["vocab"]
     assert found == [document_of(tokenizer)["model"]["vocab"][i] for i in kept]
 

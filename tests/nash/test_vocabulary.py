@@ -31,7 +31,9 @@ from model_store.spec import ModelSpec
 from model_store.store import Store
 from nash.compaction import compact, shorten_decoder
 from nash.errors import RequestError
+from nash.latency import Latency, Workload
 from nash.models import load_tokenizer, read_spec, save_model
+from nash.speedup import Measure
 from nash.tokenizer_file import document_of
 from nash.vocabulary import (
     VocabularyPlan,
@@ -329,17 +331,22 @@ def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
         trim_model(trim_model(read(folder), plan), plan)
 
 
-def test_prune_trims_first(tmp_path: Path) -> None:
-    """Dense and pruned side by side in the store, each with its own tokenizer; run again, nothing is done twice."""
-    build(FAMILIES["t5"], tmp_path / "dense")
+def prune_flags(folder: Path) -> list[object]:
+    """A dense model and a task that needs 8 of its tokens; what `nash prune` is to do with them."""
+    build(FAMILIES["t5"], folder / "dense")
     tokens = {letter: FIRST_TOKEN + 2 * i for i, letter in enumerate("abcdef")}
     spelt = [[text([tokens[letter] for letter in each]) for each in (r.source, r.targets[0])] for r in task_rows(40)]
     rows = [{"source": source, "target": target} for source, target in spelt]
     for split, chosen in {"train": rows[:30], "validation": rows[30:]}.items():
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    flags = ["--model", tmp_path / "dense", "--name", "words", "--decoder-layers", 1, "--max-steps", 2, "--trim-vocab"]
-    flags += ["--train", tmp_path / "train.jsonl", "--eval", tmp_path / "validation.jsonl"]
-    flags += ["--out", tmp_path / "out", "--store", tmp_path / "store", "--json"]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    flags = ["--model", folder / "dense", "--name", "words", "--max-steps", 2, "--trim-vocab"]
+    flags += ["--train", folder / "train.jsonl", "--eval", folder / "validation.jsonl"]
+    return [*flags, "--out", folder / "out", "--store", folder / "store", "--json"]
+
+
+def test_prune_trims_first(tmp_path: Path) -> None:
+    """Dense and pruned side by side in the store, each with its own tokenizer; run again, nothing is done twice."""
+    flags = [*prune_flags(tmp_path), "--decoder-layers", 1]
     outcome = nash("prune", *flags)
     document = outcome.document()
     assert (document["dense_vocab_size"], document["vocab_size"]) == (VOCAB_SIZE, 8)
@@ -356,3 +363,29 @@ def test_prune_trims_first(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "out" / "model")
     assert nash("prune", *flags).document()["digest"] == document["digest"]
     assert (tmp_path / "out" / "trimmed" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_an_asked_speed_counts_the_trimmed_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shape that is measured has it; the dense model beside them has all tokens."""
+    measured: list[Sequence[ModelSpec]] = []
+
+    def latency(spec: ModelSpec) -> Latency:
+        """A millisecond a decoder layer, a tenth of one a token of the vocabulary."""
+        encode_ms, decode_ms = 1 - spec.encoder_sparsity, len(spec.decoder) + spec.target_vocab_size / 10
+        return Latency(encode_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms, tokens_per_s=1.0)
+
+    def engine_measure(dense: Path, workload: Workload) -> Measure:
+        def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
+            measured.append(shapes)
+            return [latency(spec) for spec in shapes]
+
+        return measure
+
+    monkeypatch.setattr("nash.prune.engine_measure", engine_measure)
+    document = nash("prune", *prune_flags(tmp_path), "--speedup", 2.2).document()
+    assert document["vocab_size"] == 8
+    assert len(measured) >= 2
+    for side_by_side in measured:
+        sizes = [spec.vocab_size for spec in side_by_side]
+        assert sizes == [VOCAB_SIZE, *[8] * (len(sizes) - 1)]
+    assert len(read_spec(tmp_path / "out" / "model").decoder) == 1
