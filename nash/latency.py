@@ -14,6 +14,11 @@ from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.sequence import Sequence as Generation
 
 
+# Before every run that is measured. Whoever has just slept is given a whole time slice when there is other work for the
+# cores; without the pause a slow model was interrupted in nearly every run, a fast one in few, and their ratio absurd.
+_REST_S = 0.001
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """What is asked of a model while it is measured, and how the engine computes it."""
@@ -93,6 +98,7 @@ def measure_turns(engines: Sequence[Engine], workload: Workload, repeats: int) -
     runs: list[list[Latency]] = [[] for _ in engines]
     for repeat in range(repeats + 1):
         for engine, latencies in zip(engines, runs, strict=True):
+            time.sleep(_REST_S)
             latency = _run(engine, _sources(engine, workload.batch, workload.source_tokens), parameters)
             if repeat > 0:
                 latencies.append(latency)
