@@ -13,7 +13,17 @@ from model_store.store import Store
 from nash.assess import assess
 from nash.data import Row, TokenizedPairs, read_rows
 from nash.lineage import input_digests, lineage_of
-from nash.models import DTYPES, ResolvedModel, load_dense, load_tokenizer, new_t5, resolve_model, save_model
+from nash.models import (
+    DTYPES,
+    ResolvedModel,
+    check_lengths,
+    load_dense,
+    load_tokenizer,
+    new_t5,
+    read_spec,
+    resolve_model,
+    save_model,
+)
 from nash.progress import TrainingProgress
 from nash.recipe import FinetuneRecipe
 from nash.report import Side
@@ -51,6 +61,8 @@ def finetune(
     rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
     test_rows = validation_rows if data.test is None else read_rows(data.test, data)
     start = None if recipe.model is None else resolve_model(recipe.model, store)
+    if start is not None:
+        check_lengths(read_spec(start.folder), recipe.data)
     folder = out / "model"
     with RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start)) as run:
         if not folder.is_dir():

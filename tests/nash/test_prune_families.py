@@ -97,6 +97,12 @@ def test_texts_longer_than_the_positions_are_refused(tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "data.max_target_tokens 76 is more than the model's 75 positions" in outcome.err
     assert not (tmp_path / "out").exists()
+    text = recipe.read_text()
+    data = text[text.index("[data]") : text.index("[pruning]")]
+    (tmp_path / "finetune.toml").write_text(f'model = "./dense"\n{data}[training]\nmax_steps = 1\n')
+    outcome = nash("finetune", tmp_path / "finetune.toml", "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert "data.max_target_tokens 76 is more than" in outcome.err
 
 
 @pytest.mark.slow
