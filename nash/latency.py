@@ -13,7 +13,6 @@ from server.engine.errors import EngineError
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.sequence import Sequence as Generation
 
-
 # Before every run that is measured. Whoever has just slept is given a whole time slice when there is other work for the
 # cores; without the pause a slow model was interrupted in nearly every run, a fast one in few, and their ratio absurd.
 _REST_S = 0.001
