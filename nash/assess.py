@@ -9,14 +9,14 @@ from rich.console import Console
 
 from nash.data import Row
 from nash.evaluate import evaluate
-from nash.latency import measure_turns, quantile, speedup_quartiles
+from nash.latency import FAST, measure_turns, quantile, speedup_quartiles
 from nash.models import load_tokenizer
 from nash.recipe import DataRecipe, MetricKind, WorkloadRecipe
 from nash.workload import workload_of
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 
-LATENCY_REPEATS = 21  # one request takes milliseconds: a few more keep the medians still
+LATENCY_REPEATS = 41  # one request takes milliseconds: a few more keep the figures still
 
 
 def assess(
@@ -29,9 +29,9 @@ def assess(
 ) -> dict[str, Any]:
     """Figures of each model, by the models' names, ready to be kept as JSON.
 
-    Latencies are medians in milliseconds under the workload (one request alone if there is none), the models measured
-    in turn. Lengths that the workload leaves open are the rows' own. Where there are two models, the speed-up of the
-    second over the first in the same turn is told by its quartiles.
+    Latencies are those of the fast runs, in milliseconds under the workload (one request alone if there is none), the
+    models measured in turn. Lengths that the workload leaves open are the rows' own. Where there are two models, the
+    speed-up of the second over the first in the same turn is told by its quartiles.
     """
     config = EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
     quality: dict[str, dict[str, float]] = {}
@@ -45,7 +45,7 @@ def assess(
     figures: dict[str, Any] = {"n": len(rows), "workload": asdict(measured)}
     if len(turns) == 2:
         figures["speedup_quartiles"] = list(speedup_quartiles(*turns))
-    for name, latency in zip(folders, (quantile(runs, 0.5) for runs in turns), strict=True):
+    for name, latency in zip(folders, (quantile(runs, FAST) for runs in turns), strict=True):
         figures[name] = {
             "metrics": quality[name],
             "encoder_ms": latency.encode_ms,

@@ -11,7 +11,7 @@ from nash.latency import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One model's figures. Latencies are medians for a whole batch of requests, on this machine."""
+    """One model's figures. Latencies are those of the fast runs of a whole batch of requests, on this machine."""
 
     metrics: dict[str, float]
     parameters: int
@@ -70,7 +70,7 @@ class Report:
         """Dense beside pruned, and the ratio of each pair."""
         table = Table(
             title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder {self.encoder_sparsity:.0%} cut",
-            caption=f"{self.n} test rows; latency of {self.workload}, medians on this machine\n{self._speed()}",
+            caption=f"{self.n} test rows; latency of {self.workload}, fast runs on this machine\n{self._speed()}",
             caption_justify="left",
         )
         table.add_column("")

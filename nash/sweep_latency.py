@@ -8,12 +8,9 @@ from typing import Any, Self
 
 import torch
 
-from nash.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
+from nash.latency import FAST, Latency, Workload, measure_turns, quantile, speedup_quartiles
 from server.engine.engine import Engine
 
-# Other work only ever adds to a run, and whole time slices of it: a slow model is hit more often than a fast one, and
-# medians make the fast one look many times too fast. The fast runs of each are nearest to what they take by themselves.
-FAST = 0.1
 BUSY = 1.25  # from here on the median run of the dense model is so much slower than its fast ones that it is said
 _TURNS_S = 20.0  # about how long the turns of one block take
 _FEWEST_TURNS, _MOST_TURNS = 21, 201
