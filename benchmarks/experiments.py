@@ -1,0 +1,237 @@
+"""Writes the tables and plots of docs/experiments.md from the files in benchmarks/results/experiments.
+
+python -m benchmarks.experiments            rewrites tables and plots
+python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
+
+`methods.json`, `sparsity.json` and `losses.json` are what `nash sweep --json` printed for the recipes in
+examples/g2p/experiments, `speeds.json` lists what `nash prune --speedup ... --json` printed, `scaling-*.json` and
+`t5-base.json` are written by the benchmarks of these names.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.readme_table import rewritten
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "experiments"
+PAGE = ROOT / "docs" / "experiments.md"
+PLOTS = ROOT / "docs" / "experiments"
+SHAPES = ("t5-small", "t5-base")
+_STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dfdcd4",
+    "lines.linewidth": 2,
+    "figure.facecolor": "#fffefb",
+    "axes.facecolor": "#fffefb",
+    "axes.prop_cycle": cycler(color=["#0a7d5a", "#b4531a", "#6d4bc3", "#1f6fb2", "#b02a6b"]),
+}
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _spread(spread: dict[str, Any], digits: int = 2) -> str:
+    mean, deviation = f"{spread['mean']:.{digits}f}", spread["deviation"]
+    return mean if deviation is None else f"{mean} ± {deviation:.{digits}f}"
+
+
+def _deviation(shape: dict[str, Any]) -> float:
+    return float(shape["quality"]["deviation"] or 0.0)
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def methods_table() -> str:
+    """Every method at its shapes, beside the dense model."""
+    sweep = _read("methods.json")
+    dense = sweep["dense"]
+    rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
+    points = {point["id"]: point for point in sweep["points"]}
+    for shape in sorted(sweep["shapes"], key=lambda shape: shape["speedup"]["mean"]):
+        own = [points[name] for name in shape["points"]]
+        cut = sum(point["encoder_cut"] for point in own) / len(own)
+        kept = shape["quality"]["mean"] / dense["quality"]
+        rows.append(
+            [
+                shape["method"],
+                str(shape["decoder_layers"]),
+                f"{cut:.0%}",
+                _spread(shape["quality"]),
+                f"{kept:.1%}",
+                f"{shape['speedup']['mean']:.2f}",
+            ]
+        )
+    header = ["method", "decoder layers", "encoder cut", "words right, %", "of the dense", "times as fast"]
+    return _markdown(header, rows)
+
+
+def sparsity_table() -> str:
+    """Quality and the encoder's time over its sparsity."""
+    sweep = _read("sparsity.json")
+    points = {point["id"]: point for point in sweep["points"]}
+    rows = []
+    for shape in sorted(sweep["shapes"], key=lambda shape: shape["encoder_sparsity"]):
+        own = [points[name] for name in shape["points"]]
+        encoder_ms = sum(point["encoder_ms"] for point in own) / len(own)
+        speed = f"{shape['speedup']['mean']:.2f}"
+        rows.append([f"{shape['encoder_sparsity']:.0%}", _spread(shape["quality"]), f"{encoder_ms:.3f}", speed])
+    return _markdown(["encoder sparsity", "words right, %", "encoder, ms", "times as fast"], rows)
+
+
+def losses_table() -> str:
+    """Each switch against all as they are, seed by seed."""
+    sweep = _read("losses.json")
+    points = {point["id"]: point for point in sweep["points"]}
+    quality = {
+        shape["method"]: {points[i]["seed"]: 100 - points[i]["metrics"][sweep["metric"]] for i in shape["points"]}
+        for shape in sweep["shapes"]
+    }
+    reference = quality["all losses"]
+    rows = []
+    for shape in sweep["shapes"]:
+        gains = [right - reference[seed] for seed, right in sorted(quality[shape["method"]].items())]
+        gained = "" if shape["method"] == "all losses" else ", ".join(f"{gain:+.2f}" for gain in gains)
+        rows.append([shape["method"], _spread(shape["quality"]), gained])
+    return _markdown(["", "words right, %", "against all losses, by seed"], rows)
+
+
+def speeds_table() -> str:
+    """Speed asked for, predicted and measured."""
+    rows = [
+        [
+            f"{run['asked']:g}",
+            f"{run['predicted']:.2f}",
+            f"{run['measured']:.2f}",
+            f"{run['measured'] / run['asked'] - 1:+.1%}",
+            f"{run['decoder_layers']} of {run['dense_decoder_layers']}",
+            f"{run['encoder_sparsity']:.0%}",
+        ]
+        for run in _read("speeds.json")
+    ]
+    return _markdown(["asked", "predicted", "measured", "missed by", "decoder layers", "encoder cut"], rows)
+
+
+def scaling_table() -> str:
+    """What one layer of either stack costs in a whole answer."""
+    rows = []
+    for name in SHAPES:
+        for result in _read(f"scaling-{name}.json")["results"]:
+            decoder, encoder = result["total_ms_over_decoder_layers"], result["total_ms_over_encoder_layers"]
+            rows.append(
+                [
+                    f"{name}, batch {result['batch']}",
+                    f"{decoder['slope']:.2f}",
+                    f"{encoder['slope']:.2f}",
+                    f"{decoder['slope'] / encoder['slope']:.1f}",
+                    f"{decoder['r2']:.4f}",
+                ]
+            )
+    header = ["", "a decoder layer, ms", "an encoder layer, ms", "ratio", "R² of the decoder's line"]
+    return _markdown(header, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "scaling": scaling_table,
+    "methods": methods_table,
+    "sparsity": sparsity_table,
+    "losses": losses_table,
+    "speeds": speeds_table,
+}
+
+
+def scaling_plot(figure: Figure) -> None:
+    """Time of a whole answer over the layers of either stack."""
+    panels = figure.subplots(1, len(SHAPES), squeeze=False)[0]
+    for axes, name in zip(panels, SHAPES, strict=True):
+        result = _read(f"scaling-{name}.json")["results"][0]
+        most = max(row["decoder_layers"] for row in result["rows"])
+        for stack, other in (("decoder", "encoder"), ("encoder", "decoder")):
+            rows = sorted(
+                (row[f"{stack}_layers"], row["total_ms"])
+                for row in result["rows"]
+                if row[f"{other}_layers"] == most and not row["encoder_sparsity"]
+            )
+            axes.plot(*zip(*rows, strict=True), marker="o", label=f"{stack} layers")
+        axes.set(title=f"{name}, batch {result['batch']}", xlabel="layers kept", ylabel="a whole answer, ms")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+
+
+def sparsity_plot(figure: Figure) -> None:
+    """Quality over the encoder's sparsity, with every seed."""
+    sweep = _read("sparsity.json")
+    axes: Axes = figure.subplots()
+    shapes = sorted(sweep["shapes"], key=lambda shape: shape["encoder_sparsity"])
+    x = [shape["encoder_sparsity"] for shape in shapes]
+    means = [shape["quality"]["mean"] for shape in shapes]
+    axes.errorbar(x, means, yerr=[_deviation(shape) for shape in shapes], marker="o", capsize=4)
+    axes.set(xlabel="encoder sparsity", ylabel="words right, %")
+
+
+def methods_plot(figure: Figure) -> None:
+    """Quality against speed, a mark for each method and shape."""
+    sweep = _read("methods.json")
+    axes: Axes = figure.subplots()
+    axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")
+    for method in dict.fromkeys(shape["method"] for shape in sweep["shapes"]):
+        own = sorted((s for s in sweep["shapes"] if s["method"] == method), key=lambda s: s["speedup"]["mean"])
+        axes.errorbar(
+            [shape["speedup"]["mean"] for shape in own],
+            [shape["quality"]["mean"] for shape in own],
+            yerr=[_deviation(shape) for shape in own],
+            marker="o",
+            capsize=4,
+            linewidth=1,
+            label=method,
+        )
+    axes.set(xlabel="times as fast as the dense model", ylabel="words right, %")
+    axes.legend(frameon=False, fontsize=9)
+
+
+DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
+    "scaling": (scaling_plot, (9, 3.6)),
+    "methods": (methods_plot, (8, 4.6)),
+    "sparsity": (sparsity_plot, (6, 3.6)),
+}
+
+
+def main() -> None:
+    """Rewrite the page's tables and draw its plots, or check the tables."""
+    parser = argparse.ArgumentParser(description="Make the tables and plots of docs/experiments.md.")
+    parser.add_argument("--check", action="store_true")
+    check: bool = parser.parse_args().check
+    text = PAGE.read_text(encoding="utf-8")
+    wanted = rewritten(text, TABLES)
+    if check:
+        if wanted != text:
+            sys.exit("docs/experiments.md does not say what the results say: run python -m benchmarks.experiments")
+        return
+    PAGE.write_text(wanted, encoding="utf-8")
+    PLOTS.mkdir(exist_ok=True)
+    for name, (draw, size) in DRAWN.items():
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure)
+            figure.savefig(PLOTS / f"{name}.png", dpi=140, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
