@@ -24,13 +24,15 @@ from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
 from nash.latency import Latency, Workload
 from nash.models import read_spec
-from nash.prune import Task, aimed, prepare, publish, walk
+from nash.prune import publish
+from nash.pruning_task import Task, aimed, prepare
 from nash.recipe import PruneRecipe
 from nash.run_folder import RunFolder, read_json
 from nash.sweep_latency import SideBySide, check_workload, measure_block
 from nash.sweep_page import write_report
 from nash.sweep_recipe import Point, SweepRecipe
 from nash.sweep_report import DenseFigures, Failure, PointFigures, SweepReport
+from nash.walk import walk
 from nash.workload import workload_of
 from server.engine.errors import EngineError
 from server.engine.sequence import EngineConfig

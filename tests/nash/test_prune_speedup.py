@@ -62,7 +62,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         machine.workloads.append(workload)
         return machine.measure
 
-    monkeypatch.setattr("nash.prune.engine_measure", engine_measure)
+    for module in ("prune", "walk"):
+        monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
     return machine
 
 

@@ -325,7 +325,7 @@ def test_ctrl_c_says_where_it_goes_on(task: Task, tmp_path: Path, monkeypatch: p
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nash.prune.train", interrupted)
+    monkeypatch.setattr("nash.walk.train", interrupted)
     outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, outcome.out) == (130, "")
     assert f"interrupted: the same command goes on with {IDS[0]}" in outcome.err

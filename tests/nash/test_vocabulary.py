@@ -381,7 +381,8 @@ def test_an_asked_speed_counts_the_trimmed_vocabulary(tmp_path: Path, monkeypatc
 
         return measure
 
-    monkeypatch.setattr("nash.prune.engine_measure", engine_measure)
+    for module in ("prune", "walk"):
+        monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
     document = nash("prune", *prune_flags(tmp_path), "--speedup", 2.2).document()
     assert document["vocab_size"] == 8
     assert len(measured) >= 2

@@ -1,0 +1,113 @@
+"""What `nash prune` works on: read and checked before there is any training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from model_store.ref import check_name
+from model_store.source import check_publishable
+from model_store.spec import ModelSpec
+from model_store.store import Store, StoredVersion
+from nash.data import Row, read_rows
+from nash.errors import RequestError
+from nash.layer_selection import select_layers
+from nash.lineage import input_digests
+from nash.masking import GateKinds
+from nash.models import check_lengths, load_tokenizer, read_spec, resolve_model
+from nash.recipe import PruneRecipe, PruningRecipe
+
+DENSE_ALIAS = "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run works on: the dense model, what is kept of its decoder, and the data."""
+
+    inputs: dict[str, str]  # digests of what is read
+    folder: Path  # the dense model's files
+    version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
+    spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
+    kept_layers: tuple[int, ...]
+    train_rows: list[Row]
+    validation_rows: list[Row]
+    test_rows: list[Row]
+
+
+def prepare(recipe: PruneRecipe, store: Store) -> Task:
+    """Read what a run works on, and check all of it before there is any training.
+
+    Raises:
+        RequestError: model, data or targets cannot be used.
+    """
+    data = recipe.data
+    train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+    test_rows = validation_rows if data.test is None else read_rows(data.test, data)
+    model = resolve_model(recipe.model, store)
+    spec = read_spec(model.folder)
+    if spec.compact:
+        raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
+    check_lengths(spec, data)
+    if model.version is None:
+        check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
+    task = Task(
+        inputs=input_digests(data, model),
+        folder=model.folder,
+        version=model.version,
+        spec=spec,
+        tokenizer=load_tokenizer(model.folder),
+        kept_layers=(),
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        test_rows=test_rows[: data.test_rows],
+    )
+    return aimed(recipe, task)
+
+
+def aimed(recipe: PruneRecipe, task: Task) -> Task:
+    """A task with a recipe's targets: runs that share model and data read them once.
+
+    Raises:
+        RequestError: the targets cannot be used.
+    """
+    if not recipe.distillation.trains:
+        raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
+    check_name(recipe.name, "model name")
+    check_name(recipe.alias, "alias")
+    if recipe.alias == DENSE_ALIAS:
+        raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
+    if recipe.pruning.speedup is None:
+        _check_reachable(recipe.pruning, task.spec)
+    return replace(task, kept_layers=asked_layers(recipe.pruning, task.spec))
+
+
+def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
+    """Without this, hardening would cut what has no gate, in the order of the layers."""
+    reachable = gate_kinds(pruning).reach(spec)
+    if pruning.encoder_sparsity > reachable:
+        raise RequestError(
+            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads, gate_units and "
+            f"gate_sublayers let no more than {reachable:.2f} of the prunable weights be cut"
+        )
+
+
+def gate_kinds(pruning: PruningRecipe) -> GateKinds:
+    """What the recipe puts gates on."""
+    return GateKinds(
+        heads=pruning.gate_heads,
+        units=pruning.gate_units,
+        sublayers=pruning.gate_sublayers,
+        stacks=pruning.gated_stacks,
+    )
+
+
+def asked_layers(pruning: PruningRecipe, spec: ModelSpec) -> tuple[int, ...]:
+    """The decoder layers that the recipe keeps, unless they are to be chosen by a look at data."""
+    return select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
+
+
+def texts_of(rows: Sequence[Row]) -> list[str]:
+    """Every source and every target of the rows."""
+    return [text for row in rows for text in (row.source, *row.targets)]
