@@ -4,8 +4,8 @@ python -m benchmarks.experiments            rewrites tables and plots
 python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
 
 `methods.json`, `sparsity.json` and `losses.json` are what `nash sweep --json` printed for the recipes in
-examples/g2p/experiments, `speeds.json` lists what `nash prune --speedup ... --json` printed, `scaling-*.json` and
-`t5-base.json` are written by the benchmarks of these names.
+examples/g2p/experiments, `speeds.json` lists what `nash prune --speedup ... --json` printed; the other files are
+written by the benchmarks of their names.
 """
 
 import argparse
@@ -37,12 +37,16 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "figure.facecolor": "#fffefb",
     "axes.facecolor": "#fffefb",
-    "axes.prop_cycle": cycler(color=["#0a7d5a", "#b4531a", "#6d4bc3", "#1f6fb2", "#b02a6b"]),
+    "axes.prop_cycle": cycler(color=["#0a7d5a", "#b4531a", "#6d4bc3", "#1f6fb2", "#b02a6b", "#7a6a00"]),
 }
 
 
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _benchmark(name: str) -> Any:
+    return json.loads((RESULTS.parent / name).read_text(encoding="utf-8"))
 
 
 def _spread(spread: dict[str, Any], digits: int = 2) -> str:
@@ -121,7 +125,7 @@ def speeds_table() -> str:
             f"{run['predicted']:.2f}",
             f"{run['measured']:.2f}",
             f"{run['measured'] / run['asked'] - 1:+.1%}",
-            f"{run['decoder_layers']} of {run['dense_decoder_layers']}",
+            str(run["decoder_layers"]),
             f"{run['encoder_sparsity']:.0%}",
         ]
         for run in _read("speeds.json")
@@ -148,12 +152,44 @@ def scaling_table() -> str:
     return _markdown(header, rows)
 
 
+def t5_base_table() -> str:
+    """T5-base's shape: whole answers and steps over the dense model's."""
+    rows = []
+    for result in _benchmark("t5-base.json")["results"]:
+        for row in result["rows"]:
+            name = f"{result['dtype']}, batch {result['batch']}, {row['model']}"
+            times = [f"{row[key]:.{digits}f}" for key, digits in (("encode_ms", 1), ("step_ms", 2), ("total_ms", 0))]
+            rows.append([name, *times, f"{row['speedup']:.2f}", f"{row['step_speedup']:.2f}"])
+    return _markdown(["", "encoder, ms", "step, ms", "answer, ms", "times as fast", "its step"], rows)
+
+
+def training_table() -> str:
+    """What a pruning step costs over a plain fine-tuning step of the same student."""
+    rows = []
+    for result in _benchmark("training-cost.json")["results"]:
+        step = result["step_ms"]
+        rows.append(
+            [
+                f"{result['shape']}, {result['decoder_layers']} decoder layers",
+                f"{step['plain fine-tuning']:.0f}",
+                f"{step['distillation and gates']:.0f}",
+                f"{result['over_plain']:.2f}",
+                f"{result['share_of_gates']:.1%}",
+                f"{result['memory_over_teacher_and_plain']:.2f}",
+            ]
+        )
+    header = ["student", "fine-tuning, ms", "pruning, ms", "ratio", "gates' share", "memory over teacher + fine-tuning"]
+    return _markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
     "methods": methods_table,
     "sparsity": sparsity_table,
     "losses": losses_table,
     "speeds": speeds_table,
+    "t5-base": t5_base_table,
+    "training": training_table,
 }
 
 
@@ -198,7 +234,7 @@ def methods_plot(figure: Figure) -> None:
             [shape["quality"]["mean"] for shape in own],
             yerr=[_deviation(shape) for shape in own],
             marker="o",
-            capsize=4,
+            capsize=3,
             linewidth=1,
             label=method,
         )

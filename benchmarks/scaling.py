@@ -5,7 +5,7 @@
 A well-known shape with random weights, lengths forced. A step reads the layers and the vocabulary's matrix, so its time
 should be a straight line over the layers that begins at the cost of the logits; the encoder's should fall with what is
 cut out of it. The whole answer's time shows which of them matters: a decoder layer is run for every token, an encoder
-layer once. All models run in turn; medians.
+layer once. All models run in turn; fast runs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, config_of
 from model_store.spec import ModelSpec
-from nash.latency import Workload, measure_turns, quantile
+from nash.latency import FAST, Workload, measure_turns, quantile
 from nash.random_model import cut_spec, load_random_engine, uniform_widths
 
 LAYERS = (1, 2, 3, 4, 6, 8, 12)
@@ -56,7 +56,7 @@ def measure(shape: Shape, options: argparse.Namespace, batch: int) -> dict[str, 
     )
     specs, config = models(shape), config_of(shape).to_dict()
     engines = [load_random_engine(spec, config, workload) for spec in specs]
-    latencies = [quantile(runs, 0.5) for runs in measure_turns(engines, workload, options.repeats)]
+    latencies = [quantile(runs, FAST) for runs in measure_turns(engines, workload, options.repeats)]
     rows = [
         {
             "decoder_layers": len(spec.decoder),
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, action="append", help="default: 1 and 8")
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     shape = NAMED[options.shape]
