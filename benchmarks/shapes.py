@@ -107,6 +107,7 @@ def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsi
 
 
 def word_of(token: int) -> str:
+    """The text of a token in the vocabularies made here."""
     return f"w{token}"
 
 

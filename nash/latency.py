@@ -4,9 +4,12 @@ import dataclasses
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from server.engine.engine import Engine
 from server.engine.errors import EngineError
@@ -107,6 +110,24 @@ def measure_turns(engines: Sequence[Engine], workload: Workload, repeats: int) -
             if repeat > 0:
                 latencies.append(latency)
     return runs
+
+
+def measure_for(
+    engines: Sequence[Engine], workload: Workload, seconds: float, *, fewest: int, most: int
+) -> list[list[Latency]]:
+    """`measure_turns` with about as many turns as fit into `seconds`, between `fewest` and `most`."""
+    turn_s = sum(latency.total_ms for [latency] in measure_turns(engines, workload, 1)) / 1e3
+    return measure_turns(engines, workload, min(max(int(seconds / turn_s), fewest), most))
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """An engine sets torch's threads for the whole process, which may have training to do afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def speedup_quartiles(slow: Sequence[Latency], fast: Sequence[Latency]) -> tuple[float, float]:

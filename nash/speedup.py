@@ -5,18 +5,15 @@ training. The gates then leave every layer another width; once they are decided 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from model_store.spec import ModelSpec
 from nash.cost_model import MOST_SPARSITY, Choice, CostModel, Cut, Timing, choose, fastest, fit
 from nash.errors import RequestError
-from nash.latency import Latency, Workload, measure_turns, quantile
+from nash.latency import Latency, Workload, measure_for, quantile, torch_threads_kept
 from nash.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 # A speed this far from what was asked is corrected: half of the tenth that is promised, for measuring errs as well.
@@ -179,28 +176,16 @@ def engine_measure(dense: Path, workload: Workload) -> Measure:
     config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
 
     def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
-        with _torch_threads_kept():
+        with torch_threads_kept():
             loaded = {spec: load_random_engine(spec, config, workload) for spec in dict.fromkeys(shapes)}
             engines = list(loaded.values())
-            first = measure_turns(engines, workload, 1)
-            turn_s = sum(latency.total_ms for [latency] in first) / 1e3
-            turns = min(max(int(_TURNS_S / turn_s), _FEWEST_TURNS), _MOST_TURNS)
-            runs = dict(zip(loaded, measure_turns(engines, workload, turns), strict=True))
+            turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS)
+            runs = dict(zip(loaded, turns, strict=True))
             # Other work on the machine only ever adds to a run, whole time slices of it, more often to a slow model's
             # runs than to a fast one's: the fastest run of each is nearest to what it takes by itself.
             return [quantile(runs[spec], 0.0) for spec in shapes]
 
     return measure
-
-
-@contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """An engine sets torch's threads for the whole process, which has training to do afterwards."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _choose(

@@ -1,14 +1,11 @@
 """How much faster than the dense model the points of a sweep are, on a machine that may have other work to do."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
-from nash.latency import FAST, Latency, Workload, measure_turns, quantile, speedup_quartiles
+from nash.latency import FAST, Latency, Workload, measure_for, quantile, speedup_quartiles, torch_threads_kept
 from server.engine.engine import Engine
 
 BUSY = 1.25  # from here on the median run of the dense model is so much slower than its fast ones that it is said
@@ -47,11 +44,10 @@ class SideBySide:
 
 def measure_block(dense: Path, pruned: Sequence[Path], workload: Workload) -> list[SideBySide]:
     """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once."""
-    with _torch_threads_kept():
+    with torch_threads_kept():
         engines = [Engine.load(folder, workload.config) for folder in (dense, *pruned)]
-        turn_s = sum(latency.total_ms for [latency] in measure_turns(engines, workload, 1)) / 1e3
-        turns = min(max(int(_TURNS_S / turn_s), _FEWEST_TURNS), _MOST_TURNS)
-        dense_runs, *pruned_runs = measure_turns(engines, workload, turns)
+        turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS)
+        dense_runs, *pruned_runs = turns
     fast = quantile(dense_runs, FAST)
     return [
         SideBySide(
@@ -70,15 +66,5 @@ def check_workload(dense: Path, workload: Workload) -> None:
     Raises:
         server.engine.errors.EngineError: it cannot be run with it.
     """
-    with _torch_threads_kept():
+    with torch_threads_kept():
         Engine.load(dense, workload.config)
-
-
-@contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """An engine sets torch's threads for the whole process, which may have training to do afterwards."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

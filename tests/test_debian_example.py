@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from examples.debian import package_index, prepare
 from examples.debian.description_text import blocks, plain_key, sentences, synopsis_of
-from examples.debian.package_index import IndexUnavailableError, Package, fetch, read_packages, read_stanzas
+from examples.debian.package_index import IndexUnavailableError, Package, fetch, own_mirror, read_packages, read_stanzas
 from examples.debian.prepare import Example, into_splits, split_of, synopsis_examples, translation_examples
 from examples.debian.selection import MOST_OF_A_SOURCE, select
 from examples.debian.tokenizer import BYTES, save_tokenizer, train_tokenizer
@@ -229,10 +229,31 @@ def test_the_index_is_read(tmp_path: Path) -> None:
         read_packages(tmp_path / "absent")
 
 
+def told_by_apt(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
+    """An apt that tells these lists and has nothing else."""
+    for name in ("apt-get", "apt-config"):
+        (folder / name).write_text("#!/bin/sh\ncat <<'E'\n" + "\n".join(lines) + "\nE\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_the_mirror_is_the_machine_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    security = "Debian\tbookworm-security\thttp://mirror.example/debian-security/"
+    other = "Debian\ttrixie\thttp://a.example/debian/"
+    own = "\tbookworm\thttp://mirror.example/debian/"  # never updated: apt does not know its origin
+    foreign = "Ubuntu\tnoble\thttp://a.example/ubuntu/"
+    told_by_apt(tmp_path, monkeypatch, [security, other, own, foreign])
+    assert own_mirror("bookworm") == "http://mirror.example/debian"
+    assert own_mirror("sid") == "http://a.example/debian"
+    told_by_apt(tmp_path, monkeypatch, [security, foreign])
+    with pytest.raises(IndexUnavailableError, match="--mirror URL"):
+        own_mirror("bookworm")
+
+
 def test_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(IndexUnavailableError, match="apt-get is not here: run this on Debian or Ubuntu"):
-        fetch(tmp_path, "http://deb.debian.org/debian", "bookworm")
+        fetch(tmp_path, "http://mirror.example/debian", "bookworm")
     assert not list(tmp_path.iterdir())
     module = [sys.executable, "-m", "examples.debian.prepare", "--out", str(tmp_path / "data")]
     done = subprocess.run(module, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
@@ -283,7 +304,7 @@ def test_apt_keeps_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setattr(package_index, "KEYRING", tmp_path / "bin" / "apt-get")
-    fetch(tmp_path / "index", "http://deb.debian.org/debian", "bookworm")
+    fetch(tmp_path / "index", "http://mirror.example/debian", "bookworm")
     settings = log.read_text().splitlines()
     assert 'Acquire::http::Proxy "http://proxy:1";' in settings
     assert 'Acquire::Languages { "en"; "it"; };' in settings
@@ -292,4 +313,4 @@ def test_apt_keeps_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert all(str(tmp_path / "index") in line or "/dev/null" in line for line in folders)
     monkeypatch.setattr(package_index, "KEYRING", tmp_path / "absent")
     with pytest.raises(IndexUnavailableError, match="install the package debian-archive-keyring"):
-        fetch(tmp_path / "index", "http://deb.debian.org/debian", "bookworm")
+        fetch(tmp_path / "index", "http://mirror.example/debian", "bookworm")

@@ -31,17 +31,44 @@ class Package:
     descriptions: dict[str, str]  # by language; the first line is the synopsis
 
 
+def own_mirror(suite: str) -> str:
+    """The Debian mirror that this machine's own apt uses; that of `suite` before others.
+
+    Raises:
+        IndexUnavailableError: there is no apt, or it uses none.
+    """
+    _check_apt()
+    form = "$(ORIGIN)\t$(RELEASE)\t$(REPO_URI)"
+    asked = ["apt-get", "indextargets", "--format", form, "Created-By: Packages", "Component: main"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    # Before its first update apt does not know whose an archive is.
+    found = [(release, uri) for origin, release, uri in map(_fields, told.splitlines()) if origin in ("Debian", "")]
+    whole = sorted(((release != suite, uri) for release, uri in found if "-" not in release))  # no -security, -updates
+    if not whole:
+        raise IndexUnavailableError("apt uses no mirror of Debian here: give one, --mirror URL")
+    return whole[0][1].rstrip("/")
+
+
+def _fields(line: str) -> tuple[str, str, str]:
+    origin, release, uri = line.split("\t")
+    return origin, release, uri
+
+
+def _check_apt() -> None:
+    if shutil.which("apt-get") is None or shutil.which("apt-config") is None:
+        raise IndexUnavailableError(
+            "apt-get is not here: run this on Debian or Ubuntu (a container of debian:stable will do), "
+            "or copy the data folder from such a machine"
+        )
+
+
 def fetch(folder: Path, mirror: str, suite: str) -> None:
     """Bring the index of a suite's main component, with English and Italian descriptions, into `folder`.
 
     Raises:
         IndexUnavailableError: this is no machine with apt and Debian's keys, or the mirror cannot be reached.
     """
-    if shutil.which("apt-get") is None or shutil.which("apt-config") is None:
-        raise IndexUnavailableError(
-            "apt-get is not here: run this on Debian or Ubuntu (a container of debian:stable will do), "
-            "or copy the data folder from such a machine"
-        )
+    _check_apt()
     if not KEYRING.is_file():
         raise IndexUnavailableError(f"{KEYRING} is not here: install the package debian-archive-keyring")
     for name in ("lists/partial", "empty"):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.debian.description_text import blocks, is_list_item, plain_key, sentences, synopsis_of
-from examples.debian.package_index import IndexUnavailableError, Package, fetch, read_packages
+from examples.debian.package_index import IndexUnavailableError, Package, fetch, own_mirror, read_packages
 from examples.debian.selection import select
 from examples.debian.tokenizer import save_tokenizer, train_tokenizer
 
@@ -165,12 +165,12 @@ def main() -> None:
     """Fetch, select, write both tasks."""
     parser = argparse.ArgumentParser(description="Write the Debian example's two tasks.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian")
+    parser.add_argument("--mirror", help="A URL; default: the one that this machine's apt uses.")
     parser.add_argument("--suite", default="bookworm", help="The figures in README.md are bookworm's.")
     arguments = parser.parse_args()
     out: Path = arguments.out
     try:
-        fetch(out / "index", arguments.mirror, arguments.suite)
+        fetch(out / "index", arguments.mirror or own_mirror(arguments.suite), arguments.suite)
         packages = read_packages(out / "index")
     except IndexUnavailableError as error:
         sys.exit(f"error: {error}")

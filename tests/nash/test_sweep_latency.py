@@ -38,7 +38,7 @@ def made_up_engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
             return folder.name
 
     monkeypatch.setattr(sweep_latency, "Engine", Loaded)
-    monkeypatch.setattr(sweep_latency, "measure_turns", turns)
+    monkeypatch.setattr("nash.latency.measure_turns", turns)
     return chance
 
 
