@@ -154,7 +154,7 @@ def _run(engine: Engine, sources: list[list[int]], parameters: GenerationParamet
         engine.step()
         encode_s += engine.step_stats.encode_s
         if engine.step_stats.batch_size == len(sources):
-            steps_s.append(engine.step_stats.decode_s)
+            steps_s += [engine.step_stats.decode_s / engine.step_stats.steps] * engine.step_stats.steps
     total_s = time.perf_counter() - started_s
     for generation in generations:
         if generation.error is not None:  # what ends early is fast

@@ -75,7 +75,7 @@ class TokenReport(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The tokens of one step for all streamed generations; a last token comes in `Finished` alone."""
+    """The tokens of a step, or of several, for all streamed generations; a last token comes in `Finished` alone."""
 
     reports: list[TokenReport]
 

@@ -189,7 +189,6 @@ class Worker:
 
     def _step(self, reports: list[Report]) -> None:
         events = self._engine.step()
-        stepped_s = time.monotonic()
         self._stats.note(self._engine.step_stats)
         tokens: list[TokenReport] = []
         for event in events:
@@ -207,12 +206,12 @@ class Worker:
                 )
             elif self._submits[event.sequence_id].stream:
                 assert event.token is not None
-                tokens.append(_token_report(event, event.token, self._sequences[event.sequence_id], stepped_s))
+                tokens.append(_token_report(event, event.token, self._sequences[event.sequence_id]))
         if tokens:
             reports.append(Tokens(reports=tokens))
 
 
-def _token_report(event: TokenEvent, token: int, sequence: Sequence, now_s: float) -> TokenReport:
+def _token_report(event: TokenEvent, token: int, sequence: Sequence) -> TokenReport:
     assert sequence.admitted_s is not None, f"sequence {sequence.id} is {sequence.status}"
     assert sequence.encoded_s is not None, f"sequence {sequence.id} is {sequence.status}"
     return TokenReport(
@@ -220,7 +219,7 @@ def _token_report(event: TokenEvent, token: int, sequence: Sequence, now_s: floa
         token=token,
         logprob=event.logprob,
         top_tokens=event.top_tokens,
-        at_ms=1e3 * (now_s - sequence.arrived_s),
+        at_ms=1e3 * (event.made_s - sequence.arrived_s),
         queue_ms=1e3 * (sequence.admitted_s - sequence.arrived_s),
         encode_ms=1e3 * (sequence.encoded_s - sequence.admitted_s),
     )

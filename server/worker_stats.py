@@ -20,6 +20,8 @@ class Step(Protocol):
     @property
     def decode_s(self) -> float: ...
     @property
+    def steps(self) -> int: ...  # decode steps: `decode_s` is of all, `batch_size` of each
+    @property
     def batch_size(self) -> int: ...
     @property
     def generated_tokens(self) -> int: ...
@@ -50,8 +52,8 @@ class StatsCollector:
     def note(self, step: Step) -> None:
         """Take in one step."""
         self._noted = True
-        self._decode_step_s.append(step.decode_s)
-        self._batch_sizes.append(step.batch_size)
+        self._decode_step_s += [step.decode_s / step.steps] * step.steps
+        self._batch_sizes += [step.batch_size] * step.steps
         self._generated_tokens += step.generated_tokens
         if step.path is not None:
             self._steps_by_path[step.path] = 1 + self._steps_by_path.get(step.path, 0)

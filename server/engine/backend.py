@@ -6,7 +6,7 @@ it wants. A slot holds the cached state of one row of decoding: one sequence, or
 
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,14 @@ class Feed:
     positions: list[int]  # within the decoder's sequence, its start token being 0
     slots: list[int]
     wanted: list[int]  # rows whose logits are asked for, ascending
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyStep:
+    """What one step of `AheadBackend.decode_ahead` chose, by the rows of its feed."""
+
+    tokens: list[int]
+    peaks: list[float]  # the highest logit; NaN or infinite where the row is not finite
 
 
 class Backend(Protocol):
@@ -58,3 +66,15 @@ class Backend(Protocol):
 
     def memory_bytes(self) -> dict[str, int]:
         """Fixed for the life of the backend: `weights` and `cache`."""
+
+
+@runtime_checkable
+class AheadBackend(Backend, Protocol):
+    """A backend that can choose greedily by itself, and so make steps that nobody looks at."""
+
+    def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
+        """Advance slots of one row each by their likeliest tokens, step after step, `steps` at most and at least one.
+
+        Ends sooner, after a step in which a row came to a token of `ends` or to scores that are not finite, and where
+        another step would probably end later than `seconds` from now.
+        """

@@ -46,6 +46,10 @@ class Decoding:
         """Whether a row whose history has so many tokens wants its likeliest token, and nothing more."""
         return self.free and not self.rules.apply_at(length)
 
+    def plain_steps(self, length: int) -> int:
+        """So many steps of a row whose history has so many tokens want its likeliest token, and nothing more."""
+        return self.rules.steps_without(length) if self.free else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from model_store.spec import ModelSpec
-from server.engine.backend import Backend, Feed
+from server.engine.backend import AheadBackend, Backend, Feed
 from server.engine.beam import BeamSearch, Candidate
 from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.errors import BadRequestError, LoadError
@@ -53,6 +53,8 @@ _CHOICES = {
     "quantization": ("none", "bnb-int8", "bnb-nf4"),
 }
 
+_MOST_AHEAD = 64  # steps without looking; their choices need room
+
 _NOT_FINITE = (
     "the model's scores became NaN or infinite at token {number}: "
     "its weights are damaged, or its dtype is too narrow for this input"
@@ -69,8 +71,9 @@ class StepStats:
 
     encode_s: float = 0.0  # 0 where nobody was admitted
     decode_s: float = 0.0
+    steps: int = 1  # decoded, one after the other: several where a backend ran ahead
     batch_size: int = 0  # rows decoded: a sequence has one, or one a beam or sample
-    generated_tokens: int = 0  # a beam search, whatever its width, makes one a step
+    generated_tokens: int = 0  # in all steps; a beam search, whatever its width, makes one a step
     source_tokens: int = 0  # encoded, without padding
     padding_tokens: int = 0  # encoded for nothing
     running: int = 0  # sequences after the step
@@ -90,6 +93,8 @@ class Engine:
         self.defaults = defaults
         self.step_stats = StepStats()
         self._backend = backend
+        self._ahead = backend if config.ahead_s > 0 and isinstance(backend, AheadBackend) else None
+        self._ahead_s = config.ahead_s
         self._scheduler = Scheduler(
             slots=config.slots,
             max_encode_tokens=config.max_encode_tokens,
@@ -147,7 +152,10 @@ class Engine:
         return True
 
     def step(self) -> list[TokenEvent]:
-        """Admit, encode, and advance every running sequence by one token; nothing to do gives no events."""
+        """Admit, encode, and advance every running sequence by a token; nothing to do gives no events.
+
+        Where that takes little time and nobody waits, it may be several tokens: see `EngineConfig.ahead_s`.
+        """
         if not self._backend.has_own_threads:
             return self._run_step()
         with _one_torch_thread():
@@ -166,14 +174,19 @@ class Engine:
         for sequence in admitted:
             sequence.admitted_s, sequence.encoded_s = planned_s, encoded_s
         feed, wants = self._feed(rows)
-        chosen = choose(self._backend.decode(feed), wants)
-        decoded_s = time.monotonic()
-        events = self._commit(wants, chosen, decoded_s)
+        steps = self._decode(feed, wants)
+        step_s = (time.monotonic() - encoded_s) / len(steps)
+        events = [
+            event
+            for made, chosen in enumerate(steps, start=1)
+            for event in self._commit(wants, chosen, encoded_s + made * step_s)
+        ]
         self.step_stats = StepStats(
             encode_s=encoded_s - planned_s if admitted else 0.0,
             decode_s=time.monotonic() - encoded_s,  # with what is copied between beams
+            steps=len(steps),
             batch_size=len(rows),
-            generated_tokens=sum(want.decoding.search is None or want.row.index == 0 for want in wants),
+            generated_tokens=len(steps) * sum(want.decoding.search is None or want.row.index == 0 for want in wants),
             source_tokens=sum(len(sequence.source_ids) for sequence in admitted),
             padding_tokens=padding_tokens,
             running=self._scheduler.running,
@@ -259,6 +272,30 @@ class Engine:
                 wants.append(Want(row=row, decoding=decoding))
         return Feed(tokens=tokens, positions=positions, slots=slots, wanted=wanted), wants
 
+    def _decode(self, feed: Feed, wants: list[Want]) -> list[Chosen]:
+        """What came of a step, or of several that were made without looking: of all but the last nobody ended."""
+        backend = self._ahead
+        ahead = 1 if backend is None else self._steps_ahead(feed, wants)
+        if backend is None or ahead == 1:
+            return [choose(self._backend.decode(feed), wants)]
+        ends = wants[0].decoding.eos_ids
+        made = backend.decode_ahead(feed, steps=ahead, ends=tuple(ends), seconds=self._ahead_s)
+        return [Chosen(tokens=step.tokens, peaks=step.peaks, barred=set()) for step in made]
+
+    def _steps_ahead(self, feed: Feed, wants: list[Want]) -> int:
+        """How many steps may be made without looking; 1 where nothing is gained by it."""
+        last = self.step_stats
+        if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting:
+            return 1
+        ends, most = wants[0].decoding.eos_ids, _MOST_AHEAD
+        if len(feed.tokens) != len(wants):  # prefixes, or beams before their first choice
+            return 1
+        for want in wants:
+            if want.decoding.eos_ids != ends:
+                return 1
+            most = min(most, want.decoding.plain_steps(len(want.row.history)))
+        return max(most, 1)
+
     def _commit(self, wants: list[Want], chosen: Chosen, now_s: float) -> list[TokenEvent]:
         """Give each row its token, and take those sequences out that ended."""
         events = []
@@ -305,11 +342,12 @@ class Engine:
                 return []
             self._finish(sequence, now_s)
         if not alone:
-            return [] if reason is None else [_decided(sequence)]
+            return [] if reason is None else [_decided(sequence, now_s)]
         return [
             TokenEvent(
                 sequence_id=sequence.id,
                 token=token,
+                made_s=now_s,
                 logprob=logprob if decoding.parameters.logprobs else None,
                 top_tokens=top_tokens,
                 finish_reason=reason,
@@ -329,7 +367,7 @@ class Engine:
             if not sequence.hypotheses:
                 return [self._fail(sequence, _ALL_FORBIDDEN, now_s)]
             self._finish(sequence, now_s)
-            return [_decided(sequence)]
+            return [_decided(sequence, now_s)]
         origins = [rows[survivor.beam] for survivor in survivors]
         slots, origin_slots = [_slot(row) for row in rows], [_slot(row) for row in origins]
         if made > 1 and slots != origin_slots:  # before the first choice all beams are the same
@@ -362,7 +400,7 @@ class Engine:
             self._backend.clear(_slot(row))
         sequence.error, sequence.hypotheses = reason.format(number=made), []
         self._end(sequence, Status.FAILED, now_s)
-        return TokenEvent(sequence_id=sequence.id, token=None, error=sequence.error)
+        return TokenEvent(sequence_id=sequence.id, token=None, made_s=now_s, error=sequence.error)
 
     def _end(self, sequence: Sequence, status: Status, now_s: float) -> None:
         self._scheduler.remove(sequence.id, status)
@@ -395,8 +433,8 @@ def _sampled(row: Row, decoding: Decoding, reason: FinishReason) -> Hypothesis:
     )
 
 
-def _decided(sequence: Sequence) -> TokenEvent:
-    return TokenEvent(sequence_id=sequence.id, token=None, finish_reason=sequence.finish_reason)
+def _decided(sequence: Sequence, now_s: float) -> TokenEvent:
+    return TokenEvent(sequence_id=sequence.id, token=None, made_s=now_s, finish_reason=sequence.finish_reason)
 
 
 def _limits(config: EngineConfig) -> EngineLimits:

@@ -77,6 +77,13 @@ class Rules:
             or (length == self.begin and bool(self.begin_suppressed))
         )
 
+    def steps_without(self, length: int) -> int:
+        """So many steps from a history of so many tokens on have nothing to do; none is behind the last."""
+        if self.apply_at(length):
+            return 0
+        next_at = self.begin if self.begin_suppressed and self.begin > length else self.last_from + 1
+        return min(next_at, self.last_from if self.forced_last else self.last_from + 1) - length
+
     def banned(self, history: list[int]) -> list[int]:
         """Tokens that may not follow, before anything is forced; may name one twice."""
         banned = list(self.bad_tokens)

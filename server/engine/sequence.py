@@ -88,6 +88,9 @@ class EngineConfig:
     max_new_tokens: int = 256
     max_encode_tokens: int = 1024  # most positions, padding included, encoded in one step; one source may exceed it
     max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
+    # Where all that run are greedy, steps are run for so long before anybody looks at them: a small model's step takes
+    # less than what surrounds it. It is how much later a newcomer may begin. 0: never; CUDA has graphs instead.
+    ahead_s: float = 0.001
 
     def within(self, positions: int | None) -> "EngineConfig":
         """For a model with so many positions: neither sources nor targets are longer. None: it has any number."""
@@ -119,13 +122,14 @@ class TopToken:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEvent:
-    """One step's news of one sequence: a token (and how it ended, if it ended), or the error it died of.
+    """News of one sequence: a token (and how it ended, if it ended), or the error it died of.
 
     Beams and parallel samples give no token as they go: their one event says that they are done.
     """
 
     sequence_id: int
     token: int | None
+    made_s: float  # time.monotonic() of the end of the step that it is of
     logprob: float | None = None  # only where the parameters ask for it
     top_tokens: list[TopToken] = field(default_factory=list)  # best first; empty where not asked for
     finish_reason: FinishReason | None = None

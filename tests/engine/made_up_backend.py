@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model_store.spec import ModelSpec
-from server.engine.backend import Feed
+from server.engine.backend import Feed, GreedyStep
 from server.engine.engine import Engine
 from server.engine.generation_config import GenerationDefaults
 from server.engine.sequence import EngineConfig, GenerationParameters
@@ -85,8 +85,37 @@ class MadeUpBackend:
         return logits
 
 
+class AheadMadeUpBackend(MadeUpBackend):
+    """Implements `backend.AheadBackend`; its clock stands still."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.made_ahead: list[int] = []  # steps of each call
+
+    def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
+        assert steps >= 1
+        assert seconds > 0
+        assert feed.wanted == list(range(len(feed.tokens)))
+        made: list[GreedyStep] = []
+        tokens, positions = feed.tokens, feed.positions
+        while len(made) < steps:
+            logits = self.decode(Feed(tokens=tokens, positions=positions, slots=feed.slots, wanted=feed.wanted))
+            peaks, best = logits.max(-1)
+            made.append(GreedyStep(tokens=best.tolist(), peaks=peaks.tolist()))
+            tokens, positions = made[-1].tokens, [position + 1 for position in positions]
+            if set(tokens) & set(ends) or not all(map(math.isfinite, made[-1].peaks)):
+                break
+        self.made_ahead.append(len(made))
+        return made
+
+
 def make_engine(
-    slots: int = 6, *, max_new_tokens: int = 16, eos_ids: tuple[int, ...] = (EOS_ID,), **config: int
+    slots: int = 6,
+    *,
+    max_new_tokens: int = 16,
+    eos_ids: tuple[int, ...] = (EOS_ID,),
+    backend: type[MadeUpBackend] = MadeUpBackend,
+    **config: float,
 ) -> tuple[Engine, MadeUpBackend]:
     """An engine over a made-up backend."""
     spec = ModelSpec.from_config(
@@ -101,7 +130,7 @@ def make_engine(
             "eos_token_id": EOS_ID,
         }
     )
-    backend = MadeUpBackend(slots)
+    made_up = backend(slots)
     defaults = GenerationDefaults(
         parameters=GenerationParameters(max_new_tokens=max_new_tokens),
         max_length=None,
@@ -111,4 +140,4 @@ def make_engine(
         decoder_start_id=START_ID,
     )
     engine_config = EngineConfig(slots=slots, max_source_tokens=12, max_new_tokens=max_new_tokens, **config)  # type: ignore[arg-type]
-    return Engine(spec, backend, engine_config, defaults=defaults), backend
+    return Engine(spec, made_up, engine_config, defaults=defaults), made_up

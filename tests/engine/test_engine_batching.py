@@ -15,7 +15,7 @@ from server.engine.sequence import EngineConfig, GenerationParameters, Sequence,
 from tests.engine.reference import random_sources
 from tests.tiny_models import VOCABULARY, build_tiny_t5
 
-CONFIG = EngineConfig(slots=3, max_source_tokens=20, max_new_tokens=24)
+CONFIG = EngineConfig(slots=3, max_source_tokens=20, max_new_tokens=24, ahead_s=0.0)  # one step at a time
 FORCED = GenerationParameters(max_new_tokens=10, ignore_eos=True)
 SOURCES = random_sources(9, longest=20)
 POISON = VOCABULARY["q"]

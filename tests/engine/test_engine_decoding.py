@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError
 from server.engine.sequence import FinishReason, GenerationParameters, Hypothesis, Sequence, Status, TokenEvent
-from tests.engine.made_up_backend import EOS_ID, POISON, SECOND_EOS_ID, VOCABULARY, make_engine
+from tests.engine.made_up_backend import (
+    EOS_ID,
+    POISON,
+    SECOND_EOS_ID,
+    VOCABULARY,
+    AheadMadeUpBackend,
+    MadeUpBackend,
+    make_engine,
+)
 
 MOST = 12
 
@@ -91,11 +99,19 @@ REQUESTS = st.lists(st.tuples(SOURCES, PARAMETERS, st.integers(0, 3)), min_size=
 
 
 @settings(max_examples=60, deadline=None)
-@given(requests=REQUESTS, cancelled=st.sets(st.integers(0, 7), max_size=2), slots=st.integers(6, 9))
+@given(
+    requests=REQUESTS,
+    cancelled=st.sets(st.integers(0, 7), max_size=2),
+    slots=st.integers(6, 9),
+    backend=st.sampled_from([MadeUpBackend, AheadMadeUpBackend]),
+)
 def test_an_answer_is_the_same_alone_and_in_any_company(
-    requests: list[tuple[list[int], GenerationParameters, int]], cancelled: set[int], slots: int
+    requests: list[tuple[list[int], GenerationParameters, int]],
+    cancelled: set[int],
+    slots: int,
+    backend: type[MadeUpBackend],
 ) -> None:
-    engine, _ = make_engine(slots)
+    engine, _ = make_engine(slots, backend=backend, ahead_s=60.0)
     sequences = []
     for number, (source, wanted, steps_before) in enumerate(requests):
         for _ in range(steps_before):

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_alone_and_in_full_batches(dense_dir: Path, answers: list[Answer]) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 def test_joining_and_leaving_at_random_steps(dense_dir: Path, answers: list[Answer], seed: int) -> None:
-    engine, ties, generator = Engine.load(dense_dir, CONFIG), NearTies(), random.Random(seed)
+    config = replace(CONFIG, ahead_s=(0.0, CONFIG.ahead_s, 60.0)[seed])
+    engine, ties, generator = Engine.load(dense_dir, config), NearTies(), random.Random(seed)
     arrivals, live, cancelled = list(range(len(SOURCES))), {}, 0
     generator.shuffle(arrivals)
     while arrivals or not engine.idle:
@@ -57,10 +59,10 @@ def test_joining_and_leaving_at_random_steps(dense_dir: Path, answers: list[Answ
                 parameters=GenerationParameters(max_new_tokens=generator.randint(1, NEW_TOKENS)),
             )
             engine.add(live[i])
-        if generator.random() < 0.1 and not engine.idle:
+        if generator.random() < 0.2 and not engine.idle:
             cancelled += engine.cancel(generator.choice(list(live)))
-        events = engine.step()
-        assert len(events) == engine.step_stats.batch_size
+        idle, events = engine.idle, engine.step()
+        assert len(events) == (0 if idle else engine.step_stats.batch_size * engine.step_stats.steps)
         engine.check_integrity()
     assert cancelled
     for i, sequence in live.items():

@@ -199,8 +199,9 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: 
         replace(plain, num_beams=3, num_return_sequences=2),
         replace(plain, max_new_tokens=12, prefix_ids=(5, 6, 7)),
     ]
-    engine, solo = (Engine.load(t5_dir, replace(CONFIG, dtype=dtype, threads=1)) for _ in range(2))
-    chance, alive, several = random.Random(0), [], 0
+    config = replace(CONFIG, dtype=dtype, threads=1)
+    engine, solo = (Engine.load(t5_dir, replace(config, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
+    chance, alive, several, ahead = random.Random(0), [], 0, 0
     for number in range(60):
         alive.append(
             Sequence(id=number, source_ids=chance.choice(SOURCES), parameters=kinds[chance.randrange(len(kinds))])
@@ -208,6 +209,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: 
         engine.add(alive[-1])
         for _ in range(chance.randrange(6)):
             engine.step()
+            ahead += engine.step_stats.steps > 1
         if chance.random() < 0.1:
             engine.cancel(number)
     while not engine.idle:
@@ -217,6 +219,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: 
         assert [each.tokens for each in one.hypotheses] == [each.tokens for each in expected.hypotheses]
         several += len({len(each.tokens) for each in one.hypotheses}) > 1
     assert several > 5, "samples of one source end at different times"
+    assert ahead > 5, "nobody looked at each step"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

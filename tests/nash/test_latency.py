@@ -1,6 +1,7 @@
 """The measurement itself: what is run, and that its figures hang together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_an_engine_whose_limits_are_too_low_is_refused(model: Path) -> None:
 def test_a_generation_that_fails_is_no_measurement(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at its first step, at several thousand tokens a second."""
     workload = Workload(batch=2, source_tokens=6, new_tokens=4)
-    engine = Engine.load(model, workload.config)
+    engine = Engine.load(model, replace(workload.config, ahead_s=0.0))
     scores = engine._backend.decode
     monkeypatch.setattr(engine._backend, "decode", lambda feed: scores(feed) * float("nan"))
     with pytest.raises(EngineError, match="nothing can be measured"):

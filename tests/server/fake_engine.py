@@ -43,6 +43,7 @@ class FakeStep:
     source_tokens: int
     padding_tokens: int
     path: None = None
+    steps: int = 1
 
 
 class FakeEngine:
@@ -105,7 +106,7 @@ class FakeEngine:
         first, position = sequence.source_ids[0], len(sequence.tokens)
         if first == FAILS_ALONE:
             self._end(sequence, now_s)
-            return TokenEvent(sequence_id=sequence.id, token=None, error="scores became NaN")
+            return TokenEvent(sequence_id=sequence.id, token=None, made_s=now_s, error="scores became NaN")
         self._misbehave(first, position)
         endless = first == RUNS_FOR_EVER
         token = 5 if endless else [*sequence.source_ids, EOS_ID][position]
@@ -129,7 +130,7 @@ class FakeEngine:
                 )
             ]
             self._end(sequence, now_s)
-        return TokenEvent(sequence_id=sequence.id, token=token, logprob=-0.5, finish_reason=reason)
+        return TokenEvent(sequence_id=sequence.id, token=token, made_s=now_s, logprob=-0.5, finish_reason=reason)
 
     def _misbehave(self, first: int, position: int) -> None:
         if first == RUNS_FOR_EVER:

@@ -67,8 +67,8 @@ struct Stack {
 
 struct Rows {
   int32_t rows, wanted;
-  const int64_t* tokens;
-  const int32_t* positions;  // within the sequence
+  int64_t* tokens;
+  int32_t* positions;  // within the sequence
   const int32_t* slots;
   const int32_t* lengths;       // positions of the row's source
   const int32_t* memory_slots;  // where its source is cached for cross-attention
@@ -86,5 +86,15 @@ struct Workspace {
   float* scores;     // [threads][longest row of scores]
   uint8_t* private_inputs;  // [threads][kPrivateRows][widest input]
   int32_t input_bytes, score_count;
+};
+
+// Greedy steps of all rows, one after the other without anybody looking.
+struct Ahead {
+  int32_t steps;  // at most
+  int32_t ends;   // how many end tokens there are
+  const int64_t* end_tokens;
+  double seconds;   // no step is begun that would probably end later
+  int64_t* tokens;  // [steps][R]: what was chosen
+  float* peaks;     // [steps][R]: its logit; NaN where any of the row is
 };
 }

@@ -7,7 +7,7 @@ head, C capacity of a slot in positions, K buckets of distance.
 import ctypes
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model_store.spec import ModelSpec
 from server.engine import network
-from server.engine.backend import Feed
+from server.engine.backend import Feed, GreedyStep
 from server.engine.errors import LoadError
 from server.engine.memory import available_bytes
 from server.engine.native import library as native
@@ -131,18 +131,30 @@ class NativeBackend:
         for start in range(0, len(feed.tokens), capacity):  # as a rule once: rows may come one after the other
             stop = min(start + capacity, len(feed.tokens))
             slots, wanted = feed.slots[start:stop], [row - start for row in feed.wanted if start <= row < stop]
-            self._rows.fill(
-                tokens=feed.tokens[start:stop],
-                positions=feed.positions[start:stop],
-                slots=[self._own[slot] for slot in slots],
-                lengths=[self._source_lengths[slot] for slot in slots],
-                memory_slots=[self._source[slot] for slot in slots],
-                wanted_rows=wanted,
-            )
+            self._fill(feed.tokens[start:stop], feed.positions[start:stop], slots, wanted)
             out = self._logits[done:].data_ptr()
             self._library.decode(self._decoder, self._rows.structure, self._workspace, self._pool, out)
             done += len(wanted)
         return self._logits[:done]
+
+    def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
+        """Greedy steps without coming back to Python in between."""
+        self._fill(feed.tokens, feed.positions, feed.slots, feed.wanted)
+        rows = len(feed.tokens)
+        tokens, peaks = (ctypes.c_int64 * (steps * rows))(), (ctypes.c_float * (steps * rows))()
+        ahead = native.Ahead(
+            steps=steps,
+            ends=len(ends),
+            end_tokens=(ctypes.c_int64 * len(ends))(*ends),
+            seconds=seconds,
+            tokens=tokens,
+            peaks=peaks,
+        )
+        made = self._library.decode_ahead(
+            self._decoder, self._rows.structure, self._workspace, self._pool, self._logits.data_ptr(), ahead
+        )
+        each = (slice(step * rows, (step + 1) * rows) for step in range(made))
+        return [GreedyStep(tokens=tokens[its], peaks=peaks[its]) for its in each]
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
         """Give each target its origin's decoded state. Only a state that two targets want is copied."""
@@ -165,6 +177,18 @@ class NativeBackend:
 
     def clear(self, slot: int) -> None:
         """Nothing to do: positions beyond a sequence's end are never read."""
+
+    def _fill(
+        self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int], wanted: Sequence[int]
+    ) -> None:
+        self._rows.fill(
+            tokens=tokens,
+            positions=positions,
+            slots=[self._own[slot] for slot in slots],
+            lengths=[self._source_lengths[slot] for slot in slots],
+            memory_slots=[self._source[slot] for slot in slots],
+            wanted_rows=wanted,
+        )
 
     def _encode_batch(self, batch: list[tuple[list[int], int]]) -> None:
         blocks = [0, *itertools.accumulate(-(-len(source) // _LANES) for source, _ in batch)]

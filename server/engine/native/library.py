@@ -1,7 +1,7 @@
 """The compiled operator and its structures, as in stack.cpp. Where it is not there, PyTorch does the work."""
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,6 +103,17 @@ class Workspace(Structure):
     )
 
 
+class Ahead(Structure):
+    _fields_ = (
+        ("steps", c_int32),
+        ("ends", c_int32),
+        ("end_tokens", POINTER(c_int64)),
+        ("seconds", c_double),
+        ("tokens", POINTER(c_int64)),
+        ("peaks", POINTER(c_float)),
+    )
+
+
 class Library:
     """The functions of the operator."""
 
@@ -126,6 +137,9 @@ class Library:
         self.encode.argtypes, self.encode.restype = (POINTER(Stack), POINTER(Stack), *passed), None
         self.decode = library.nash_decode
         self.decode.argtypes, self.decode.restype = (POINTER(Stack), *passed, c_void_p), None
+        self.decode_ahead = library.nash_decode_ahead
+        self.decode_ahead.argtypes = (POINTER(Stack), *passed, c_void_p, POINTER(Ahead))
+        self.decode_ahead.restype = c_int32
 
 
 @cache

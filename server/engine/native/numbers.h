@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -20,6 +21,30 @@ inline __m512 load(const uint16_t* p) {
 inline __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
 inline __m512 load(const uint16_t* p, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
+}
+
+// The first of the highest of n numbers, and its value: NaN where any of them is.
+struct Highest {
+  float value;
+  int64_t at;
+};
+inline Highest highest(const float* p, int n) {
+  __m512 most = _mm512_set1_ps(-INFINITY);
+  __mmask16 unordered = 0;
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 mask = tail(n - i);
+    const __m512 v = load(p + i, mask);
+    unordered |= _mm512_mask_cmp_ps_mask(mask, v, v, _CMP_UNORD_Q);
+    most = _mm512_mask_max_ps(most, mask, most, v);
+  }
+  if (unordered) return {NAN, 0};
+  const float value = _mm512_reduce_max_ps(most);
+  for (int i = 0; i < n; i += 16) {
+    const __mmask16 mask = tail(n - i);
+    const __mmask16 equal = _mm512_mask_cmp_ps_mask(mask, load(p + i, mask), _mm512_set1_ps(value), _CMP_EQ_OQ);
+    if (equal) return {value, i + __builtin_ctz(equal)};
+  }
+  return {value, 0};
 }
 inline void store_bfloat16(uint16_t* p, __m512 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));

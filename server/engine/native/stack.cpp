@@ -22,6 +22,7 @@
 
 #if NASH_AVX512
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 
@@ -299,6 +300,33 @@ void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space,
     worker.layers();
     worker.logits(logits);
   });
+}
+
+// Advance every row by its likeliest token, again and again; `logits` [R][V] is room for one step's. Ends before
+// `ahead->steps` after a step in which an end token or a score that is not finite came. Returns the steps made.
+int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits,
+                          const Ahead* ahead) {
+  using Clock = std::chrono::steady_clock;
+  const auto started = Clock::now();
+  const int vocabulary = decoder->output.outputs;
+  const int64_t *ends = ahead->end_tokens, *past_ends = ends + ahead->ends;
+  for (int step = 0;; step++) {
+    nash_decode(decoder, rows, space, pool, logits);
+    bool over = false;
+    for (int r = 0; r < rows->rows; r++) {
+      const Highest best = highest(logits + static_cast<size_t>(r) * vocabulary, vocabulary);
+      const size_t place = static_cast<size_t>(step) * rows->rows + r;
+      ahead->tokens[place] = best.at;
+      ahead->peaks[place] = best.value;
+      over |= !std::isfinite(best.value) || std::find(ends, past_ends, best.at) != past_ends;
+      rows->tokens[r] = best.at;
+      rows->positions[r]++;
+    }
+    const int made = step + 1;
+    if (over || made == ahead->steps) return made;
+    const double took = std::chrono::duration<double>(Clock::now() - started).count();
+    if (took + took / made > ahead->seconds) return made;
+  }
 }
 }
 #else
