@@ -152,15 +152,17 @@ class StudentTrainer(FinetuneTrainer):
     ) -> dict[str, Tensor]:
         """Every loss that is switched on, weighted. A teacher that no loss asks for is not run."""
         want, terms = self.distill, {}
-        if want.task_weight:
-            terms["task"] = want.task_weight * losses.cross_entropy(student.logits_BTV, labels_BT, items)
-        if not (want.prediction_weight or want.encoder_hidden_weight or want.decoder_hidden_weight):
-            return terms
-        teacher = self._run_teacher(feed)
+        if want.prediction_weight or want.encoder_hidden_weight or want.decoder_hidden_weight:
+            teacher = self._run_teacher(feed)
         if want.prediction_weight:
-            terms["prediction"] = want.prediction_weight * losses.prediction_distillation(
+            task, prediction = losses.task_and_prediction(
                 student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items
             )
+            terms["prediction"] = want.prediction_weight * prediction
+        elif want.task_weight:
+            task = losses.cross_entropy(student.logits_BTV, labels_BT, items)
+        if want.task_weight:
+            terms = {"task": want.task_weight * task, **terms}
         if want.encoder_hidden_weight:
             terms["encoder"] = want.encoder_hidden_weight * distillation.encoder_loss(
                 student.encoder_BSD,

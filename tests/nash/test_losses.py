@@ -79,6 +79,25 @@ def test_the_gradient_of_kl_is_autograds(
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("numbers_at_once", [1, 3 * V, 2**21])
+def test_both_losses_of_the_same_scores(
+    labels_BT: Tensor, numbers_at_once: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own weight, they have the gradient that autograd finds for their sum."""
+    monkeypatch.setattr(losses, "_NUMBERS_AT_ONCE", numbers_at_once)
+    student, teacher, kept = scores(1).requires_grad_(), scores(2), labels_BT != IGNORED
+    task, prediction = losses.task_and_prediction(student, teacher, labels_BT, temperature, None)
+    student_NV, teacher_NV = (F.log_softmax(logits[kept] / temperature, dim=-1) for logits in (student, teacher))
+    divergence = F.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True) / kept.sum()
+    expected_task, expected_prediction = F.cross_entropy(student[kept], labels_BT[kept]), temperature**2 * divergence
+    torch.testing.assert_close(task, expected_task)
+    torch.testing.assert_close(prediction, expected_prediction)
+    (expected,) = torch.autograd.grad(0.3 * expected_task + 5 * expected_prediction, student)
+    (found,) = torch.autograd.grad(0.3 * task + 5 * prediction, student)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_kl_by_loops(labels_BT: Tensor, temperature: float) -> None:
     """T^2 sum_v p (ln p - ln q) with the teacher's p, a mean over real tokens."""
