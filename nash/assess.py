@@ -9,7 +9,8 @@ from rich.console import Console
 
 from nash.data import Row
 from nash.evaluate import evaluate
-from nash.latency import FAST, measure_turns, quantile, speedup_quartiles
+from nash.latency import FAST, check_workload, measure_turns, quantile, speedup_quartiles, torch_threads_kept
+from nash.metrics import check_references
 from nash.models import load_tokenizer
 from nash.recipe import DataRecipe, MetricKind, WorkloadRecipe
 from nash.workload import workload_of
@@ -17,6 +18,26 @@ from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 
 LATENCY_REPEATS = 41  # one request takes milliseconds: a few more keep the figures still
+
+
+def evaluation_config(data: DataRecipe) -> EngineConfig:
+    """How a model is loaded to answer test rows."""
+    return EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
+
+
+def check_assessable(
+    dense: Path, rows: Sequence[Row], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
+) -> None:
+    """Find out before hours of training what `assess` would refuse of the dense model, the rows or the workload.
+
+    Raises:
+        RequestError: a target is not what the metric compares with.
+        server.engine.errors.EngineError: the engine refuses the model, its settings, the lengths or the workload.
+    """
+    check_references(metric, [row.targets for row in rows])
+    with torch_threads_kept():
+        Engine.load(dense, evaluation_config(data))
+    check_workload(dense, workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense)))
 
 
 def assess(
@@ -33,7 +54,7 @@ def assess(
     models measured in turn. Lengths that the workload leaves open are the rows' own. Where there are two models, the
     speed-up of the second over the first in the same turn is told by its quartiles.
     """
-    config = EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
+    config = evaluation_config(data)
     quality: dict[str, dict[str, float]] = {}
     for name, folder in folders.items():
         console.print(f"evaluating the {name} model on {len(rows)} rows")

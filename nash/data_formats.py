@@ -7,6 +7,7 @@ the extra `nash[datasets]`: it is large, most data files are not of these format
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -69,12 +70,14 @@ def split_path(folder: Path, split: str) -> Path:
 
 
 def _unreadable(path: object, error: object) -> RequestError:
+    if isinstance(error, UnicodeDecodeError):
+        return RequestError(f"data file {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8")
     return RequestError(f"data file {path} cannot be read: {error}")
 
 
 def _from_json_lines(path: Path) -> Iterator[Placed]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and its like inside a text.
@@ -101,6 +104,7 @@ def _from_tsv(path: Path) -> Iterator[Placed]:
 
 def _cells(path: Path, *, delimiter: str, quoting: int) -> Iterator[Placed]:
     """The records of a table of texts. The first line names the columns; nothing is taken for a number or for null."""
+    csv.field_size_limit(sys.maxsize)  # a cell may be a book; the limit is the whole process'
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
@@ -135,7 +139,7 @@ def _from_saved(path: Path) -> Iterator[Placed]:
     datasets = _datasets(path)
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of what a damaged JSON file holds
         raise _unreadable(path, error) from error
     if isinstance(found, datasets.DatasetDict):
         raise RequestError(f"{path} holds several splits: give one of {', '.join(str(path / name) for name in found)}")

@@ -10,9 +10,10 @@ from transformers import set_seed
 from model_store.ref import check_name
 from model_store.safetensors_header import read_header
 from model_store.store import Store
-from nash.assess import assess
+from nash.assess import assess, check_assessable
 from nash.data import Row, TokenizedPairs, read_rows
 from nash.lineage import input_digests, lineage_of
+from nash.metrics import check_references
 from nash.models import (
     DTYPES,
     ResolvedModel,
@@ -59,17 +60,20 @@ def finetune(
     check_name(alias, "alias")
     data = recipe.data
     rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
-    test_rows = validation_rows if data.test is None else read_rows(data.test, data)
+    test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
+    check_references(recipe.metric, [row.targets for row in test_rows])
     start = None if recipe.model is None else resolve_model(recipe.model, store)
     if start is not None:
-        check_lengths(read_spec(start.folder), recipe.data)
+        check_lengths(read_spec(start.folder), data)
     folder = out / "model"
+    if start is not None and not folder.is_dir():
+        check_assessable(start.folder, test_rows, recipe.metric, data)
     with RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start)) as run:
         if not folder.is_dir():
             _train(recipe, rows, validation_rows, start, out, console)
         results = run.read_json("results.json")
         if results is None:
-            results = assess({"dense": folder}, test_rows[: recipe.data.test_rows], recipe.metric, recipe.data, console)
+            results = assess({"dense": folder}, test_rows, recipe.metric, data, console)
             run.write_json("results.json", results)
     ref, digest = str(folder), None
     if name is not None:

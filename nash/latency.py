@@ -130,6 +130,16 @@ def torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def check_workload(model: Path, workload: Workload) -> None:
+    """Run a workload once: what the engine refuses of it is better known before hours of training.
+
+    Raises:
+        server.engine.errors.EngineError: it cannot be run.
+    """
+    with torch_threads_kept():
+        measure_turns([Engine.load(model, workload.config)], workload, 0)
+
+
 def speedup_quartiles(slow: Sequence[Latency], fast: Sequence[Latency]) -> tuple[float, float]:
     """How far the speed-up of single turns spreads: between these two lies the middle half."""
     ratios = [a.total_ms / b.total_ms for a, b in zip(slow, fast, strict=True)]

@@ -5,7 +5,7 @@ divided by `items`, the number of real target tokens in the whole update: gradie
 update is cut into micro-batches, nor on padding.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,8 +33,21 @@ def prediction_distillation(
     temperature: float,
     items: Tensor | int | None,
 ) -> Tensor:
-    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), in nats a real token."""
-    return task_and_prediction(student_BTV, teacher_BTV, labels_BT, temperature, items)[1]
+    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), in nats a real token.
+
+    Where the student's scores have a gradient it is written over the teacher's, which is all the memory it takes.
+    """
+    weights = (0.0, 1.0)
+    return task_and_prediction(student_BTV, teacher_BTV, labels_BT, temperature, items, weights=weights).loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLosses:
+    """Of a batch's tokens: the weighted sum to be minimized, and its parts, which have no gradient of their own."""
+
+    loss: Tensor
+    task: Tensor
+    prediction: Tensor
 
 
 def task_and_prediction(
@@ -43,65 +56,65 @@ def task_and_prediction(
     labels_BT: Tensor,
     temperature: float,
     items: Tensor | int | None,
-) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` and `prediction_distillation` of the same scores, for the memory of one of them."""
+    *,
+    weights: tuple[float, float],
+) -> TokenLosses:
+    """`cross_entropy` and `prediction_distillation`, by their `weights`, of scores that are used up.
+
+    The gradient of the sum is written over the teacher's scores, and the student's are not kept.
+    """
     rows_NV = student_BTV.flatten(0, 1), teacher_BTV.flatten(0, 1)
-    task, divergence = _TokenLosses.apply(*rows_NV, labels_BT.flatten(), temperature)  # type: ignore[no-untyped-call]
+    scaled = weights[0], weights[1] * temperature**2
     items = _items(labels_BT, items)
-    return task / items, divergence * temperature**2 / items
+    loss, task, divergence = _TokenLosses.apply(*rows_NV, labels_BT.flatten(), temperature, scaled)  # type: ignore[no-untyped-call]
+    return TokenLosses(loss=loss / items, task=weights[0] * task / items, prediction=scaled[1] * divergence / items)
 
 
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy, and KL(teacher || student) at a temperature, summed over the rows [N, V] that have a label.
 
     Autograd would keep half a dozen matrices of the size of the logits, which are the largest thing in a step where the
-    vocabulary is large. Here nothing is kept but the logits; the gradients, softmax(student) less one at the label, and
-    softmax(student) - softmax(teacher) at the temperature, are made into one matrix, a few rows at a time, in float32.
+    vocabulary is large. Here the gradient is made with the sums, a few rows at a time, in float32: softmax(student)
+    less one at the label, and softmax(student) - softmax(teacher) at the temperature.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, student_NV: Tensor, teacher_NV: Tensor, labels_N: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        student_NV: Tensor,
+        teacher_NV: Tensor,
+        labels_N: Tensor,
+        temperature: float,
+        weights: tuple[float, float],
+    ) -> tuple[Tensor, Tensor, Tensor]:
         task, divergence = (torch.zeros((), device=student_NV.device) for _ in range(2))
-        for part in _parts(student_NV):
-            kept_R = labels_N[part] != IGNORED
-            student = student_NV[part].float()
-            log_student = F.log_softmax(student, dim=-1)
-            at_label = log_student.gather(1, labels_N[part, None].clamp(min=0))[:, 0]
-            task -= at_label.masked_fill_(~kept_R, 0.0).sum()
-            if temperature != 1:
-                log_student = F.log_softmax(student / temperature, dim=-1)
-            log_teacher = F.log_softmax(teacher_NV[part].float() / temperature, dim=-1)
-            probability = log_teacher.exp()
-            terms = log_teacher.sub_(log_student).mul_(probability)
-            divergence += terms.masked_fill_(~kept_R[:, None], 0.0).sum()
-        ctx.save_for_backward(student_NV, teacher_NV, labels_N)
-        ctx.temperature = temperature
-        return task, divergence
+        learns = ctx.needs_input_grad[0]
+        gradient_NV = teacher_NV if teacher_NV.dtype == student_NV.dtype else torch.empty_like(student_NV)
+        count = max(1, _NUMBERS_AT_ONCE // student_NV.shape[1])
+        for part in (slice(start, start + count) for start in range(0, len(student_NV), count)):
+            padding_R1, label_R1 = (labels_N[part] == IGNORED)[:, None], labels_N[part, None].clamp(min=0)
+            scores = student_NV[part].float()
+            student = F.log_softmax(scores, dim=-1)
+            task -= student.gather(1, label_R1).masked_fill_(padding_R1, 0.0).sum()
+            soft_student = student if temperature == 1 else F.log_softmax(scores / temperature, dim=-1)
+            teacher = F.log_softmax(teacher_NV[part].float() / temperature, dim=-1)
+            probability = teacher.exp()
+            divergence += teacher.sub_(soft_student).mul_(probability).masked_fill_(padding_R1, 0.0).sum()
+            if learns:
+                towards_teacher = soft_student.exp().sub_(probability).mul_(weights[1] / temperature)
+                ones_R1 = torch.ones_like(label_R1, dtype=student.dtype)
+                gradient = student.exp_().scatter_add_(1, label_R1, -ones_R1).mul_(weights[0]).add_(towards_teacher)
+                gradient_NV[part] = gradient.masked_fill_(padding_R1, 0.0)
+        ctx.gradient_NV = gradient_NV if learns else None
+        ctx.mark_non_differentiable(task, divergence)
+        return weights[0] * task + weights[1] * divergence, task, divergence
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_task: Tensor, of_divergence: Tensor) -> tuple[Tensor, None, None, None]:
-        student_NV, teacher_NV, labels_N = ctx.saved_tensors
-        gradient_NV = torch.empty_like(student_NV)
-        for part in _parts(student_NV):
-            padding_R1 = (labels_N[part] == IGNORED)[:, None]
-            student = student_NV[part].float()
-            gradient = F.softmax(student, dim=-1)
-            towards_teacher = gradient.clone() if ctx.temperature == 1 else F.softmax(student / ctx.temperature, dim=-1)
-            towards_teacher.sub_(F.softmax(teacher_NV[part].float() / ctx.temperature, dim=-1))
-            ones_R1 = torch.ones_like(padding_R1, dtype=gradient.dtype)
-            gradient.scatter_add_(1, labels_N[part, None].clamp(min=0), -ones_R1).mul_(of_task)
-            gradient.add_(towards_teacher.mul_(of_divergence / ctx.temperature))
-            gradient_NV[part] = gradient.masked_fill_(padding_R1, 0.0)
-        return gradient_NV, None, None, None
-
-
-def _parts(rows_NV: Tensor) -> Iterator[slice]:
-    """Rows that are worked on together."""
-    count = max(1, _NUMBERS_AT_ONCE // rows_NV.shape[1])
-    return (slice(start, start + count) for start in range(0, len(rows_NV), count))
+    def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None  # one backward pass: it is scaled in place
+        assert gradient_NV is not None, "the gradient is used up"
+        return gradient_NV.mul_(of_loss.to(gradient_NV.dtype)), None, None, None, None
 
 
 def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:

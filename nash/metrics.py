@@ -168,6 +168,17 @@ def _reference_number(text: str) -> float:
     return value
 
 
+def check_references(metric: MetricKind, references: References) -> None:
+    """Find out before hours of training that a metric cannot be had.
+
+    Raises:
+        RequestError: a reference is not what the metric compares with.
+    """
+    if metric == "correlation":
+        for option in (option for options in references for option in options):
+            _reference_number(option)
+
+
 METRICS: dict[MetricKind, Callable[[Predictions, References], dict[str, float]]] = {
     "phonemes": phonemes,
     "exact": exact,

@@ -47,6 +47,8 @@ def read_spec(folder: Path) -> ModelSpec:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("config.json holds no JSON object")
         return ModelSpec.from_config(config)
     except FileNotFoundError as error:
         raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
@@ -101,8 +103,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if not (folder / "tokenizer.json").is_file():
         raise RequestError(f"{folder} has no tokenizer.json: save the tokenizer there with save_pretrained")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise RequestError(
+            f"the tokenizer in {folder} cannot be loaded ({_named(error)}): save it again with save_pretrained"
+        ) from error
     return tokenizer
+
+
+def _named(error: Exception) -> str:
+    """An error of a library's in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def weights_digest(folder: Path) -> str:
@@ -130,6 +142,8 @@ def load_dense(folder: Path) -> PreTrainedModel:
     model = _load(folder)
     if model.config.decoder_start_token_id is None:  # training must begin targets as serving will
         model.config.decoder_start_token_id = spec.decoder_start_id
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = spec.pad_id
     return model
 
 
@@ -139,9 +153,16 @@ def load_compact(folder: Path) -> PreTrainedModel:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+    try:
+        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (RuntimeError, MemoryError):  # there is not enough memory
+        raise
+    except Exception as error:
+        raise RequestError(
+            f"transformers cannot load the model in {folder} ({_named(error)}): save it again with save_pretrained"
+        ) from error
     return model
 
 

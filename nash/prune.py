@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from model_store.store import Store
-from nash.assess import assess
+from nash.assess import assess, check_assessable
 from nash.latency import Workload
 from nash.lineage import lineage_of
 from nash.pruning_task import DENSE_ALIAS, Task, gate_kinds, prepare, texts_of
@@ -19,7 +19,7 @@ from nash.vocabulary import plan_vocabulary
 from nash.walk import walk
 from nash.workload import workload_of
 
-PLAN = "plan.json"  # in the run's folder: the shape for an asked speed
+PLAN, RESULTS = "plan.json", "results.json"  # in the run's folder: the shape for an asked speed; what `assess` found
 
 
 def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
@@ -32,6 +32,8 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         RequestError: model, data or targets cannot be used.
     """
     task, asked = prepare(recipe, store), recipe
+    if read_json(out / RESULTS) is None:
+        check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, out, console)
     if plan is not None:
         recipe = _planned(recipe, plan)
@@ -39,11 +41,11 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         if plan is not None:
             run.write_json(PLAN, plan.document())
         walk(recipe, task, run, console, plan)
-        results = run.read_json("results.json")
+        results = run.read_json(RESULTS)
         if results is None:
             folders = {"dense": task.folder, "pruned": out / "model"}
             results = assess(folders, task.test_rows, recipe.metric, recipe.data, console, recipe.workload)
-            run.write_json("results.json", results)
+            run.write_json(RESULTS, results)
         return publish(asked, task, out, store, results, plan)
 
 

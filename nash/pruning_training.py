@@ -113,14 +113,15 @@ class StudentTrainer(FinetuneTrainer):
         """The weighted sum of the task's, the distillation's and the sparsity's losses for one micro-batch."""
         feed = decoder_inputs(self.student, inputs)
         student = self._run_student(model, feed)
-        terms = self._terms(student, feed, inputs["labels"], num_items_in_batch)
+        parts, shown = self._losses(student, feed, inputs["labels"], num_items_in_batch)
         share = losses.share_of_update(inputs["labels"], num_items_in_batch)
         if self.gates is not None:
-            terms["lagrangian"] = self._lagrangian(self.gates) * share
-        for name, term in terms.items():
-            self.figures.add(name, term)
+            shown["lagrangian"] = self._lagrangian(self.gates) * share
+            parts.append(shown["lagrangian"])
+        for name, value in shown.items():
+            self.figures.add(name, value)
         self.figures.count(share)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = torch.stack(parts).sum()
         return (loss, student.outputs) if return_outputs else loss
 
     def validation_logits(self, model: nn.Module, feed: dict[str, Any]) -> Tensor:
@@ -147,24 +148,32 @@ class StudentTrainer(FinetuneTrainer):
         ):
             return Computed(outputs=self.teacher(**feed), encoder_BSD=encoder, decoder_BTD=decoder)
 
-    def _terms(
+    def _losses(
         self, student: Computed, feed: dict[str, Any], labels_BT: Tensor, items: Tensor | int | None
-    ) -> dict[str, Tensor]:
-        """Every loss that is switched on, weighted. A teacher that no loss asks for is not run."""
-        want, terms = self.distill, {}
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """What is to be minimized, and by name every loss that is switched on, weighted, of which it is the sum.
+
+        A teacher that no loss asks for is not run.
+        """
+        want = self.distill
+        parts: list[Tensor] = []
+        shown: dict[str, Tensor] = {}
         if want.prediction_weight or want.encoder_hidden_weight or want.decoder_hidden_weight:
             teacher = self._run_teacher(feed)
         if want.prediction_weight:
-            task, prediction = losses.task_and_prediction(
-                student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items
+            weights = (want.task_weight, want.prediction_weight)
+            both = losses.task_and_prediction(
+                student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items, weights=weights
             )
-            terms["prediction"] = want.prediction_weight * prediction
+            parts.append(both.loss)
+            shown |= (
+                {"task": both.task, "prediction": both.prediction} if want.task_weight else {"prediction": both.loss}
+            )
         elif want.task_weight:
-            task = losses.cross_entropy(student.logits_BTV, labels_BT, items)
-        if want.task_weight:
-            terms = {"task": want.task_weight * task, **terms}
+            shown["task"] = want.task_weight * losses.cross_entropy(student.logits_BTV, labels_BT, items)
+            parts.append(shown["task"])
         if want.encoder_hidden_weight:
-            terms["encoder"] = want.encoder_hidden_weight * distillation.encoder_loss(
+            shown["encoder"] = want.encoder_hidden_weight * distillation.encoder_loss(
                 student.encoder_BSD,
                 [teacher.encoder_BSD[i] for i in self.compared_layers],
                 self.student.maps.encoder,
@@ -172,15 +181,17 @@ class StudentTrainer(FinetuneTrainer):
                 None if items is None else self.source_items,
                 self.compared_layers if want.encoder_matching == "same" else None,
             )
+            parts.append(shown["encoder"])
         if want.decoder_hidden_weight:
-            terms["decoder"] = want.decoder_hidden_weight * distillation.decoder_loss(
+            shown["decoder"] = want.decoder_hidden_weight * distillation.decoder_loss(
                 student.decoder_BTD,
                 [teacher.decoder_BTD[i] for i in self.block_ends],
                 self.student.maps.decoder,
                 labels_BT != IGNORED,
                 items,
             )
-        return terms
+            parts.append(shown["decoder"])
+        return parts, shown
 
     def _lagrangian(self, own: Gates) -> Tensor:
         assert self.pruning is not None

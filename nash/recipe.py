@@ -5,7 +5,7 @@ A key that is not listed here is refused. Paths in a recipe are relative to the 
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from model_store.config_fields import MOST_LAYERS_OR_HEADS
 from model_store.ref import looks_like_path
 from nash.data_formats import HUB_PREFIX
 from nash.errors import RequestError
@@ -25,6 +26,13 @@ MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
 LayerSelection = Literal["uniform", "low", "high", "auto"]
+# Far above what anybody means, and below what the libraries cannot count with.
+MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e6, 2**32 - 1
+Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
+Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+
 SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: what a speedup chooses instead
 
 
@@ -39,6 +47,8 @@ class Section(BaseModel):
         """TOML has no paths: a text where a path is wanted is taken relative to the recipe's folder."""
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and field.annotation in (Path, Path | None):
+            if "\0" in value:
+                raise ValueError("a path has no NUL character in it")
             if value.startswith(HUB_PREFIX):
                 return Path(value)
             return (info.context or {}).get("folder", Path()) / value
@@ -72,8 +82,8 @@ class DataRecipe(DataLayout):
     validation: Path
     test: Path | None = None
     test_rows: int | None = Field(default=None, ge=1)  # evaluate on the first so many rows only
-    max_source_tokens: int = Field(default=512, ge=1)
-    max_target_tokens: int = Field(default=256, ge=1)
+    max_source_tokens: Count = 512
+    max_target_tokens: Count = 256
 
 
 class OptimizationRecipe(Section):
@@ -81,10 +91,10 @@ class OptimizationRecipe(Section):
 
     epochs: float = Field(default=1.0, ge=0)
     max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
+    batch_size: Count = 32
+    gradient_accumulation: Count = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: Rate = 1e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -96,12 +106,12 @@ class OptimizationRecipe(Section):
 class T5Shape(Section):
     """The shape of a T5 that is trained from nothing. The vocabulary is the tokenizer's."""
 
-    d_model: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
-    d_kv: int = Field(ge=1)
-    d_ff: int = Field(ge=1)
-    encoder_layers: int = Field(ge=1)
-    decoder_layers: int = Field(ge=1)
+    d_model: Count
+    num_heads: Count
+    d_kv: Count
+    d_ff: Count
+    encoder_layers: Layers
+    decoder_layers: Layers
     feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
@@ -115,7 +125,7 @@ class FinetuneRecipe(Section):
     data: DataRecipe
     training: OptimizationRecipe
     metric: MetricKind = "exact"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -149,8 +159,8 @@ class PruningRecipe(Section):
     gated_stacks: Literal["encoder", "both"] = "encoder"
     repair: bool = False
     trim_vocab: bool = False
-    gate_learning_rate: float = Field(default=0.05, gt=0)
-    multiplier_learning_rate: float = Field(default=0.05, gt=0)
+    gate_learning_rate: Rate = 0.05
+    multiplier_learning_rate: Rate = 0.05
     sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase
 
 
@@ -201,7 +211,7 @@ class PruneRecipe(Section):
     prune_training: OptimizationRecipe = OptimizationRecipe()
     final_training: OptimizationRecipe = OptimizationRecipe()
     metric: MetricKind = "exact"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     @model_validator(mode="after")

@@ -15,12 +15,15 @@ class RunFolder:
     One run at a time has a folder, for as long as the `with` block lasts.
 
     Raises:
-        RequestError: the folder belongs to a run with other settings, or its inputs have changed since.
+        RequestError: it is no folder, it belongs to a run with other settings, or its inputs have changed since.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise RequestError(f"{path} is not a folder, or lies below a file: choose another --out") from None
         self._lock = _lock(path / ".lock")
         try:
             self._bind("settings", settings)
@@ -70,7 +73,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise RequestError(f"{path} is damaged ({error}): remove it if the rest of the run is to go on") from error

@@ -20,22 +20,22 @@ from rich.console import Console
 from model_store.errors import InvalidRequestError
 from model_store.safetensors_header import read_header
 from model_store.store import Store
+from nash.assess import evaluation_config
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
-from nash.latency import Latency, Workload
+from nash.latency import Latency, Workload, check_workload
 from nash.models import read_spec
 from nash.prune import publish
 from nash.pruning_task import Task, aimed, prepare
 from nash.recipe import PruneRecipe
 from nash.run_folder import RunFolder, read_json
-from nash.sweep_latency import SideBySide, check_workload, measure_block
+from nash.sweep_latency import SideBySide, measure_block
 from nash.sweep_page import write_report
 from nash.sweep_recipe import Point, SweepRecipe
 from nash.sweep_report import DenseFigures, Failure, PointFigures, SweepReport
 from nash.walk import walk
 from nash.workload import workload_of
 from server.engine.errors import EngineError
-from server.engine.sequence import EngineConfig
 
 # In a point's folder: its figures on the test rows, written when it is trained, and, once all points are, its speed.
 QUALITY, LATENCY = "quality.json", "latency.json"
@@ -123,9 +123,7 @@ def _assess_dense(
 
 
 def _evaluate(recipe: PruneRecipe, task: Task, folder: Path) -> dict[str, float]:
-    data = recipe.data
-    config = EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
-    return evaluate(folder, task.test_rows, recipe.metric, config).metrics
+    return evaluate(folder, task.test_rows, recipe.metric, evaluation_config(recipe.data)).metrics
 
 
 def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, console: Console) -> list[Failure]:

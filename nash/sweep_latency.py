@@ -58,13 +58,3 @@ def measure_block(dense: Path, pruned: Sequence[Path], workload: Workload) -> li
         )
         for runs in pruned_runs
     ]
-
-
-def check_workload(dense: Path, workload: Workload) -> None:
-    """Find out before hours of training what the engine refuses of the workload.
-
-    Raises:
-        server.engine.errors.EngineError: it cannot be run with it.
-    """
-    with torch_threads_kept():
-        Engine.load(dense, workload.config)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from nash.errors import RequestError
-from nash.recipe import PruneRecipe, Section, read_recipe
+from nash.recipe import PruneRecipe, Section, Seed, read_recipe
 
 Publish = Literal["none", "frontier", "all"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -102,7 +102,7 @@ class SweepRecipe(Shapes):
     """`nash sweep`: prune the same model to many shapes, with several seeds, by one method or more."""
 
     recipe: Path
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     methods: list[MethodRecipe] = Field(default=[MethodRecipe(name="NASH")], min_length=1)
     publish: Publish = "none"
     quality_kept: float = Field(default=0.97, gt=0, le=1)  # of the dense quality: the report names the fastest with it

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nash.assess import evaluation_config
 from nash.data import Row
 from nash.evaluate import predict
 from nash.recipe import DataRecipe
-from server.engine.sequence import EngineConfig
 
 FILE = "teacher_answers.jsonl"  # in the run's folder: one text a row, in the rows' order
 _CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
@@ -24,7 +24,7 @@ def with_teacher_answers(
     A row to which it answers nothing keeps its targets. Answers are kept in `out`; those that are there already are
     not made again.
     """
-    config = EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
+    config = evaluation_config(data)
     answers = _whole_lines(out / FILE)
     if len(answers) < len(rows):
         console.print(f"the teacher answers {len(rows)} training rows")

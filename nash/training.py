@@ -25,7 +25,7 @@ from transformers import (
 from nash import losses
 from nash.data import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.disk import full_disk_named
-from nash.errors import NashError
+from nash.errors import NashError, RequestError
 from nash.optimizer import MuonAdamW, parameter_groups
 from nash.recipe import OptimizationRecipe
 
@@ -51,6 +51,8 @@ class FinetuneTrainer(Seq2SeqTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """`validation` pairs have their loss logged after every epoch; nothing is trained on them."""
+        for each in [pairs] if validation is None else [pairs, validation]:
+            check_vocabulary(each, model.config)
         self.optimization = optimization
         self.pairs = pairs
         super().__init__(
@@ -160,6 +162,22 @@ class FinetuneTrainer(Seq2SeqTrainer):
             f"training went astray: {what} after step {self.state.global_step}; lower learning_rate or use "
             f'precision = "float32" (checkpoints of earlier steps are kept in {self.args.output_dir})'
         )
+
+
+def check_vocabulary(pairs: TokenizedPairs, config: PreTrainedConfig) -> None:
+    """Find tokens that the model has no embedding for.
+
+    Raises:
+        RequestError: there are; the tokenizer is another model's.
+    """
+    target_size = getattr(config, "decoder_vocab_size", None) or config.vocab_size
+    for texts, size in ((pairs.sources, config.vocab_size), (pairs.targets, target_size)):
+        largest = max((token for ids in texts for token in ids), default=0)
+        if largest >= size:
+            raise RequestError(
+                f"the tokenizer gives the token id {largest}, and the model has a vocabulary of {size}: they do not "
+                "belong together (tokenizer_config.json may name another class than the model's)"
+            )
 
 
 def decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ vocabulary's other tokens had.
 
 import copy
 import json
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -96,12 +96,15 @@ def trim_vocabulary(
     """
     texts = list(dict.fromkeys(texts))
     plan = plan_vocabulary(dense, texts)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".tokenizer-") as name:
-        tokenizer = Path(name)
+    tokenizer = out.with_name(f".{out.name}.tokenizer")
+    shutil.rmtree(tokenizer, ignore_errors=True)  # of a run that was killed
+    try:
         write_tokenizer(dense, tokenizer, plan)
         check_texts(dense, tokenizer, plan, texts)
         coverage = {split: measure_coverage(dense, tokenizer, plan, each) for split, each in held_out.items()}
         save_model(trim_model(load_dense(dense), plan), tokenizer, out, torch.float32)
+    finally:
+        shutil.rmtree(tokenizer, ignore_errors=True)
     return {**asdict(plan.report), "coverage": {split: asdict(each) for split, each in coverage.items()}}
 
 

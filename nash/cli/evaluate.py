@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
-from nash.recipe import MetricKind
+from nash.recipe import MOST_COUNT, MetricKind
 
 
 def command(
@@ -27,8 +27,8 @@ def command(
     prefix: Annotated[str, typer.Option("--prefix", help="What stands before every source.")] = "",
     dtype: Annotated[str, typer.Option("--dtype", help="What the engine computes in.")] = "float32",
     threads: Annotated[int | None, typer.Option("--threads", min=1)] = None,
-    max_source_tokens: Annotated[int, typer.Option("--max-source-tokens", min=1)] = 512,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 256,
+    max_source_tokens: Annotated[int, typer.Option("--max-source-tokens", min=1, max=MOST_COUNT)] = 512,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=MOST_COUNT)] = 256,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:

@@ -51,3 +51,16 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:  # noqa: BLE001  nobody has foreseen it: still one line
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    # PyTorch says it so where the machine's memory is short, and by a class of its own where a GPU's is.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in reason:
+        return f"there is not enough memory for this ({reason}): lower the batch size or the lengths"
+    return f"{type(error).__name__}: {reason} (this is a fault of nash; `nash --debug` before the command shows where)"

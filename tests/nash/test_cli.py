@@ -64,6 +64,32 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("surprise"), "KeyError: 'surprise' (this is a fault of nash"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+            "not enough memory",
+        ),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_nobody_has_foreseen_is_one_line(
+    error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nash.data.read_rows", fail)
+    arguments = ["evaluate", "./m", "--data", tmp_path / "rows.jsonl"]
+    outcome = nash(*arguments)
+    assert outcome.code == 1
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert "Traceback" in nash("--debug", *arguments).err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     arguments = ["models", "show", "absent", "--store", tmp_path]
     plain, debug = nash(*arguments), nash("--debug", *arguments)
@@ -117,6 +143,7 @@ def test_evaluate_a_reference(model_dir: Path, tmp_path: Path) -> None:
         (["--dtype", "float8"], "float8"),
         (["--split", "nope"], "nope.jsonl"),
         (["--metric", "rouge"], "rouge"),
+        (["--max-source-tokens", "1000000000000000000000000000000"], "max-source-tokens"),
     ],
 )
 def test_evaluate_refuses(model_dir: Path, tmp_path: Path, flags: list[str], says: str) -> None:

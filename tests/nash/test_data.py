@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_used(file: Path) -> None:
     with pytest.raises(RequestError, match="cannot be read"):
         read_rows(file)
     file.write_bytes(b'{"source": "\xff", "target": "x"}')
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match="is not UTF-8"):
         read_rows(file)
     file.write_text("\n \n")
     with pytest.raises(RequestError, match="holds no rows"):

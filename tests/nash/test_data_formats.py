@@ -116,10 +116,35 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
         read_rows(tmp_path / name)
 
 
-def test_other_encodings_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "d.csv").write_bytes(b"source,target\n\xff,x\n")
+@pytest.mark.parametrize(("name", "place"), [("d.jsonl", 12), ("d.csv", 14)])
+def test_other_encodings_are_refused(tmp_path: Path, name: str, place: int) -> None:
+    text = '{"source": "é", "target": "x"}' if name == "d.jsonl" else "source,target\né,x\n"
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(RequestError, match=rf"is not UTF-8 \(.* at byte {place}\): save it as UTF-8"):
+        read_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("d.jsonl", '{"source": "a", "target": "x"}'), ("d.csv", "source,target\na,x")]
+)
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_rows(tmp_path / name) == [Row(source="a", targets=("x",))]
+
+
+def test_a_cell_may_be_a_book(tmp_path: Path) -> None:
+    book = "word " * 100_000
+    (tmp_path / "d.csv").write_text(f"source,target\n{book},x\n")
+    assert read_rows(tmp_path / "d.csv")[0].source == book
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "state.json"])
+@pytest.mark.parametrize("content", ["[]", "{", '"text"'])
+def test_a_damaged_folder(tmp_path: Path, name: str, content: str) -> None:
+    Dataset.from_dict({"source": ["a"], "target": ["x"]}).save_to_disk(tmp_path / "d")
+    (tmp_path / "d" / name).write_text(content)
     with pytest.raises(RequestError, match="cannot be read"):
-        read_rows(tmp_path / "d.csv")
+        read_rows(tmp_path / "d")
 
 
 def test_a_folder_of_splits(tmp_path: Path) -> None:

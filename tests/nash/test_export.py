@@ -196,6 +196,16 @@ def test_what_cannot_be_exported(
     assert not list(tmp_path.iterdir())
 
 
+def test_torn_weights_are_not_copied(dense_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense_dir, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    outcome = nash("export", f"{tmp_path / 'torn'}/", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "model.safetensors" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["torn"]
+
+
 KILLED = f"""
 import os, signal
 import nash.export

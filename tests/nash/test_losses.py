@@ -87,15 +87,25 @@ def test_both_losses_of_the_same_scores(
     """Each with its own weight, they have the gradient that autograd finds for their sum."""
     monkeypatch.setattr(losses, "_NUMBERS_AT_ONCE", numbers_at_once)
     student, teacher, kept = scores(1).requires_grad_(), scores(2), labels_BT != IGNORED
-    task, prediction = losses.task_and_prediction(student, teacher, labels_BT, temperature, None)
+    used_up = teacher.clone()
+    both = losses.task_and_prediction(student, used_up, labels_BT, temperature, None, weights=(0.3, 5.0))
     student_NV, teacher_NV = (F.log_softmax(logits[kept] / temperature, dim=-1) for logits in (student, teacher))
     divergence = F.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True) / kept.sum()
     expected_task, expected_prediction = F.cross_entropy(student[kept], labels_BT[kept]), temperature**2 * divergence
-    torch.testing.assert_close(task, expected_task)
-    torch.testing.assert_close(prediction, expected_prediction)
-    (expected,) = torch.autograd.grad(0.3 * expected_task + 5 * expected_prediction, student)
-    (found,) = torch.autograd.grad(0.3 * task + 5 * prediction, student)
+    torch.testing.assert_close(both.task, 0.3 * expected_task)
+    torch.testing.assert_close(both.prediction, 5 * expected_prediction)
+    torch.testing.assert_close(both.loss, both.task + both.prediction)
+    assert not both.task.requires_grad
+    (expected,) = torch.autograd.grad(7 * (0.3 * expected_task + 5 * expected_prediction), student)
+    (found,) = torch.autograd.grad(7 * both.loss, student)
     torch.testing.assert_close(found, expected)
+    assert found.data_ptr() == used_up.data_ptr(), "another matrix of this size was made"
+
+
+def test_without_a_gradient_the_teachers_scores_stay(labels_BT: Tensor) -> None:
+    teacher = scores(2)
+    losses.prediction_distillation(scores(1), teacher, labels_BT, 1.0, None)
+    assert torch.equal(teacher, scores(2))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])

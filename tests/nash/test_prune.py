@@ -15,10 +15,11 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from model_store.store import Store
-from nash.models import read_spec
+from nash.models import load_dense, read_spec
 from nash.training import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
+from tests.tiny_models import PAD_ID
 
 SPARSITY = 0.4
 FIELDS = {"metrics", "parameters", "bytes", "encoder_ms", "step_ms", "total_ms"}
@@ -235,6 +236,75 @@ def test_what_could_not_be_published_is_refused_before_training(
     if content is not None:
         (model / name).write_bytes(content)
     assert says in refused(task, tmp_path, task.recipe(), "--model", model)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("config.json", "[]", "holds no JSON object"),
+        ("tokenizer_config.json", "[]", "cannot be loaded"),
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "T5Tokenizer"}',
+            "cannot be loaded",
+        ),  # its vocabulary is no T5's
+        ("tokenizer_config.json", '{"pad_token": 5}', "cannot be loaded"),
+        ("generation_config.json", '{"penalty_alpha": 0.6, "top_k": 4}', "penalty_alpha"),
+    ],
+)
+def test_a_model_that_could_not_be_assessed_is_refused_before_training(
+    task: Task, tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(task.folder / "dense", model)
+    (model / name).write_text(content)
+    assert says in refused(task, tmp_path, task.recipe(), "--model", model)
+
+
+def test_a_configuration_that_transformers_refuses(task: Task, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(task.folder / "dense", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"dropout_rate": 2.0}))
+    outcome = nash("prune", task.recipe(), "--out", tmp_path / "out", "--store", tmp_path / "store", "--model", model)
+    assert outcome.code == 2
+    assert "transformers cannot load the model" in outcome.err
+
+
+def test_a_tokenizer_whose_class_numbers_otherwise(task: Task, tmp_path: Path) -> None:
+    """Such as one of another family's, that adds its special tokens behind the vocabulary."""
+    model = tmp_path / "model"
+    shutil.copytree(task.folder / "dense", model)
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "BartTokenizer"}')
+    outcome = nash("prune", task.recipe(), "--out", tmp_path / "out", "--store", tmp_path / "store", "--model", model)
+    assert outcome.code == 2
+    assert "the model has a vocabulary of 30: they do not belong together" in outcome.err
+
+
+def test_padding_that_the_configuration_leaves_open(task: Task, tmp_path: Path) -> None:
+    """Its family's padding is meant, as in serving."""
+    model = tmp_path / "model"
+    shutil.copytree(task.folder / "dense", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    assert load_dense(model).config.pad_token_id == PAD_ID
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"exact"', '"correlation"', "is no number, which metric = 'correlation' needs"),
+        ("max_source_tokens = 16", "max_source_tokens = 1000000", "MB are free"),
+        ("[pruning]", "[workload]\nthreads = 2000\n[pruning]", "threads is 2000"),
+        ("[pruning]", "[workload]\nbatch = 100000000000\n[pruning]", "MB are free"),
+    ],
+)
+def test_what_could_not_be_assessed_is_refused_before_training(
+    task: Task, tmp_path: Path, old: str, new: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for backend in ("torch_backend", "native.backend"):
+        monkeypatch.setattr(f"server.engine.{backend}.available_bytes", lambda device: 10**9)
+    assert says in refused(task, tmp_path, task.recipe("unfit", RECIPE.replace(old, new, 1)))
 
 
 def test_another_family(task: Task, tmp_path: Path) -> None:

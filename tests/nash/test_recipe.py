@@ -98,6 +98,10 @@ def test_an_unknown_key_is_named_with_the_known_ones(write: Any, text: str, key:
         ("prune_training", "learning_rate = inf"),
         ("prune_training", 'optimizer = "sgd"'),
         ("distillation", "temperature = 0"),
+        ("prune_training", "batch_size = 10000000000"),
+        ("prune_training", "gradient_accumulation = 99999999999999999999"),
+        ("prune_training", "learning_rate = 1e+30"),
+        ("pruning", "gate_learning_rate = 1e+30"),
     ],
 )
 def test_a_wrong_value_is_named(write: Any, section: str, line: str) -> None:
@@ -105,6 +109,18 @@ def test_a_wrong_value_is_named(write: Any, section: str, line: str) -> None:
     message = refusal(write(f"{PRUNE}[{section}]\n{line}\n"))
     assert f"{section}.{key}" in message
     assert value.strip('"').lower() in message.lower()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("seed = 4294967296", "seed = 4294967296"),  # NumPy's generators take 32 bits
+        ("[data]\nmax_source_tokens = 9223372036854775807", "data.max_source_tokens = 9223372036854775807"),
+        ('[data]\ntrain = "a\\u0000b"', "a path has no NUL"),
+    ],
+)
+def test_what_the_libraries_cannot_count_with_is_refused(write: Any, line: str, says: str) -> None:
+    assert says in refusal(write(f'model = "./m"\nname = "n"\n{line}\n'))
 
 
 def test_missing_keys_are_named_together(write: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nash.errors import RequestError
-from nash.run_folder import RunFolder
+from nash.run_folder import RunFolder, read_json
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
@@ -25,6 +25,14 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"other inputs \(train differ\)"):
         RunFolder(out, settings, {"train": "1f"})
     assert json.loads((out / "settings.json").read_text())["seed"] == 0
+
+
+def test_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RequestError, match="is not a folder, or lies below a file"):
+            RunFolder(path, {}, {})
+        assert read_json(path / "results.json") is None
 
 
 def test_results(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from nash import sweep_latency
-from nash.latency import Latency, Workload
-from nash.sweep_latency import SideBySide, check_workload, measure_block
+from nash.latency import Latency, Workload, check_workload
+from nash.sweep_latency import SideBySide, measure_block
 from server.engine.errors import EngineError
+from tests.tiny_families import CASES, build_tiny
 
 WORKLOAD = Workload(batch=1, source_tokens=4, new_tokens=3)
 ALONE_MS = {"dense": 3.0, "pruned": 1.0}
@@ -75,3 +76,10 @@ def test_a_workload_that_the_engine_refuses(dense_dir: Path) -> None:
     check_workload(dense_dir, WORKLOAD)
     with pytest.raises(EngineError):
         check_workload(dense_dir, Workload(batch=0, source_tokens=4, new_tokens=3))
+
+
+def test_lengths_beyond_a_models_positions_are_refused(tmp_path: Path) -> None:
+    build_tiny(CASES["bart"], tmp_path)  # with 75 positions
+    check_workload(tmp_path, Workload(batch=1, source_tokens=75, new_tokens=3))
+    with pytest.raises(EngineError, match="75"):
+        check_workload(tmp_path, Workload(batch=1, source_tokens=76, new_tokens=3))
