@@ -4,14 +4,15 @@ python -m benchmarks.experiments            rewrites tables and plots
 python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
 
 `methods.json`, `sparsity.json` and `losses.json` are what `nash sweep --json` printed for the recipes in
-examples/g2p/experiments, `speeds.json` lists what `nash prune --speedup ... --json` printed; the other files are
-written by the benchmarks of their names.
+examples/g2p/experiments, `debian.json` for that in examples/debian/experiments; `speeds.json` lists what
+`nash prune --speedup ... --json` printed; the other files are written by the benchmarks of their names.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
+METHODS = {"methods": "words right, %", "debian": "ROUGE-L"}  # sweeps over methods, and what their quality is
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -63,9 +65,9 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
-def methods_table() -> str:
+def methods_table(name: str) -> str:
     """Every method at its shapes, beside the dense model."""
-    sweep = _read("methods.json")
+    sweep = _read(f"{name}.json")
     dense = sweep["dense"]
     rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
     points = {point["id"]: point for point in sweep["points"]}
@@ -83,7 +85,7 @@ def methods_table() -> str:
                 f"{shape['speedup']['mean']:.2f}",
             ]
         )
-    header = ["method", "decoder layers", "encoder cut", "words right, %", "of the dense", "times as fast"]
+    header = ["method", "decoder layers", "encoder cut", METHODS[name], "of the dense", "times as fast"]
     return _markdown(header, rows)
 
 
@@ -184,7 +186,7 @@ def training_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
-    "methods": methods_table,
+    **{name: partial(methods_table, name) for name in METHODS},
     "sparsity": sparsity_table,
     "losses": losses_table,
     "speeds": speeds_table,
@@ -222,9 +224,9 @@ def sparsity_plot(figure: Figure) -> None:
     axes.set(xlabel="encoder sparsity", ylabel="words right, %")
 
 
-def methods_plot(figure: Figure) -> None:
+def methods_plot(name: str, figure: Figure) -> None:
     """Quality against speed, a mark for each method and shape."""
-    sweep = _read("methods.json")
+    sweep = _read(f"{name}.json")
     axes: Axes = figure.subplots()
     axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")
     for method in dict.fromkeys(shape["method"] for shape in sweep["shapes"]):
@@ -238,13 +240,13 @@ def methods_plot(figure: Figure) -> None:
             linewidth=1,
             label=method,
         )
-    axes.set(xlabel="times as fast as the dense model", ylabel="words right, %")
+    axes.set(xlabel="times as fast as the dense model", ylabel=METHODS[name])
     axes.legend(frameon=False, fontsize=9)
 
 
 DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "scaling": (scaling_plot, (9, 3.6)),
-    "methods": (methods_plot, (8, 4.6)),
+    **{name: (partial(methods_plot, name), (8, 4.6)) for name in METHODS},
     "sparsity": (sparsity_plot, (6, 3.6)),
 }
 
