@@ -11,9 +11,9 @@ from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, 
 def command(
     recipe_file: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.")] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="PATH_OR_REF", help="The dense model.")] = None,
-    train: Annotated[Path | None, typer.Option("--train", help="Training rows, JSONL.")] = None,
-    validation: Annotated[Path | None, typer.Option("--eval", help="Validation rows, JSONL.")] = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Test rows, JSONL.")] = None,
+    train: Annotated[Path | None, typer.Option("--train", help="Training rows: a file, a folder, or hub:...")] = None,
+    validation: Annotated[Path | None, typer.Option("--eval", help="Validation rows.")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Test rows; default: the validation rows.")] = None,
     encoder_sparsity: Annotated[float | None, typer.Option("--encoder-sparsity")] = None,
     decoder_layers: Annotated[int | None, typer.Option("--decoder-layers")] = None,
     speedup: Annotated[
@@ -40,7 +40,7 @@ def command(
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Epochs of each phase.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps of each phase.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="The kind of task: phonemes or exact.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="The kind of task, as in a recipe. [exact]")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,9 +58,9 @@ def command(
         "seed": seed,
         "metric": metric,
         # A path on the command line is relative to where the user is, not to the recipe.
-        "data.train": train and str(train.absolute()),
-        "data.validation": validation and str(validation.absolute()),
-        "data.test": test and str(test.absolute()),
+        "data.train": train and _from_here(train),
+        "data.validation": validation and _from_here(validation),
+        "data.test": test and _from_here(test),
         "pruning.encoder_sparsity": encoder_sparsity,
         "pruning.decoder_layers": decoder_layers,
         "pruning.trim_vocab": trim_vocab,
@@ -89,3 +89,9 @@ def command(
         print_json(report.document())
     else:
         result_console().print(report.table())
+
+
+def _from_here(data: Path) -> str:
+    from nash.data_formats import on_hub
+
+    return str(data if on_hub(data) else data.absolute())

@@ -352,6 +352,17 @@ def test_a_folder_of_another_run(run: Run, task: Task) -> None:
     assert len(Store(run.store).list()) == before
 
 
+def test_data_of_the_hub_by_flags(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows `hub:` is no path from here."""
+
+    def load(name: str, config: str | None, *, split: str, revision: str | None) -> None:
+        raise ConnectionError(f"{name} {split}")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    message = refused(task, tmp_path, task.recipe(), "--train", "hub:owner/rows:train")
+    assert "hub:owner/rows:train cannot be had (owner/rows train)" in message
+
+
 def test_nothing_given() -> None:
     outcome = nash("prune")
     assert outcome.code == 2
