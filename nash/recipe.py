@@ -245,7 +245,7 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
         raise RequestError(f"recipe {path} is not valid TOML: {error}") from error
     model = table.get("model")
     if isinstance(model, str) and looks_like_path(model):

@@ -137,6 +137,11 @@ def test_files_that_are_no_recipe(write: Any, tmp_path: Path) -> None:
     assert "not valid TOML" in refusal(path)
 
 
+@pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "seed = " + "[" * 5000])
+def test_what_toml_cannot_be_parsed_for_its_size(write: Any, text: str) -> None:
+    assert "is not valid TOML" in refusal(write(text))
+
+
 def test_overrides_win(write: Any) -> None:
     path = write(PRUNE + "[pruning]\nencoder_sparsity = 0.5\ndecoder_layers = 3\n")
     overrides = {"pruning.encoder_sparsity": 0.1, "seed": 7, "final_training.max_steps": 4, "data.test": "/t.jsonl"}
