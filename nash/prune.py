@@ -10,7 +10,7 @@ from model_store.store import Store
 from nash.assess import assess, check_assessable
 from nash.latency import Workload
 from nash.lineage import lineage_of
-from nash.pruning_task import DENSE_ALIAS, Task, gate_kinds, prepare, texts_of
+from nash.pruning_task import DENSE_ALIAS, Task, check_apart, gate_kinds, prepare, texts_of
 from nash.recipe import PruneRecipe, WorkloadRecipe
 from nash.report import Report, Side
 from nash.run_folder import RunFolder, read_json
@@ -32,6 +32,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         RequestError: model, data or targets cannot be used.
     """
     task, asked = prepare(recipe, store), recipe
+    check_apart(out, task)
     if read_json(out / RESULTS) is None:
         check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, out, console)

@@ -66,6 +66,16 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     return aimed(recipe, task)
 
 
+def check_apart(out: Path, task: Task) -> None:
+    """Refuse a run's folder in the model's own: with other files in it, that could not be published in the end.
+
+    Raises:
+        RequestError: `out` is the model's folder or lies in it.
+    """
+    if out.resolve().is_relative_to(task.folder.resolve()):
+        raise RequestError(f"{out} lies in the model's own folder {task.folder}: choose another --out")
+
+
 def aimed(recipe: PruneRecipe, task: Task) -> Task:
     """A task with a recipe's targets: runs that share model and data read them once.
 

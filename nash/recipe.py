@@ -27,7 +27,7 @@ MetricKind = Literal[
 ]
 LayerSelection = Literal["uniform", "low", "high", "auto"]
 # Far above what anybody means, and below what the libraries cannot count with.
-MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e6, 2**32 - 1
+MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e30, 2**32 - 1
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]

@@ -26,7 +26,7 @@ from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
 from nash.models import read_spec
 from nash.prune import publish
-from nash.pruning_task import Task, aimed, prepare
+from nash.pruning_task import Task, aimed, check_apart, prepare
 from nash.recipe import PruneRecipe
 from nash.run_folder import RunFolder, read_json
 from nash.sweep_latency import SideBySide, measure_block
@@ -64,6 +64,7 @@ def sweep(
     """
     shared = points[0].recipe
     task = prepare(shared, store)
+    check_apart(out, task)
     tasks = {point.id: _aimed(point, task) for point in points}
     settings = shared.model_dump(mode="json", include={"model", "name", "data", "metric", "workload"})
     with RunFolder(out, settings, task.inputs) as run:

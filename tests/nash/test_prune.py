@@ -319,6 +319,16 @@ def test_a_pruned_model_is_not_pruned_again(run: Run, task: Task, tmp_path: Path
     assert "already pruned" in refused(task, tmp_path, task.recipe(), "--model", f"{run.out / 'model'}/")
 
 
+@pytest.mark.parametrize("below", [".", "pruned"])
+def test_the_models_own_folder_is_no_place_for_a_run(task: Task, tmp_path: Path, below: str) -> None:
+    model = task.folder / "dense"
+    before = sorted(model.iterdir())
+    outcome = nash("prune", task.recipe(), "--out", model / below, "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert "lies in the model's own folder" in outcome.err
+    assert sorted(model.iterdir()) == before
+
+
 def test_a_model_without_a_tokenizer(task: Task, tmp_path: Path) -> None:
     shutil.copytree(task.folder / "dense", tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer.json").unlink()

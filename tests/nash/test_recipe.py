@@ -100,8 +100,8 @@ def test_an_unknown_key_is_named_with_the_known_ones(write: Any, text: str, key:
         ("distillation", "temperature = 0"),
         ("prune_training", "batch_size = 10000000000"),
         ("prune_training", "gradient_accumulation = 99999999999999999999"),
-        ("prune_training", "learning_rate = 1e+30"),
-        ("pruning", "gate_learning_rate = 1e+30"),
+        ("prune_training", "learning_rate = 1e+300"),
+        ("pruning", "gate_learning_rate = 1e+300"),
     ],
 )
 def test_a_wrong_value_is_named(write: Any, section: str, line: str) -> None:

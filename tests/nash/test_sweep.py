@@ -282,6 +282,15 @@ def test_points_of_other_settings_are_refused_before_any_training(run: Run, task
     assert own.models() == run.models()
 
 
+def test_the_models_own_folder_is_no_place_for_a_sweep(task: Task, tmp_path: Path) -> None:
+    outcome = nash(
+        "sweep", task.recipe("sweep", SWEEP), "--out", task.folder / "dense" / "sweep", "--store", tmp_path / "store"
+    )
+    assert outcome.code == 2
+    assert "lies in the model's own folder" in outcome.err
+    assert not (task.folder / "dense" / "sweep").exists()
+
+
 def test_another_model_or_metric_wants_another_folder(run: Run, task: Task) -> None:
     (task.folder / "other.toml").write_text(PRUNE.replace("phonemes", "exact"))
     outcome = run.again(task.recipe("metric", SWEEP.replace("prune.toml", "other.toml")))
