@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
-METHODS = {"methods": "words right, %", "debian": "ROUGE-L"}  # sweeps over methods, and what their quality is
+METHODS = {"methods": "words right, %"}  # sweeps over methods, and what their quality is
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
