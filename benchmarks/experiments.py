@@ -4,8 +4,8 @@ python -m benchmarks.experiments            rewrites tables and plots
 python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
 
 `methods.json`, `sparsity.json` and `losses.json` are what `nash sweep --json` printed for the recipes in
-examples/g2p/experiments, `debian.json` for that in examples/debian/experiments; `speeds.json` lists what
-`nash prune --speedup ... --json` printed; the other files are written by the benchmarks of their names.
+examples/g2p/experiments, `debian.json` and `debian-cofi.json` for those in examples/debian/experiments; `speeds.json`
+lists what `nash prune --speedup ... --json` printed; the other files are written by the benchmarks of their names.
 """
 
 import argparse
@@ -28,7 +28,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
-METHODS = {"methods": "words right, %"}  # sweeps over methods, and what their quality is
+# Sweeps over methods: what their quality is, and the files that hold them.
+METHODS = {"methods": ("words right, %", ("methods",)), "debian": ("ROUGE-L", ("debian", "debian-cofi"))}
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -65,9 +66,15 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
+def _sweep(name: str) -> dict[str, Any]:
+    """The first file's sweep with the points and shapes of all; each point's speed is that beside the dense model."""
+    sweeps = [_read(f"{file}.json") for file in METHODS[name][1]]
+    return sweeps[0] | {key: [each for sweep in sweeps for each in sweep[key]] for key in ("points", "shapes")}
+
+
 def methods_table(name: str) -> str:
     """Every method at its shapes, beside the dense model."""
-    sweep = _read(f"{name}.json")
+    sweep = _sweep(name)
     dense = sweep["dense"]
     rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
     points = {point["id"]: point for point in sweep["points"]}
@@ -85,7 +92,7 @@ def methods_table(name: str) -> str:
                 f"{shape['speedup']['mean']:.2f}",
             ]
         )
-    header = ["method", "decoder layers", "encoder cut", METHODS[name], "of the dense", "times as fast"]
+    header = ["method", "decoder layers", "encoder cut", METHODS[name][0], "of the dense", "times as fast"]
     return _markdown(header, rows)
 
 
@@ -226,7 +233,7 @@ def sparsity_plot(figure: Figure) -> None:
 
 def methods_plot(name: str, figure: Figure) -> None:
     """Quality against speed, a mark for each method and shape."""
-    sweep = _read(f"{name}.json")
+    sweep = _sweep(name)
     axes: Axes = figure.subplots()
     axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")
     for method in dict.fromkeys(shape["method"] for shape in sweep["shapes"]):
@@ -240,7 +247,7 @@ def methods_plot(name: str, figure: Figure) -> None:
             linewidth=1,
             label=method,
         )
-    axes.set(xlabel="times as fast as the dense model", ylabel=METHODS[name])
+    axes.set(xlabel="times as fast as the dense model", ylabel=METHODS[name][0])
     axes.legend(frameon=False, fontsize=9)
 
 
