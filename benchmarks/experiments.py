@@ -69,7 +69,8 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 def _sweep(name: str) -> dict[str, Any]:
     """The first file's sweep with the points and shapes of all; each point's speed is that beside the dense model."""
     sweeps = [_read(f"{file}.json") for file in METHODS[name][1]]
-    return sweeps[0] | {key: [each for sweep in sweeps for each in sweep[key]] for key in ("points", "shapes")}
+    joined = {key: [each for sweep in sweeps for each in sweep[key]] for key in ("points", "shapes")}
+    return {**sweeps[0], **joined}
 
 
 def methods_table(name: str) -> str:
