@@ -13,7 +13,8 @@ from torch import Tensor
 
 from model_store.disk import sync_folder
 from model_store.families import family_of
-from model_store.source import CONFIG, WEIGHTS, check_publishable, list_files
+from model_store.safetensors_header import read_header
+from model_store.source import CONFIG, WEIGHTS, list_files
 from model_store.spec import ModelSpec
 from nash.disk import full_disk_named
 from nash.errors import RequestError
@@ -37,7 +38,7 @@ def export(folder: Path, form: Format, out: Path) -> None:
     """
     read_spec(folder)
     names = list_files(folder)
-    check_publishable(folder)  # a torn file is not worth a copy
+    read_header(folder / WEIGHTS)  # a torn file is not worth a copy
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     widened = form == "hf-dense" and family_of(config["model_type"])[1]
     _check_free(out)
