@@ -166,9 +166,9 @@ class StudentTrainer(FinetuneTrainer):
                 student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items, weights=weights
             )
             parts.append(both.loss)
-            shown |= (
-                {"task": both.task, "prediction": both.prediction} if want.task_weight else {"prediction": both.loss}
-            )
+            if want.task_weight:
+                shown["task"] = both.task
+            shown["prediction"] = both.prediction
         elif want.task_weight:
             shown["task"] = want.task_weight * losses.cross_entropy(student.logits_BTV, labels_BT, items)
             parts.append(shown["task"])

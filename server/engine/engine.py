@@ -4,14 +4,12 @@ Sequences join and leave at every step. A step is: plan who runs, encode the new
 each goes on with, commit it. One thread owns an engine; nothing here locks.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,8 +18,8 @@ from server.engine.backend import AheadBackend, Backend, Feed
 from server.engine.beam import BeamSearch, Candidate
 from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.generation_config import GenerationDefaults, read_generation_config, with_seed
-from server.engine.native.backend import NativeBackend, why_not_native
+from server.engine.generation_config import GenerationDefaults, with_seed
+from server.engine.loading import make_backend, read_defaults, read_json
 from server.engine.scheduler import Plan, Scheduler
 from server.engine.sequence import (
     MOST_THREADS,
@@ -37,21 +35,7 @@ from server.engine.sequence import (
     TopToken,
 )
 from server.engine.static_step import Progress
-from server.engine.torch_backend import TorchBackend
 from server.engine.validation import check_parameters, check_source
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-
-_CHOICES = {
-    "backend": ("auto", "native", "torch"),
-    "graphs": ("auto", "on", "off"),
-    "quantization": ("none", "bnb-int8", "bnb-nf4"),
-}
 
 _MOST_AHEAD = 64  # steps without looking; their choices need room
 
@@ -89,7 +73,7 @@ class Engine:
     ) -> None:
         """Callers use `Engine.load`; `defaults` are the model's own."""
         self.spec = spec
-        self.limits = _limits(config)
+        self.limits = EngineLimits.of(config)
         self.defaults = defaults
         self.step_stats = StepStats()
         self._backend = backend
@@ -118,10 +102,10 @@ class Engine:
             if not 1 <= config.threads <= MOST_THREADS:
                 raise LoadError(f"threads is {config.threads}: it must be from 1 to {MOST_THREADS}")
             torch.set_num_threads(config.threads)
-        spec = ModelSpec.from_config(_read_json(directory / "config.json"))
+        spec = ModelSpec.from_config(read_json(directory / "config.json"))
         config = config.within(spec.max_positions)
-        defaults = _read_defaults(directory, spec, config)
-        return cls(spec, _make_backend(directory, spec, config, progress), config, defaults=defaults)
+        defaults = read_defaults(directory, spec, config)
+        return cls(spec, make_backend(directory, spec, config, progress), config, defaults=defaults)
 
     @property
     def idle(self) -> bool:
@@ -285,6 +269,7 @@ class Engine:
     def _steps_ahead(self, feed: Feed, wants: list[Want]) -> int:
         """How many steps may be made without looking; 1 where nothing is gained by it."""
         last = self.step_stats
+        # Where not even two of them fit into the time, nothing is looked at for nothing.
         if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting:
             return 1
         ends, most = wants[0].decoding.eos_ids, _MOST_AHEAD
@@ -437,12 +422,6 @@ def _decided(sequence: Sequence, now_s: float) -> TokenEvent:
     return TokenEvent(sequence_id=sequence.id, token=None, made_s=now_s, finish_reason=sequence.finish_reason)
 
 
-def _limits(config: EngineConfig) -> EngineLimits:
-    return EngineLimits(
-        max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots
-    )
-
-
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
     """Choosing tokens is little work, and PyTorch's threads spin for a while after each part of it."""
@@ -452,80 +431,3 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progress: Progress) -> Backend:
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
-    for key, known in _CHOICES.items():
-        if getattr(config, key) not in known:
-            *others, last = (repr(value) for value in known)
-            raise LoadError(f"{key} {getattr(config, key)!r} is not known: use {', '.join(others)} or {last}")
-    obstacle = _why_not_native(config)
-    if config.backend == "native" and obstacle is not None:
-        raise LoadError(f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'")
-    if config.backend != "torch" and obstacle is None:
-        return NativeBackend.load(directory, spec, config)
-    return TorchBackend.load(directory, spec, config, _torch_dtype(config), progress)
-
-
-def _why_not_native(config: EngineConfig) -> str | None:
-    if config.graphs == "on":
-        return "graphs are PyTorch's"
-    if config.quantization != "none":
-        return f"quantization {config.quantization!r} is for PyTorch"
-    return why_not_native(config)
-
-
-def _torch_dtype(config: EngineConfig) -> torch.dtype:
-    """What PyTorch computes in; int8 are its weights alone."""
-    if config.dtype == "int8":
-        if config.device != "cpu":
-            raise LoadError(f"dtype 'int8' is for CPUs: use quantization 'bnb-int8' on {config.device!r}")
-        if config.quantization != "none":
-            raise LoadError(f"dtype 'int8' and quantization {config.quantization!r} exclude each other: name one")
-        return torch.float32
-    if config.dtype not in _DTYPES:
-        raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}, int8")
-    if config.dtype == "float16" and config.device == "cpu":
-        raise LoadError("dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU")
-    if config.dtype == "float64" and config.quantization != "none":
-        raise LoadError(f"quantization {config.quantization!r} does not compute in float64: use 'bfloat16'")
-    return _DTYPES[config.dtype]
-
-
-def _read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> GenerationDefaults:
-    """Of generation_config.json, or of config.json where it is not there: older models say it all in one."""
-    path = directory / "generation_config.json"
-    if not path.exists():
-        path = directory / "config.json"
-    defaults = read_generation_config(
-        _read_json(path),
-        path=path,
-        vocab_size=spec.target_vocab_size,
-        eos_id=spec.eos_id,
-        decoder_start_id=spec.decoder_start_id,
-        most_new_tokens=config.max_new_tokens,
-    )
-    try:
-        check_parameters(
-            defaults.parameters,
-            limits=_limits(config),
-            vocab_size=spec.target_vocab_size,
-            eos_ids=defaults.eos_ids,
-        )
-    except BadRequestError as error:
-        raise LoadError(f"{path}, or how the model is loaded: {error}") from error
-    return defaults
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoadError(f"{path} is not there: a model directory holds config.json") from None
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} is not JSON ({error}): copy or pull the model again") from error
-    if not isinstance(content, dict):
-        raise LoadError(f"{path} holds {type(content).__name__}, not an object: copy or pull the model again")
-    return content

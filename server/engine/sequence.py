@@ -111,6 +111,11 @@ class EngineLimits:
     max_new_tokens: int  # with the decoder prefix
     slots: int
 
+    @classmethod
+    def of(cls, config: EngineConfig) -> "EngineLimits":
+        """Of an engine that is loaded so."""
+        return cls(max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TopToken:
