@@ -113,6 +113,12 @@ class Store:
         return publish(self._layout, publication, self._on_step)
 
     @_naming_disk_errors
+    def check_writable(self) -> None:
+        """Find out before hours of work whether what they make could be published; makes the store's folder."""
+        with private_folder(self._layout.tmp):
+            pass
+
+    @_naming_disk_errors
     def resolve(self, ref: Ref | str) -> StoredVersion:
         """The version that a reference means now; a bare name means its alias `default`, else the latest.
 

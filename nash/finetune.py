@@ -69,6 +69,8 @@ def finetune(
     if start is not None and not folder.is_dir():
         check_assessable(start.folder, test_rows, recipe.metric, data)
     with RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start)) as run:
+        if name is not None:
+            store.check_writable()
         if not folder.is_dir():
             _train(recipe, rows, validation_rows, start, out, console)
         results = run.read_json("results.json")

@@ -39,6 +39,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     if plan is not None:
         recipe = _planned(recipe, plan)
     with RunFolder(out, asked.model_dump(mode="json"), task.inputs) as run:
+        store.check_writable()
         if plan is not None:
             run.write_json(PLAN, plan.document())
         walk(recipe, task, run, console, plan)

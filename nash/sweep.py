@@ -72,6 +72,8 @@ def sweep(
             if _folder(out, point).is_dir():
                 with _run_folder(out, point, task):
                     pass  # one of other settings is refused now, before others are trained
+        if recipe.publish != "none":
+            store.check_writable()
         workload = workload_of(shared.workload, shared.data, task.test_rows, task.tokenizer)
         dense = _assess_dense(shared, task, workload, run, console)
         failures = _train_points(points, tasks, out, console)

@@ -164,6 +164,10 @@ def test_finetune(model_dir: Path, tmp_path: Path) -> None:
         '[data]\ntrain = "rows.jsonl"\nvalidation = "rows.jsonl"\nmax_target_tokens = 16\nmax_source_tokens = 16\n'
         "[training]\nmax_steps = 2\nbatch_size = 4\n"
     )
+    unwritable = nash("finetune", recipe, "--out", tmp_path / "out", "--store", recipe, "--name", "rev")
+    assert unwritable.code != 0
+    assert "check the path" in unwritable.err
+    assert not (tmp_path / "out" / "model").exists(), "told before there is any training"
     arguments = ["finetune", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json"]
     outside = nash(*arguments).document()
     assert outside["ref"] == str(tmp_path / "out" / "model")

@@ -261,6 +261,18 @@ def test_a_model_that_could_not_be_assessed_is_refused_before_training(
     assert says in refused(task, tmp_path, task.recipe(), "--model", model)
 
 
+def test_a_store_that_cannot_be_written_is_told_before_training(task: Task, tmp_path: Path) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    store.write_text("not a folder")
+    outcome = nash("prune", task.recipe(), "--out", out, "--store", store)
+    assert outcome.code != 0
+    assert f"{store}" in outcome.err
+    assert "check the path, its permissions and the space left" in outcome.err
+    assert not list(out.glob("prune_log*")), "nothing was trained"
+    store.unlink()
+    assert nash("prune", task.recipe(), "--out", out, "--store", store).code == 0, "the run goes on once it can"
+
+
 def test_a_configuration_that_transformers_refuses(task: Task, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(task.folder / "dense", model)

@@ -282,6 +282,15 @@ def test_points_of_other_settings_are_refused_before_any_training(run: Run, task
     assert own.models() == run.models()
 
 
+def test_a_store_that_cannot_be_written_is_told_before_training(task: Task, tmp_path: Path) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    store.write_text("not a folder")
+    outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", out, "--store", store)
+    assert outcome.code != 0
+    assert "check the path, its permissions and the space left" in outcome.err
+    assert not (out / "points").exists()
+
+
 def test_the_models_own_folder_is_no_place_for_a_sweep(task: Task, tmp_path: Path) -> None:
     outcome = nash(
         "sweep", task.recipe("sweep", SWEEP), "--out", task.folder / "dense" / "sweep", "--store", tmp_path / "store"
