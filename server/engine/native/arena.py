@@ -33,7 +33,8 @@ class Arena:
 
 def _chunk(size: int) -> Tensor:
     """What is never touched of it takes no memory."""
-    memory = mmap.mmap(-1, size + _HUGE_PAGE_BYTES)
+    # Private: Python's own choice, shared, is another kind of memory, to which most systems give small pages only.
+    memory = mmap.mmap(-1, size + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(memory, dtype=torch.uint8)
