@@ -4,8 +4,9 @@ python -m benchmarks.experiments            rewrites tables and plots
 python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
 
 `methods.json`, `sparsity.json` and `losses.json` are what `nash sweep --json` printed for the recipes in
-examples/g2p/experiments, `debian.json` and `debian-cofi.json` for those in examples/debian/experiments; `speeds.json`
-lists what `nash prune --speedup ... --json` printed; the other files are written by the benchmarks of their names.
+examples/g2p/experiments, `debian.json` for examples/debian/experiments/methods.toml; `speeds.json` lists what
+`nash prune --speedup ... --json` printed; `headline-*.json` are written by benchmarks/headline.py, the other files by
+the benchmarks of their names.
 """
 
 import argparse
@@ -28,8 +29,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
-# Sweeps over methods: what their quality is, and the files that hold them.
-METHODS = {"methods": ("words right, %", ("methods",)), "debian": ("ROUGE-L", ("debian", "debian-cofi"))}
+# Tasks with finished models, and what their quality is.
+QUALITY = {"g2p": "words right, %", "synopsis": "ROUGE-L", "translation": "BLEU"}
+# Sweeps over methods, and what their quality is.
+METHODS = {"methods": "words right, %", "debian": "ROUGE-L"}
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -66,16 +69,9 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
-def _sweep(name: str) -> dict[str, Any]:
-    """The first file's sweep with the points and shapes of all; each point's speed is that beside the dense model."""
-    sweeps = [_read(f"{file}.json") for file in METHODS[name][1]]
-    joined = {key: [each for sweep in sweeps for each in sweep[key]] for key in ("points", "shapes")}
-    return {**sweeps[0], **joined}
-
-
 def methods_table(name: str) -> str:
     """Every method at its shapes, beside the dense model."""
-    sweep = _sweep(name)
+    sweep = _read(f"{name}.json")
     dense = sweep["dense"]
     rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
     points = {point["id"]: point for point in sweep["points"]}
@@ -93,7 +89,7 @@ def methods_table(name: str) -> str:
                 f"{shape['speedup']['mean']:.2f}",
             ]
         )
-    header = ["method", "decoder layers", "encoder cut", METHODS[name][0], "of the dense", "times as fast"]
+    header = ["method", "decoder layers", "encoder cut", METHODS[name], "of the dense", "times as fast"]
     return _markdown(header, rows)
 
 
@@ -141,6 +137,30 @@ def speeds_table() -> str:
         for run in _read("speeds.json")
     ]
     return _markdown(["asked", "predicted", "measured", "missed by", "decoder layers", "encoder cut"], rows)
+
+
+def headline_table(name: str) -> str:
+    """The best models of a task beside the dense one: quality in either dtype, speed with one thread and two."""
+    dense, *others = _read(f"headline-{name}.json")["models"]
+    timed = [f"{each['dtype']}, {_threads(each)}" for each in dense["latency"]]
+    header = ["", QUALITY[name], "of the dense", f"{QUALITY[name]}, int8", *timed]
+    rows = []
+    for model in [dense, *others]:
+        full, small = (each["quality"] for each in model["quality"])
+        cells = [_what_is_left(model), f"{full:.2f}", f"{full / dense['quality'][0]['quality']:.1%}", f"{small:.2f}"]
+        shown = "{total_ms:.2f} ms" if model is dense else "{speedup:.2f}"
+        rows.append([*cells, *(shown.format_map(each) for each in model["latency"])])
+    return _markdown(header, rows)
+
+
+def _threads(latency: dict[str, Any]) -> str:
+    return "one thread" if latency["threads"] == 1 else f"{latency['threads']} threads"
+
+
+def _what_is_left(model: dict[str, Any]) -> str:
+    layers, cut = model["decoder_layers"], model["encoder_sparsity"]
+    named = "1 layer" if layers == 1 else f"{layers} layers"
+    return f"{named}, {cut:.0%} of the encoder cut" if cut else f"dense, {layers} decoder layers"
 
 
 def scaling_table() -> str:
@@ -197,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(methods_table, name) for name in METHODS},
     "sparsity": sparsity_table,
     "losses": losses_table,
+    **{f"headline-{name}": partial(headline_table, name) for name in QUALITY},
     "speeds": speeds_table,
     "t5-base": t5_base_table,
     "training": training_table,
@@ -234,7 +255,7 @@ def sparsity_plot(figure: Figure) -> None:
 
 def methods_plot(name: str, figure: Figure) -> None:
     """Quality against speed, a mark for each method and shape."""
-    sweep = _sweep(name)
+    sweep = _read(f"{name}.json")
     axes: Axes = figure.subplots()
     axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")
     for method in dict.fromkeys(shape["method"] for shape in sweep["shapes"]):
@@ -248,7 +269,7 @@ def methods_plot(name: str, figure: Figure) -> None:
             linewidth=1,
             label=method,
         )
-    axes.set(xlabel="times as fast as the dense model", ylabel=METHODS[name][0])
+    axes.set(xlabel="times as fast as the dense model", ylabel=METHODS[name])
     axes.legend(frameon=False, fontsize=9)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PRUNED = ("g2p-pruned.json", "g2p-pruned-1.json")  # documents that `nash prune --json` printed
+# Documents that `nash prune --json` printed.
+PRUNED = ("g2p-pruned.json", "g2p-pruned-1.json", "g2p-pruned-1-narrow.json")
 END_TO_END = "g2p-end-to-end.json"  # written by benchmarks/end_to_end.py
 ENGINE, ENGINE_SHAPE = "engine-cpu.json", "t5-small"  # written by benchmarks/engine_cpu.py
 
