@@ -17,7 +17,7 @@ from nash.repair import NormalEquations
 from nash.training import decoder_inputs
 
 ROWS = 512
-_BATCH = 64
+_BATCH = 16  # scores of a batch's targets are the most that is in memory
 
 Batches = Sequence[dict[str, Tensor]]
 
@@ -39,17 +39,22 @@ def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tup
     chance to stand in for its neighbours.
     """
     teacher.eval()
-    feeds = [decoder_inputs(teacher, batch) for batch in batches]
-    wholes = [teacher(**feed) for feed in feeds]
-    labels = torch.cat([batch["labels"][batch["labels"] != IGNORED] for batch in batches])
+    tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+    # Of the teacher, what its output matrix is given: the scores of all batches would be gigabytes for a large
+    # vocabulary.
+    head, bias = teacher.get_output_embeddings(), getattr(teacher, "final_logits_bias", 0.0)
+    decoded: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0]))
+    encoded = [_run(teacher, batch).encoder_last_hidden_state for batch in batches]
+    hook.remove()
 
     def cost(kept: tuple[int, ...]) -> float:
         shortened = shorten_decoder(teacher, kept).eval()
         total = 0.0
-        for feed, whole, batch in zip(feeds, wholes, batches, strict=True):
-            states = {"encoder_outputs": (whole.encoder_last_hidden_state,)}
-            logits = shortened(**{**feed, "input_ids": None, **states}).logits
-            total += float(losses.prediction_distillation(logits, whole.logits, batch["labels"], 1.0, len(labels)))
+        for batch, states, whole in zip(batches, encoded, decoded, strict=True):
+            feed = {**decoder_inputs(teacher, batch), "input_ids": None, "encoder_outputs": (states,)}
+            scores, wanted = shortened(**feed).logits, head(whole) + bias
+            total += float(losses.prediction_distillation(scores, wanted, batch["labels"], 1.0, tokens))
         return total
 
     return search_layers(len(layers_of(teacher, "decoder")), keep, cost)

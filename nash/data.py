@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -92,7 +92,8 @@ def file_digest(path: Path) -> str:
 class TokenizedPairs(Dataset[dict[str, Any]]):
     """Every (source, target) pair of the rows as token ids; a row with several targets gives several pairs.
 
-    Ids are cut at the limits; `cut` counts the texts that were.
+    Texts are cut at the limits as serving cuts them, by the tokenizer, which keeps end and language tokens; `cut`
+    counts those that were.
     """
 
     def __init__(
@@ -104,13 +105,11 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
         max_target_tokens: int,
     ) -> None:
         pairs = [(row.source, target) for row in rows for target in row.targets]
-        sources = tokenizer([source for source, _ in pairs], add_special_tokens=True).input_ids
-        targets = tokenizer([target for _, target in pairs], add_special_tokens=True).input_ids
-        self.cut = sum(len(ids) > max_source_tokens for ids in sources)
-        self.cut += sum(len(ids) > max_target_tokens for ids in targets)
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        self.sources, cut_sources = _encoded(tokenizer, sources, "text", max_source_tokens)
+        self.targets, cut_targets = _encoded(tokenizer, targets, "text_target", max_target_tokens)
+        self.cut = cut_sources + cut_targets
         self.row_numbers = [number for number, row in enumerate(rows, 1) for _ in row.targets]
-        self.sources = [_cut(ids, max_source_tokens) for ids in sources]
-        self.targets = [_cut(ids, max_target_tokens) for ids in targets]
 
     @classmethod
     def under(cls, data: DataRecipe, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> "TokenizedPairs":
@@ -129,9 +128,27 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
         return [(len(s), len(t)) for s, t in zip(self.sources, self.targets, strict=True)]
 
 
-def _cut(ids: list[int], limit: int) -> list[int]:
-    """Shorten to `limit` tokens but keep the last one: the end token tells the model where a text ends."""
-    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], side: Literal["text", "text_target"], limit: int
+) -> tuple[list[list[int]], int]:
+    """The texts' ids, at most `limit` of each, and how many texts are longer.
+
+    The tokenizers of mBART and NLLB write a text's language into it: a target's is another one than a source's.
+
+    Raises:
+        RequestError: the limit is less than the tokens that the tokenizer puts around every text.
+    """
+    if limit < (around := tokenizer.num_special_tokens_to_add()):
+        raise RequestError(
+            f"a limit of {limit} tokens has no room for the {around} that the tokenizer puts around a text"
+        )
+    ids: list[list[int]] = tokenizer(**{side: texts}).input_ids
+    long = [number for number, each in enumerate(ids) if len(each) > limit]
+    if long:
+        shortened = tokenizer(**{side: [texts[number] for number in long]}, truncation=True, max_length=limit).input_ids
+        for number, each in zip(long, shortened, strict=True):
+            ids[number] = each
+    return ids, len(long)
 
 
 @dataclass(frozen=True, kw_only=True)

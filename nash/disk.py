@@ -1,5 +1,6 @@
 """What writing fails of when the disk is full, in words."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +10,37 @@ from safetensors import SafetensorError
 
 from nash.errors import DiskFullError, NashError
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What torch.save says of a file that cannot be written: a plain RuntimeError, as all of torch's errors.
+_OF_TORCH_SAVE = ("inline_container", "PytorchStreamWriter", "unexpected pos", "iostream error")
+
 
 @contextmanager
 def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn the libraries' own errors into one line where less than `needed_bytes` are free below `folder`.
+    """Turn the libraries' errors of files that cannot be written into one line; others pass as they are.
 
     Raises:
-        DiskFullError: the disk is full. What was written before is kept.
+        DiskFullError: less than `needed_bytes` are free below `folder`. What was written before is kept.
         NashError: the disk has room, and still a file cannot be written.
     """
     try:
         yield
-    except (RuntimeError, SafetensorError, OSError) as error:  # torch.save raises RuntimeError for a full disk
+    except (RuntimeError, SafetensorError, OSError) as error:
+        if not _of_writing(error):
+            raise
         free_bytes = shutil.disk_usage(folder).free
         if free_bytes >= needed_bytes:
-            if isinstance(error, SafetensorError) or "inline_container" in str(error):  # torch.save's file
-                raise NashError(
-                    f"{folder}: a file cannot be written ({' '.join(str(error).split())}): look for a quota or a limit "
-                    "on the size of files, and call the same command again"
-                ) from error
-            raise
+            raise NashError(
+                f"{folder}: a file cannot be written ({' '.join(str(error).split())}): look for a quota or a limit "
+                "on the size of files, and call the same command again"
+            ) from error
         raise DiskFullError(
             f"{folder}: the disk has {free_bytes / 1e6:.0f} MB free, and about {needed_bytes / 1e6:.0f} MB are "
             "needed: free some and call the same command again (training goes on from its last whole checkpoint)"
         ) from error
+
+
+def _of_writing(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return isinstance(error, SafetensorError) or any(words in str(error) for words in _OF_TORCH_SAVE)

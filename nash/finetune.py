@@ -12,7 +12,7 @@ from model_store.safetensors_header import read_header
 from model_store.store import Store
 from nash.assess import assess, check_assessable
 from nash.data import Row, TokenizedPairs, read_rows
-from nash.lineage import input_digests, lineage_of
+from nash.lineage import input_digests, lineage_of, portable
 from nash.metrics import check_references
 from nash.models import (
     DTYPES,
@@ -68,7 +68,9 @@ def finetune(
     folder = out / "model"
     if start is not None and not folder.is_dir():
         check_assessable(start.folder, test_rows, recipe.metric, data)
-    with RunFolder(out, recipe.model_dump(mode="json"), input_digests(recipe.data, start)) as run:
+    inputs = input_digests(data, start)
+    with RunFolder(out, portable(recipe), inputs) as run:
+        run.bind()
         if name is not None:
             store.check_writable()
         if not folder.is_dir():
@@ -81,7 +83,7 @@ def finetune(
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None
         metrics = results["dense"]["metrics"]
-        lineage = lineage_of(recipe, parent=parent)
+        lineage = lineage_of(recipe, parent, inputs)
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=metrics)
         ref, digest = f"{name}@{alias}", published.digest
     tensors = read_header(folder / "model.safetensors").values()

@@ -4,44 +4,51 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from model_store.manifest import Lineage
 from model_store.ref import looks_like_path
 from nash.data import data_digest
+from nash.data_formats import on_hub
 from nash.models import ResolvedModel, weights_digest
 from nash.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
 
-
-def data_digests(data: DataRecipe) -> dict[str, str]:
-    """The sha256 of every split's data, by split."""
-    paths = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {split: data_digest(path, data) for split, path in paths.items() if path is not None}
+_MODEL = "model"
 
 
 def input_digests(data: DataRecipe, model: ResolvedModel | None) -> dict[str, str]:
     """What a run reads, by content: a file or an alias may be another one when the run goes on."""
-    digests = data_digests(data)
+    paths = {"train": data.train, "validation": data.validation, "test": data.test}
+    digests = {split: data_digest(path, data) for split, path in paths.items() if path is not None}
     if model is not None:
-        digests["model"] = weights_digest(model.folder) if model.version is None else model.version.digest
+        digests[_MODEL] = weights_digest(model.folder) if model.version is None else model.version.digest
     return digests
 
 
-def lineage_of(recipe: FinetuneRecipe | PruneRecipe, parent: str | None) -> Lineage:
-    """Parent digest, data digests, recipe, seed and code version of a run."""
+def lineage_of(recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs: dict[str, str]) -> Lineage:
+    """Parent digest, data digests, recipe, seed and code version of a run.
+
+    `inputs` are the `input_digests` of what the run has read, for its files may be others by now.
+    """
     return Lineage(
         parent=parent,
-        data=data_digests(recipe.data),
-        recipe=_portable(recipe.model_dump(mode="python")),
+        data={split: digest for split, digest in inputs.items() if split != _MODEL},
+        recipe=portable(recipe),
         seed=recipe.seed,
         code_version=version("nash"),
     )
 
 
-def _portable(value: Any) -> Any:
-    """A recipe without this machine's folders: equal work must give an equal digest everywhere."""
+def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
+    """A recipe as a JSON object without this machine's folders: equal work must look equal everywhere."""
+    settings = recipe.model_dump(mode="python")
+    if recipe.model is not None and looks_like_path(recipe.model):
+        settings[_MODEL] = Path(recipe.model).name
+    document: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(_without_folders(settings), mode="json")
+    return document
+
+
+def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, str) and looks_like_path(value):
-        return Path(value).name
-    return value
+        return {key: _without_folders(item) for key, item in value.items()}
+    return value.name if isinstance(value, Path) and not on_hub(value) else value

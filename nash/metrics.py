@@ -25,14 +25,20 @@ def phonemes(predictions: Predictions, references: References) -> dict[str, floa
     """Phoneme and word error rate, against the nearest of several references.
 
     Phoneme errors are insertions, deletions and substitutions over the phonemes of the references; a word is wrong
-    unless it equals one of its references. A text is a sequence of phonemes set apart by spaces.
+    unless it equals one of its references. A text is a sequence of phonemes set apart by white space.
     """
-    nearest = [_nearest(p, options) for p, options in zip(predictions, references, strict=True)]
-    wrong = sum(p.split() != r.split() for p, r in zip(predictions, nearest, strict=True))
+    spaced = [_spaced(prediction) for prediction in predictions]
+    nearest = [_nearest(p, [*map(_spaced, options)]) for p, options in zip(spaced, references, strict=True)]
+    wrong = sum(p != r for p, r in zip(spaced, nearest, strict=True))
     return {
-        "phoneme_error_rate": 100.0 * jiwer.wer(nearest, list(predictions)),
+        "phoneme_error_rate": 100.0 * jiwer.wer(nearest, spaced),
         "word_error_rate": 100.0 * wrong / len(nearest),
     }
+
+
+def _spaced(text: str) -> str:
+    """With one blank between phonemes: jiwer knows no other white space."""
+    return " ".join(text.split())
 
 
 def _nearest(prediction: str, options: Sequence[str]) -> str:

@@ -167,7 +167,14 @@ def _load(folder: Path) -> PreTrainedModel:
 
 
 def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> T5ForConditionalGeneration:
-    """A T5 with random weights (from torch's global generator) for the tokenizer's vocabulary."""
+    """A T5 with random weights (from torch's global generator) for the tokenizer's vocabulary.
+
+    Raises:
+        RequestError: the tokenizer does not say which token pads, or which one ends a text.
+    """
+    for name in ("pad_token", "eos_token"):
+        if getattr(tokenizer, name) is None:
+            raise RequestError(f"the tokenizer has no {name}: name it in its tokenizer_config.json")
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=shape.d_model,
@@ -218,5 +225,6 @@ def tokenizer_paths(folder: Path) -> Iterable[Path]:
         "merges.txt",  # BART
         "source.spm",  # Marian
         "target.spm",
+        "target_vocab.json",
     )
     return [folder / name for name in names if (folder / name).is_file()]

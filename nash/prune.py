@@ -9,7 +9,7 @@ from rich.console import Console
 from model_store.store import Store
 from nash.assess import assess, check_assessable
 from nash.latency import Workload
-from nash.lineage import lineage_of
+from nash.lineage import lineage_of, portable
 from nash.pruning_task import DENSE_ALIAS, Task, check_apart, gate_kinds, prepare, texts_of
 from nash.recipe import PruneRecipe, WorkloadRecipe
 from nash.report import Report, Side
@@ -35,13 +35,13 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     check_apart(out, task)
     if read_json(out / RESULTS) is None:
         check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
-    plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, out, console)
-    if plan is not None:
-        recipe = _planned(recipe, plan)
-    with RunFolder(out, asked.model_dump(mode="json"), task.inputs) as run:
+    with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
+        plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
+        run.bind()  # not before: of a speed that cannot be had the folder shall know nothing
         if plan is not None:
             run.write_json(PLAN, plan.document())
+            recipe = _planned(recipe, plan)
         walk(recipe, task, run, console, plan)
         results = run.read_json(RESULTS)
         if results is None:
@@ -51,9 +51,9 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         return publish(asked, task, out, store, results, plan)
 
 
-def _plan(recipe: PruneRecipe, task: Task, speedup: float, out: Path, console: Console) -> SpeedPlan:
-    """The shape for the asked speed: the one that the run in `out` has, or a new one by measurements."""
-    known = read_json(out / PLAN)
+def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, console: Console) -> SpeedPlan:
+    """The shape for the asked speed: the one that the run has, or a new one by measurements."""
+    known = run.read_json(PLAN)
     if known is not None:
         return SpeedPlan.of(known)
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
@@ -85,7 +85,7 @@ def publish(
         metrics = results["dense"]["metrics"]
         published = store.publish(recipe.name, task.folder, alias=DENSE_ALIAS, metrics=metrics)
         dense = store.resolve(f"{published.name}:{published.version}")
-    lineage = lineage_of(recipe, parent=dense.digest)
+    lineage = lineage_of(recipe, dense.digest, task.inputs)
     pruned = store.publish(
         recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=results["pruned"]["metrics"]
     )

@@ -14,6 +14,7 @@ from model_store.families import compact_model_type
 from model_store.spec import EncoderLayerSpec, ModelSpec, dense_of
 from nash.latency import Workload
 from nash.parts import parts_of
+from nash.vocabulary import names_tokens
 from server.engine.engine import Engine
 
 _SCALE = 0.02  # of the weights: any that keeps numbers far from overflow
@@ -68,7 +69,8 @@ def load_random_engine(spec: ModelSpec, dense_config: Mapping[str, Any], workloa
 
 
 def _config(spec: ModelSpec, dense_config: Mapping[str, Any]) -> dict[str, Any]:
-    config = dict(dense_config)
+    # Forced and forbidden tokens may have no row in a trimmed vocabulary, and change nothing of the speed.
+    config = {key: value for key, value in dense_config.items() if not names_tokens(key)}
     config |= {"vocab_size": spec.vocab_size, "pad_token_id": spec.pad_id, "eos_token_id": spec.eos_id}
     config |= {"decoder_start_token_id": spec.decoder_start_id, "dense_vocab_size": spec.dense_vocab_size}
     if "decoder_vocab_size" in config:

@@ -229,6 +229,12 @@ class PruneRecipe(Section):
             )
         if self.pruning.speedup is not None and self.pruning.gated_stacks == "both":
             raise ValueError("pruning.speedup knows what the encoder's widths cost: leave gated_stacks at 'encoder'")
+        heads, units, sublayers = (getattr(self.pruning, f"gate_{kind}") for kind in ("heads", "units", "sublayers"))
+        if self.pruning.speedup is not None and (heads != units or (sublayers and not heads)):
+            raise ValueError(
+                "pruning.speedup is planned with heads and units cut alike: switch gate_heads and gate_units on, or "
+                "off with gate_sublayers"
+            )
         return self
 
 

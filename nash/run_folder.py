@@ -12,7 +12,8 @@ from nash.errors import RequestError
 class RunFolder:
     """`--out`: holds the run's settings, the digests of its inputs, its phases' checkpoints and results.
 
-    One run at a time has a folder, for as long as the `with` block lasts.
+    One run at a time has a folder, for as long as the `with` block lasts; it belongs to the run's settings and inputs
+    from `bind` on.
 
     Raises:
         RequestError: it is no folder, it belongs to a run with other settings, or its inputs have changed since.
@@ -24,10 +25,11 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise RequestError(f"{path} is not a folder, or lies below a file: choose another --out") from None
+        self._bound = {"settings": settings, "inputs": inputs}
         self._lock = _lock(path / ".lock")
         try:
-            self._bind("settings", settings)
-            self._bind("inputs", inputs)
+            for kind in self._bound:
+                self._check(kind)
         except RequestError:
             self._lock.close()
             raise
@@ -39,12 +41,16 @@ class RunFolder:
         """Let other runs have the folder."""
         self._lock.close()
 
-    def _bind(self, kind: str, values: dict[str, Any]) -> None:
+    def bind(self) -> None:
+        """Make the folder this run's for good. Before, nothing is in it that would keep others out."""
+        for kind, values in self._bound.items():
+            if self.read_json(f"{kind}.json") is None:
+                self.write_json(f"{kind}.json", values)
+
+    def _check(self, kind: str) -> None:
         """Going on under other settings, or on other data, would publish a model that is neither run's."""
-        known = self.read_json(f"{kind}.json")
-        if known is None:
-            self.write_json(f"{kind}.json", values)
-        elif known != values:
+        known, values = self.read_json(f"{kind}.json"), self._bound[kind]
+        if known is not None and known != values:
             differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
             raise RequestError(
                 f"{self.path} holds a run with other {kind} ({', '.join(differing)} differ): "

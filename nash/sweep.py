@@ -24,6 +24,7 @@ from nash.assess import evaluation_config
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
+from nash.lineage import portable
 from nash.models import read_spec
 from nash.prune import publish
 from nash.pruning_task import Task, aimed, check_apart, prepare
@@ -66,8 +67,9 @@ def sweep(
     task = prepare(shared, store)
     check_apart(out, task)
     tasks = {point.id: _aimed(point, task) for point in points}
-    settings = shared.model_dump(mode="json", include={"model", "name", "data", "metric", "workload"})
+    settings = {key: portable(shared)[key] for key in ("model", "name", "data", "metric", "workload")}
     with RunFolder(out, settings, task.inputs) as run:
+        run.bind()
         for point in points:
             if _folder(out, point).is_dir():
                 with _run_folder(out, point, task):
@@ -104,7 +106,7 @@ def _folder(out: Path, point: Point) -> Path:
 
 
 def _run_folder(out: Path, point: Point, task: Task) -> RunFolder:
-    return RunFolder(_folder(out, point), point.recipe.model_dump(mode="json"), task.inputs)
+    return RunFolder(_folder(out, point), portable(point.recipe), task.inputs)
 
 
 def _done(out: Path, point: Point) -> bool:
@@ -144,9 +146,10 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
             _train_point(point, tasks[point.id], out, console)
         except DiskFullError:
             raise
-        except (NashError, EngineError, torch.OutOfMemoryError) as error:
-            console.print(f"point {point.id} failed: {error}", soft_wrap=True)
-            failures.append(Failure(id=point.id, error=str(error)))
+        except Exception as error:  # noqa: BLE001  whatever it is, the points behind are to be reached
+            named = str(error) if isinstance(error, NashError | EngineError) else f"{type(error).__name__}: {error}"
+            console.print(f"point {point.id} failed: {named}", soft_wrap=True)
+            failures.append(Failure(id=point.id, error=named))
         except KeyboardInterrupt:
             console.print(f"interrupted: the same command goes on with {point.id}", soft_wrap=True)
             raise
@@ -160,6 +163,7 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
 
 def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
     with _run_folder(out, point, task) as run:
+        run.bind()
         walk(point.recipe, task, run, console)
         console.print(f"evaluating on {len(task.test_rows)} rows")
         metrics = _evaluate(point.recipe, task, run.path / "model")

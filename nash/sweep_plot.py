@@ -136,7 +136,12 @@ def _draw(report: SweepReport, palette: Palette, inches: tuple[float, float]) ->
     if report.dense_on_frontier:
         line = [(1.0, report.dense_quality), *line]
     axes.plot(
-        *zip(*line, strict=True), color=palette.soft, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1, label="frontier"
+        *zip(*sorted(line), strict=True),
+        color=palette.soft,
+        linewidth=1.4,
+        linestyle=(0, (4, 3)),
+        zorder=1,
+        label="frontier",
     )
     for method, tone, (mark, _) in zip(report.methods, cycle(palette.tones), cycle(MARKS), strict=False):
         shapes = [shape for shape in report.shapes if shape.method == method]
@@ -191,7 +196,7 @@ def _name_frontier(figure: Figure, axes: Axes, report: SweepReport, palette: Pal
         return
     names = [
         axes.annotate(
-            f"{shape.decoder_layers}L {shape.shape.encoder_sparsity:.0%}",
+            f"{shape.decoder_layers}L {shape.encoder_cut:.0%}",
             (shape.speedup.mean, shape.quality.mean),
             xytext=(7, 6),
             textcoords="offset points",

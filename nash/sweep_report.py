@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -81,6 +82,11 @@ class ShapeFigures:
         """The number of decoder layers that are kept."""
         return self.points[0].decoder_layers
 
+    @property
+    def encoder_cut(self) -> float:
+        """The mean share of the encoder that is gone: where both stacks have gates, not the sparsity asked for."""
+        return fmean(point.encoder_cut for point in self.points)
+
     def document(self) -> dict[str, Any]:
         """The shape as one JSON object."""
         refs = [point.ref for point in self.points if point.ref is not None]
@@ -89,6 +95,7 @@ class ShapeFigures:
             "shape": self.shape.slug,
             "decoder_layers": self.decoder_layers,
             "encoder_sparsity": self.shape.encoder_sparsity,
+            "encoder_cut": self.encoder_cut,
             "seeds": [point.seed for point in self.points],
             "quality": asdict(self.quality),
             "speedup": asdict(self.speedup),
@@ -199,7 +206,7 @@ class SweepReport:
         which = f" ({', '.join(map(str, asked))})" if isinstance(asked, tuple) else ""
         return (
             f"{method}{shape.decoder_layers} of {self.dense.decoder_layers} decoder layers{which}, "
-            f"{shape.shape.encoder_sparsity:.0%} of the encoder cut"
+            f"{shape.encoder_cut:.0%} of the encoder cut"
         )
 
     def document(self) -> dict[str, Any]:
@@ -239,7 +246,7 @@ class SweepReport:
             table.add_row(
                 shape.method + (" *" if shape in self.frontier else ""),
                 str(shape.decoder_layers),
-                f"{shape.shape.encoder_sparsity:.0%}",
+                f"{shape.encoder_cut:.0%}",
                 with_deviation(shape.metrics[metric]),
                 with_deviation(shape.speedup) + "x",
                 str(len(shape.points)),

@@ -30,6 +30,8 @@ from nash.optimizer import MuonAdamW, parameter_groups
 from nash.recipe import OptimizationRecipe
 
 _NAMED_ROWS = 20  # of a batch, in an error
+# The recipe's names to the Trainer's, whose own "constant" knows no warm-up.
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 class FinetuneTrainer(Seq2SeqTrainer):
@@ -52,9 +54,10 @@ class FinetuneTrainer(Seq2SeqTrainer):
     ) -> None:
         """`validation` pairs have their loss logged after every epoch; nothing is trained on them."""
         for each in [pairs] if validation is None else [pairs, validation]:
-            check_vocabulary(each, model.config)
+            check_tokens(each, model.config)
         self.optimization = optimization
         self.pairs = pairs
+        self.validated: list[Tensor | float] = []  # nats and tokens of the validation that is under way
         super().__init__(
             model=model,
             args=_arguments(optimization, output_dir, seed, validated=validation is not None),
@@ -132,6 +135,14 @@ class FinetuneTrainer(Seq2SeqTrainer):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             return metrics
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The validation loss in nats a token; the Trainer's own is a mean of the batches' means."""
+        self.validated = [0.0, 0.0]
+        output = super().evaluation_loop(*args, **kwargs)
+        nats, tokens = self.validated
+        output.metrics["eval_loss"] = float(nats) / float(tokens)
+        return output
+
     @torch.no_grad()
     def prediction_step(
         self,
@@ -144,7 +155,10 @@ class FinetuneTrainer(Seq2SeqTrainer):
         """The validation loss of one batch: cross-entropy in nats a token."""
         inputs = self._prepare_inputs(inputs)
         logits_BTV = self.validation_logits(model, decoder_inputs(model, inputs))
-        return losses.cross_entropy(logits_BTV, inputs["labels"], None), None, None
+        nats, tokens = losses.cross_entropy(logits_BTV, inputs["labels"], 1), (inputs["labels"] != IGNORED).sum()
+        for i, value in enumerate((nats, tokens)):
+            self.validated[i] += value.double()
+        return nats / tokens, None, None
 
     def validation_logits(self, model: nn.Module, feed: dict[str, Any]) -> Tensor:
         """Scores [B, T, V] of the model as it would be used now."""
@@ -164,11 +178,11 @@ class FinetuneTrainer(Seq2SeqTrainer):
         )
 
 
-def check_vocabulary(pairs: TokenizedPairs, config: PreTrainedConfig) -> None:
-    """Find tokens that the model has no embedding for.
+def check_tokens(pairs: TokenizedPairs, config: PreTrainedConfig) -> None:
+    """Find tokens that the model has no embedding for, and targets that never end.
 
     Raises:
-        RequestError: there are; the tokenizer is another model's.
+        RequestError: there are; the tokenizer is another model's, or puts no end token behind a text.
     """
     target_size = getattr(config, "decoder_vocab_size", None) or config.vocab_size
     for texts, size in ((pairs.sources, config.vocab_size), (pairs.targets, target_size)):
@@ -178,6 +192,13 @@ def check_vocabulary(pairs: TokenizedPairs, config: PreTrainedConfig) -> None:
                 f"the tokenizer gives the token id {largest}, and the model has a vocabulary of {size}: they do not "
                 "belong together (tokenizer_config.json may name another class than the model's)"
             )
+    end = config.eos_token_id
+    ends = {end} if isinstance(end, int) else set(end or ())
+    if pairs.targets and not any(ends & set(ids) for ids in pairs.targets):
+        raise RequestError(
+            f"the tokenizer puts the model's end token {end} behind no target, so no answer would ever end: give "
+            "tokenizer.json a post-processor that does"
+        )
 
 
 def decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -216,7 +237,7 @@ def _arguments(
         per_device_train_batch_size=optimization.batch_size,
         gradient_accumulation_steps=optimization.gradient_accumulation,
         learning_rate=optimization.learning_rate,
-        lr_scheduler_type=optimization.schedule,
+        lr_scheduler_type=_SCHEDULES[optimization.schedule],
         warmup_steps=optimization.warmup_steps,
         max_grad_norm=optimization.max_grad_norm,
         bf16=optimization.precision == "bfloat16",

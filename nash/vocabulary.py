@@ -84,6 +84,11 @@ class Coverage:
         )
 
 
+def names_tokens(key: str) -> bool:
+    """Whether the value of such a key of config.json or generation_config.json is tokens."""
+    return key.endswith("token_id") or key in (*_TOKENS, *_TOKEN_SEQUENCES, *_NOT_SERVED)
+
+
 def trim_vocabulary(
     dense: Path, out: Path, texts: Iterable[str], held_out: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
@@ -183,8 +188,10 @@ def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
         if name == "added_tokens.json":
             fields = _with_new_ids(fields, plan)
         elif "added_tokens_decoder" in fields:
-            decoder = fields["added_tokens_decoder"].items()
-            fields["added_tokens_decoder"] = {str(plan.new_ids[int(i)]): token for i, token in decoder}
+            decoder = {int(i): token for i, token in fields["added_tokens_decoder"].items()}
+            # It may name tokens that the model has no rows for: as in a vocabulary, they are left out.
+            kept = {str(plan.new_ids[i]): token for i, token in decoder.items() if i in plan.new_ids}
+            fields["added_tokens_decoder"] = kept
         _write_json(out / name, fields)
     for old, new in zip(before, _tokenizers(out), strict=True):
         with_rows = {token: i for token, i in new.get_vocab().items() if i < len(plan.kept)}

@@ -8,6 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from nash.tokenizer_file import document_of
+
 SPECIAL = ("<pad>", "</s>", "<unk>")
 VOCAB_SIZE = 700
 
@@ -110,3 +112,9 @@ def trained(kind: str) -> Tokenizer:
     tokenizer = KINDS[kind]()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return tokenizer
+
+
+def bpe_model(train: Callable[[tuple[str, ...]], Tokenizer], *special: str) -> dict[str, Any]:
+    """Such a tokenizer's vocabulary and merges, as the classes of transformers take them."""
+    model = document_of(train(special))["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(merge) for merge in model["merges"]]}

@@ -1,5 +1,6 @@
 """What calibration data decide: layers that are dropped, matrices that are refitted."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nash import calibration
 from nash.calibration import ROWS, calibration_batches, closest_layers, repair
 from nash.compaction import compact, shorten_decoder
 from nash.data import IGNORED
@@ -14,6 +16,7 @@ from nash.masking import GateKinds, Gates, HardenedGates, Mask, masked
 from nash.models import load_dense, read_spec
 from nash.parts import parts_of, shortened
 from nash.training import decoder_inputs
+from tests.nash.pruned_families import FAMILIES, build
 from tests.nash.tiny_training import KEPT_LAYERS, build_task_model, task_pairs
 
 BOTH = GateKinds(stacks="both")
@@ -51,6 +54,28 @@ def test_a_layer_that_does_nothing_is_the_one_to_drop(
             out.weight.mul_(0.0 if sublayer.layer == idle else 3.0)
     others = tuple(i for i in range(3) if i != idle)
     assert closest_layers(teacher, 2, batches) == others
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_choice_that_changes_nothing_costs_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every family's scores are what its output matrix makes of the decoder's states."""
+    build(FAMILIES[name], tmp_path)
+    teacher = load_dense(tmp_path)
+    size = getattr(teacher.config, "decoder_vocab_size", None) or teacher.config.vocab_size
+    pairs = torch.arange(4, 10) % size
+    batch = {"input_ids": pairs[None], "attention_mask": torch.ones(1, 6, dtype=torch.long), "labels": pairs[None]}
+    costs: list[float] = []
+
+    def search(layers: int, keep: int, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+        costs.extend([cost(tuple(range(layers))), cost((0,))])
+        return (0,)
+
+    monkeypatch.setattr(calibration, "search_layers", search)
+    closest_layers(teacher, 1, [batch])
+    assert costs[0] == pytest.approx(0.0, abs=1e-6)
+    assert costs[1] > 1e-4
 
 
 def outputs(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Tensor:

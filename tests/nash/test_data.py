@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerBase
 
 from nash.data import IGNORED, Collator, Row, SimilarLengthSampler, TokenizedPairs, file_digest, read_rows
 from nash.errors import RequestError
 from nash.models import load_tokenizer
+from tests.nash.task_tokenizers import bpe_model, metaspace_bpe
 from tests.tiny_models import EOS_ID, VOCABULARY
 
 
@@ -98,6 +100,39 @@ def test_every_target_makes_a_pair(dense_dir: Path) -> None:
     ]
     assert made.lengths() == [(3, 2), (3, 3), (2, 2)]
     assert made.cut == 0
+
+
+SENTENCEPIECE = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁is", -1.0), ("▁the", -1.0)]
+LANGUAGES = {"src_lang": "en_XX", "tgt_lang": "it_IT"}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "source", "target"),
+    [
+        (MBart50Tokenizer(vocab=SENTENCEPIECE, **LANGUAGES), ["en_XX", "▁is", "</s>"], ["it_IT", "▁the", "</s>"]),
+        (MBartTokenizer(vocab=SENTENCEPIECE, **LANGUAGES), ["▁is", "</s>", "en_XX"], ["▁the", "</s>", "it_IT"]),
+        (
+            NllbTokenizer(
+                **bpe_model(metaspace_bpe, "<s>", "<pad>", "</s>", "<unk>"), src_lang="eng_Latn", tgt_lang="ita_Latn"
+            ),
+            ["eng_Latn", "▁is", "</s>"],
+            ["ita_Latn", "▁the", "</s>"],
+        ),
+    ],
+    ids=["mbart50", "mbart", "nllb"],
+)
+def test_either_side_has_its_own_language(
+    tokenizer: PreTrainedTokenizerBase, source: list[str], target: list[str]
+) -> None:
+    row = Row(source="is is is is", targets=("the the the",))
+    made = TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=3)
+    assert tokenizer.convert_ids_to_tokens(made.sources[0]) == source
+    assert tokenizer.convert_ids_to_tokens(made.targets[0]) == target
+    assert made.cut == 2
+    served = tokenizer(row.source, truncation=True, max_length=3).input_ids
+    assert made.sources[0] == served
+    with pytest.raises(RequestError, match="a limit of 1 tokens has no room for the 2 that the tokenizer puts around"):
+        TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=1)
 
 
 def test_a_cut_keeps_the_end_token(dense_dir: Path) -> None:

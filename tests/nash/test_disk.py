@@ -1,8 +1,10 @@
 """A full disk is named; any other error stays what it is."""
 
+import errno
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from nash.disk import full_disk_named
@@ -25,6 +27,7 @@ def test_errors_of_a_full_disk_become_one_line(tmp_path: Path, error: Exception)
     [
         SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 98752 vs 98640"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
     ],
 )
 def test_a_limit_on_files_becomes_one_line(tmp_path: Path, error: Exception) -> None:
@@ -37,6 +40,16 @@ def test_a_limit_on_files_becomes_one_line(tmp_path: Path, error: Exception) -> 
     assert "\n" not in str(failure.value)
 
 
-def test_with_room_left_an_error_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="shapes"), full_disk_named(tmp_path, 1):
-        raise RuntimeError("shapes")
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        PermissionError(errno.EACCES, "Permission denied"),
+    ],
+)
+@pytest.mark.parametrize("needed_bytes", [1, MORE_THAN_ANY_DISK], ids=["room", "no room"])
+def test_what_is_not_of_writing_stays_what_it_is(tmp_path: Path, error: Exception, needed_bytes: int) -> None:
+    with pytest.raises(type(error)) as caught, full_disk_named(tmp_path, needed_bytes):
+        raise error
+    assert caught.value is error

@@ -152,8 +152,16 @@ def test_clipping_spares_gates_and_maps(model_dir: Path, tmp_path: Path) -> None
     assert norm == pytest.approx(1e-3, rel=1e-2)
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 2])
-def test_rates(model_dir: Path, tmp_path: Path, warmup_steps: int) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "expected"),
+    [
+        ("linear", 0, [0.1, 0.075, 0.05, 0.025]),
+        ("linear", 2, [0.0, 0.05, 0.1, 0.05]),
+        ("constant", 0, [0.1, 0.1, 0.1, 0.1]),
+        ("constant", 2, [0.0, 0.05, 0.1, 0.1]),
+    ],
+)
+def test_rates(model_dir: Path, tmp_path: Path, schedule: str, warmup_steps: int, expected: list[float]) -> None:
     """Weights follow the schedule; maps, gates and multipliers keep their rate from the first step to the last."""
     watch = Watch()
     trainer = student_trainer(
@@ -164,11 +172,11 @@ def test_rates(model_dir: Path, tmp_path: Path, warmup_steps: int) -> None:
         batch_size=4,
         max_steps=4,
         learning_rate=0.1,
+        schedule=schedule,
         warmup_steps=warmup_steps,
     )
     run(trainer)
     matrices, rest, maps, alphas, multipliers = zip(*watch.rates, strict=True)
-    expected = [0.1, 0.075, 0.05, 0.025] if warmup_steps == 0 else [0.0, 0.05, 0.1, 0.05]
     assert list(matrices) == list(rest) == pytest.approx(expected)
     assert maps == (0.1,) * 4
     assert alphas == (0.02,) * 4

@@ -12,6 +12,7 @@ from model_store.spec import ModelSpec
 from model_store.store import Store
 from nash.latency import Latency, Workload
 from nash.models import read_spec
+from nash.run_folder import RunFolder
 from tests.nash.command_line import Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 
@@ -139,12 +140,20 @@ def test_a_flag_stands_in_for_the_recipes_shape(folder: Path, tmp_path: Path, ma
     ],
 )
 def test_refusals(folder: Path, tmp_path: Path, machine: Machine, flags: list[object], says: str) -> None:
-    """Before anything is trained or written."""
+    """Before anything is trained or written: the folder is still free for any other run."""
     outcome = prune(folder, tmp_path, *flags, "--json")
     assert outcome.code == 2, outcome.err
     assert says in outcome.err
     assert outcome.out == ""
-    assert not (tmp_path / "out").exists()
+    assert {file.name for file in tmp_path.glob("out/*")} <= {".lock"}
+
+
+def test_nothing_is_measured_beside_another_run(folder: Path, tmp_path: Path, machine: Machine) -> None:
+    with RunFolder(tmp_path / "out", {}, {}):
+        outcome = prune(folder, tmp_path)
+    assert outcome.code == 2
+    assert "another run is at work" in outcome.err
+    assert machine.measured == []
 
 
 def test_a_trimmed_vocabulary_is_compared_with_the_whole_one(folder: Path, tmp_path: Path, machine: Machine) -> None:

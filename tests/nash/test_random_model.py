@@ -51,6 +51,14 @@ def test_the_engine_runs_every_shape(name: str, heads: int | None, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_that_a_smaller_vocabulary_has_not(name: str, tmp_path: Path) -> None:
+    """What a configuration forces or forbids has nothing to do with the speed."""
+    config = FAMILIES[name] | {"forced_bos_token_id": 29, "suppress_tokens": [28], "bad_words_ids": [[27], [3, 26]]}
+    write_random_model(tmp_path, with_vocabulary(SPECS[name], 20), config)
+    assert Engine.load(tmp_path, EngineConfig(threads=1, slots=1)).spec.vocab_size == 20
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.5, 0.9])
 def test_uniform_widths_are_within_one_unit_of_the_sparsity(name: str, sparsity: float) -> None:
     dense = SPECS[name]

@@ -153,12 +153,15 @@ def test_overrides_win(write: Any) -> None:
 
 
 def test_a_speed_stands_in_for_a_shape(write: Any) -> None:
-    shaped = PRUNE + "[pruning]\ndecoder_layers = 2\nencoder_sparsity = 0.4\ngate_heads = false\n"
+    shaped = PRUNE + "[pruning]\ndecoder_layers = 2\nencoder_sparsity = 0.4\nrepair = true\n"
     asked = read_recipe(PruneRecipe, write(shaped), {"pruning.speedup": 2.5}).pruning
-    assert (asked.speedup, asked.decoder_layers, asked.gate_heads) == (2.5, None, False)
+    assert (asked.speedup, asked.decoder_layers, asked.repair) == (2.5, None, True)
     assert read_recipe(PruneRecipe, write(PRUNE + "[pruning]\nspeedup = 3\n")).pruning.speedup == 3.0
     both = refusal(write(shaped + "speedup = 2.5\n"))
     assert "pruning.speedup chooses the shape: leave decoder_layers and encoder_sparsity out" in both
+    off = "gate_heads = false\ngate_units = false\n"
+    for gates in (off[: off.index("\n")], off[off.index("\n") :], off + "gate_sublayers = true"):
+        assert "heads and units cut alike" in refusal(write(PRUNE + f"[pruning]\nspeedup = 3\n{gates}\n"))
     assert "leave gated_stacks at 'encoder'" in refusal(
         write(PRUNE + '[pruning]\nspeedup = 3\ngated_stacks = "both"\n')
     )

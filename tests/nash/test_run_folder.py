@@ -12,9 +12,11 @@ from nash.run_folder import RunFolder, read_json
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     settings, inputs = {"seed": 0, "data": {"train": "a"}}, {"train": "0f"}
+    with RunFolder(out, settings | {"seed": 7}, inputs):
+        pass  # refused before anything was done: it leaves the folder to any other
     for _ in range(2):
-        with RunFolder(out, settings, inputs):
-            pass
+        with RunFolder(out, settings, inputs) as run:
+            run.bind()
     with pytest.raises(RequestError) as refusal:
         RunFolder(out, {"seed": 1, "data": {"train": "b"}}, inputs)
     assert str(out) in str(refusal.value)
@@ -56,6 +58,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with RunFolder(tmp_path, {}, {}), pytest.raises(RequestError, match="another run is at work in"):
         RunFolder(tmp_path, {}, {})
     with RunFolder(tmp_path, {}, {}) as run:
+        run.bind()
         assert run.read_json("settings.json") == {}
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from model_store.store import Store
-from nash import disk, sweep_latency
+from nash import disk, sweep, sweep_latency
 from nash.models import weights_digest
+from nash.recipe import PruneRecipe
 from nash.training import last_checkpoint
+from nash.walk import walk as whole_walk
 from tests.nash.command_line import PROGRAM, Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 
@@ -208,6 +210,25 @@ def test_a_failed_point_does_not_lose_the_others(run: Run, task: Task, tmp_path:
     assert "went astray" in (own.out / "report.html").read_text(encoding="utf-8")
     error = outcome.err.splitlines()[-1]
     assert error == "error: 1 of 3 points failed and may be tried again: diverging-d1-s0.4-seed0"
+
+
+def test_an_error_that_nobody_has_foreseen_is_one_points(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The points behind it are reached."""
+
+    def walk(recipe: PruneRecipe, *rest: Any) -> None:
+        if recipe.seed == 0:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        whole_walk(recipe, *rest)
+
+    monkeypatch.setattr(sweep, "walk", walk)
+    recipe = task.recipe("unlucky", 'recipe = "prune.toml"\nseeds = [0, 1]\n')
+    outcome = nash("sweep", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json")
+    assert outcome.code == 1
+    document = json.loads(outcome.out)
+    assert [point["seed"] for point in document["points"]] == [1]
+    assert [f["error"] for f in document["failed"]] == ["RuntimeError: DefaultCPUAllocator: can't allocate memory"]
 
 
 def test_when_every_point_fails(task: Task, tmp_path: Path) -> None:

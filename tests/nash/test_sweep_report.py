@@ -137,6 +137,31 @@ def test_the_table() -> None:
     assert ["CoFi", "6", "60%", "31.50 ± 0.71", "1.53 ± 0.04x", "2"] in rows
 
 
+def test_the_cut_is_what_was_cut_and_not_what_was_asked() -> None:
+    """Gates in both stacks are asked for a sparsity of both, and cut more of the encoder, or less."""
+    both = [PointFigures(**{**vars(p), "encoder_cut": 0.84}) for p in points() if p.method == "CoFi"]
+    [shape] = report(both).shapes
+    assert report(both).describe(shape) == "6 of 6 decoder layers, 84% of the encoder cut"
+    assert (shape.document()["encoder_sparsity"], shape.document()["encoder_cut"]) == (0.6, pytest.approx(0.84))
+    console = Console(width=88, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(report(both).table())
+    assert "84%" in capture.get()
+
+
+def test_the_frontiers_line_runs_from_slow_to_fast() -> None:
+    """Also where a shape that is better than the dense model is slower."""
+    better = {"phoneme_error_rate": 5.0, "word_error_rate": 20.0}
+    changed = {"shape": Shape(decoder_layers=6, encoder_sparsity=0.1), "speedup": 0.97, "metrics": better}
+    slow = [PointFigures(**{**vars(p), **changed}) for p in points() if p.method == "CoFi"]
+    svg = frontier_svg(report([*points(), *slow]))
+    path = re.search(r'id="wide-line2d_\d+">\s*<path d="([^"]*)"[^>]*stroke-dasharray: 5', svg)
+    assert path is not None
+    x = [float(point) for point in re.findall(r"[ML] ([\d.]+) ", path[1])]
+    assert len(x) == 6
+    assert x == sorted(x)
+
+
 def test_equal_figures_give_an_equal_picture() -> None:
     assert frontier_png(REPORT).startswith(b"\x89PNG")
     assert frontier_svg(REPORT) == frontier_svg(report(points()))

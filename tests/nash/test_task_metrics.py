@@ -32,6 +32,11 @@ def test_phonemes_by_hand() -> None:
     assert found == {"phoneme_error_rate": pytest.approx(100 * 4 / 12), "word_error_rate": pytest.approx(50.0)}
 
 
+def test_any_white_space_sets_phonemes_apart() -> None:
+    found = phonemes(["a\tb ", "a b"], [["a  b"], ["a\u00a0c", "a b"]])
+    assert found == {"phoneme_error_rate": 0.0, "word_error_rate": 0.0}
+
+
 def test_phonemes_are_jiwers_rate() -> None:
     predictions, references = ["a b c", "d e", "x"], ["a c c", "d e f", "x"]
     found = phonemes(predictions, [[r] for r in references])

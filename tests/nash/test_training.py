@@ -1,5 +1,6 @@
 """Runs that are interrupted, go astray, or are simply run twice."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from nash.errors import NashError
+from nash.data import Collator
+from nash.errors import NashError, RequestError
+from nash.losses import cross_entropy
 from nash.recipe import PruningRecipe
-from nash.training import FinetuneTrainer, last_checkpoint, train, write_log
+from nash.training import FinetuneTrainer, decoder_inputs, last_checkpoint, train, write_log
 from tests.nash.tiny_training import build_task_model, finetune_trainer, student_trainer
 
 Build = Callable[..., FinetuneTrainer]
@@ -226,3 +229,22 @@ def test_validation_is_the_loss_of_the_model_as_it_would_be_used(model_dir: Path
 def test_write_log(tmp_path: Path) -> None:
     write_log(tmp_path / "log.jsonl", [{"loss": 1.5, "step": 1}, {"loss": 1.25, "step": 2}])
     assert (tmp_path / "log.jsonl").read_text() == '{"loss": 1.5, "step": 1}\n{"loss": 1.25, "step": 2}\n'
+
+
+def test_the_validation_loss_is_of_tokens_and_not_of_batches(build: Build, model_dir: Path, tmp_path: Path) -> None:
+    found = [build(model_dir, tmp_path, batch_size=size).evaluate()["eval_loss"] for size in (1, 2, 3, 5)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-5)
+    trainer = finetuning(model_dir, tmp_path)
+    trainer.model.eval()
+    batch = Collator(pad_id=0)([trainer.eval_dataset[i] for i in range(5)])
+    with torch.no_grad():
+        logits = trainer.model(**decoder_inputs(trainer.model, batch)).logits
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(float(cross_entropy(logits, batch["labels"], None)))
+
+
+def test_targets_that_never_end(model_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_dir, tmp_path / "endless"))
+    document = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(document | {"post_processor": None}))
+    with pytest.raises(RequestError, match="end token 1 behind no target"):
+        finetuning(folder, tmp_path / "out")

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -48,7 +47,7 @@ from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters
 from tests.nash.command_line import nash
 from tests.nash.pruned_families import FAMILIES, assert_same, decisions, float64, read, shapes
-from tests.nash.task_tokenizers import byte_level, lines, metaspace_bpe, trained, unigram
+from tests.nash.task_tokenizers import bpe_model, byte_level, lines, metaspace_bpe, trained, unigram
 from tests.nash.tiny_training import task_rows
 from tests.tiny_families import FIRST_TOKEN, VOCAB_SIZE, Case, build_tiny
 
@@ -239,11 +238,6 @@ def unigram_vocabulary(*special: str) -> list[tuple[str, float]]:
     return [(piece, score) for piece, score in document_of(unigram(special))["model"]["vocab"]]
 
 
-def bpe_model(train: Callable[[tuple[str, ...]], Tokenizer], *special: str) -> dict[str, Any]:
-    model = document_of(train(special))["model"]
-    return {"vocab": model["vocab"], "merges": [tuple(merge) for merge in model["merges"]]}
-
-
 CLASSES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "t5": lambda: T5Tokenizer(
         vocab=[*unigram_vocabulary("<pad>", "</s>", "<unk>"), *((f"<extra_id_{i}>", 0.0) for i in reversed(range(100)))]
@@ -284,7 +278,8 @@ def test_files_that_number_tokens(tmp_path: Path) -> None:
     vocabulary = load_tokenizer(folder).get_vocab()
     path = folder / "tokenizer_config.json"
     added = {str(vocabulary[token]): {"content": token, "special": True} for token in ("<pad>", "</s>", "<unk>")}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": added}))
+    without_rows = {str(len(vocabulary) + 5): {"content": "<beyond>", "special": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": added | without_rows}))
     (folder / "added_tokens.json").write_text(json.dumps({"<pad>": 0}))
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad>"}))
     (folder / "merges.txt").write_text("a b")
