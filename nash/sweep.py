@@ -164,7 +164,7 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
 def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
     with _run_folder(out, point, task) as run:
         run.bind()
-        walk(point.recipe, task, run, console)
+        walk(point.recipe, task, run, console, answers=out)
         console.print(f"evaluating on {len(task.test_rows)} rows")
         metrics = _evaluate(point.recipe, task, run.path / "model")
         run.write_json(QUALITY, metrics)

@@ -41,13 +41,25 @@ from nash.vocabulary import Coverage, trim_vocabulary
 LAYERS, SETTLED, VOCABULARY = "layers.json", "settled.json", "vocabulary.json"
 
 
-def walk(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console, plan: SpeedPlan | None = None) -> None:
-    """Train and prune until the run's folder has the finished `model`; stages that are done are passed over."""
+def walk(
+    recipe: PruneRecipe,
+    task: Task,
+    run: RunFolder,
+    console: Console,
+    plan: SpeedPlan | None = None,
+    *,
+    answers: Path | None = None,
+) -> None:
+    """Train and prune until the run's folder has the finished `model`; stages that are done are passed over.
+
+    `answers` is the folder for the teacher's, where runs of the same model and data share them; else the run's own.
+    """
     if (run.path / "model").is_dir():
         return
     if recipe.pruning.trim_vocab:
         task = _trimmed(task, run, console)
-    task = _chosen(recipe, task, run, console)
+        answers = None  # the teacher is this run's own
+    task = _chosen(recipe, task, run, answers or run.path, console)
     if not (run.path / "compact").is_dir():
         _prune_phase(recipe, task, plan, run, console)
     _final_phase(recipe, task, run.path, console)
@@ -66,7 +78,7 @@ def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
     return replace(task, folder=folder, spec=read_spec(folder), tokenizer=load_tokenizer(folder))
 
 
-def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console) -> Task:
+def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, console: Console) -> Task:
     """The task with the decoder layers that stay, and with the teacher's answers where these are to be learnt."""
     kept, keep = asked_layers(recipe.pruning, task.spec), recipe.pruning.decoder_layers
     if recipe.pruning.layer_selection == "auto" and isinstance(keep, int):
@@ -78,7 +90,7 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console) -
         kept = tuple(known)
     rows = task.train_rows
     if recipe.distillation.sequence_level:
-        rows = with_teacher_answers(rows, task.folder, recipe.data, run.path, console)
+        rows = with_teacher_answers(rows, task.folder, recipe.data, answers, console)
     return replace(task, kept_layers=kept, train_rows=rows)
 
 

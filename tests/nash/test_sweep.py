@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from model_store.store import Store
-from nash import disk, sweep, sweep_latency
+from nash import disk, sweep, sweep_latency, teacher_answers
 from nash.models import weights_digest
 from nash.recipe import PruneRecipe
 from nash.training import last_checkpoint
@@ -217,10 +217,10 @@ def test_an_error_that_nobody_has_foreseen_is_one_points(
 ) -> None:
     """The points behind it are reached."""
 
-    def walk(recipe: PruneRecipe, *rest: Any) -> None:
+    def walk(recipe: PruneRecipe, *rest: Any, **options: Any) -> None:
         if recipe.seed == 0:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        whole_walk(recipe, *rest)
+        whole_walk(recipe, *rest, **options)
 
     monkeypatch.setattr(sweep, "walk", walk)
     recipe = task.recipe("unlucky", 'recipe = "prune.toml"\nseeds = [0, 1]\n')
@@ -229,6 +229,21 @@ def test_an_error_that_nobody_has_foreseen_is_one_points(
     document = json.loads(outcome.out)
     assert [point["seed"] for point in document["points"]] == [1]
     assert [f["error"] for f in document["failed"]] == ["RuntimeError: DefaultCPUAllocator: can't allocate memory"]
+
+
+def test_the_teacher_answers_once_for_all_points(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def predict(folder: Path, sources: list[str], *rest: Any) -> list[str]:
+        asked.append(len(sources))
+        return ["ab"] * len(sources)
+
+    monkeypatch.setattr(teacher_answers, "predict", predict)
+    text = 'recipe = "prune.toml"\nseeds = [0, 1]\n[[methods]]\nname = "A"\nset.distillation.sequence_level = true\n'
+    outcome = nash("sweep", task.recipe("answered", text), "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert outcome.code == 0, outcome.err
+    rows = len((tmp_path / "out" / teacher_answers.FILE).read_text().splitlines())
+    assert asked == [rows]
 
 
 def test_when_every_point_fails(task: Task, tmp_path: Path) -> None:
