@@ -1,15 +1,24 @@
 """Quality and latency of finished models, measured on the engine that will serve them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
 from nash.data import Row
 from nash.evaluate import evaluate
-from nash.latency import FAST, check_workload, measure_turns, quantile, speedup_quartiles, torch_threads_kept
+from nash.latency import (
+    FAST,
+    Latency,
+    Workload,
+    check_workload,
+    measure_turns,
+    quantile,
+    speedup_quartiles,
+    torch_threads_kept,
+)
 from nash.metrics import check_references
 from nash.models import load_tokenizer
 from nash.recipe import DataRecipe, MetricKind, WorkloadRecipe
@@ -17,7 +26,50 @@ from nash.workload import workload_of
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 
+RESULTS = "results.json"  # the assessment's document, in a run's folder
 LATENCY_REPEATS = 41  # one request takes milliseconds: a few more keep the figures still
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One model's metrics on the test rows, and its latencies in milliseconds."""
+
+    metrics: dict[str, float]
+    encoder_ms: float
+    step_ms: float
+    total_ms: float
+
+    @classmethod
+    def of(cls, metrics: dict[str, float], latency: Latency) -> Self:
+        """The two put together."""
+        return cls(metrics=metrics, encoder_ms=latency.encode_ms, step_ms=latency.step_ms, total_ms=latency.total_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What `n` test rows and a workload say of a dense model, and of one that was pruned from it."""
+
+    n: int
+    workload: Workload
+    dense: Figures
+    pruned: Figures | None = None
+    speedup_quartiles: tuple[float, float] | None = None  # of single turns, a run of the one and a run of the other
+
+    def document(self) -> dict[str, Any]:
+        """The same as one JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """The assessment that `document` was made from."""
+        dense, pruned, quartiles = (document[key] for key in ("dense", "pruned", "speedup_quartiles"))
+        return cls(
+            n=document["n"],
+            workload=Workload(**document["workload"]),
+            dense=Figures(**dense),
+            pruned=None if pruned is None else Figures(**pruned),
+            speedup_quartiles=None if quartiles is None else tuple(quartiles),
+        )
 
 
 def evaluation_config(data: DataRecipe) -> EngineConfig:
@@ -41,36 +93,36 @@ def check_assessable(
 
 
 def assess(
-    folders: dict[str, Path],
+    dense: Path,
+    pruned: Path | None,
     rows: Sequence[Row],
     metric: MetricKind,
     data: DataRecipe,
     console: Console,
     workload: WorkloadRecipe | None = None,
-) -> dict[str, Any]:
-    """Figures of each model, by the models' names, ready to be kept as JSON.
+) -> Assessment:
+    """Evaluate the models in the folders on the rows, and measure them in turn.
 
-    Latencies are those of the fast runs, in milliseconds under the workload (one request alone if there is none), the
-    models measured in turn. Lengths that the workload leaves open are the rows' own. Where there are two models, the
-    speed-up of the second over the first in the same turn is told by its quartiles.
+    Latencies are those of the fast runs under the workload, one request alone if there is none; lengths that it leaves
+    open are the rows' own.
     """
+    folders = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
     config = evaluation_config(data)
-    quality: dict[str, dict[str, float]] = {}
+    metrics: list[dict[str, float]] = []
     for name, folder in folders.items():
         console.print(f"evaluating the {name} model on {len(rows)} rows")
-        quality[name] = evaluate(folder, rows, metric, config).metrics
-    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(next(iter(folders.values()))))
+        metrics.append(evaluate(folder, rows, metric, config).metrics)
+    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense))
     console.print(f"measuring latency: {measured}")
     engines = [Engine.load(folder, measured.config) for folder in folders.values()]
     turns = measure_turns(engines, measured, LATENCY_REPEATS)
-    figures: dict[str, Any] = {"n": len(rows), "workload": asdict(measured)}
-    if len(turns) == 2:
-        figures["speedup_quartiles"] = list(speedup_quartiles(*turns))
-    for name, latency in zip(folders, (quantile(runs, FAST) for runs in turns), strict=True):
-        figures[name] = {
-            "metrics": quality[name],
-            "encoder_ms": latency.encode_ms,
-            "step_ms": latency.step_ms,
-            "total_ms": latency.total_ms,
-        }
-    return figures
+    figures = [Figures.of(each, quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
+    if pruned is None:
+        return Assessment(n=len(rows), workload=measured, dense=figures[0])
+    return Assessment(
+        n=len(rows),
+        workload=measured,
+        dense=figures[0],
+        pruned=figures[1],
+        speedup_quartiles=speedup_quartiles(*turns),
+    )

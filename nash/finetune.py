@@ -10,7 +10,7 @@ from transformers import set_seed
 from model_store.ref import check_name
 from model_store.safetensors_header import read_header
 from model_store.store import Store
-from nash.assess import assess, check_assessable
+from nash.assess import RESULTS, Assessment, assess, check_assessable
 from nash.data import Row, TokenizedPairs, read_rows
 from nash.lineage import input_digests, lineage_of, portable
 from nash.metrics import check_references
@@ -75,24 +75,25 @@ def finetune(
             store.check_writable()
         if not folder.is_dir():
             _train(recipe, rows, validation_rows, start, out, console)
-        results = run.read_json("results.json")
-        if results is None:
-            results = assess({"dense": folder}, test_rows, recipe.metric, data, console)
-            run.write_json("results.json", results)
+        known = run.read_json(RESULTS)
+        if known is None:
+            found = assess(folder, None, test_rows, recipe.metric, data, console)
+            run.write_json(RESULTS, found.document())
+        else:
+            found = Assessment.of(known)
     ref, digest = str(folder), None
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None
-        metrics = results["dense"]["metrics"]
         lineage = lineage_of(recipe, parent, inputs)
-        published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=metrics)
+        published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
     tensors = read_header(folder / "model.safetensors").values()
     side = Side(
         parameters=sum(tensor.elements for tensor in tensors),
         bytes=sum(tensor.size_bytes for tensor in tensors),
-        **results["dense"],
+        **vars(found.dense),
     )
-    return FinetuneReport(ref=ref, digest=digest, n=results["n"], dense=side)
+    return FinetuneReport(ref=ref, digest=digest, n=found.n, dense=side)
 
 
 def _train(

@@ -12,8 +12,7 @@ def select_layers(total: int, keep: int | list[int] | None, how: LayerSelection 
     """Indices of the kept layers, ascending; `keep` is their number, an explicit list, or None for all.
 
     `uniform` spreads them from the first to the last (index_j = floor(j (L-1) / (n-1)), as NASH does), `low` takes
-    the first ones, `high` the last ones. For `auto`, which
-    is decided by `search_layers`, the uniform ones stand in.
+    the first ones, `high` the last ones. For `auto`, which `search_layers` decides, the uniform ones stand in.
 
     Raises:
         RequestError: fewer than one, more than there are, or indices that are not ascending layer numbers.

@@ -1,4 +1,4 @@
-"""The losses of training and distillation, as pure functions of tensors.
+"""The losses of training and distillation, as functions of tensors. Those that take a teacher's scores use them up.
 
 Axes: B batch, T target positions, S source positions, V vocabulary, D model width. Sums over real tokens are
 divided by `items`, the number of real target tokens in the whole update: gradients then do not depend on how an
@@ -64,10 +64,12 @@ def task_and_prediction(
     The gradient of the sum is written over the teacher's scores, and the student's are not kept.
     """
     rows_NV = student_BTV.flatten(0, 1), teacher_BTV.flatten(0, 1)
-    scaled = weights[0], weights[1] * temperature**2
+    coefficients = weights[0], weights[1] * temperature**2
     items = _items(labels_BT, items)
-    loss, task, divergence = _TokenLosses.apply(*rows_NV, labels_BT.flatten(), temperature, scaled)  # type: ignore[no-untyped-call]
-    return TokenLosses(loss=loss / items, task=weights[0] * task / items, prediction=scaled[1] * divergence / items)
+    loss, task, divergence = _TokenLosses.apply(*rows_NV, labels_BT.flatten(), temperature, coefficients)  # type: ignore[no-untyped-call]
+    return TokenLosses(
+        loss=loss / items, task=weights[0] * task / items, prediction=coefficients[1] * divergence / items
+    )
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -85,7 +87,7 @@ class _TokenLosses(torch.autograd.Function):
         teacher_NV: Tensor,
         labels_N: Tensor,
         temperature: float,
-        weights: tuple[float, float],
+        coefficients: tuple[float, float],
     ) -> tuple[Tensor, Tensor, Tensor]:
         task, divergence = (torch.zeros((), device=student_NV.device) for _ in range(2))
         learns = ctx.needs_input_grad[0]
@@ -101,13 +103,15 @@ class _TokenLosses(torch.autograd.Function):
             probability = teacher.exp()
             divergence += teacher.sub_(soft_student).mul_(probability).masked_fill_(padding_R1, 0.0).sum()
             if learns:
-                towards_teacher = soft_student.exp().sub_(probability).mul_(weights[1] / temperature)
+                towards_teacher = soft_student.exp().sub_(probability).mul_(coefficients[1] / temperature)
                 ones_R1 = torch.ones_like(label_R1, dtype=student.dtype)
-                gradient = student.exp_().scatter_add_(1, label_R1, -ones_R1).mul_(weights[0]).add_(towards_teacher)
+                gradient = (
+                    student.exp_().scatter_add_(1, label_R1, -ones_R1).mul_(coefficients[0]).add_(towards_teacher)
+                )
                 gradient_NV[part] = gradient.masked_fill_(padding_R1, 0.0)
         ctx.gradient_NV = gradient_NV if learns else None
         ctx.mark_non_differentiable(task, divergence)
-        return weights[0] * task + weights[1] * divergence, task, divergence
+        return coefficients[0] * task + coefficients[1] * divergence, task, divergence
 
     @staticmethod
     @once_differentiable

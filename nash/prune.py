@@ -2,13 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from model_store.store import Store
-from nash.assess import assess, check_assessable
-from nash.latency import Workload
+from nash.assess import RESULTS, Assessment, assess, check_assessable
 from nash.lineage import lineage_of, portable
 from nash.pruning_task import DENSE_ALIAS, Task, check_apart, gate_kinds, prepare, texts_of
 from nash.recipe import PruneRecipe, WorkloadRecipe
@@ -19,7 +17,7 @@ from nash.vocabulary import plan_vocabulary
 from nash.walk import walk
 from nash.workload import workload_of
 
-PLAN, RESULTS = "plan.json", "results.json"  # in the run's folder: the shape for an asked speed; what `assess` found
+PLAN = "plan.json"  # in the run's folder: the shape for an asked speed
 
 
 def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
@@ -43,12 +41,15 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
             run.write_json(PLAN, plan.document())
             recipe = _planned(recipe, plan)
         walk(recipe, task, run, console, plan)
-        results = run.read_json(RESULTS)
-        if results is None:
-            folders = {"dense": task.folder, "pruned": out / "model"}
-            results = assess(folders, task.test_rows, recipe.metric, recipe.data, console, recipe.workload)
-            run.write_json(RESULTS, results)
-        return publish(asked, task, out, store, results, plan)
+        known = run.read_json(RESULTS)
+        if known is None:
+            found = assess(
+                task.folder, out / "model", task.test_rows, recipe.metric, recipe.data, console, recipe.workload
+            )
+            run.write_json(RESULTS, found.document())
+        else:
+            found = Assessment.of(known)
+        return publish(asked, task, out, store, found, plan)
 
 
 def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, console: Console) -> SpeedPlan:
@@ -74,20 +75,21 @@ def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
 
 
 def publish(
-    recipe: PruneRecipe, task: Task, out: Path, store: Store, results: dict[str, Any], plan: SpeedPlan | None = None
+    recipe: PruneRecipe, task: Task, out: Path, store: Store, found: Assessment, plan: SpeedPlan | None = None
 ) -> Report:
-    """Put the dense model and the one in `out/model` into the store, with results as `assess` gives them.
+    """Put the dense model and the one in `out/model` into the store, with what was found of them.
 
     Publishing the same content again makes no new version.
     """
+    assert found.pruned is not None
+    assert found.speedup_quartiles is not None
     dense = task.version
     if dense is None:
-        metrics = results["dense"]["metrics"]
-        published = store.publish(recipe.name, task.folder, alias=DENSE_ALIAS, metrics=metrics)
+        published = store.publish(recipe.name, task.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
         dense = store.resolve(f"{published.name}:{published.version}")
     lineage = lineage_of(recipe, dense.digest, task.inputs)
     pruned = store.publish(
-        recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=results["pruned"]["metrics"]
+        recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=found.pruned.metrics
     )
     stored = store.resolve(f"{pruned.name}:{pruned.version}")
     summary = stored.manifest.spec
@@ -95,15 +97,15 @@ def publish(
         ref=f"{recipe.name}@{recipe.alias}",
         digest=pruned.digest,
         dense_ref=f"{dense.name}@{DENSE_ALIAS}" if DENSE_ALIAS in dense.aliases else dense.ref,
-        n=results["n"],
-        workload=Workload(**results["workload"]),
-        speedup_quartiles=results["speedup_quartiles"],
+        n=found.n,
+        workload=found.workload,
+        speedup_quartiles=found.speedup_quartiles,
         decoder_layers=summary.decoder_layers,
         encoder_sparsity=summary.encoder_sparsity,
         dense_vocab_size=dense.manifest.spec.vocab_size,
         vocab_size=summary.vocab_size,
         asked=None if plan is None else plan.asked,
         predicted=None if plan is None else plan.predicted,
-        dense=Side.of(dense, results["dense"]),
-        pruned=Side.of(stored, results["pruned"]),
+        dense=Side.of(dense, found.dense),
+        pruned=Side.of(stored, found.pruned),
     )

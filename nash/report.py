@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from model_store.store import StoredVersion
+from nash.assess import Figures
 from nash.latency import Workload
 
 
@@ -21,9 +22,9 @@ class Side:
     total_ms: float
 
     @classmethod
-    def of(cls, stored: StoredVersion, figures: dict[str, Any]) -> "Side":
+    def of(cls, stored: StoredVersion, figures: Figures) -> "Side":
         """Put what was measured beside what the store knows of a model."""
-        return cls(parameters=stored.manifest.spec.parameters, bytes=stored.manifest.spec.bytes, **figures)
+        return cls(parameters=stored.manifest.spec.parameters, bytes=stored.manifest.spec.bytes, **vars(figures))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Report:
     dense_ref: str
     n: int
     workload: Workload
-    speedup_quartiles: list[float]
+    speedup_quartiles: tuple[float, float]
     decoder_layers: int
     encoder_sparsity: float
     dense_vocab_size: int

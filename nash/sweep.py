@@ -9,7 +9,6 @@ import gc
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +19,7 @@ from rich.console import Console
 from model_store.errors import InvalidRequestError
 from model_store.safetensors_header import read_header
 from model_store.store import Store
-from nash.assess import evaluation_config
+from nash.assess import Assessment, Figures, evaluation_config
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
@@ -268,11 +267,11 @@ def _size(folder: Path) -> dict[str, Any]:
 def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:
     """Publish a point under its id; the reference that it has now."""
     latency, metrics = _latency(point, out), read_json(_folder(out, point) / QUALITY)
-    results = {
-        "n": len(task.test_rows),
-        "workload": asdict(workload),
-        "speedup_quartiles": latency.speedup_quartiles,
-        "dense": {"metrics": dense, **_side_of(latency.dense)},
-        "pruned": {"metrics": metrics, **_side_of(latency.pruned)},
-    }
-    return publish(point.recipe, task, _folder(out, point), store, results).ref
+    found = Assessment(
+        n=len(task.test_rows),
+        workload=workload,
+        dense=Figures.of(dense, latency.dense),
+        pruned=Figures.of(metrics, latency.pruned),
+        speedup_quartiles=latency.speedup_quartiles,
+    )
+    return publish(point.recipe, task, _folder(out, point), store, found).ref

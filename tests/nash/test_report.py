@@ -27,7 +27,7 @@ REPORT = Report(
     dense_ref="g2p@dense",
     n=60,
     workload=Workload(batch=1, source_tokens=9, new_tokens=7),
-    speedup_quartiles=[2.5, 3.25],
+    speedup_quartiles=(2.5, 3.25),
     decoder_layers=2,
     encoder_sparsity=0.31,
     dense_vocab_size=64,
