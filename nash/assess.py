@@ -62,11 +62,11 @@ class Assessment:
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
         """The assessment that `document` was made from."""
-        dense, pruned, quartiles = (document[key] for key in ("dense", "pruned", "speedup_quartiles"))
+        pruned, quartiles = document.get("pruned"), document.get("speedup_quartiles")
         return cls(
             n=document["n"],
             workload=Workload(**document["workload"]),
-            dense=Figures(**dense),
+            dense=Figures(**document["dense"]),
             pruned=None if pruned is None else Figures(**pruned),
             speedup_quartiles=None if quartiles is None else tuple(quartiles),
         )

@@ -43,18 +43,18 @@ def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tup
     # Of the teacher, what its output matrix is given: the scores of all batches would be gigabytes for a large
     # vocabulary.
     head, bias = teacher.get_output_embeddings(), getattr(teacher, "final_logits_bias", 0.0)
-    decoded: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0]))
+    teacher_states: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: teacher_states.append(inputs[0]))
     encoded = [_run(teacher, batch).encoder_last_hidden_state for batch in batches]
     hook.remove()
 
     def cost(kept: tuple[int, ...]) -> float:
         shortened = shorten_decoder(teacher, kept).eval()
         total = 0.0
-        for batch, states, whole in zip(batches, encoded, decoded, strict=True):
+        for batch, states, whole in zip(batches, encoded, teacher_states, strict=True):
             feed = {**decoder_inputs(teacher, batch), "input_ids": None, "encoder_outputs": (states,)}
-            scores, wanted = shortened(**feed).logits, head(whole) + bias
-            total += float(losses.prediction_distillation(scores, wanted, batch["labels"], 1.0, tokens))
+            scores, teacher_scores = shortened(**feed).logits, head(whole) + bias
+            total += float(losses.prediction_distillation(scores, teacher_scores, batch["labels"], 1.0, tokens))
         return total
 
     return search_layers(len(layers_of(teacher, "decoder")), keep, cost)

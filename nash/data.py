@@ -92,7 +92,7 @@ def file_digest(path: Path) -> str:
 class TokenizedPairs(Dataset[dict[str, Any]]):
     """Every (source, target) pair of the rows as token ids; a row with several targets gives several pairs.
 
-    Texts are cut at the limits as serving cuts them, by the tokenizer, which keeps end and language tokens; `cut`
+    Texts are cut at the limits as `evaluate` cuts them, by the tokenizer, which keeps end and language tokens; `cut`
     counts those that were.
     """
 
@@ -138,6 +138,8 @@ def _encoded(
     Raises:
         RequestError: the limit is less than the tokens that the tokenizer puts around every text.
     """
+    if side == "text_target" and getattr(tokenizer, "tgt_lang", "") is None:
+        tokenizer.tgt_lang = tokenizer.src_lang  # as the others do by themselves; M2M100's class fails without
     if limit < (around := tokenizer.num_special_tokens_to_add()):
         raise RequestError(
             f"a limit of {limit} tokens has no room for the {around} that the tokenizer puts around a text"

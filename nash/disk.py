@@ -43,4 +43,6 @@ def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
 def _of_writing(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM
-    return isinstance(error, SafetensorError) or any(words in str(error) for words in _OF_TORCH_SAVE)
+    if isinstance(error, SafetensorError):
+        return "deserializ" not in str(error)  # that is a file which cannot be read
+    return any(words in str(error) for words in _OF_TORCH_SAVE)

@@ -68,13 +68,12 @@ def finetune(
     folder = out / "model"
     if start is not None and not folder.is_dir():
         check_assessable(start.folder, test_rows, recipe.metric, data)
-    inputs = input_digests(data, start)
+    inputs = input_digests(data, start, recipe.tokenizer)
     with RunFolder(out, portable(recipe), inputs) as run:
-        run.bind()
         if name is not None:
             store.check_writable()
         if not folder.is_dir():
-            _train(recipe, rows, validation_rows, start, out, console)
+            _train(recipe, rows, validation_rows, start, run, console)
         known = run.read_json(RESULTS)
         if known is None:
             found = assess(folder, None, test_rows, recipe.metric, data, console)
@@ -101,7 +100,7 @@ def _train(
     rows: list[Row],
     validation_rows: list[Row],
     start: ResolvedModel | None,
-    out: Path,
+    run: RunFolder,
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.folder
@@ -121,14 +120,15 @@ def _train(
         model,
         pairs,
         recipe.training,
-        output_dir=out / "checkpoints",
+        output_dir=run.path / "checkpoints",
         seed=recipe.seed,
         validation=TokenizedPairs.under(recipe.data, validation_rows, tokenizer),
         callbacks=[progress],
     )
+    run.bind()
     try:
         log = train(trainer)
     finally:
         progress.close()
-    write_log(out / "training_log.jsonl", log)
-    save_model(model.to("cpu"), tokenizer_folder, out / "model", DTYPES[recipe.save_dtype])
+    write_log(run.path / "training_log.jsonl", log)
+    save_model(model.to("cpu"), tokenizer_folder, run.path / "model", DTYPES[recipe.save_dtype])

@@ -10,18 +10,23 @@ from model_store.manifest import Lineage
 from model_store.ref import looks_like_path
 from nash.data import data_digest
 from nash.data_formats import on_hub
-from nash.models import ResolvedModel, weights_digest
+from nash.models import ResolvedModel, files_digest, model_digest, tokenizer_paths
 from nash.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
 
-_MODEL = "model"
+_SPLITS = ("train", "validation", "test")
 
 
-def input_digests(data: DataRecipe, model: ResolvedModel | None) -> dict[str, str]:
-    """What a run reads, by content: a file or an alias may be another one when the run goes on."""
-    paths = {"train": data.train, "validation": data.validation, "test": data.test}
+def input_digests(data: DataRecipe, model: ResolvedModel | None, tokenizer: Path | None = None) -> dict[str, str]:
+    """What a run reads, by content: a file or an alias may be another one when the run goes on.
+
+    `tokenizer` is the folder of one that comes without a model.
+    """
+    paths = {split: getattr(data, split) for split in _SPLITS}
     digests = {split: data_digest(path, data) for split, path in paths.items() if path is not None}
     if model is not None:
-        digests[_MODEL] = weights_digest(model.folder) if model.version is None else model.version.digest
+        digests["model"] = model_digest(model.folder) if model.version is None else model.version.digest
+    if tokenizer is not None:
+        digests["tokenizer"] = files_digest(tokenizer_paths(tokenizer))
     return digests
 
 
@@ -32,7 +37,7 @@ def lineage_of(recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs:
     """
     return Lineage(
         parent=parent,
-        data={split: digest for split, digest in inputs.items() if split != _MODEL},
+        data={split: inputs[split] for split in _SPLITS if split in inputs},
         recipe=portable(recipe),
         seed=recipe.seed,
         code_version=version("nash"),
@@ -43,7 +48,7 @@ def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
     """A recipe as a JSON object without this machine's folders: equal work must look equal everywhere."""
     settings = recipe.model_dump(mode="python")
     if recipe.model is not None and looks_like_path(recipe.model):
-        settings[_MODEL] = Path(recipe.model).name
+        settings["model"] = Path(recipe.model).name
     document: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(_without_folders(settings), mode="json")
     return document
 

@@ -1,5 +1,6 @@
 """Loading and saving Hugging Face model directories."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -117,16 +118,23 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def weights_digest(folder: Path) -> str:
-    """The sha256 of a directory's weights.
+def model_digest(folder: Path) -> str:
+    """The sha256 of what makes a directory's model: weights, settings and tokenizer.
 
     Raises:
-        RequestError: there are none.
+        RequestError: there are no weights.
     """
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise RequestError(f"{folder} has no model.safetensors: save the weights there as one safetensors file")
-    return file_digest(weights)
+    settings = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
+    return files_digest([weights, *settings, *tokenizer_paths(folder)])
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """One sha256 of several files' names and contents."""
+    digests = [[file.name, file_digest(file)] for file in files]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def load_dense(folder: Path) -> PreTrainedModel:

@@ -10,13 +10,14 @@ from model_store.ref import check_name
 from model_store.source import check_publishable
 from model_store.spec import ModelSpec
 from model_store.store import Store, StoredVersion
-from nash.data import Row, read_rows
+from nash.data import Row, TokenizedPairs, read_rows
 from nash.errors import RequestError
 from nash.layer_selection import select_layers
 from nash.lineage import input_digests
 from nash.masking import GateKinds
 from nash.models import check_lengths, load_tokenizer, read_spec, resolve_model
 from nash.recipe import PruneRecipe, PruningRecipe
+from nash.training import check_tokens
 
 DENSE_ALIAS = "dense"
 
@@ -50,14 +51,17 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     if spec.compact:
         raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
     check_lengths(spec, data)
+    # After hours of training it would be late to learn any of this.
     if model.version is None:
-        check_publishable(model.folder)  # after hours of training it would be late to learn that it is not
+        check_publishable(model.folder)
+    tokenizer = load_tokenizer(model.folder)
+    check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
     task = Task(
         inputs=input_digests(data, model),
         folder=model.folder,
         version=model.version,
         spec=spec,
-        tokenizer=load_tokenizer(model.folder),
+        tokenizer=tokenizer,
         kept_layers=(),
         train_rows=train_rows,
         validation_rows=validation_rows,

@@ -232,8 +232,8 @@ class PruneRecipe(Section):
         heads, units, sublayers = (getattr(self.pruning, f"gate_{kind}") for kind in ("heads", "units", "sublayers"))
         if self.pruning.speedup is not None and (heads != units or (sublayers and not heads)):
             raise ValueError(
-                "pruning.speedup is planned with heads and units cut alike: switch gate_heads and gate_units on, or "
-                "off with gate_sublayers"
+                "pruning.speedup is planned with heads and units cut alike: switch gate_heads and gate_units "
+                "both on, or all three kinds of gates off"
             )
         return self
 

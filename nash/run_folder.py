@@ -42,7 +42,7 @@ class RunFolder:
         self._lock.close()
 
     def bind(self) -> None:
-        """Make the folder this run's for good. Before, nothing is in it that would keep others out."""
+        """Make the folder this run's for good. Before, only the lock keeps others out, which goes with this process."""
         for kind, values in self._bound.items():
             if self.read_json(f"{kind}.json") is None:
                 self.write_json(f"{kind}.json", values)

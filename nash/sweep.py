@@ -20,6 +20,7 @@ from model_store.errors import InvalidRequestError
 from model_store.safetensors_header import read_header
 from model_store.store import Store
 from nash.assess import Assessment, Figures, evaluation_config
+from nash.disk import full_disk_named
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
@@ -146,8 +147,11 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
         except DiskFullError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the points behind are to be reached
-            named = str(error) if isinstance(error, NashError | EngineError) else f"{type(error).__name__}: {error}"
+            foreseen = isinstance(error, NashError | EngineError)
+            named = str(error) if foreseen else f"{type(error).__name__}: {error}"
             console.print(f"point {point.id} failed: {named}", soft_wrap=True)
+            if not foreseen:
+                console.print_exception()
             failures.append(Failure(id=point.id, error=named))
         except KeyboardInterrupt:
             console.print(f"interrupted: the same command goes on with {point.id}", soft_wrap=True)
@@ -161,7 +165,8 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
 
 
 def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
-    with _run_folder(out, point, task) as run:
+    room = _size(task.folder)["bytes"]
+    with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
         walk(point.recipe, task, run, console, answers=out)
         console.print(f"evaluating on {len(task.test_rows)} rows")

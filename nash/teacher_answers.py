@@ -12,7 +12,7 @@ from nash.data import Row
 from nash.evaluate import predict
 from nash.recipe import DataRecipe
 
-FILE = "teacher_answers.jsonl"  # in the run's folder: one text a row, in the rows' order
+FILE = "teacher_answers.jsonl"  # in the folder of the run, or of its sweep: one text a row, in the rows' order
 _CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
 
 

@@ -22,6 +22,7 @@ from transformers import (
     TrainerState,
 )
 
+from model_store.spec import ModelSpec
 from nash import losses
 from nash.data import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.disk import full_disk_named
@@ -53,11 +54,12 @@ class FinetuneTrainer(Seq2SeqTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """`validation` pairs have their loss logged after every epoch; nothing is trained on them."""
+        spec = ModelSpec.from_config(model.config.to_dict())
         for each in [pairs] if validation is None else [pairs, validation]:
-            check_tokens(each, model.config)
+            check_tokens(each, spec)
         self.optimization = optimization
         self.pairs = pairs
-        self.validated: list[Tensor | float] = []  # nats and tokens of the validation that is under way
+        self.validation_sums: list[Tensor | float] = []  # nats and tokens of the validation that is under way
         super().__init__(
             model=model,
             args=_arguments(optimization, output_dir, seed, validated=validation is not None),
@@ -137,9 +139,9 @@ class FinetuneTrainer(Seq2SeqTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The validation loss in nats a token; the Trainer's own is a mean of the batches' means."""
-        self.validated = [0.0, 0.0]
+        self.validation_sums = [0.0, 0.0]
         output = super().evaluation_loop(*args, **kwargs)
-        nats, tokens = self.validated
+        nats, tokens = self.validation_sums
         output.metrics["eval_loss"] = float(nats) / float(tokens)
         return output
 
@@ -157,7 +159,7 @@ class FinetuneTrainer(Seq2SeqTrainer):
         logits_BTV = self.validation_logits(model, decoder_inputs(model, inputs))
         nats, tokens = losses.cross_entropy(logits_BTV, inputs["labels"], 1), (inputs["labels"] != IGNORED).sum()
         for i, value in enumerate((nats, tokens)):
-            self.validated[i] += value.double()
+            self.validation_sums[i] += value.double()
         return nats / tokens, None, None
 
     def validation_logits(self, model: nn.Module, feed: dict[str, Any]) -> Tensor:
@@ -178,26 +180,23 @@ class FinetuneTrainer(Seq2SeqTrainer):
         )
 
 
-def check_tokens(pairs: TokenizedPairs, config: PreTrainedConfig) -> None:
+def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
     """Find tokens that the model has no embedding for, and targets that never end.
 
     Raises:
         RequestError: there are; the tokenizer is another model's, or puts no end token behind a text.
     """
-    target_size = getattr(config, "decoder_vocab_size", None) or config.vocab_size
-    for texts, size in ((pairs.sources, config.vocab_size), (pairs.targets, target_size)):
+    for texts, size in ((pairs.sources, spec.vocab_size), (pairs.targets, spec.target_vocab_size)):
         largest = max((token for ids in texts for token in ids), default=0)
         if largest >= size:
             raise RequestError(
                 f"the tokenizer gives the token id {largest}, and the model has a vocabulary of {size}: they do not "
                 "belong together (tokenizer_config.json may name another class than the model's)"
             )
-    end = config.eos_token_id
-    ends = {end} if isinstance(end, int) else set(end or ())
-    if pairs.targets and not any(ends & set(ids) for ids in pairs.targets):
+    if pairs.targets and not any(spec.eos_id in ids for ids in pairs.targets):
         raise RequestError(
-            f"the tokenizer puts the model's end token {end} behind no target, so no answer would ever end: give "
-            "tokenizer.json a post-processor that does"
+            f"the tokenizer puts the model's end token {spec.eos_id} behind no target, so no answer would ever end: "
+            "give tokenizer.json a post-processor that does, or config.json the eos_token_id that it puts there"
         )
 
 
@@ -230,7 +229,7 @@ def _constant(step: int) -> float:
 def _arguments(
     optimization: OptimizationRecipe, output_dir: Path, seed: int, *, validated: bool
 ) -> Seq2SeqTrainingArguments:
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=optimization.epochs,
         max_steps=optimization.max_steps or -1,
@@ -259,6 +258,9 @@ def _arguments(
         use_cache=True,  # of the model's saved config: false would make others' generate slow; training passes its own
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # More GPUs than one would each run a copy of the model, without the hooks and masks that stand on this one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> Path | None:

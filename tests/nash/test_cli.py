@@ -1,6 +1,7 @@
 """The command line as a whole: help without weight, exit codes, `nash evaluate` and `nash finetune`."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,15 @@ def test_finetune(model_dir: Path, tmp_path: Path) -> None:
     assert "check the path" in unwritable.err
     assert not (tmp_path / "out" / "model").exists(), "told before there is any training"
     arguments = ["finetune", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json"]
+    endless = Path(shutil.copytree(model_dir, tmp_path / "endless"))
+    document = json.loads((endless / "tokenizer.json").read_text())
+    (endless / "tokenizer.json").write_text(json.dumps(document | {"post_processor": None}))
+    text = recipe.read_text()
+    recipe.write_text(text.replace(str(model_dir), str(endless)))
+    refused = nash(*arguments)
+    assert refused.code == 2
+    assert "behind no target" in refused.err
+    recipe.write_text(text)  # the folder is still free for another recipe
     outside = nash(*arguments).document()
     assert outside["ref"] == str(tmp_path / "out" / "model")
     assert (outside["digest"], outside["pruned"], outside["speedup"]) == (None, None, None)

@@ -135,6 +135,19 @@ def test_either_side_has_its_own_language(
         TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=1)
 
 
+def test_a_target_without_a_language_has_the_sources() -> None:
+    """M2M100's class, whose vocabulary is made by a library of its own, fails where no language is set."""
+
+    class Strict(MBart50Tokenizer):  # type: ignore[misc, unused-ignore]
+        def _switch_to_target_mode(self) -> None:
+            self.set_tgt_lang_special_tokens({"en_XX": "en_XX"}[self.tgt_lang])
+
+    tokenizer = Strict(vocab=SENTENCEPIECE, src_lang="en_XX")
+    assert tokenizer.tgt_lang is None
+    made = TokenizedPairs([Row(source="is", targets=("the",))], tokenizer, max_source_tokens=3, max_target_tokens=3)
+    assert tokenizer.convert_ids_to_tokens(made.targets[0]) == ["en_XX", "▁the", "</s>"]
+
+
 def test_a_cut_keeps_the_end_token(dense_dir: Path) -> None:
     made = pairs(dense_dir, [Row(source="abcdef", targets=("xyz", "x"))], source=4, target=3)
     assert made[0] == {"input_ids": ids("abc"), "labels": ids("xy"), "row": 1}

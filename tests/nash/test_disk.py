@@ -46,6 +46,7 @@ def test_a_limit_on_files_becomes_one_line(tmp_path: Path, error: Exception) -> 
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         PermissionError(errno.EACCES, "Permission denied"),
+        SafetensorError("Error while deserializing header: header too small"),
     ],
 )
 @pytest.mark.parametrize("needed_bytes", [1, MORE_THAN_ANY_DISK], ids=["room", "no room"])

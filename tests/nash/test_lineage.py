@@ -1,13 +1,15 @@
 """What a manifest says of a run: what it read, and a recipe that looks the same on every machine."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nash.lineage import lineage_of, portable
-from nash.recipe import PruneRecipe, build_recipe, read_recipe
+from nash.lineage import input_digests, lineage_of, portable
+from nash.models import ResolvedModel
+from nash.recipe import DataRecipe, PruneRecipe, build_recipe, read_recipe
 
 TRAIN = "hub:abisee/cnn_dailymail@refs/pr/3:3.0.0:train"
 PREFIX = "translate English/German: "
@@ -47,6 +49,22 @@ def test_it_is_the_same_from_everywhere(file: Path, monkeypatch: pytest.MonkeyPa
 def test_a_reference_stays_whole() -> None:
     table = {"model": "g2p@dense", "name": "g2p", "data": {"train": "a", "validation": "b"}}
     assert portable(build_recipe(PruneRecipe, table, "here", Path()))["model"] == "g2p@dense"
+
+
+def test_a_run_notices_another_tokenizer_or_other_settings_of_a_model(dense_dir: Path, tmp_path: Path) -> None:
+    """Recipes name folders by their last part alone: what lies in them tells them apart."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"source": "a", "target": "b"}\n')
+    data = DataRecipe(train=rows, validation=rows)
+    folder = Path(shutil.copytree(dense_dir, tmp_path / "dense"))
+    model = ResolvedModel(ref="dense", folder=folder, version=None)
+    before = input_digests(data, model), input_digests(data, None, folder)
+    assert (input_digests(data, model), input_digests(data, None, folder)) == before
+    for name, changes in (("generation_config.json", (True, False)), ("tokenizer.json", (True, True))):
+        (folder / name).write_text((folder / name).read_text() + "\n")
+        after = input_digests(data, model), input_digests(data, None, folder)
+        assert tuple(new != old for new, old in zip(after, before, strict=True)) == changes
+        before = after
 
 
 def test_data_is_what_the_run_has_read(file: Path) -> None:
