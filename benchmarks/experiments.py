@@ -3,10 +3,10 @@
 python -m benchmarks.experiments            rewrites tables and plots
 python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
 
-`methods.json`, `sparsity.json` and `losses.json` are what `nash sweep --json` printed for the recipes in
-examples/g2p/experiments, `debian.json` for examples/debian/experiments/methods.toml; `speeds.json` lists what
-`nash prune --speedup ... --json` printed; `headline-*.json` are written by benchmarks/headline.py, the other files by
-the benchmarks of their names.
+`TASK-methods.json`, `TASK-sparsity.json` and `TASK-losses.json` are what `nash sweep --json` printed for the recipe of
+that name in examples/g2p/experiments or, for the task "synopsis", examples/debian/experiments; `TASK-speeds.json` lists
+what `nash prune --speedup ... --json` printed for speed.toml; `headline-*.json` are written by benchmarks/headline.py,
+the other files by the benchmarks of their names.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.readme_table import rewritten
+from nash.metrics import quality
+from nash.recipe import MetricKind
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"
@@ -31,8 +33,8 @@ PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
 # Tasks with finished models, and what their quality is.
 QUALITY = {"g2p": "words right, %", "synopsis": "ROUGE-L", "translation": "BLEU"}
-# Sweeps over methods, and what their quality is.
-METHODS = {"methods": "words right, %", "debian": "ROUGE-L"}
+# Tasks with sweeps, and the kind of their metric.
+SWEPT: dict[str, MetricKind] = {"g2p": "phonemes", "synopsis": "summarization"}
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -69,9 +71,9 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
-def methods_table(name: str) -> str:
+def methods_table(task: str) -> str:
     """Every method at its shapes, beside the dense model."""
-    sweep = _read(f"{name}.json")
+    sweep = _read(f"{task}-methods.json")
     dense = sweep["dense"]
     rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
     points = {point["id"]: point for point in sweep["points"]}
@@ -89,13 +91,13 @@ def methods_table(name: str) -> str:
                 f"{shape['speedup']['mean']:.2f}",
             ]
         )
-    header = ["method", "decoder layers", "encoder cut", METHODS[name], "of the dense", "times as fast"]
+    header = ["method", "decoder layers", "encoder cut", QUALITY[task], "of the dense", "times as fast"]
     return _markdown(header, rows)
 
 
-def sparsity_table() -> str:
+def sparsity_table(task: str) -> str:
     """Quality and the encoder's time over its sparsity."""
-    sweep = _read("sparsity.json")
+    sweep = _read(f"{task}-sparsity.json")
     points = {point["id"]: point for point in sweep["points"]}
     rows = []
     for shape in sorted(sweep["shapes"], key=lambda shape: shape["encoder_sparsity"]):
@@ -103,27 +105,27 @@ def sparsity_table() -> str:
         encoder_ms = sum(point["encoder_ms"] for point in own) / len(own)
         speed = f"{shape['speedup']['mean']:.2f}"
         rows.append([f"{shape['encoder_sparsity']:.0%}", _spread(shape["quality"]), f"{encoder_ms:.3f}", speed])
-    return _markdown(["encoder sparsity", "words right, %", "encoder, ms", "times as fast"], rows)
+    return _markdown(["encoder sparsity", QUALITY[task], "encoder, ms", "times as fast"], rows)
 
 
-def losses_table() -> str:
+def losses_table(task: str) -> str:
     """Each switch against all as they are, seed by seed."""
-    sweep = _read("losses.json")
+    sweep = _read(f"{task}-losses.json")
     points = {point["id"]: point for point in sweep["points"]}
-    quality = {
-        shape["method"]: {points[i]["seed"]: 100 - points[i]["metrics"][sweep["metric"]] for i in shape["points"]}
+    found = {
+        shape["method"]: {points[i]["seed"]: quality(SWEPT[task], points[i]["metrics"]) for i in shape["points"]}
         for shape in sweep["shapes"]
     }
-    reference = quality["all losses"]
+    reference = found["all losses"]
     rows = []
     for shape in sweep["shapes"]:
-        gains = [right - reference[seed] for seed, right in sorted(quality[shape["method"]].items())]
+        gains = [each - reference[seed] for seed, each in sorted(found[shape["method"]].items())]
         gained = "" if shape["method"] == "all losses" else ", ".join(f"{gain:+.2f}" for gain in gains)
         rows.append([shape["method"], _spread(shape["quality"]), gained])
-    return _markdown(["", "words right, %", "against all losses, by seed"], rows)
+    return _markdown(["", QUALITY[task], "against all losses, by seed"], rows)
 
 
-def speeds_table() -> str:
+def speeds_table(task: str) -> str:
     """Speed asked for, predicted and measured."""
     rows = [
         [
@@ -134,7 +136,7 @@ def speeds_table() -> str:
             str(run["decoder_layers"]),
             f"{run['encoder_sparsity']:.0%}",
         ]
-        for run in _read("speeds.json")
+        for run in _read(f"{task}-speeds.json")
     ]
     return _markdown(["asked", "predicted", "measured", "missed by", "decoder layers", "encoder cut"], rows)
 
@@ -214,11 +216,11 @@ def training_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
-    **{name: partial(methods_table, name) for name in METHODS},
-    "sparsity": sparsity_table,
-    "losses": losses_table,
-    **{f"headline-{name}": partial(headline_table, name) for name in QUALITY},
-    "speeds": speeds_table,
+    **{f"{task}-methods": partial(methods_table, task) for task in SWEPT},
+    **{f"{task}-sparsity": partial(sparsity_table, task) for task in SWEPT},
+    **{f"{task}-losses": partial(losses_table, task) for task in SWEPT},
+    **{f"headline-{task}": partial(headline_table, task) for task in QUALITY},
+    **{f"{task}-speeds": partial(speeds_table, task) for task in SWEPT},
     "t5-base": t5_base_table,
     "training": training_table,
 }
@@ -243,19 +245,19 @@ def scaling_plot(figure: Figure) -> None:
 
 
 def sparsity_plot(figure: Figure) -> None:
-    """Quality over the encoder's sparsity, with every seed."""
-    sweep = _read("sparsity.json")
-    axes: Axes = figure.subplots()
-    shapes = sorted(sweep["shapes"], key=lambda shape: shape["encoder_sparsity"])
-    x = [shape["encoder_sparsity"] for shape in shapes]
-    means = [shape["quality"]["mean"] for shape in shapes]
-    axes.errorbar(x, means, yerr=[_deviation(shape) for shape in shapes], marker="o", capsize=4)
-    axes.set(xlabel="encoder sparsity", ylabel="words right, %")
+    """Quality over the encoder's sparsity, a panel for each task."""
+    panels = figure.subplots(1, len(SWEPT), squeeze=False)[0]
+    for axes, task in zip(panels, SWEPT, strict=True):
+        shapes = sorted(_read(f"{task}-sparsity.json")["shapes"], key=lambda shape: shape["encoder_sparsity"])
+        x = [shape["encoder_sparsity"] for shape in shapes]
+        means = [shape["quality"]["mean"] for shape in shapes]
+        axes.errorbar(x, means, yerr=[_deviation(shape) for shape in shapes], marker="o", capsize=4)
+        axes.set(title=task, xlabel="encoder sparsity", ylabel=QUALITY[task])
 
 
-def methods_plot(name: str, figure: Figure) -> None:
+def methods_plot(task: str, figure: Figure) -> None:
     """Quality against speed, a mark for each method and shape."""
-    sweep = _read(f"{name}.json")
+    sweep = _read(f"{task}-methods.json")
     axes: Axes = figure.subplots()
     axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")
     for method in dict.fromkeys(shape["method"] for shape in sweep["shapes"]):
@@ -269,14 +271,14 @@ def methods_plot(name: str, figure: Figure) -> None:
             linewidth=1,
             label=method,
         )
-    axes.set(xlabel="times as fast as the dense model", ylabel=METHODS[name])
+    axes.set(xlabel="times as fast as the dense model", ylabel=QUALITY[task])
     axes.legend(frameon=False, fontsize=9)
 
 
 DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "scaling": (scaling_plot, (9, 3.6)),
-    **{name: (partial(methods_plot, name), (8, 4.6)) for name in METHODS},
-    "sparsity": (sparsity_plot, (6, 3.6)),
+    **{f"{task}-methods": (partial(methods_plot, task), (8, 4.6)) for task in SWEPT},
+    "sparsity": (sparsity_plot, (9, 3.6)),
 }
 
 
