@@ -100,7 +100,7 @@ def _trainer(kind: str, shape: Shape, decoder_layers: int, options: argparse.Nam
 
 
 def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
-    """Texts of random words, each of them a token: all as long as the shape's workload."""
+    """Texts of random words, each of them a token, all as long as the shape's workload; targets end."""
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word_of(token): token for token in range(3, shape.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -110,7 +110,7 @@ def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
         return " ".join(word_of(draw.randrange(3, shape.vocab_size)) for _ in range(length))
 
     return TokenizedPairs(
-        [Row(source=text(shape.source_tokens), targets=(text(shape.new_tokens),)) for _ in range(count)],
+        [Row(source=text(shape.source_tokens), targets=(f"{text(shape.new_tokens - 1)} </s>",)) for _ in range(count)],
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
         max_source_tokens=shape.source_tokens,
         max_target_tokens=shape.new_tokens,
