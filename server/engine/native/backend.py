@@ -21,6 +21,7 @@ from server.engine.memory import available_bytes
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
 from server.engine.native.rows import RowBuffer, make_workspace
+from server.engine.native.sets import chosen_set
 from server.engine.position_bias import relative_bucket
 from server.engine.sequence import EngineConfig
 from server.engine.weights import open_network
@@ -37,7 +38,7 @@ def why_not_native(config: EngineConfig) -> str | None:
     if config.dtype not in DTYPES:
         return f"it computes in {', '.join(DTYPES)}, not in {config.dtype!r}"
     if native.library() is None:
-        return "it was not built, for want of a C++ compiler, or this processor has no AVX-512 with VNNI and BF16"
+        return chosen_set().why
     return None
 
 

@@ -3,8 +3,10 @@
 import ctypes
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
+
+from server.engine.errors import LoadError
+from server.engine.native.sets import BY_NAME, chosen_set, library_path
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
@@ -119,10 +121,6 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self.supported = library.nash_supported
-        self.supported.restype = c_int32
-        if not self.supported():
-            return
         self.pool_create = library.nash_pool_create
         self.pool_create.argtypes, self.pool_create.restype = (c_int32,), c_void_p
         self.pool_destroy = library.nash_pool_destroy
@@ -143,10 +141,18 @@ class Library:
 
 
 @cache
+def _opened(name: str) -> Library:
+    return Library(library_path(BY_NAME[name]))
+
+
 def library() -> Library | None:
-    """The operator; None where it was not built, or where this processor lacks what it is written for."""
-    spec = find_spec("server.engine.native.stack")
-    if spec is None or spec.origin is None:
-        return None
-    found = Library(Path(spec.origin))
-    return found if found.supported() else None
+    """The operator for this processor; None where there is none: it was not built, or the processor is too old.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for what this machine has not.
+    """
+    try:
+        choice = chosen_set()
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+    return None if choice.name is None else _opened(choice.name)

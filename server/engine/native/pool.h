@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "avx512.h"
+#include <immintrin.h>
 
 constexpr int kSpins = 1000;  // some ten microseconds; then the processor may be needed by somebody else
 

@@ -17,15 +17,12 @@
 // instruction (vpdpbusd) wants; `offsets` takes 128 * sum of weights away again. A row's scale depends on that row
 // alone, so its neighbours in a batch never change its result.
 
-#include "abi.h"
-#include "avx512.h"
-
-#if NASH_AVX512
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 
+#include "abi.h"
 #include "attention.h"
 #include "matrix.h"
 #include "numbers.h"
@@ -43,20 +40,18 @@ class Worker {
 
   void embed() {
     const int width = stack_.width;
-    const __m512 scale = _mm512_set1_ps(stack_.embedding_scale);
+    const Floats scale = splat(stack_.embedding_scale);
     each_row(rows_.rows, [&](int r) {
       float* x = hidden(r);
       const size_t token = static_cast<size_t>(rows_.tokens[r]) * width;
       const bool placed = stack_.positions && rows_.tokens[r] != stack_.unplaced_token;
       const float* position =
           placed ? stack_.positions + static_cast<size_t>(rows_.positions[r]) * width : nullptr;
-      for (int i = 0; i < width; i += 16) {
-        const __mmask16 mask = tail(width - i);
-        const __m512 v = stack_.half
-                             ? load(static_cast<const uint16_t*>(stack_.embedding) + token + i, mask)
-                             : load(static_cast<const float*>(stack_.embedding) + token + i, mask);
-        const __m512 added = position ? load(position + i, mask) : _mm512_setzero_ps();
-        _mm512_mask_storeu_ps(x + i, mask, _mm512_fmadd_ps(v, scale, added));
+      for (int i = 0; i < width; i += kNumbers) {
+        const int n = width - i;
+        const Floats v = stack_.half ? load(static_cast<const uint16_t*>(stack_.embedding) + token + i, n)
+                                     : load(static_cast<const float*>(stack_.embedding) + token + i, n);
+        store(x + i, fma(v, scale, position ? load(position + i, n) : zeros()), n);
       }
       if (stack_.embedding_norm.gain) norm_in_place(stack_, stack_.embedding_norm, x);
     });
@@ -91,8 +86,8 @@ class Worker {
     const int vocabulary = stack_.output.outputs;
     const Inputs in =
         inputs(stack_.output, space_.hidden, stack_.width, rows_.wanted, rows_.wanted_rows, stack_.norm_first);
-    product(stack_.output, in, rows_.wanted, tiles(stack_.output), [&](int r, int column, __m512 v) {
-      _mm512_mask_storeu_ps(out + static_cast<size_t>(r) * vocabulary + column, tail(vocabulary - column), v);
+    product(stack_.output, in, rows_.wanted, tiles(stack_.output), [&](int r, int column, Floats v) {
+      store(out + static_cast<size_t>(r) * vocabulary + column, v, vocabulary - column);
     });
   }
 
@@ -124,13 +119,13 @@ class Worker {
 
   void project_queries(const Attention& attention, const Inputs& in) {
     const int inner = attention.queries.outputs;
-    product(attention.queries, in, rows_.rows, tiles(attention.queries), [&](int r, int column, __m512 v) {
-      _mm512_mask_storeu_ps(space_.queries + static_cast<size_t>(r) * inner + column, tail(inner - column), v);
+    product(attention.queries, in, rows_.rows, tiles(attention.queries), [&](int r, int column, Floats v) {
+      store(space_.queries + static_cast<size_t>(r) * inner + column, v, inner - column);
     });
   }
 
   void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in) {
-    product(attention.keys_values, in, rows_.rows, tiles(attention.keys_values), [&](int r, int column, __m512 v) {
+    product(attention.keys_values, in, rows_.rows, tiles(attention.keys_values), [&](int r, int column, Floats v) {
       if (stack_.half) {
         cache_keys_values<uint16_t>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       } else {
@@ -144,7 +139,7 @@ class Worker {
   void attend_rows(const Attention& attention, const int32_t* slots, Count&& count) {
     const int width = stack_.head_dim, heads = attention.heads, inner = heads * width;
     float* scores = space_.scores + static_cast<size_t>(thread_) * space_.score_count;
-    uint16_t* pairs = reinterpret_cast<uint16_t*>(scores + space_.score_count - round_up(width, 16));
+    Factor* factors = reinterpret_cast<Factor*>(scores + space_.score_count - round_up(width, kNumbers));
     const Share own = share(rows_.rows * heads, thread_, threads_);
     for (int unit = own.begin; unit < own.end; unit++) {
       const int r = unit / heads, head = unit % heads;
@@ -155,11 +150,11 @@ class Worker {
       if (stack_.half) {
         attend(space_.queries + place, static_cast<const uint16_t*>(attention.keys) + base,
                static_cast<const uint16_t*>(attention.values) + base, count(r), width, bias, scores,
-               pairs, space_.context + place);
+               factors, space_.context + place);
       } else {
         attend(space_.queries + place, static_cast<const float*>(attention.keys) + base,
                static_cast<const float*>(attention.values) + base, count(r), width, bias, scores,
-               pairs, space_.context + place);
+               factors, space_.context + place);
       }
     }
     pool_.barrier(thread_);
@@ -190,15 +185,13 @@ class Worker {
     if (!units) return add(ffn.out, space_.units, 0, ffn.after);
     const Inputs in = inputs(ffn.into, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
     const Matrix& activated = ffn.gate.outputs ? ffn.gate : ffn.into;
-    product(activated, in, rows_.rows, tiles(activated), [&](int r, int column, __m512 v) {
-      _mm512_mask_storeu_ps(space_.units + static_cast<size_t>(r) * units + column, tail(units - column),
-                            activate(stack_.activation, v));
+    product(activated, in, rows_.rows, tiles(activated), [&](int r, int column, Floats v) {
+      store(space_.units + static_cast<size_t>(r) * units + column, activate(stack_.activation, v), units - column);
     });
     if (ffn.gate.outputs) {  // the same thread has the same columns of both
-      product(ffn.into, in, rows_.rows, tiles(ffn.into), [&](int r, int column, __m512 v) {
+      product(ffn.into, in, rows_.rows, tiles(ffn.into), [&](int r, int column, Floats v) {
         float* place = space_.units + static_cast<size_t>(r) * units + column;
-        const __mmask16 mask = tail(units - column);
-        _mm512_mask_storeu_ps(place, mask, _mm512_mul_ps(load(place, mask), v));
+        store(place, load(place, units - column) * v, units - column);
       });
     }
     pool_.barrier(thread_);
@@ -208,10 +201,9 @@ class Worker {
   // Add the product to the residual, and norm it in a post-norm layer.
   void add(const Matrix& m, const float* x, int width, const Norm& after) {
     const Inputs in = inputs(m, x, width, rows_.rows, nullptr, false);
-    product(m, in, rows_.rows, tiles(m), [&](int r, int column, __m512 v) {
+    product(m, in, rows_.rows, tiles(m), [&](int r, int column, Floats v) {
       float* place = hidden(r) + column;
-      const __mmask16 mask = tail(stack_.width - column);
-      _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(load(place, mask), v));
+      store(place, load(place, stack_.width - column) + v, stack_.width - column);
     });
     pool_.barrier(thread_);
     if (stack_.norm_first) return;
@@ -231,25 +223,20 @@ class Worker {
 }  // namespace
 
 extern "C" {
+#define NASH_EXPORT __attribute__((visibility("default")))
 
-int32_t nash_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-}
-
-void* nash_pool_create(int32_t threads) { return new Pool(threads); }
-void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
+NASH_EXPORT void* nash_pool_create(int32_t threads) { return new Pool(threads); }
+NASH_EXPORT void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
 
 // Bytes of the packed weights of a matrix.
-int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
+NASH_EXPORT int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
   const int64_t lanes = round_up(outputs, kTile);
   if (dtype == kInt8) return lanes * round_up(inputs, 4);
   return dtype == kBFloat16 ? lanes * round_up(inputs, 2) * 2 : lanes * inputs * 4;
 }
 
 // Lay out float32 weights [O][I]; `scales` and `offsets` are written for int8.
-void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dtype, void* packed, float* scales,
+NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dtype, void* packed, float* scales,
                int32_t* offsets) {
   const int group = dtype == kInt8 ? 4 : dtype == kBFloat16 ? 2 : 1;
   const int depth = round_up(inputs, group);
@@ -281,7 +268,7 @@ void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dt
 }
 
 // Encode whole sources; their keys and values go into the slots `memory_slots` of the decoder's cross-attention.
-void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
+NASH_EXPORT void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
   Pool& threads = *static_cast<Pool*>(pool);
   threads.run([&](int thread, int count) {
     Worker worker(*encoder, *rows, *space, threads, thread, count);
@@ -292,7 +279,7 @@ void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, c
 }
 
 // Advance sequences by a row each or several; `logits` [wanted][V].
-void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
+NASH_EXPORT void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
   Pool& threads = *static_cast<Pool*>(pool);
   threads.run([&](int thread, int count) {
     Worker worker(*decoder, *rows, *space, threads, thread, count);
@@ -304,7 +291,7 @@ void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space,
 
 // Advance every row by its likeliest token, again and again; `logits` [R][V] is room for one step's. Ends before
 // `ahead->steps` after a step in which an end token or a score that is not finite came. Returns the steps made.
-int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits,
+NASH_EXPORT int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits,
                           const Ahead* ahead) {
   using Clock = std::chrono::steady_clock;
   const auto started = Clock::now();
@@ -329,6 +316,3 @@ int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspac
   }
 }
 }
-#else
-extern "C" int32_t nash_supported() { return 0; }
-#endif
