@@ -3,7 +3,6 @@
 import ctypes
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
@@ -145,8 +144,8 @@ class Library:
 @cache
 def library() -> Library | None:
     """The operator; None where it was not built, or where this processor lacks what it is written for."""
-    spec = find_spec("server.engine.native.stack")
-    if spec is None or spec.origin is None:
+    path = Path(__file__).with_name("stack_avx512_bf16.so")
+    if not path.exists():
         return None
-    found = Library(Path(spec.origin))
+    found = Library(path)
     return found if found.supported() else None
