@@ -6,7 +6,7 @@ CHECKED := setup.py nash model_store server loadtest deploy tests benchmarks exa
 .PHONY: demo test test-all check bench audit
 
 # Nothing but Python is required: the virtual environment is made and filled on first use.
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard server/engine/native/*.h server/engine/native/*.cpp server/engine/native/*.toml)
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard server/engine/native/*.h server/engine/native/*.cpp) server/engine/native/sets.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[datasets,demo,dev,loadtest,sweep]"
 	@touch $@

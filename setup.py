@@ -1,20 +1,20 @@
-"""The native operator: one plain shared library for each instruction set of server/engine/native/sets.toml.
+"""The native operator: one plain shared library for each instruction set of server/engine/native/sets.py.
 
 They are loaded by ctypes and know nothing of Python, so one wheel serves every Python 3. What the compiler cannot make
 is left out with one line that says so, and PyTorch does its work.
 
 CXX           the compiler, c++ by default
-NASH_TARGET   an architecture of sets.toml, this machine's by default. Who names it wants its operator: a set that
+NASH_TARGET   an architecture of sets.py, this machine's by default. Who names it wants its operator: a set that
               cannot be made then ends the build. `NASH_TARGET=aarch64 CXX=aarch64-linux-gnu-g++ pip wheel --no-deps .`
 """
 
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -31,18 +31,18 @@ LEAST_GLIBC = (2, 28)
 LIBSTDCXX = (3, 4, 24)
 
 TARGET = os.environ.get("NASH_TARGET", "")
-ARCHITECTURE = TARGET or {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+MACHINE = TARGET or platform.machine()
+ON_LINUX = bool(TARGET) or platform.system() == "Linux"  # elsewhere nothing would load what was built
 
 
 def instruction_sets() -> dict[str, list[str]]:
     """By the library's module name, the compiler's flags of each set of the target."""
-    table = tomllib.loads((NATIVE / "sets.toml").read_text(encoding="utf-8"))["set"]
-    if TARGET and TARGET not in (known := sorted({each["architecture"] for each in table})):
-        raise SystemExit(f"NASH_TARGET={TARGET}: sets.toml has {', '.join(known)}")
-    if platform.system() == "Windows":  # its compiler takes other flags and lacks the vector extensions
-        return {}
-    chosen = [each for each in table if each["architecture"] == ARCHITECTURE]
-    return {f"{NATIVE.as_posix().replace('/', '.')}.stack_{s['name'].replace('-', '_')}": s["flags"] for s in chosen}
+    table = runpy.run_path(str(NATIVE / "sets.py"))["SETS"]
+    if TARGET and TARGET not in (known := sorted({each.machine for each in table})):
+        raise SystemExit(f"NASH_TARGET={TARGET}: there are sets for {', '.join(known)}")
+    package = NATIVE.as_posix().replace("/", ".")
+    chosen = [each for each in table if ON_LINUX and each.machine == MACHINE]
+    return {f"{package}.{each.file_name.removesuffix('.so')}": list(each.compiler_flags) for each in chosen}
 
 
 class BuildOperator(build_ext):
@@ -94,9 +94,7 @@ class Wheel(bdist_wheel):
         libraries = sorted((Path(self.bdist_dir) / NATIVE).glob("stack_*.so"))
         if not libraries:
             return "py3", "none", "any"
-        if TARGET or platform.system() == "Linux":
-            return "py3", "none", f"{_linux_level(libraries)}_{ARCHITECTURE}"
-        return "py3", "none", super().get_tag()[2]
+        return "py3", "none", f"{_linux_level(libraries)}_{MACHINE}"
 
 
 def _linux_level(libraries: list[Path]) -> str:

@@ -5,6 +5,8 @@ from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
+from server.engine.native.sets import SETS
+
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 TILE = 32  # outputs of a matrix are packed in so many
@@ -144,7 +146,7 @@ class Library:
 @cache
 def library() -> Library | None:
     """The operator; None where it was not built, or where this processor lacks what it is written for."""
-    path = Path(__file__).with_name("stack_avx512_bf16.so")
+    path = Path(__file__).with_name(SETS[0].file_name)
     if not path.exists():
         return None
     found = Library(path)
