@@ -47,7 +47,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     fi \
     && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > /tmp/requirements.txt \
     && pip --python /opt/venv/bin/python install -c constraints.txt -r /tmp/requirements.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml setup.py README.md ./
 COPY model_store ./model_store
 COPY nash ./nash
 COPY server ./server

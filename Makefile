@@ -1,12 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-CHECKED := nash model_store server loadtest deploy tests benchmarks examples
+CHECKED := setup.py nash model_store server loadtest deploy tests benchmarks examples
 
 .PHONY: demo test test-all check bench audit
 
 # Nothing but Python is required: the virtual environment is made and filled on first use.
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard server/engine/native/*.h server/engine/native/*.cpp)
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard server/engine/native/*.h server/engine/native/*.cpp) server/engine/native/sets.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[datasets,demo,dev,loadtest,sweep]"
 	@touch $@

@@ -1,0 +1,132 @@
+"""The native operator: one plain shared library for each instruction set of server/engine/native/sets.py.
+
+They are loaded by ctypes and know nothing of Python, so one wheel serves every Python 3. What the compiler cannot make
+is left out with one line that says so, and PyTorch does its work.
+
+CXX           the compiler, c++ by default
+NASH_TARGET   an architecture of sets.py, this machine's by default. Who names it wants its operator: a set that
+              cannot be made then ends the build. `NASH_TARGET=aarch64 CXX=aarch64-linux-gnu-g++ pip wheel --no-deps .`
+"""
+
+import os
+import platform
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+NATIVE = Path("server/engine/native")
+SOURCE = NATIVE / "stack.cpp"
+CODE = [
+    "-std=c++20",
+    "-O3",
+    "-DNDEBUG",
+    "-fPIC",
+    "-pthread",
+    "-shared",
+    "-ffp-contract=off",  # sums are rounded where the source says so, for any number of rows
+    "-fvisibility=hidden",
+]
+# torch's own wheels ask for this glibc, and with it for the standard library of its time.
+LEAST_GLIBC = (2, 28)
+LIBSTDCXX = (3, 4, 24)
+
+TARGET = os.environ.get("NASH_TARGET", "")
+MACHINE = TARGET or platform.machine()
+ON_LINUX = bool(TARGET) or platform.system() == "Linux"  # elsewhere nothing would load what was built
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """By the library's module name, the compiler's flags of each set of the target."""
+    table = runpy.run_path(str(NATIVE / "sets.py"))["SETS"]
+    if TARGET and TARGET not in (known := sorted({each.machine for each in table})):
+        raise SystemExit(f"NASH_TARGET={TARGET}: there are sets for {', '.join(known)}")
+    package = NATIVE.as_posix().replace("/", ".")
+    chosen = [each for each in table if ON_LINUX and each.machine == MACHINE]
+    return {f"{package}.{each.file_name.removesuffix('.so')}": list(each.compiler_flags) for each in chosen}
+
+
+class BuildOperator(build_ext):
+    compiler_command: list[str]
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = True  # a compiler a set, on all cores
+
+    def run(self) -> None:
+        # A library of another build must not pass for one of this.
+        for folder in [Path(self.build_lib) / NATIVE, *([NATIVE] if self.inplace else [])]:
+            for old in folder.glob("stack*.so"):
+                old.unlink()
+        self.compiler_command = shlex.split(os.environ.get("CXX", "c++"))
+        if shutil.which(self.compiler_command[0]) is None:
+            missing = f"no C++ compiler {self.compiler_command[0]}: the native operator is left out"
+            if TARGET:
+                raise CompileError(missing)
+            self.warn(missing)
+            self.extensions: list[Extension] = []
+        super().run()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        command = [*self.compiler_command, *CODE, *ext.extra_compile_args, str(SOURCE), "-o", str(library)]
+        print(shlex.join(command), flush=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            library.unlink(missing_ok=True)
+            lines = done.stderr.splitlines() or ["no reason given"]
+            reason = next((line for line in lines if "error" in line), lines[0])
+            raise CompileError(f"{library.name} is left out: {reason}")
+
+
+class BuildFolder(build):
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        if TARGET:  # by default it is named after the Python that runs here
+            self.build_base = f"build/{TARGET}"
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        libraries = sorted((Path(self.bdist_dir) / NATIVE).glob("stack_*.so"))
+        if not libraries:
+            return "py3", "none", "any"
+        return "py3", "none", f"{_linux_level(libraries)}_{MACHINE}"
+
+
+def _linux_level(libraries: list[Path]) -> str:
+    """manylinux_2_N by the symbol versions that the libraries ask for; linux where they ask for a newer libstdc++."""
+    glibc, libstdcxx = LEAST_GLIBC, LIBSTDCXX
+    for library in libraries:
+        binary = library.read_bytes()
+        glibc = max([glibc, *((int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)", binary))])
+        asked = re.findall(rb"\0GLIBCXX_(\d+)\.(\d+)(?:\.(\d+))?", binary)
+        libstdcxx = max([libstdcxx, *((int(a), int(b), int(c or 0)) for a, b, c in asked)])
+    return f"manylinux_{glibc[0]}_{glibc[1]}" if libstdcxx == LIBSTDCXX else "linux"
+
+
+setup(
+    ext_modules=[
+        Extension(
+            name,
+            [str(SOURCE)],
+            depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
+            extra_compile_args=flags,
+            optional=not TARGET,
+        )
+        for name, flags in instruction_sets().items()
+    ],
+    cmdclass={"bdist_wheel": Wheel, "build": BuildFolder, "build_ext": BuildOperator},
+)
