@@ -105,6 +105,10 @@ class Workspace(Structure):
     )
 
 
+class Progress(Structure):
+    _fields_ = (("part", c_int32), ("layer", c_int32), ("row", c_int32), ("block", c_int32))
+
+
 class Ahead(Structure):
     _fields_ = (
         ("steps", c_int32),
@@ -132,7 +136,8 @@ class Library:
         self.pack.restype = None
         passed = (POINTER(Rows), POINTER(Workspace), c_void_p)
         self.encode = library.nash_encode
-        self.encode.argtypes, self.encode.restype = (POINTER(Stack), POINTER(Stack), *passed), None
+        self.encode.argtypes = (POINTER(Stack), POINTER(Stack), *passed, POINTER(Progress), c_double)
+        self.encode.restype = c_int32
         self.decode = library.nash_decode
         self.decode.argtypes, self.decode.restype = (POINTER(Stack), *passed, c_void_p), None
         self.decode_ahead = library.nash_decode_ahead

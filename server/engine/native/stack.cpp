@@ -67,6 +67,27 @@ class Worker {
     }
   }
 
+  // The two parts of an encoder's layer. The first is over for all rows of a source before any of them begins the
+  // second; within a part, rows do not need each other.
+  void keys_values(const Layer& layer) {
+    if (layer.self.out.outputs && layer.self.heads) {
+      project_keys_values(layer.self, rows_.slots, layer_inputs(layer.self.keys_values));
+      pool_.barrier(thread_);
+    }
+  }
+  void beyond_keys_values(const Layer& layer) {
+    if (layer.self.out.outputs) {
+      if (layer.self.heads) {
+        project_queries(layer.self, layer_inputs(layer.self.queries));
+        pool_.barrier(thread_);
+        attend_to_own(layer.self);
+      } else {
+        self_attention(layer.self);
+      }
+    }
+    if (layer.ffn.out.outputs) feed_forward(layer.ffn);
+  }
+
   // Keys and values of the encoder's rows, into a decoder's slots. Their matrices take one form of the rows.
   void fill_memory(const Stack& decoder, const int32_t* slots) {
     const Inputs* in = nullptr;
@@ -75,7 +96,7 @@ class Worker {
       const Attention& cross = decoder.layer[i].cross;
       if (!cross.heads) continue;
       if (!in) {
-        converted = inputs(cross.keys_values, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+        converted = layer_inputs(cross.keys_values);
         in = &converted;
       }
       project_keys_values(cross, slots, *in);
@@ -162,18 +183,26 @@ class Worker {
 
   void self_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
-    const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+    const Inputs in = layer_inputs(attention.queries);
     project_queries(attention, in);
     project_keys_values(attention, rows_.slots, in);
     pool_.barrier(thread_);
+    attend_to_own(attention);
+  }
+
+  void attend_to_own(const Attention& attention) {
     attend_rows(attention, rows_.slots,
                 [&](int r) { return stack_.causal ? rows_.positions[r] + 1 : rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
   }
 
+  Inputs layer_inputs(const Matrix& m) {
+    return inputs(m, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+  }
+
   void cross_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
-    const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+    const Inputs in = layer_inputs(attention.queries);
     project_queries(attention, in);
     pool_.barrier(thread_);
     attend_rows(attention, rows_.memory_slots, [&](int r) { return rows_.lengths[r]; });
@@ -183,7 +212,7 @@ class Worker {
   void feed_forward(const FeedForward& ffn) {
     const int units = ffn.into.outputs;
     if (!units) return add(ffn.out, space_.units, 0, ffn.after);
-    const Inputs in = inputs(ffn.into, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+    const Inputs in = layer_inputs(ffn.into);
     const Matrix& activated = ffn.gate.outputs ? ffn.gate : ffn.into;
     product(activated, in, rows_.rows, tiles(activated), [&](int r, int column, Floats v) {
       store(space_.units + static_cast<size_t>(r) * units + column, activate(stack_.activation, v), units - column);
@@ -267,15 +296,46 @@ NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs
   }
 }
 
-// Encode whole sources; their keys and values go into the slots `memory_slots` of the decoder's cross-attention.
-NASH_EXPORT void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
+// Go on with encoding sources, whose keys and values go into the slots `memory_slots` of the decoder's
+// cross-attention, until that is done or the next block of rows would probably end later than `seconds` from now; at
+// least a block is done. Returns whether the sources are encoded; `progress` begins as zeros.
+NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space,
+                                void* pool, Progress* progress, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto started = Clock::now();
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
-    Worker worker(*encoder, *rows, *space, threads, thread, count);
-    worker.embed();
-    worker.layers();
-    worker.fill_memory(*decoder, rows->memory_slots);
-  });
+  double longest = 0, now = 0;
+  for (;;) {
+    const int begin = progress->row, count = std::min(progress->block, rows->rows - begin);
+    const Rows block = {count, 0, rows->tokens + begin, rows->positions + begin, rows->slots + begin,
+                        rows->lengths + begin, rows->memory_slots + begin, nullptr};
+    Workspace its_space = *space;
+    its_space.hidden += static_cast<size_t>(begin) * encoder->width;
+    threads.run([&](int thread, int active) {
+      Worker worker(*encoder, block, its_space, threads, thread, active);
+      switch (progress->part) {
+        case kEmbedding: worker.embed(); break;
+        case kKeysValues: worker.keys_values(encoder->layer[progress->layer]); break;
+        case kBeyond: worker.beyond_keys_values(encoder->layer[progress->layer]); break;
+        default: worker.fill_memory(*decoder, block.memory_slots); break;
+      }
+    });
+    progress->row += count;
+    if (progress->row == rows->rows) {
+      progress->row = 0;
+      if (progress->part == kMemory) return 1;
+      if (progress->part == kKeysValues) {
+        progress->part = kBeyond;
+      } else {
+        if (progress->part == kBeyond) progress->layer++;
+        progress->part = progress->layer < encoder->layers ? kKeysValues : kMemory;
+      }
+    }
+    const double before = now;
+    now = std::chrono::duration<double>(Clock::now() - started).count();
+    longest = std::max(longest, now - before);
+    if (now + longest > seconds) return 0;
+  }
 }
 
 // Advance sequences by a row each or several; `logits` [wanted][V].
