@@ -9,6 +9,7 @@
 
 #include "abi.h"
 #include "numbers.h"
+#include "share.h"
 
 constexpr int kTile = 32;  // outputs of a tile: two registers
 constexpr int kBlock = 8;  // rows that share a load of weights: 16 accumulators
@@ -45,6 +46,8 @@ inline void norm_in_place(const Stack& stack, const Norm& norm, float* x) {
     _mm512_mask_storeu_ps(x + i, mask, _mm512_fmadd_ps(normed, load(norm.gain + i, mask), shift));
   }
 }
+
+inline int tiles(const Matrix& m) { return round_up(m.outputs, kTile) / kTile; }
 
 inline size_t input_stride(const Matrix& m) {  // bytes
   const int size = m.dtype == kInt8 ? 1 : m.dtype == kBFloat16 ? 2 : 4;
@@ -159,14 +162,6 @@ inline void multiply(const Matrix& m, const uint8_t* x, size_t stride, const flo
   }
 }
 
-struct Share {
-  int begin, end;
-};
-inline Share share(int count, int thread, int threads) {
-  return {static_cast<int>(static_cast<int64_t>(count) * thread / threads),
-          static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)};
-}
-
 template <int N, class Use>
 inline void product_block(const Matrix& m, const Inputs& in, int row, int tile, Use& use) {
   __m512 result[N][2];
@@ -177,21 +172,25 @@ inline void product_block(const Matrix& m, const Inputs& in, int row, int tile, 
   }
 }
 
-// This thread's share of the outputs, for all rows: use(row, column, sixteen results).
+// The outputs of one tile for some rows: use(row, column, sixteen results).
 template <class Use>
-void product(const Matrix& m, const Inputs& in, int rows, Share tiles, Use&& use) {
-  for (int tile = tiles.begin; tile < tiles.end; tile++) {
-    int row = 0;
-    for (; row + kBlock <= rows; row += kBlock) product_block<kBlock>(m, in, row, tile, use);
-    switch (rows - row) {
-      case 7: product_block<7>(m, in, row, tile, use); break;
-      case 6: product_block<6>(m, in, row, tile, use); break;
-      case 5: product_block<5>(m, in, row, tile, use); break;
-      case 4: product_block<4>(m, in, row, tile, use); break;
-      case 3: product_block<3>(m, in, row, tile, use); break;
-      case 2: product_block<2>(m, in, row, tile, use); break;
-      case 1: product_block<1>(m, in, row, tile, use); break;
-      default: break;
-    }
+void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
+  int row = rows.begin;
+  for (; row + kBlock <= rows.end; row += kBlock) product_block<kBlock>(m, in, row, tile, use);
+  switch (rows.end - row) {
+    case 7: return product_block<7>(m, in, row, tile, use);
+    case 6: return product_block<6>(m, in, row, tile, use);
+    case 5: return product_block<5>(m, in, row, tile, use);
+    case 4: return product_block<4>(m, in, row, tile, use);
+    case 3: return product_block<3>(m, in, row, tile, use);
+    case 2: return product_block<2>(m, in, row, tile, use);
+    case 1: return product_block<1>(m, in, row, tile, use);
+    default: return;
   }
+}
+
+// This thread's part of the outputs, by a division that counts the tiles of this matrix from the first on.
+template <class Use>
+void product(const Matrix& m, const Inputs& in, const Division& division, Use&& use) {
+  division.each(0, tiles(m), [&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });
 }

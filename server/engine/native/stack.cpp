@@ -30,6 +30,8 @@
 #include "matrix.h"
 #include "numbers.h"
 #include "pool.h"
+#include "share.h"
+#include "work.h"
 
 namespace {
 
@@ -74,6 +76,9 @@ class Worker {
 
   // Keys and values of the encoder's rows, into a decoder's slots. Their matrices take one form of the rows.
   void fill_memory(const Stack& decoder, const int32_t* slots) {
+    int all = 0, first = 0;
+    for (int i = 0; i < decoder.layers; i++) all += tiles(decoder.layer[i].cross.keys_values);
+    const Division division = divide(all, rows_.rows);
     const Inputs* in = nullptr;
     Inputs converted;
     for (int i = 0; i < decoder.layers; i++) {
@@ -83,7 +88,8 @@ class Worker {
         converted = inputs(cross.keys_values, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
         in = &converted;
       }
-      project_keys_values(cross, slots, *in);
+      project_keys_values(cross, slots, *in, division, first);
+      first += tiles(cross.keys_values);
     }
   }
 
@@ -91,14 +97,14 @@ class Worker {
     const int vocabulary = stack_.output.outputs;
     const Inputs in =
         inputs(stack_.output, space_.hidden, stack_.width, rows_.wanted, rows_.wanted_rows, stack_.norm_first);
-    product(stack_.output, in, rows_.wanted, tiles(stack_.output), [&](int r, int column, __m512 v) {
+    product(stack_.output, in, divide(tiles(stack_.output), rows_.wanted), [&](int r, int column, __m512 v) {
       _mm512_mask_storeu_ps(out + static_cast<size_t>(r) * vocabulary + column, tail(vocabulary - column), v);
     });
   }
 
  private:
   float* hidden(int row) const { return space_.hidden + static_cast<size_t>(row) * stack_.width; }
-  Share tiles(const Matrix& m) const { return share(round_up(m.outputs, kTile) / kTile, thread_, threads_); }
+  Division divide(int tiles, int rows) const { return {tiles, rows, kBlock, thread_, threads_}; }
 
   template <class F>
   void each_row(int rows, F&& f) {
@@ -122,20 +128,30 @@ class Worker {
     return {data, stride, scales};
   }
 
-  void project_queries(const Attention& attention, const Inputs& in) {
+  void project_queries(const Attention& attention, const Inputs& in, const Division& division) {
     const int inner = attention.queries.outputs;
-    product(attention.queries, in, rows_.rows, tiles(attention.queries), [&](int r, int column, __m512 v) {
+    product(attention.queries, in, division, [&](int r, int column, __m512 v) {
       _mm512_mask_storeu_ps(space_.queries + static_cast<size_t>(r) * inner + column, tail(inner - column), v);
     });
   }
 
-  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in) {
-    product(attention.keys_values, in, rows_.rows, tiles(attention.keys_values), [&](int r, int column, __m512 v) {
+  // `first`: tiles of the matrices before these.
+  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in, const Division& division,
+                           int first) {
+    const auto use = [&](int r, int column, __m512 v) {
       if (stack_.half) {
         cache_keys_values<uint16_t>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       } else {
         cache_keys_values<float>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       }
+    };
+    // Two positions share the words of a bfloat16 value, and the first writes all of them: they are one thread's.
+    const auto whole = [&](int r) {
+      const bool second = r > 0 && r < rows_.rows && rows_.positions[r] % 2 == 1 && slots[r] == slots[r - 1];
+      return second ? r + 1 : r;
+    };
+    division.each(first, tiles(attention.keys_values), [&](int tile, Share rows) {
+      product_tile(attention.keys_values, in, {whole(rows.begin), whole(rows.end)}, tile, use);
     });
   }
 
@@ -168,8 +184,10 @@ class Worker {
   void self_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
     const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
-    project_queries(attention, in);
-    project_keys_values(attention, rows_.slots, in);
+    const int queries = tiles(attention.queries);
+    const Division division = divide(queries + tiles(attention.keys_values), rows_.rows);
+    project_queries(attention, in, division);
+    project_keys_values(attention, rows_.slots, in, division, queries);
     pool_.barrier(thread_);
     attend_rows(attention, rows_.slots,
                 [&](int r) { return stack_.causal ? rows_.positions[r] + 1 : rows_.lengths[r]; });
@@ -179,7 +197,7 @@ class Worker {
   void cross_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
     const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
-    project_queries(attention, in);
+    project_queries(attention, in, divide(tiles(attention.queries), rows_.rows));
     pool_.barrier(thread_);
     attend_rows(attention, rows_.memory_slots, [&](int r) { return rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
@@ -190,12 +208,13 @@ class Worker {
     if (!units) return add(ffn.out, space_.units, 0, ffn.after);
     const Inputs in = inputs(ffn.into, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
     const Matrix& activated = ffn.gate.outputs ? ffn.gate : ffn.into;
-    product(activated, in, rows_.rows, tiles(activated), [&](int r, int column, __m512 v) {
+    const Division division = divide(tiles(activated), rows_.rows);
+    product(activated, in, division, [&](int r, int column, __m512 v) {
       _mm512_mask_storeu_ps(space_.units + static_cast<size_t>(r) * units + column, tail(units - column),
                             activate(stack_.activation, v));
     });
-    if (ffn.gate.outputs) {  // the same thread has the same columns of both
-      product(ffn.into, in, rows_.rows, tiles(ffn.into), [&](int r, int column, __m512 v) {
+    if (ffn.gate.outputs) {  // the same thread has the same columns and rows of both
+      product(ffn.into, in, division, [&](int r, int column, __m512 v) {
         float* place = space_.units + static_cast<size_t>(r) * units + column;
         const __mmask16 mask = tail(units - column);
         _mm512_mask_storeu_ps(place, mask, _mm512_mul_ps(load(place, mask), v));
@@ -208,7 +227,7 @@ class Worker {
   // Add the product to the residual, and norm it in a post-norm layer.
   void add(const Matrix& m, const float* x, int width, const Norm& after) {
     const Inputs in = inputs(m, x, width, rows_.rows, nullptr, false);
-    product(m, in, rows_.rows, tiles(m), [&](int r, int column, __m512 v) {
+    product(m, in, divide(tiles(m), rows_.rows), [&](int r, int column, __m512 v) {
       float* place = hidden(r) + column;
       const __mmask16 mask = tail(stack_.width - column);
       _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(load(place, mask), v));
@@ -238,8 +257,31 @@ int32_t nash_supported() {
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 
-void* nash_pool_create(int32_t threads) { return new Pool(threads); }
+// Threads that compute together, or null where they cannot be made. `domains` [threads] in ascending order, or null: the
+// cache domain of each. A thread keeps to the processors of its domain: `cpus` [cpu_count], `cpu_domains` [cpu_count].
+void* nash_pool_create(int32_t threads, const int32_t* domains, int32_t cpu_count, const int32_t* cpus,
+                       const int32_t* cpu_domains) {
+  try {
+    Placement placement;
+    if (domains) placement.domains.assign(domains, domains + threads);
+    for (int thread = 0; domains && cpu_count && thread < threads; thread++) {
+      std::vector<int>& own = placement.cpus.emplace_back();
+      for (int i = 0; i < cpu_count; i++) {
+        if (cpu_domains[i] == domains[thread]) own.push_back(cpus[i]);
+      }
+    }
+    return new Pool(threads, placement);
+  } catch (...) {
+    return nullptr;
+  }
+}
 void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
+
+// Compute with exactly so many threads from now on; 0: with as many as pay.
+void nash_pool_hold(void* pool, int32_t threads) { static_cast<Pool*>(pool)->hold(threads); }
+
+// Threads that computed the last pass.
+int32_t nash_pool_active(void* pool) { return static_cast<Pool*>(pool)->active(); }
 
 // Bytes of the packed weights of a matrix.
 int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
@@ -283,7 +325,8 @@ void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dt
 // Encode whole sources; their keys and values go into the slots `memory_slots` of the decoder's cross-attention.
 void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
+  const Work work = WorkOfPass(*encoder, *rows, kPrivateRows).layers().memory(*decoder).sum();
+  threads.run(work, [&](int thread, int count) {
     Worker worker(*encoder, *rows, *space, threads, thread, count);
     worker.embed();
     worker.layers();
@@ -294,7 +337,8 @@ void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, c
 // Advance sequences by a row each or several; `logits` [wanted][V].
 void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
+  const Work work = WorkOfPass(*decoder, *rows, kPrivateRows).layers().logits().sum();
+  threads.run(work, [&](int thread, int count) {
     Worker worker(*decoder, *rows, *space, threads, thread, count);
     worker.embed();
     worker.layers();
