@@ -87,7 +87,7 @@ class NativeBackend:
             head_dim=net.head_dim,
         )
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
-        self._pool = found.pool_create(threads)
+        self._pool = native.create_pool(found, threads)
         # By slot: where its decoded state is, and where the source that it reads is.
         self._own = list(range(config.slots))
         self._source = list(range(config.slots))

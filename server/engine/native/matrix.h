@@ -9,8 +9,10 @@
 
 #include "abi.h"
 #include "numbers.h"
+#include "share.h"
 
 constexpr int kTile = 2 * kNumbers;  // outputs of a tile
+constexpr int kBlock = 8;            // rows of a block, where rows are divided among threads
 constexpr size_t kLineBytes = 64;      // of the cache
 
 struct Moments {
@@ -43,6 +45,8 @@ inline void norm_in_place(const Stack& stack, const Norm& norm, float* x) {
     store(x + i, fma((load(x + i, n) - mean) * factor, load(norm.gain + i, n), shift), n);
   }
 }
+
+inline int tiles(const Matrix& m) { return round_up(m.outputs, kTile) / kTile; }
 
 inline size_t input_stride(const Matrix& m) {  // bytes
   const size_t size = m.dtype == kInt8 ? sizeof(Quantized) : m.dtype == kBFloat16 ? sizeof(Factor) : sizeof(float);
@@ -181,14 +185,6 @@ NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride,
   }
 }
 
-struct Share {
-  int begin, end;
-};
-inline Share share(int count, int thread, int threads) {
-  return {static_cast<int>(static_cast<int64_t>(count) * thread / threads),
-          static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)};
-}
-
 inline size_t tile_bytes(const Matrix& m) {
   switch (m.dtype) {
     case kInt8: return static_cast<size_t>(round_up(m.inputs, 4)) * kTile;
@@ -221,11 +217,11 @@ void product_block(const Matrix& m, const Inputs& in, int row, int column, Fetch
 // All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be. The last block
 // fetches what comes next: blocks after the first find their weights in the cache, and memory would rest meanwhile.
 template <int Most, int S, class Use>
-void product_rows(const Matrix& m, const Inputs& in, int rows, int column, const char* next, Use& use) {
-  int row = 0;
-  for (int blocks = (rows + Most - 1) / Most; blocks > 0; blocks--) {
+void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, const char* next, Use& use) {
+  int row = rows.begin;
+  for (int blocks = (rows.end - row + Most - 1) / Most; blocks > 0; blocks--) {
     const Fetch ahead = {next, blocks == 1 ? kLineBytes : 0};
-    const int n = (rows - row + blocks - 1) / blocks;
+    const int n = (rows.end - row + blocks - 1) / blocks;
     switch (n) {
       case 8: if constexpr (Most >= 8) product_block<8, S>(m, in, row, column, ahead, use); break;
       case 7: if constexpr (Most >= 7) product_block<7, S>(m, in, row, column, ahead, use); break;
@@ -243,11 +239,11 @@ void product_rows(const Matrix& m, const Inputs& in, int rows, int column, const
 // A few rows take both sixteens of a tile at once; more of them one after the other, where registers are few. The next
 // tile, which lies behind this one, is fetched meanwhile.
 template <int ByTwo, int ByOne, class Use>
-void product_tile(const Matrix& m, const Inputs& in, int rows, int tile, Use& use) {
+void product_tile_by(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
   const int column = tile * kTile;
   const char* next = static_cast<const char*>(m.weights) + (tile + 1) * tile_bytes(m);
   if constexpr (ByOne > 0) {
-    if (rows > ByTwo) {
+    if (rows.end - rows.begin > ByTwo) {
       product_rows<ByOne, 1>(m, in, rows, column, next, use);
       if (column + kNumbers >= m.outputs) return;
       product_rows<ByOne, 1>(m, in, rows, column + kNumbers, next + tile_bytes(m) / 2, use);
@@ -257,14 +253,18 @@ void product_tile(const Matrix& m, const Inputs& in, int rows, int tile, Use& us
   product_rows<ByTwo, 2>(m, in, rows, column, next, use);
 }
 
-// This thread's share of the outputs, for all rows: use(row, column, sixteen results).
+// The outputs of one tile for some rows: use(row, column, sixteen results).
 template <class Use>
-void product(const Matrix& m, const Inputs& in, int rows, Share tiles, Use&& use) {
-  for (int tile = tiles.begin; tile < tiles.end; tile++) {
-    switch (m.dtype) {
-      case kInt8: product_tile<kQuadRowsByTwo, kQuadRowsByOne>(m, in, rows, tile, use); break;
-      case kBFloat16: product_tile<kPairRowsByTwo, kPairRowsByOne>(m, in, rows, tile, use); break;
-      default: product_tile<kRowsByTwo, kRowsByOne>(m, in, rows, tile, use); break;
-    }
+void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
+  switch (m.dtype) {
+    case kInt8: return product_tile_by<kQuadRowsByTwo, kQuadRowsByOne>(m, in, rows, tile, use);
+    case kBFloat16: return product_tile_by<kPairRowsByTwo, kPairRowsByOne>(m, in, rows, tile, use);
+    default: return product_tile_by<kRowsByTwo, kRowsByOne>(m, in, rows, tile, use);
   }
+}
+
+// This thread's part of the outputs, by a division that counts the tiles of this matrix from the first on.
+template <class Use>
+void product(const Matrix& m, const Inputs& in, const Division& division, Use&& use) {
+  division.each(0, tiles(m), [&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });
 }
