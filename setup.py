@@ -25,7 +25,16 @@ from setuptools.errors import CompileError
 
 NATIVE = Path("server/engine/native")
 SOURCE = NATIVE / "stack.cpp"
-CODE = ["-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-pthread", "-shared"]
+CODE = [
+    "-std=c++20",
+    "-O3",
+    "-DNDEBUG",
+    "-fPIC",
+    "-pthread",
+    "-shared",
+    "-ffp-contract=off",  # sums are rounded where the source says so, for any number of rows
+    "-fvisibility=hidden",
+]
 # torch's own wheels ask for this glibc, and with it for the standard library of its time.
 LEAST_GLIBC = (2, 28)
 LIBSTDCXX = (3, 4, 24)

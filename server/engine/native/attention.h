@@ -16,14 +16,14 @@ struct Layout;
 template <>
 struct Layout<float> {
   static int64_t key(int position, int e, int width) {
-    return (static_cast<int64_t>(position / 16) * width + e) * 16 + position % 16;
+    return (static_cast<int64_t>(position / kNumbers) * width + e) * kNumbers + position % kNumbers;
   }
   static int64_t value(int position, int e, int width) { return static_cast<int64_t>(position) * width + e; }
 };
 template <>
 struct Layout<uint16_t> {
   static int64_t key(int position, int e, int width) {
-    return (static_cast<int64_t>(position / 16) * ((width + 1) / 2) + e / 2) * 32 + position % 16 * 2 + e % 2;
+    return (static_cast<int64_t>(position / kNumbers) * ((width + 1) / 2) + e / 2) * 32 + position % kNumbers * 2 + e % 2;
   }
   static int64_t value(int position, int e, int width) {
     return (static_cast<int64_t>(position / 2) * round_up(width, 2) + e) * 2 + position % 2;
@@ -31,41 +31,43 @@ struct Layout<uint16_t> {
 };
 
 // Sixteen results that are one head's, from its number `e` on: a key, or a value.
-inline void store_key(float* cache, int position, int e, int width, __m512 result) {
-  alignas(64) float lanes[16];
-  _mm512_store_ps(lanes, result);
+inline void store_key(float* cache, int position, int e, int width, Floats result) {
+  alignas(64) float lanes[kNumbers];
+  store(lanes, result);
   float* place = cache + Layout<float>::key(position, e, width);
-  for (int i = 0; i < 16; i++) place[16 * i] = lanes[i];
+  for (int i = 0; i < kNumbers; i++) place[kNumbers * i] = lanes[i];
 }
-inline void store_key(uint16_t* cache, int position, int e, int width, __m512 result) {
-  alignas(32) uint32_t pairs[8];
-  store_bfloat16(reinterpret_cast<uint16_t*>(pairs), result);
-  uint16_t* place = cache + Layout<uint16_t>::key(position, e, width);
-  for (int i = 0; i < 8; i++) std::memcpy(place + 32 * i, pairs + i, 4);
-}
-inline void store_value(float* cache, int position, int e, int width, __m512 result) {
-  _mm512_storeu_ps(cache + Layout<float>::value(position, e, width), result);
-}
-inline void store_value(uint16_t* cache, int position, int e, int width, __m512 result) {
-  alignas(32) uint16_t lanes[16];
+inline void store_key(uint16_t* cache, int position, int e, int width, Floats result) {
+  alignas(32) uint16_t lanes[kNumbers];
   store_bfloat16(lanes, result);
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(lanes)));
-  uint16_t* place = cache + Layout<uint16_t>::value(position & ~1, e, width);
+  uint16_t* place = cache + Layout<uint16_t>::key(position, e, width);
+  for (int i = 0; i < kNumbers / 2; i++) std::memcpy(place + 32 * i, lanes + 2 * i, 4);
+}
+inline void store_value(float* cache, int position, int e, int width, Floats result) {
+  store(cache + Layout<float>::value(position, e, width), result);
+}
+inline void store_value(uint16_t* cache, int position, int e, int width, Floats result) {
+  alignas(32) uint16_t lanes[kNumbers];
+  store_bfloat16(lanes, result);
+  uint16_t* place = cache + Layout<uint16_t>::value(position, e, width);
   if (position % 2 == 0) {
     // The other of a pair gets a weight of zero as long as it is not there, and zero times NaN is NaN.
-    _mm512_storeu_si512(place, wide);
+    for (int i = 0; i < kNumbers; i++) {
+      const uint32_t pair = lanes[i];
+      std::memcpy(place + 2 * i, &pair, 4);
+    }
   } else {
-    _mm512_mask_storeu_epi16(place, 0xAAAAAAAA, _mm512_slli_epi32(wide, 16));
+    for (int i = 0; i < kNumbers; i++) place[2 * i] = lanes[i];
   }
 }
 
 // Put sixteen results of a key and value projection into a slot; `column` counts keys first, then values.
 template <class T>
-void cache_keys_values(const Attention& attention, int width, int slot, int position, int column, __m512 result) {
-  const int inner = attention.heads * width, end = std::min(column + 16, 2 * inner);
+void cache_keys_values(const Attention& attention, int width, int slot, int position, int column, Floats result) {
+  const int inner = attention.heads * width, end = std::min(column + kNumbers, 2 * inner);
   T* const keys = static_cast<T*>(attention.keys) + slot * attention.slot_stride;
   T* const values = static_cast<T*>(attention.values) + slot * attention.slot_stride;
-  if (width % 16 == 0) {  // all of one head
+  if (width % kNumbers == 0) {  // all of one head
     const int place = column < inner ? column : column - inner;
     const int64_t head = place / width * attention.head_stride;
     if (column < inner) {
@@ -75,9 +77,9 @@ void cache_keys_values(const Attention& attention, int width, int slot, int posi
     }
     return;
   }
-  alignas(64) T lanes[16];
+  alignas(64) T lanes[kNumbers];
   if constexpr (std::is_same_v<T, float>) {
-    _mm512_store_ps(lanes, result);
+    store(lanes, result);
   } else {
     store_bfloat16(lanes, result);
   }
@@ -98,92 +100,105 @@ void cache_keys_values(const Attention& attention, int width, int slot, int posi
   }
 }
 
-// Scores of sixteen keys from position `t` on, without their bias. A query in bfloat16 comes as pairs.
-inline __m512 score(const float* query, const float* keys, int t, int width) {
+// Scores of sixteen keys from position `t` on, without their bias. Of bfloat16, the query comes as factors.
+NASH_INLINE Floats score(const float* query, const float* keys, int t, int width) {
   const float* k = keys + static_cast<size_t>(t) * width;
-  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+  Floats sum[4] = {zeros(), zeros(), zeros(), zeros()};
   int e = 0;
   for (; e + 4 <= width; e += 4) {
-    for (int j = 0; j < 4; j++) sum[j] = _mm512_fmadd_ps(_mm512_set1_ps(query[e + j]), load(k + (e + j) * 16), sum[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) sum[j] = fma(splat(query[e + j]), load(k + (e + j) * kNumbers), sum[j]);
   }
-  for (; e < width; e++) sum[0] = _mm512_fmadd_ps(_mm512_set1_ps(query[e]), load(k + e * 16), sum[0]);
-  return _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+  for (; e < width; e++) sum[0] = fma(splat(query[e]), load(k + e * kNumbers), sum[0]);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
-inline __m512 score(const uint16_t* query, const uint16_t* keys, int t, int width) {
+NASH_INLINE Floats score(const Factor* query, const uint16_t* keys, int t, int width) {
   const int pairs = (width + 1) / 2;
   const uint16_t* k = keys + static_cast<size_t>(t) * 2 * pairs;
-  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-  for (int e = 0; e < pairs; e++) {
-    int32_t two;
-    std::memcpy(&two, query + 2 * e, 4);
-    sum[e % 4] = _mm512_dpbf16_ps(sum[e % 4], (__m512bh)_mm512_set1_epi32(two), (__m512bh)_mm512_loadu_si512(k + 32 * e));
+  Floats sum[4] = {zeros(), zeros(), zeros(), zeros()};
+  int e = 0;
+  for (; e + 4 <= pairs; e += 4) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      sum[j] = add_pairs(sum[j], load_factor_pair(query + 2 * (e + j)), load_pairs(k + 32 * (e + j)));
+    }
   }
-  return _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+  for (; e < pairs; e++) sum[0] = add_pairs(sum[0], load_factor_pair(query + 2 * e), load_pairs(k + 32 * e));
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// Up to 4 * 16 numbers of the context: the values from `e` on, weighted; registers beyond `width` are not written.
-inline void weigh(const float* weights, const float* values, int count, int width, int e, __m512 (&sum)[4]) {
-  const __mmask16 mask[4] = {tail(width - e), tail(width - e - 16), tail(width - e - 32), tail(width - e - 48)};
+// Up to four sixteens of the context: the values from `e` on, weighted; what lies beyond `width` is zero.
+template <bool Whole>
+NASH_INLINE void weigh(const float* weights, const float* values, int count, int width, int e, Floats (&sum)[4]) {
   const float* v = values + e;
   for (int t = 0; t < count; t++, v += width) {
-    const __m512 weight = _mm512_set1_ps(weights[t]);
-    for (int j = 0; j < 4; j++) sum[j] = _mm512_fmadd_ps(weight, load(v + 16 * j, mask[j]), sum[j]);
+    const Floats weight = splat(weights[t]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      const int at = j * kNumbers;
+      sum[j] = fma(weight, Whole ? load(v + at) : load(v + at, std::max(width - e - at, 0)), sum[j]);
+    }
   }
 }
-inline void weigh(const uint16_t* weights, const uint16_t* values, int count, int width, int e, __m512 (&sum)[4]) {
-  const __mmask16 mask[4] = {tail(width - e), tail(width - e - 16), tail(width - e - 32), tail(width - e - 48)};
+template <bool Whole>
+NASH_INLINE void weigh(const Factor* weights, const uint16_t* values, int count, int width, int e, Floats (&sum)[4]) {
   const int stride = 2 * round_up(width, 2);
   const uint16_t* v = values + 2 * e;
   for (int t = 0; t < count; t += 2, v += stride) {
-    int32_t two;
-    std::memcpy(&two, weights + t, 4);
-    const __m512bh weight = (__m512bh)_mm512_set1_epi32(two);
+    const FactorPair two = load_factor_pair(weights + t);
+#pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      sum[j] = _mm512_dpbf16_ps(sum[j], weight, (__m512bh)_mm512_maskz_loadu_epi32(mask[j], v + 32 * j));
+      const int at = j * kNumbers;
+      sum[j] = add_pairs(sum[j], two, Whole ? load_pairs(v + 2 * at) : load_pairs(v + 2 * at, std::max(width - e - at, 0)));
     }
   }
 }
 
 // softmax(q K^T + bias) V over `count` keys of one head and slot. `scores` has room for count rounded up to 16, and
-// from `pairs` on for the query in bfloat16.
+// `factors` for the query where the cache is in bfloat16.
 template <class T>
 void attend(const float* query, const T* keys, const T* values, int count, int width, const float* bias, float* scores,
-            uint16_t* pairs, float* out) {
-  const T* form;
+            Factor* factors, float* out) {
+  using Form = std::conditional_t<std::is_same_v<T, float>, float, Factor>;
+  const Form* form;
   if constexpr (std::is_same_v<T, float>) {
     form = query;
   } else {
-    for (int e = 0; e < width; e += 16) store_bfloat16(pairs + e, load(query + e, tail(width - e)));
-    form = pairs;
+    for (int e = 0; e < width; e += kNumbers) store_factors(factors + e, load(query + e, width - e));
+    form = factors;
   }
-  const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 largest = nothing;
-  for (int t = 0; t < count; t += 16) {
-    __m512 sixteen = score(form, keys, t, width);
-    if (bias) sixteen = _mm512_add_ps(sixteen, load(bias + t, tail(count - t)));
-    sixteen = _mm512_mask_mov_ps(nothing, tail(count - t), sixteen);
-    largest = _mm512_max_ps(largest, sixteen);
-    _mm512_storeu_ps(scores + t, sixteen);
+  const Floats nothing = splat(-std::numeric_limits<float>::infinity());
+  Floats most = nothing;
+  for (int t = 0; t < count; t += kNumbers) {
+    Floats sixteen = score(form, keys, t, width);
+    if (bias) sixteen = sixteen + load(bias + t, count - t);
+    sixteen = first_of(count - t, sixteen, nothing);
+    most = greater(most, sixteen);
+    store(scores + t, sixteen);
   }
-  const __m512 peak = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-  __m512 total = _mm512_setzero_ps();
-  T* weights = reinterpret_cast<T*>(scores);  // in their place: a weight is never larger than a score
-  for (int t = 0; t < count; t += 16) {
-    __m512 weight = _mm512_maskz_mov_ps(tail(count - t), exponential(_mm512_sub_ps(load(scores + t), peak)));
-    if constexpr (std::is_same_v<T, float>) {
-      _mm512_storeu_ps(weights + t, weight);
+  const Floats peak = splat(largest(most));
+  Floats total = zeros();
+  Form* weights = reinterpret_cast<Form*>(scores);  // in their place: a weight is never larger than a score
+  for (int t = 0; t < count; t += kNumbers) {
+    Floats weight = first_of(count - t, exponential(load(scores + t) - peak), zeros());
+    if constexpr (std::is_same_v<Form, float>) {
+      store(weights + t, weight);
     } else {
-      store_bfloat16(weights + t, weight);
+      store_factors(weights + t, weight);
       weight = load(weights + t);  // so that the weights sum to one as they are
     }
-    total = _mm512_add_ps(total, weight);
+    total = total + weight;
   }
-  const __m512 inverse = _mm512_set1_ps(1.f / _mm512_reduce_add_ps(total));
-  for (int e = 0; e < width; e += 64) {
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    weigh(weights, values, count, width, e, sum);
-    for (int j = 0; j < 4 && e + 16 * j < width; j++) {
-      _mm512_mask_storeu_ps(out + e + 16 * j, tail(width - e - 16 * j), _mm512_mul_ps(sum[j], inverse));
+  const Floats inverse = splat(1.f / sum(total));
+  for (int e = 0; e < width; e += 4 * kNumbers) {
+    Floats context[4] = {zeros(), zeros(), zeros(), zeros()};
+    if (width - e >= 4 * kNumbers) {
+      weigh<true>(weights, values, count, width, e, context);
+    } else {
+      weigh<false>(weights, values, count, width, e, context);
+    }
+    for (int j = 0; j < 4 && e + kNumbers * j < width; j++) {
+      store(out + e + kNumbers * j, context[j] * inverse, width - e - kNumbers * j);
     }
   }
 }

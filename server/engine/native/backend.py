@@ -21,12 +21,14 @@ from server.engine.memory import available_bytes
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
 from server.engine.native.rows import RowBuffer, make_workspace
+from server.engine.native.sets import chosen_set
 from server.engine.position_bias import relative_bucket
 from server.engine.sequence import EngineConfig
 from server.engine.weights import open_network
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
 
+_BLOCK_ROWS = int(__import__("os").environ.get("BLOCK","128"))  # of a source that are encoded together
 _LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
 
 
@@ -37,7 +39,7 @@ def why_not_native(config: EngineConfig) -> str | None:
     if config.dtype not in DTYPES:
         return f"it computes in {', '.join(DTYPES)}, not in {config.dtype!r}"
     if native.library() is None:
-        return "it was not built, for want of a C++ compiler, or this processor has no AVX-512 with VNNI and BF16"
+        return chosen_set().why
     return None
 
 
@@ -85,7 +87,7 @@ class NativeBackend:
             head_dim=net.head_dim,
         )
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
-        self._pool = found.pool_create(threads)
+        self._pool = native.create_pool(found, threads)
         # By slot: where its decoded state is, and where the source that it reads is.
         self._own = list(range(config.slots))
         self._source = list(range(config.slots))
@@ -200,7 +202,10 @@ class NativeBackend:
             lengths=[len(source) for source, _ in batch for _ in source],
             memory_slots=[place for source, place in batch for _ in source],
         )
-        self._library.encode(self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool)
+        progress = native.Progress(block=_BLOCK_ROWS)
+        self._library.encode(
+            self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool, progress, math.inf
+        )
 
     def _copy_state(self, origin: int, target: int, length: int) -> None:
         blocks = -(-length // _LANES)

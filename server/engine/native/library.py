@@ -5,7 +5,9 @@ from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_vo
 from functools import cache
 from pathlib import Path
 
-from server.engine.native.sets import SETS
+from server.engine.errors import LoadError
+from server.engine.native.sets import BY_NAME, chosen_set, library_path
+from server.engine.topology import placement
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
@@ -104,6 +106,10 @@ class Workspace(Structure):
     )
 
 
+class Progress(Structure):
+    _fields_ = (("part", c_int32), ("layer", c_int32), ("row", c_int32), ("block", c_int32))
+
+
 class Ahead(Structure):
     _fields_ = (
         ("steps", c_int32),
@@ -120,14 +126,15 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self.supported = library.nash_supported
-        self.supported.restype = c_int32
-        if not self.supported():
-            return
         self.pool_create = library.nash_pool_create
-        self.pool_create.argtypes, self.pool_create.restype = (c_int32,), c_void_p
+        self.pool_create.argtypes = (c_int32, POINTER(c_int32), c_int32, POINTER(c_int32), POINTER(c_int32))
+        self.pool_create.restype = c_void_p
         self.pool_destroy = library.nash_pool_destroy
         self.pool_destroy.argtypes, self.pool_destroy.restype = (c_void_p,), None
+        self.pool_hold = library.nash_pool_hold
+        self.pool_hold.argtypes, self.pool_hold.restype = (c_void_p, c_int32), None
+        self.pool_active = library.nash_pool_active
+        self.pool_active.argtypes, self.pool_active.restype = (c_void_p,), c_int32
         self.packed_bytes = library.nash_packed_bytes
         self.packed_bytes.argtypes, self.packed_bytes.restype = (c_int32, c_int32, c_int32), c_int64
         self.pack = library.nash_pack
@@ -135,7 +142,8 @@ class Library:
         self.pack.restype = None
         passed = (POINTER(Rows), POINTER(Workspace), c_void_p)
         self.encode = library.nash_encode
-        self.encode.argtypes, self.encode.restype = (POINTER(Stack), POINTER(Stack), *passed), None
+        self.encode.argtypes = (POINTER(Stack), POINTER(Stack), *passed, POINTER(Progress), c_double)
+        self.encode.restype = c_int32
         self.decode = library.nash_decode
         self.decode.argtypes, self.decode.restype = (POINTER(Stack), *passed, c_void_p), None
         self.decode_ahead = library.nash_decode_ahead
@@ -143,11 +151,43 @@ class Library:
         self.decode_ahead.restype = c_int32
 
 
+def create_pool(library: Library, threads: int) -> int:
+    """A pool of so many threads, placed where that is of use; `pool_destroy` ends it.
+
+    Raises:
+        LoadError: the system does not let the process have so many threads.
+    """
+    place = placement(threads)
+    pool: int | None
+    if place is None:
+        pool = library.pool_create(threads, None, 0, None, None)
+    else:
+        count = len(place.cpus)
+        pool = library.pool_create(
+            threads,
+            (c_int32 * threads)(*place.domains),
+            count,
+            (c_int32 * count)(*place.cpus),
+            (c_int32 * count)(*place.cpu_domains),
+        )
+    if pool is None:
+        raise LoadError(f"{threads} threads could not be started: lower threads, or raise the process limit (ulimit -u)")
+    return pool
+
+
 @cache
+def _opened(name: str) -> Library:
+    return Library(library_path(BY_NAME[name]))
+
+
 def library() -> Library | None:
-    """The operator; None where it was not built, or where this processor lacks what it is written for."""
-    path = Path(__file__).with_name(SETS[0].file_name)
-    if not path.exists():
-        return None
-    found = Library(path)
-    return found if found.supported() else None
+    """The operator for this processor; None where there is none: it was not built, or the processor is too old.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for what this machine has not.
+    """
+    try:
+        choice = chosen_set()
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+    return None if choice.name is None else _opened(choice.name)

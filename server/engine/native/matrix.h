@@ -9,9 +9,11 @@
 
 #include "abi.h"
 #include "numbers.h"
+#include "share.h"
 
-constexpr int kTile = 32;  // outputs of a tile: two registers
-constexpr int kBlock = 8;  // rows that share a load of weights: 16 accumulators
+constexpr int kTile = 2 * kNumbers;  // outputs of a tile
+constexpr int kBlock = 8;            // rows of a block, where rows are divided among threads
+constexpr size_t kLineBytes = 64;      // of the cache
 
 struct Moments {
   float mean, factor;  // a normed value is (x - mean) * factor
@@ -21,34 +23,34 @@ inline Moments moments(const Stack& stack, const float* x) {
   const int n = stack.width;
   float mean = 0;
   if (stack.layer_norm) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += 16) sum = _mm512_add_ps(sum, load(x + i, tail(n - i)));
-    mean = _mm512_reduce_add_ps(sum) / static_cast<float>(n);
+    Floats all = zeros();
+    for (int i = 0; i < n; i += kNumbers) all = all + load(x + i, n - i);
+    mean = sum(all) / static_cast<float>(n);
   }
-  const __m512 center = _mm512_set1_ps(mean);
-  __m512 squares = _mm512_setzero_ps();
-  for (int i = 0; i < n; i += 16) {
-    const __mmask16 mask = tail(n - i);
-    const __m512 v = _mm512_maskz_sub_ps(mask, load(x + i, mask), center);
-    squares = _mm512_fmadd_ps(v, v, squares);
+  const Floats center = splat(mean);
+  Floats squares = zeros();
+  for (int i = 0; i < n; i += kNumbers) {
+    const Floats v = first_of(n - i, load(x + i, n - i) - center, zeros());
+    squares = fma(v, v, squares);
   }
-  return {mean, 1.f / std::sqrt(_mm512_reduce_add_ps(squares) / static_cast<float>(n) + stack.eps)};
+  return {mean, 1.f / std::sqrt(sum(squares) / static_cast<float>(n) + stack.eps)};
 }
 
 inline void norm_in_place(const Stack& stack, const Norm& norm, float* x) {
   const Moments m = moments(stack, x);
-  const __m512 mean = _mm512_set1_ps(m.mean), factor = _mm512_set1_ps(m.factor);
-  for (int i = 0; i < stack.width; i += 16) {
-    const __mmask16 mask = tail(stack.width - i);
-    const __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load(x + i, mask), mean), factor);
-    const __m512 shift = norm.shift ? load(norm.shift + i, mask) : _mm512_setzero_ps();
-    _mm512_mask_storeu_ps(x + i, mask, _mm512_fmadd_ps(normed, load(norm.gain + i, mask), shift));
+  const Floats mean = splat(m.mean), factor = splat(m.factor);
+  for (int i = 0; i < stack.width; i += kNumbers) {
+    const int n = stack.width - i;
+    const Floats shift = norm.shift ? load(norm.shift + i, n) : zeros();
+    store(x + i, fma((load(x + i, n) - mean) * factor, load(norm.gain + i, n), shift), n);
   }
 }
 
+inline int tiles(const Matrix& m) { return round_up(m.outputs, kTile) / kTile; }
+
 inline size_t input_stride(const Matrix& m) {  // bytes
-  const int size = m.dtype == kInt8 ? 1 : m.dtype == kBFloat16 ? 2 : 4;
-  return static_cast<size_t>(round_up(m.inputs * size, 64));
+  const size_t size = m.dtype == kInt8 ? sizeof(Quantized) : m.dtype == kBFloat16 ? sizeof(Factor) : sizeof(float);
+  return static_cast<size_t>(round_up(static_cast<int>(m.inputs * size), 64));
 }
 
 // Rows in the form that a matrix takes them.
@@ -61,137 +63,208 @@ struct Inputs {
 // Write (x - mean) * factor as inputs of a matrix. Values beyond the last input are zero.
 inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* out, float* scale) {
   const int n = m.inputs;
-  const __m512 mean = _mm512_set1_ps(moments.mean);
+  const Floats mean = splat(moments.mean);
   if (m.dtype != kInt8) {
-    const __m512 factor = _mm512_set1_ps(moments.factor);
-    for (int i = 0; i < n; i += 16) {
-      const __mmask16 mask = tail(n - i);
-      const __m512 v = _mm512_maskz_mul_ps(mask, _mm512_sub_ps(load(x + i, mask), mean), factor);
+    const Floats factor = splat(moments.factor);
+    for (int i = 0; i < n; i += kNumbers) {
+      const Floats v = first_of(n - i, (load(x + i, n - i) - mean) * factor, zeros());
       if (m.dtype == kBFloat16) {
-        store_bfloat16(reinterpret_cast<uint16_t*>(out) + i, v);
+        store_factors(reinterpret_cast<Factor*>(out) + i, v);
       } else {
-        _mm512_storeu_ps(reinterpret_cast<float*>(out) + i, v);
+        store(reinterpret_cast<float*>(out) + i, v);
       }
     }
     return;
   }
-  __m512 largest = _mm512_setzero_ps();
-  __mmask16 bad = 0;  // max drops NaN, which must reach the output
-  for (int i = 0; i < n; i += 16) {
-    const __mmask16 mask = tail(n - i);
-    const __m512 v = _mm512_maskz_sub_ps(mask, load(x + i, mask), mean);
-    bad |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
+  Floats most = zeros();
+  uint32_t nan = 0;  // not every set's maximum keeps NaN, which must reach the output
+  for (int i = 0; i < n; i += kNumbers) {
+    const Floats v = first_of(n - i, load(x + i, n - i) - mean, zeros());
+    nan |= bits_of_nan(v);
+    most = greater(most, absolute(v));
   }
-  const float peak = bad ? std::numeric_limits<float>::quiet_NaN() : _mm512_reduce_max_ps(largest);
+  const float peak = nan ? std::numeric_limits<float>::quiet_NaN() : largest(most);
   const float step = peak == 0 ? 1.f : peak / 127.f;
   *scale = step * moments.factor;
-  const __m512 inverse = _mm512_set1_ps(1.f / step);
-  for (int i = 0; i < n; i += 16) {
-    const __mmask16 mask = tail(n - i);
-    const __m512 v = _mm512_maskz_sub_ps(mask, load(x + i, mask), mean);
-    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)), _mm512_set1_epi32(128));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(q));
+  const Floats inverse = splat(1.f / step);
+  for (int i = 0; i < n; i += kNumbers) {
+    const Floats v = first_of(n - i, load(x + i, n - i) - mean, zeros());
+    store_quantized(reinterpret_cast<Quantized*>(out) + i, v * inverse);
   }
 }
 
-template <int N>
-inline void multiply(const Matrix& m, const uint8_t* x, size_t stride, const float* scales, int tile,
-                     __m512 (&result)[N][2]) {
-  const int column = tile * kTile;
-  if (m.dtype == kInt8) {
-    const int quads = (m.inputs + 3) / 4;
-    const int8_t* w = static_cast<const int8_t*>(m.weights) + static_cast<size_t>(tile) * quads * 128;
-    __m512i sum[N][2];
-    for (int r = 0; r < N; r++) {
-      sum[r][0] = _mm512_loadu_si512(m.offsets + column);
-      sum[r][1] = _mm512_loadu_si512(m.offsets + column + 16);
-    }
-    for (int k = 0; k < quads; k++, w += 128) {
-      const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);
-      for (int r = 0; r < N; r++) {
-        int32_t four;
-        std::memcpy(&four, x + r * stride + 4 * k, 4);
-        const __m512i v = _mm512_set1_epi32(four);
-        sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], v, w0);
-        sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], v, w1);
-      }
-    }
-    const __m512 s0 = load(m.scales + column), s1 = load(m.scales + column + 16);
-    for (int r = 0; r < N; r++) {
-      const __m512 scale = _mm512_set1_ps(scales[r]);
-      result[r][0] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][0]), _mm512_mul_ps(s0, scale));
-      result[r][1] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][1]), _mm512_mul_ps(s1, scale));
-    }
-  } else {
-    for (int r = 0; r < N; r++) result[r][0] = result[r][1] = _mm512_setzero_ps();
-    if (m.dtype == kFloat32) {
-      const float* w = static_cast<const float*>(m.weights) + static_cast<size_t>(tile) * m.inputs * kTile;
-      for (int k = 0; k < m.inputs; k++, w += kTile) {
-        const __m512 w0 = _mm512_load_ps(w), w1 = _mm512_load_ps(w + 16);
-        for (int r = 0; r < N; r++) {
-          const __m512 v = _mm512_set1_ps(reinterpret_cast<const float*>(x + r * stride)[k]);
-          result[r][0] = _mm512_fmadd_ps(v, w0, result[r][0]);
-          result[r][1] = _mm512_fmadd_ps(v, w1, result[r][1]);
-        }
-      }
-    } else {
-      const int pairs = (m.inputs + 1) / 2;
-      const uint16_t* w = static_cast<const uint16_t*>(m.weights) + static_cast<size_t>(tile) * pairs * 64;
-      for (int k = 0; k < pairs; k++, w += 64) {
-        const __m512bh w0 = (__m512bh)_mm512_load_si512(w), w1 = (__m512bh)_mm512_load_si512(w + 32);
-        for (int r = 0; r < N; r++) {
-          int32_t two;
-          std::memcpy(&two, x + r * stride + 4 * k, 4);
-          const __m512bh v = (__m512bh)_mm512_set1_epi32(two);
-          result[r][0] = _mm512_dpbf16_ps(result[r][0], v, w0);
-          result[r][1] = _mm512_dpbf16_ps(result[r][1], v, w1);
-        }
-      }
-    }
-  }
-  if (m.bias) {
-    const __m512 b0 = load(m.bias + column), b1 = load(m.bias + column + 16);
-    for (int r = 0; r < N; r++) {
-      result[r][0] = _mm512_add_ps(result[r][0], b0);
-      result[r][1] = _mm512_add_ps(result[r][1], b1);
-    }
-  }
-}
-
-struct Share {
-  int begin, end;
+// Memory to have in the cache later, a little at each step of a product's loop.
+struct Fetch {
+  const char* next;
+  size_t step;  // bytes
 };
-inline Share share(int count, int thread, int threads) {
-  return {static_cast<int>(static_cast<int64_t>(count) * thread / threads),
-          static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)};
+NASH_INLINE void fetch(Fetch& ahead) {
+  __builtin_prefetch(ahead.next, 0, 2);
+  ahead.next += ahead.step;
 }
 
-template <int N, class Use>
-inline void product_block(const Matrix& m, const Inputs& in, int row, int tile, Use& use) {
-  __m512 result[N][2];
-  multiply<N>(m, in.data + row * in.stride, in.stride, in.scales + row, tile, result);
+// Products of N rows with S sixteens of outputs from `column` on, weights of a tile side by side. Each sum takes its
+// terms in the order of the inputs, whatever N and S are: a row's result does not depend on its company.
+template <int N, int S>
+NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stride, int column, Fetch ahead,
+                                  Floats (&result)[N][S]) {
+  const float* w = static_cast<const float*>(m.weights) + static_cast<size_t>(column / kTile) * m.inputs * kTile +
+                   column % kTile;
+#pragma GCC unroll 8
   for (int r = 0; r < N; r++) {
-    use(row + r, tile * kTile, result[r][0]);
-    if (tile * kTile + 16 < m.outputs) use(row + r, tile * kTile + 16, result[r][1]);
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) result[r][s] = zeros();
   }
-}
-
-// This thread's share of the outputs, for all rows: use(row, column, sixteen results).
-template <class Use>
-void product(const Matrix& m, const Inputs& in, int rows, Share tiles, Use&& use) {
-  for (int tile = tiles.begin; tile < tiles.end; tile++) {
-    int row = 0;
-    for (; row + kBlock <= rows; row += kBlock) product_block<kBlock>(m, in, row, tile, use);
-    switch (rows - row) {
-      case 7: product_block<7>(m, in, row, tile, use); break;
-      case 6: product_block<6>(m, in, row, tile, use); break;
-      case 5: product_block<5>(m, in, row, tile, use); break;
-      case 4: product_block<4>(m, in, row, tile, use); break;
-      case 3: product_block<3>(m, in, row, tile, use); break;
-      case 2: product_block<2>(m, in, row, tile, use); break;
-      case 1: product_block<1>(m, in, row, tile, use); break;
-      default: break;
+  for (int k = 0; k < m.inputs; k++, w += kTile) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      const Floats weights = load(w + s * kNumbers);
+      fetch(ahead);
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++) {
+        result[r][s] = fma(splat(reinterpret_cast<const float*>(x + r * stride)[k]), weights, result[r][s]);
+      }
     }
   }
+}
+
+template <int N, int S>
+NASH_INLINE void multiply_bfloat16(const Matrix& m, const uint8_t* x, size_t stride, int column, Fetch ahead,
+                                   Floats (&result)[N][S]) {
+  const int pairs = (m.inputs + 1) / 2;
+  const uint16_t* w = static_cast<const uint16_t*>(m.weights) +
+                      (static_cast<size_t>(column / kTile) * pairs * kTile + column % kTile) * 2;
+#pragma GCC unroll 8
+  for (int r = 0; r < N; r++) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) result[r][s] = zeros();
+  }
+  for (int k = 0; k < pairs; k++, w += 2 * kTile) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      const Pairs weights = load_pairs(w + s * 2 * kNumbers);
+      fetch(ahead);
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++) {
+        const FactorPair two = load_factor_pair(reinterpret_cast<const Factor*>(x + r * stride) + 2 * k);
+        result[r][s] = add_pairs(result[r][s], two, weights);
+      }
+    }
+  }
+}
+
+template <int N, int S>
+NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride, const float* scales, int column, Fetch ahead,
+                               Floats (&result)[N][S]) {
+  const int quads = (m.inputs + 3) / 4;
+  const int8_t* w = static_cast<const int8_t*>(m.weights) +
+                    (static_cast<size_t>(column / kTile) * quads * kTile + column % kTile) * 4;
+  Ints all[N][S];
+#pragma GCC unroll 8
+  for (int r = 0; r < N; r++) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) all[r][s] = kUnsignedInputs ? load(m.offsets + column + s * kNumbers) : splat_int(0);
+  }
+  for (int k = 0; k < quads; k++, w += 4 * kTile) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) {
+      const Quads weights = load_quads(w + s * 4 * kNumbers);
+      fetch(ahead);
+#pragma GCC unroll 8
+      for (int r = 0; r < N; r++) {
+        const QuantizedQuad four = load_quantized_quad(reinterpret_cast<const Quantized*>(x + r * stride) + 4 * k);
+        all[r][s] = add_quads(all[r][s], four, weights);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++) {
+    const Floats steps = load(m.scales + column + s * kNumbers);
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) result[r][s] = to_floats(all[r][s]) * (steps * splat(scales[r]));
+  }
+}
+
+inline size_t tile_bytes(const Matrix& m) {
+  switch (m.dtype) {
+    case kInt8: return static_cast<size_t>(round_up(m.inputs, 4)) * kTile;
+    case kBFloat16: return static_cast<size_t>(round_up(m.inputs, 2)) * kTile * 2;
+    default: return static_cast<size_t>(m.inputs) * kTile * 4;
+  }
+}
+
+template <int N, int S, class Use>
+void product_block(const Matrix& m, const Inputs& in, int row, int column, Fetch ahead, Use& use) {
+  const uint8_t* x = in.data + row * in.stride;
+  Floats result[N][S];
+  if (m.dtype == kInt8) {
+    multiply_int8<N, S>(m, x, in.stride, in.scales + row, column, ahead, result);
+  } else if (m.dtype == kBFloat16) {
+    multiply_bfloat16<N, S>(m, x, in.stride, column, ahead, result);
+  } else {
+    multiply_float32<N, S>(m, x, in.stride, column, ahead, result);
+  }
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++) {
+    const int first = column + s * kNumbers;
+    if (first >= m.outputs) break;
+    const Floats bias = m.bias ? load(m.bias + first) : zeros();
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) use(row + r, first, result[r][s] + bias);
+  }
+}
+
+// All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be. The last block
+// fetches what comes next: blocks after the first find their weights in the cache, and memory would rest meanwhile.
+template <int Most, int S, class Use>
+void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, const char* next, Use& use) {
+  int row = rows.begin;
+  for (int blocks = (rows.end - row + Most - 1) / Most; blocks > 0; blocks--) {
+    const Fetch ahead = {next, blocks == 1 ? kLineBytes : 0};
+    const int n = (rows.end - row + blocks - 1) / blocks;
+    switch (n) {
+      case 8: if constexpr (Most >= 8) product_block<8, S>(m, in, row, column, ahead, use); break;
+      case 7: if constexpr (Most >= 7) product_block<7, S>(m, in, row, column, ahead, use); break;
+      case 6: if constexpr (Most >= 6) product_block<6, S>(m, in, row, column, ahead, use); break;
+      case 5: if constexpr (Most >= 5) product_block<5, S>(m, in, row, column, ahead, use); break;
+      case 4: if constexpr (Most >= 4) product_block<4, S>(m, in, row, column, ahead, use); break;
+      case 3: if constexpr (Most >= 3) product_block<3, S>(m, in, row, column, ahead, use); break;
+      case 2: if constexpr (Most >= 2) product_block<2, S>(m, in, row, column, ahead, use); break;
+      default: product_block<1, S>(m, in, row, column, ahead, use); break;
+    }
+    row += n;
+  }
+}
+
+// A few rows take both sixteens of a tile at once; more of them one after the other, where registers are few. The next
+// tile, which lies behind this one, is fetched meanwhile.
+template <int ByTwo, int ByOne, class Use>
+void product_tile_by(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
+  const int column = tile * kTile;
+  const char* next = static_cast<const char*>(m.weights) + (tile + 1) * tile_bytes(m);
+  if constexpr (ByOne > 0) {
+    if (rows.end - rows.begin > ByTwo) {
+      product_rows<ByOne, 1>(m, in, rows, column, next, use);
+      if (column + kNumbers >= m.outputs) return;
+      product_rows<ByOne, 1>(m, in, rows, column + kNumbers, next + tile_bytes(m) / 2, use);
+      return;
+    }
+  }
+  product_rows<ByTwo, 2>(m, in, rows, column, next, use);
+}
+
+// The outputs of one tile for some rows: use(row, column, sixteen results).
+template <class Use>
+void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
+  switch (m.dtype) {
+    case kInt8: return product_tile_by<kQuadRowsByTwo, kQuadRowsByOne>(m, in, rows, tile, use);
+    case kBFloat16: return product_tile_by<kPairRowsByTwo, kPairRowsByOne>(m, in, rows, tile, use);
+    default: return product_tile_by<kRowsByTwo, kRowsByOne>(m, in, rows, tile, use);
+  }
+}
+
+// This thread's part of the outputs, by a division that counts the tiles of this matrix from the first on.
+template <class Use>
+void product(const Matrix& m, const Inputs& in, const Division& division, Use&& use) {
+  division.each(0, tiles(m), [&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });
 }

@@ -17,19 +17,18 @@
 // instruction (vpdpbusd) wants; `offsets` takes 128 * sum of weights away again. A row's scale depends on that row
 // alone, so its neighbours in a batch never change its result.
 
-#include "abi.h"
-#include "avx512.h"
-
-#if NASH_AVX512
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 
+#include "abi.h"
 #include "attention.h"
 #include "matrix.h"
 #include "numbers.h"
 #include "pool.h"
+#include "share.h"
+#include "work.h"
 
 namespace {
 
@@ -43,20 +42,18 @@ class Worker {
 
   void embed() {
     const int width = stack_.width;
-    const __m512 scale = _mm512_set1_ps(stack_.embedding_scale);
+    const Floats scale = splat(stack_.embedding_scale);
     each_row(rows_.rows, [&](int r) {
       float* x = hidden(r);
       const size_t token = static_cast<size_t>(rows_.tokens[r]) * width;
       const bool placed = stack_.positions && rows_.tokens[r] != stack_.unplaced_token;
       const float* position =
           placed ? stack_.positions + static_cast<size_t>(rows_.positions[r]) * width : nullptr;
-      for (int i = 0; i < width; i += 16) {
-        const __mmask16 mask = tail(width - i);
-        const __m512 v = stack_.half
-                             ? load(static_cast<const uint16_t*>(stack_.embedding) + token + i, mask)
-                             : load(static_cast<const float*>(stack_.embedding) + token + i, mask);
-        const __m512 added = position ? load(position + i, mask) : _mm512_setzero_ps();
-        _mm512_mask_storeu_ps(x + i, mask, _mm512_fmadd_ps(v, scale, added));
+      for (int i = 0; i < width; i += kNumbers) {
+        const int n = width - i;
+        const Floats v = stack_.half ? load(static_cast<const uint16_t*>(stack_.embedding) + token + i, n)
+                                     : load(static_cast<const float*>(stack_.embedding) + token + i, n);
+        store(x + i, fma(v, scale, position ? load(position + i, n) : zeros()), n);
       }
       if (stack_.embedding_norm.gain) norm_in_place(stack_, stack_.embedding_norm, x);
     });
@@ -72,18 +69,45 @@ class Worker {
     }
   }
 
+  // The two parts of an encoder's layer. The first is over for all rows of a source before any of them begins the
+  // second; within a part, rows do not need each other.
+  void keys_values(const Layer& layer) {
+    if (layer.self.out.outputs && layer.self.heads) {
+      const Inputs in = layer_inputs(layer.self.keys_values);
+      project_keys_values(layer.self, rows_.slots, in, divide(tiles(layer.self.keys_values), rows_.rows), 0);
+      pool_.barrier(thread_);
+    }
+  }
+  void beyond_keys_values(const Layer& layer) {
+    if (layer.self.out.outputs) {
+      if (layer.self.heads) {
+        const Inputs in = layer_inputs(layer.self.queries);
+        project_queries(layer.self, in, divide(tiles(layer.self.queries), rows_.rows));
+        pool_.barrier(thread_);
+        attend_to_own(layer.self);
+      } else {
+        self_attention(layer.self);
+      }
+    }
+    if (layer.ffn.out.outputs) feed_forward(layer.ffn);
+  }
+
   // Keys and values of the encoder's rows, into a decoder's slots. Their matrices take one form of the rows.
   void fill_memory(const Stack& decoder, const int32_t* slots) {
+    int all = 0, first = 0;
+    for (int i = 0; i < decoder.layers; i++) all += tiles(decoder.layer[i].cross.keys_values);
+    const Division division = divide(all, rows_.rows);
     const Inputs* in = nullptr;
     Inputs converted;
     for (int i = 0; i < decoder.layers; i++) {
       const Attention& cross = decoder.layer[i].cross;
       if (!cross.heads) continue;
       if (!in) {
-        converted = inputs(cross.keys_values, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+        converted = layer_inputs(cross.keys_values);
         in = &converted;
       }
-      project_keys_values(cross, slots, *in);
+      project_keys_values(cross, slots, *in, division, first);
+      first += tiles(cross.keys_values);
     }
   }
 
@@ -91,14 +115,14 @@ class Worker {
     const int vocabulary = stack_.output.outputs;
     const Inputs in =
         inputs(stack_.output, space_.hidden, stack_.width, rows_.wanted, rows_.wanted_rows, stack_.norm_first);
-    product(stack_.output, in, rows_.wanted, tiles(stack_.output), [&](int r, int column, __m512 v) {
-      _mm512_mask_storeu_ps(out + static_cast<size_t>(r) * vocabulary + column, tail(vocabulary - column), v);
+    product(stack_.output, in, divide(tiles(stack_.output), rows_.wanted), [&](int r, int column, Floats v) {
+      store(out + static_cast<size_t>(r) * vocabulary + column, v, vocabulary - column);
     });
   }
 
  private:
   float* hidden(int row) const { return space_.hidden + static_cast<size_t>(row) * stack_.width; }
-  Share tiles(const Matrix& m) const { return share(round_up(m.outputs, kTile) / kTile, thread_, threads_); }
+  Division divide(int tiles, int rows) const { return {tiles, rows, kBlock, thread_, threads_}; }
 
   template <class F>
   void each_row(int rows, F&& f) {
@@ -122,20 +146,30 @@ class Worker {
     return {data, stride, scales};
   }
 
-  void project_queries(const Attention& attention, const Inputs& in) {
+  void project_queries(const Attention& attention, const Inputs& in, const Division& division) {
     const int inner = attention.queries.outputs;
-    product(attention.queries, in, rows_.rows, tiles(attention.queries), [&](int r, int column, __m512 v) {
-      _mm512_mask_storeu_ps(space_.queries + static_cast<size_t>(r) * inner + column, tail(inner - column), v);
+    product(attention.queries, in, division, [&](int r, int column, Floats v) {
+      store(space_.queries + static_cast<size_t>(r) * inner + column, v, inner - column);
     });
   }
 
-  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in) {
-    product(attention.keys_values, in, rows_.rows, tiles(attention.keys_values), [&](int r, int column, __m512 v) {
+  // `first`: tiles of the matrices before these.
+  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in, const Division& division,
+                           int first) {
+    const auto use = [&](int r, int column, Floats v) {
       if (stack_.half) {
         cache_keys_values<uint16_t>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       } else {
         cache_keys_values<float>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       }
+    };
+    // Two positions share the words of a bfloat16 value, and the first writes all of them: they are one thread's.
+    const auto whole = [&](int r) {
+      const bool second = r > 0 && r < rows_.rows && rows_.positions[r] % 2 == 1 && slots[r] == slots[r - 1];
+      return second ? r + 1 : r;
+    };
+    division.each(first, tiles(attention.keys_values), [&](int tile, Share rows) {
+      product_tile(attention.keys_values, in, {whole(rows.begin), whole(rows.end)}, tile, use);
     });
   }
 
@@ -144,7 +178,7 @@ class Worker {
   void attend_rows(const Attention& attention, const int32_t* slots, Count&& count) {
     const int width = stack_.head_dim, heads = attention.heads, inner = heads * width;
     float* scores = space_.scores + static_cast<size_t>(thread_) * space_.score_count;
-    uint16_t* pairs = reinterpret_cast<uint16_t*>(scores + space_.score_count - round_up(width, 16));
+    Factor* factors = reinterpret_cast<Factor*>(scores + space_.score_count - round_up(width, kNumbers));
     const Share own = share(rows_.rows * heads, thread_, threads_);
     for (int unit = own.begin; unit < own.end; unit++) {
       const int r = unit / heads, head = unit % heads;
@@ -155,11 +189,11 @@ class Worker {
       if (stack_.half) {
         attend(space_.queries + place, static_cast<const uint16_t*>(attention.keys) + base,
                static_cast<const uint16_t*>(attention.values) + base, count(r), width, bias, scores,
-               pairs, space_.context + place);
+               factors, space_.context + place);
       } else {
         attend(space_.queries + place, static_cast<const float*>(attention.keys) + base,
                static_cast<const float*>(attention.values) + base, count(r), width, bias, scores,
-               pairs, space_.context + place);
+               factors, space_.context + place);
       }
     }
     pool_.barrier(thread_);
@@ -167,19 +201,29 @@ class Worker {
 
   void self_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
-    const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
-    project_queries(attention, in);
-    project_keys_values(attention, rows_.slots, in);
+    const Inputs in = layer_inputs(attention.queries);
+    const int queries = tiles(attention.queries);
+    const Division division = divide(queries + tiles(attention.keys_values), rows_.rows);
+    project_queries(attention, in, division);
+    project_keys_values(attention, rows_.slots, in, division, queries);
     pool_.barrier(thread_);
+    attend_to_own(attention);
+  }
+
+  void attend_to_own(const Attention& attention) {
     attend_rows(attention, rows_.slots,
                 [&](int r) { return stack_.causal ? rows_.positions[r] + 1 : rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
   }
 
+  Inputs layer_inputs(const Matrix& m) {
+    return inputs(m, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+  }
+
   void cross_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
-    const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
-    project_queries(attention, in);
+    const Inputs in = layer_inputs(attention.queries);
+    project_queries(attention, in, divide(tiles(attention.queries), rows_.rows));
     pool_.barrier(thread_);
     attend_rows(attention, rows_.memory_slots, [&](int r) { return rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
@@ -188,17 +232,16 @@ class Worker {
   void feed_forward(const FeedForward& ffn) {
     const int units = ffn.into.outputs;
     if (!units) return add(ffn.out, space_.units, 0, ffn.after);
-    const Inputs in = inputs(ffn.into, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+    const Inputs in = layer_inputs(ffn.into);
     const Matrix& activated = ffn.gate.outputs ? ffn.gate : ffn.into;
-    product(activated, in, rows_.rows, tiles(activated), [&](int r, int column, __m512 v) {
-      _mm512_mask_storeu_ps(space_.units + static_cast<size_t>(r) * units + column, tail(units - column),
-                            activate(stack_.activation, v));
+    const Division division = divide(tiles(activated), rows_.rows);
+    product(activated, in, division, [&](int r, int column, Floats v) {
+      store(space_.units + static_cast<size_t>(r) * units + column, activate(stack_.activation, v), units - column);
     });
-    if (ffn.gate.outputs) {  // the same thread has the same columns of both
-      product(ffn.into, in, rows_.rows, tiles(ffn.into), [&](int r, int column, __m512 v) {
+    if (ffn.gate.outputs) {  // the same thread has the same columns and rows of both
+      product(ffn.into, in, division, [&](int r, int column, Floats v) {
         float* place = space_.units + static_cast<size_t>(r) * units + column;
-        const __mmask16 mask = tail(units - column);
-        _mm512_mask_storeu_ps(place, mask, _mm512_mul_ps(load(place, mask), v));
+        store(place, load(place, units - column) * v, units - column);
       });
     }
     pool_.barrier(thread_);
@@ -208,10 +251,9 @@ class Worker {
   // Add the product to the residual, and norm it in a post-norm layer.
   void add(const Matrix& m, const float* x, int width, const Norm& after) {
     const Inputs in = inputs(m, x, width, rows_.rows, nullptr, false);
-    product(m, in, rows_.rows, tiles(m), [&](int r, int column, __m512 v) {
+    product(m, in, divide(tiles(m), rows_.rows), [&](int r, int column, Floats v) {
       float* place = hidden(r) + column;
-      const __mmask16 mask = tail(stack_.width - column);
-      _mm512_mask_storeu_ps(place, mask, _mm512_add_ps(load(place, mask), v));
+      store(place, load(place, stack_.width - column) + v, stack_.width - column);
     });
     pool_.barrier(thread_);
     if (stack_.norm_first) return;
@@ -231,25 +273,43 @@ class Worker {
 }  // namespace
 
 extern "C" {
+#define NASH_EXPORT __attribute__((visibility("default")))
 
-int32_t nash_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+// Threads that compute together, or null where they cannot be made. `domains` [threads] in ascending order, or null: the
+// cache domain of each. A thread keeps to the processors of its domain: `cpus` [cpu_count], `cpu_domains` [cpu_count].
+NASH_EXPORT void* nash_pool_create(int32_t threads, const int32_t* domains, int32_t cpu_count, const int32_t* cpus,
+                       const int32_t* cpu_domains) {
+  try {
+    Placement placement;
+    if (domains) placement.domains.assign(domains, domains + threads);
+    for (int thread = 0; domains && cpu_count && thread < threads; thread++) {
+      std::vector<int>& own = placement.cpus.emplace_back();
+      for (int i = 0; i < cpu_count; i++) {
+        if (cpu_domains[i] == domains[thread]) own.push_back(cpus[i]);
+      }
+    }
+    return new Pool(threads, placement);
+  } catch (...) {
+    return nullptr;
+  }
 }
+NASH_EXPORT void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
 
-void* nash_pool_create(int32_t threads) { return new Pool(threads); }
-void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
+// Compute with exactly so many threads from now on; 0: with as many as pay.
+NASH_EXPORT void nash_pool_hold(void* pool, int32_t threads) { static_cast<Pool*>(pool)->hold(threads); }
+
+// Threads that computed the last pass.
+NASH_EXPORT int32_t nash_pool_active(void* pool) { return static_cast<Pool*>(pool)->active(); }
 
 // Bytes of the packed weights of a matrix.
-int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
+NASH_EXPORT int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
   const int64_t lanes = round_up(outputs, kTile);
   if (dtype == kInt8) return lanes * round_up(inputs, 4);
   return dtype == kBFloat16 ? lanes * round_up(inputs, 2) * 2 : lanes * inputs * 4;
 }
 
 // Lay out float32 weights [O][I]; `scales` and `offsets` are written for int8.
-void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dtype, void* packed, float* scales,
+NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dtype, void* packed, float* scales,
                int32_t* offsets) {
   const int group = dtype == kInt8 ? 4 : dtype == kBFloat16 ? 2 : 1;
   const int depth = round_up(inputs, group);
@@ -280,21 +340,60 @@ void nash_pack(const float* weights, int32_t outputs, int32_t inputs, int32_t dt
   }
 }
 
-// Encode whole sources; their keys and values go into the slots `memory_slots` of the decoder's cross-attention.
-void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
+// Go on with encoding sources, whose keys and values go into the slots `memory_slots` of the decoder's
+// cross-attention, until that is done or the next block of rows would probably end later than `seconds` from now; at
+// least a block is done. Returns whether the sources are encoded; `progress` begins as zeros.
+NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space,
+                                void* pool, Progress* progress, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto started = Clock::now();
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
-    Worker worker(*encoder, *rows, *space, threads, thread, count);
-    worker.embed();
-    worker.layers();
-    worker.fill_memory(*decoder, rows->memory_slots);
-  });
+  double longest = 0, now = 0;
+  for (;;) {
+    const int begin = progress->row, count = std::min(progress->block, rows->rows - begin);
+    const Rows block = {count, 0, rows->tokens + begin, rows->positions + begin, rows->slots + begin,
+                        rows->lengths + begin, rows->memory_slots + begin, nullptr};
+    Workspace its_space = *space;
+    its_space.hidden += static_cast<size_t>(begin) * encoder->width;
+    WorkOfPass work(*encoder, block, kPrivateRows);
+    switch (progress->part) {
+      case kKeysValues: work.keys_values(encoder->layer[progress->layer]); break;
+      case kBeyond: work.beyond_keys_values(encoder->layer[progress->layer]); break;
+      case kMemory: work.memory(*decoder); break;
+      default: break;
+    }
+    threads.run(work.sum(), [&](int thread, int active) {
+      Worker worker(*encoder, block, its_space, threads, thread, active);
+      switch (progress->part) {
+        case kEmbedding: worker.embed(); break;
+        case kKeysValues: worker.keys_values(encoder->layer[progress->layer]); break;
+        case kBeyond: worker.beyond_keys_values(encoder->layer[progress->layer]); break;
+        default: worker.fill_memory(*decoder, block.memory_slots); break;
+      }
+    });
+    progress->row += count;
+    if (progress->row == rows->rows) {
+      progress->row = 0;
+      if (progress->part == kMemory) return 1;
+      if (progress->part == kKeysValues) {
+        progress->part = kBeyond;
+      } else {
+        if (progress->part == kBeyond) progress->layer++;
+        progress->part = progress->layer < encoder->layers ? kKeysValues : kMemory;
+      }
+    }
+    const double before = now;
+    now = std::chrono::duration<double>(Clock::now() - started).count();
+    longest = std::max(longest, now - before);
+    if (now + longest > seconds) return 0;
+  }
 }
 
 // Advance sequences by a row each or several; `logits` [wanted][V].
-void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
+NASH_EXPORT void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
+  const Work work = WorkOfPass(*decoder, *rows, kPrivateRows).layers().logits().sum();
+  threads.run(work, [&](int thread, int count) {
     Worker worker(*decoder, *rows, *space, threads, thread, count);
     worker.embed();
     worker.layers();
@@ -304,7 +403,7 @@ void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space,
 
 // Advance every row by its likeliest token, again and again; `logits` [R][V] is room for one step's. Ends before
 // `ahead->steps` after a step in which an end token or a score that is not finite came. Returns the steps made.
-int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits,
+NASH_EXPORT int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits,
                           const Ahead* ahead) {
   using Clock = std::chrono::steady_clock;
   const auto started = Clock::now();
@@ -329,6 +428,3 @@ int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspac
   }
 }
 }
-#else
-extern "C" int32_t nash_supported() { return 0; }
-#endif
