@@ -113,6 +113,23 @@ def test_several_tokens_of_a_sequence_in_one_step(t5_dir: Path, dtype: str) -> N
         assert torch.equal(got[slot], expected[slot, length - 1])
 
 
+def a_block_more(backend: NativeBackend) -> bool:
+    """Go on with a source by the fewest rows, as where nothing is known of how long they take."""
+    assert backend._progress is not None
+    backend._progress.row_seconds = native.RowSeconds()
+    return backend.go_on(0.0)
+
+
+def test_a_source_does_not_wait_for_ever(t5_dir: Path) -> None:
+    backend = load(t5_dir)
+    backend.begin_source(SOURCES[0], [0])
+    calls = 1
+    while not backend.go_on(0.0):
+        calls += 1
+        assert calls < 1000
+    assert calls > 16, "no call had time for a block, and some did one"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_source_in_slices_is_the_same_to_the_bit(t5_dir: Path, dtype: str) -> None:
     expected, backend = all_logits(load(t5_dir, dtype)), load(t5_dir, dtype)
@@ -120,11 +137,11 @@ def test_a_source_in_slices_is_the_same_to_the_bit(t5_dir: Path, dtype: str) -> 
     short, given_up = [i for i in range(3) if i != long][:2]
     backend.encode([SOURCES[short]], [[0]])
     backend.begin_source(SOURCES[given_up], [1])
-    assert not backend.go_on(0.0)
+    assert not a_block_more(backend)
     backend.drop_source()
     backend.begin_source(SOURCES[long], [1, 4])
     position, slices = 0, 0
-    while not backend.go_on(0.0):  # a block at a time
+    while not a_block_more(backend):
         got = step(backend, position, [0], [TARGETS[short][position]])
         assert torch.equal(got[0], expected[short, position])
         position, slices = (position + 1) % 8, slices + 1
@@ -250,7 +267,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(
         assert [each.tokens for each in one.hypotheses] == [each.tokens for each in expected.hypotheses]
         several += len({len(each.tokens) for each in one.hypotheses}) > 1
     assert several > 5, "samples of one source end at different times"
-    assert ahead > 5, "nobody looked at each step"
+    assert ahead > 5 or pause_s == 0, "nobody looked at each step"
     assert (sliced > 5) == (pause_s == 0), "sources were under way between steps"
 
 

@@ -106,8 +106,22 @@ class Workspace(Structure):
     )
 
 
+RowSeconds = c_double * 4
+
+
 class Progress(Structure):
-    _fields_ = (("part", c_int32), ("layer", c_int32), ("row", c_int32), ("block", c_int32))
+    _fields_ = (
+        ("part", c_int32),
+        ("layer", c_int32),
+        ("row", c_int32),
+        ("block", c_int32),
+        ("row_seconds", RowSeconds),
+    )
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """What comes next."""
+        return self.part, self.layer, self.row
 
 
 class Ahead(Structure):

@@ -32,6 +32,7 @@
 
 namespace {
 
+constexpr int kFewestRows = 16;  // of a block of a source: fewer would read all weights for too little
 constexpr int kPrivateRows = 4;  // up to so many rows, each thread converting all of them is cheaper than a barrier
 
 // One thread's part of a pass. The functions are called by all threads of the pool in the same order.
@@ -341,16 +342,23 @@ NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs
 }
 
 // Go on with encoding sources, whose keys and values go into the slots `memory_slots` of the decoder's
-// cross-attention, until that is done or the next block of rows would probably end later than `seconds` from now; at
-// least a block is done. Returns whether the sources are encoded; `progress` begins as zeros.
+// cross-attention, until that is done or a next block of rows would probably end later than `seconds` from now. Returns
+// whether the sources are encoded; `progress` begins as zeros, but for `block`.
 NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space,
                                 void* pool, Progress* progress, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto started = Clock::now();
   Pool& threads = *static_cast<Pool*>(pool);
-  double longest = 0, now = 0;
-  for (;;) {
-    const int begin = progress->row, count = std::min(progress->block, rows->rows - begin);
+  for (double now = 0;;) {
+    const int begin = progress->row, left = rows->rows - begin;
+    double& row_seconds = progress->row_seconds[progress->part];
+    int count = std::min(progress->block, left);
+    if (std::isfinite(seconds)) {
+      const int fewest = std::min(kFewestRows, left);
+      const double affordable = row_seconds > 0 ? (seconds - now) / row_seconds : fewest;
+      if (affordable < fewest) return 0;
+      count = std::min(count, std::max(fewest, static_cast<int>(std::min(affordable, 1e9)) / kBlock * kBlock));
+    }
     const Rows block = {count, 0, rows->tokens + begin, rows->positions + begin, rows->slots + begin,
                         rows->lengths + begin, rows->memory_slots + begin, nullptr};
     Workspace its_space = *space;
@@ -371,6 +379,9 @@ NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, cons
         default: worker.fill_memory(*decoder, block.memory_slots); break;
       }
     });
+    const double done = std::chrono::duration<double>(Clock::now() - started).count();
+    const double took = (done - now) / count;
+    row_seconds = row_seconds > 0 ? (row_seconds + took) / 2 : took;
     progress->row += count;
     if (progress->row == rows->rows) {
       progress->row = 0;
@@ -382,10 +393,7 @@ NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, cons
         progress->part = progress->layer < encoder->layers ? kKeysValues : kMemory;
       }
     }
-    const double before = now;
-    now = std::chrono::duration<double>(Clock::now() - started).count();
-    longest = std::max(longest, now - before);
-    if (now + longest > seconds) return 0;
+    now = done;
   }
 }
 
