@@ -83,7 +83,7 @@ struct Workspace {
   float* units;      // [R][widest feed-forward]
   uint8_t* inputs;   // [R][widest input] in the form that matrices take
   float* scales;     // [R]
-  float* scores;     // [threads][longest row of scores]
+  float* scores;     // [threads][kQueries][score_count]: the longest row of scores, and a query
   uint8_t* private_inputs;  // [threads][kPrivateRows][widest input]
   int32_t input_bytes, score_count;
 };

@@ -32,6 +32,7 @@
 
 namespace {
 
+constexpr int kQueries = 4;  // that read keys and values together
 constexpr int kFewestRows = 16;  // of a block of a source: fewer would read all weights for too little
 constexpr int kPrivateRows = 4;  // up to so many rows, each thread converting all of them is cheaper than a barrier
 
@@ -174,30 +175,45 @@ class Worker {
     });
   }
 
-  // Each row's queries over the first count(row) keys of its slot.
+  // Each row's queries over the first count(row) keys of its slot. Rows of one slot that stand together, a source's or
+  // beams over their source, take its keys and values kQueries at a time.
   template <class Count>
   void attend_rows(const Attention& attention, const int32_t* slots, Count&& count) {
-    const int width = stack_.head_dim, heads = attention.heads, inner = heads * width;
-    float* scores = space_.scores + static_cast<size_t>(thread_) * space_.score_count;
-    Factor* factors = reinterpret_cast<Factor*>(scores + space_.score_count - round_up(width, kNumbers));
-    const Share own = share(rows_.rows * heads, thread_, threads_);
+    const int heads = attention.heads;
+    const bool grouped = rows_.rows >= kQueries && slots[0] == slots[1] && count(0) == count(1);
+    const int size = grouped ? kQueries : 1, groups = (rows_.rows + size - 1) / size;
+    const Share own = share(groups * heads, thread_, threads_);
     for (int unit = own.begin; unit < own.end; unit++) {
-      const int r = unit / heads, head = unit % heads;
-      const int64_t base = slots[r] * attention.slot_stride + head * attention.head_stride;
-      const size_t place = static_cast<size_t>(r) * inner + head * width;
-      const float* bias = attention.bias;
-      if (bias) bias += (2 * head + 1) * attention.reach - 1 - rows_.positions[r];
-      if (stack_.half) {
-        attend(space_.queries + place, static_cast<const uint16_t*>(attention.keys) + base,
-               static_cast<const uint16_t*>(attention.values) + base, count(r), width, bias, scores,
-               factors, space_.context + place);
+      const int begin = unit / heads * size, end = std::min(begin + size, rows_.rows), head = unit % heads;
+      bool alike = end - begin == kQueries;
+      for (int r = begin + 1; r < end; r++) {
+        alike &= slots[r] == slots[begin] && count(r) == count(begin) && rows_.positions[r] == rows_.positions[r - 1] + 1;
+      }
+      if (alike) {
+        attend_to<kQueries>(attention, slots[begin], begin, head, count(begin));
       } else {
-        attend(space_.queries + place, static_cast<const float*>(attention.keys) + base,
-               static_cast<const float*>(attention.values) + base, count(r), width, bias, scores,
-               factors, space_.context + place);
+        for (int r = begin; r < end; r++) attend_to<1>(attention, slots[r], r, head, count(r));
       }
     }
     pool_.barrier(thread_);
+  }
+
+  template <int Q>
+  void attend_to(const Attention& attention, int slot, int row, int head, int count) {
+    const int width = stack_.head_dim, inner = attention.heads * width, room = space_.score_count;
+    float* scores = space_.scores + static_cast<size_t>(thread_) * kQueries * room;
+    const int64_t base = slot * attention.slot_stride + head * attention.head_stride;
+    const size_t place = static_cast<size_t>(row) * inner + head * width;
+    const float* bias = attention.bias;
+    if (bias) bias += (2 * head + 1) * attention.reach - 1 - rows_.positions[row];
+    const Queries queries = {space_.queries + place, static_cast<size_t>(inner), bias, space_.context + place};
+    if (stack_.half) {
+      attend<Q>(queries, static_cast<const uint16_t*>(attention.keys) + base,
+                static_cast<const uint16_t*>(attention.values) + base, count, width, scores, room);
+    } else {
+      attend<Q>(queries, static_cast<const float*>(attention.keys) + base,
+                static_cast<const float*>(attention.values) + base, count, width, scores, room);
+    }
   }
 
   void self_attention(const Attention& attention) {
