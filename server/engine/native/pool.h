@@ -2,14 +2,22 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
-#include <immintrin.h>
-
 constexpr int kSpins = 1000;  // some ten microseconds; then the processor may be needed by somebody else
+
+// Tell the processor that this thread waits in a loop.
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
 
 // Threads that run one function together and meet at barriers within it.
 //
@@ -42,11 +50,11 @@ class Pool {
     argument_ = &function;
     left_.store(size_ - 1, std::memory_order_relaxed);
     waited_ = 0;
-    const uint64_t started = __rdtsc();
+    const int64_t started = now_ns();
     wake();
     function(0, size_);
     wait(0, [this] { return left_.load(std::memory_order_acquire) == 0; });
-    judge(__rdtsc() - started);
+    judge(now_ns() - started);
   }
 
   void barrier(int thread) {
@@ -63,19 +71,24 @@ class Pool {
  private:
   static constexpr int kShortest = 16, kLongest = 1024;  // runs alone
 
+  static int64_t now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  }
+
   template <class Done>
   void wait(int thread, Done&& done) {
-    const uint64_t started = __rdtsc();
+    const int64_t started = now_ns();
     for (int spins = 0; !done(); spins++) {
       if (spins < kSpins) {
-        _mm_pause();
+        relax();
       } else {
         std::this_thread::yield();
       }
     }
-    if (thread == 0) waited_ += __rdtsc() - started;
+    if (thread == 0) waited_ += now_ns() - started;
   }
-  void judge(uint64_t took) {
+  void judge(int64_t took) {
     if (2 * waited_ < took) {
       next_alone_ = kShortest;
     } else {
@@ -90,7 +103,7 @@ class Pool {
   void work(int thread) {
     uint32_t seen = 0;
     for (;;) {
-      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; spins++) _mm_pause();
+      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; spins++) relax();
       generation_.wait(seen, std::memory_order_acquire);
       seen++;
       if (stop_) return;
@@ -102,7 +115,7 @@ class Pool {
   const int size_;
   int active_ = 1;  // threads of this run
   int alone_ = 0, next_alone_ = kShortest;
-  uint64_t waited_ = 0;
+  int64_t waited_ = 0;
   void (*job_)(void*, int, int) = nullptr;
   void* argument_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};
