@@ -8,7 +8,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator
 from ctypes import Structure, c_void_p
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Call:
 
     function: str
     arguments: list[tuple[int, int]]  # a kind and its value
+    number: float = 0.0  # the one argument that is a double, where there is one
     outputs: list[Span] = field(default_factory=list)
     answer: int = 0
     results: list[bytes] = field(default_factory=list)
@@ -100,9 +101,9 @@ class Recording:
             self.calls.append(Call("nash_pack", arguments))
         self._packed = []
 
-    def encode(self, encoder: Structure, decoder: Structure, rows: native.Rows, *others: Any) -> None:
+    def encode(self, encoder: Structure, decoder: Structure, rows: native.Rows, *others: Any) -> int:
         """Nothing to be seen comes of it: what was cached is read by later calls."""
-        self._call("encode", rows, (encoder, decoder, rows, *others), {})
+        return self._call("encode", rows, (encoder, decoder, rows, *others), {})
 
     def decode(self, decoder: native.Stack, rows: native.Rows, *others: Any) -> None:
         """Its logits are kept."""
@@ -129,6 +130,7 @@ class Recording:
                 file.write(call.function.encode().ljust(32, b"\0"))
                 file.write(struct.pack(f"<{_ARGUMENTS}q", *(kind for kind, _ in padded)))
                 file.write(struct.pack(f"<{_ARGUMENTS}q", *(value for _, value in padded)))
+                file.write(struct.pack("<d", call.number))
                 for span in spans:
                     file.write(struct.pack("<2q", span.at, span.bytes))
 
@@ -142,13 +144,14 @@ class Recording:
             for span in call.outputs:
                 results.append(data[at : at + span.bytes])
                 at += span.bytes
-            repeated.append(Call(call.function, call.arguments, call.outputs, answer, results))
+            repeated.append(replace(call, answer=answer, results=results))
         assert at == len(data)
         return repeated
 
     def _call(self, name: str, rows: native.Rows, arguments: tuple[Any, ...], outputs: dict[int, int]) -> int:
         self._arrays = {}
-        call = Call(f"nash_{name}", [self._argument(each, rows.rows) for each in arguments])
+        whole = [self._argument(each, rows.rows) for each in arguments if not isinstance(each, float)]
+        call = Call(f"nash_{name}", whole, sum(each for each in arguments if isinstance(each, float)))
         call.outputs = [Span(self._locate(address), size) for address, size in outputs.items()]
         call.answer = getattr(self._library, name)(*arguments) or 0
         call.results = [ctypes.string_at(address, size) for address, size in outputs.items()]

@@ -4,7 +4,7 @@
 //
 // A recording is all memory that the calls read, as one image in which pointers are offsets. It names functions and
 // holds their arguments as words of 64 bits: on AArch64 the first eight whole numbers and pointers of a call stand in
-// the registers x0 to x7 whatever their types are, so that no signature need be known here.
+// the registers x0 to x7 whatever their types are, and its first double in d0, so that no signature need be known here.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -34,6 +34,7 @@ struct Span {
 struct Call {
   char function[32];
   int64_t kinds[kArguments], arguments[kArguments];
+  double number;        // the one argument that is a double, where there is one
   Span outputs[kOutputs];  // what is kept of the image after the call
 };
 
@@ -78,13 +79,13 @@ int main(int, char** arguments) {
              : call.kinds[i] == kAnswer ? answers[value]
                                         : value;
     }
-    using Function = int64_t (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+    using Function = int64_t (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double);
     const auto function = reinterpret_cast<Function>(dlsym(library, call.function));
     if (!function) {
       std::fprintf(stderr, "%s\n", dlerror());
       return 1;
     }
-    answers.push_back(function(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]));
+    answers.push_back(function(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], call.number));
     std::fwrite(&answers.back(), sizeof(int64_t), 1, results);
     for (const Span& output : call.outputs) std::fwrite(image + output.at, 1, output.bytes, results);
   }

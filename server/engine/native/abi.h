@@ -88,6 +88,13 @@ struct Workspace {
   int32_t input_bytes, score_count;
 };
 
+// How far an encoder's pass is. Its parts, of which the middle ones come once a layer, go over all rows in blocks.
+enum Part : int32_t { kEmbedding = 0, kKeysValues = 1, kBeyond = 2, kMemory = 3 };
+struct Progress {
+  int32_t part, layer, row;  // what comes next
+  int32_t block;             // rows that are done together
+};
+
 // Greedy steps of all rows, one after the other without anybody looking.
 struct Ahead {
   int32_t steps;  // at most

@@ -28,6 +28,7 @@ from server.engine.weights import open_network
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
 
+_BLOCK_ROWS = int(__import__("os").environ.get("BLOCK","128"))  # of a source that are encoded together
 _LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
 
 
@@ -86,7 +87,7 @@ class NativeBackend:
             head_dim=net.head_dim,
         )
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
-        self._pool = found.pool_create(threads)
+        self._pool = native.create_pool(found, threads)
         # By slot: where its decoded state is, and where the source that it reads is.
         self._own = list(range(config.slots))
         self._source = list(range(config.slots))
@@ -201,7 +202,10 @@ class NativeBackend:
             lengths=[len(source) for source, _ in batch for _ in source],
             memory_slots=[place for source, place in batch for _ in source],
         )
-        self._library.encode(self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool)
+        progress = native.Progress(block=_BLOCK_ROWS)
+        self._library.encode(
+            self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool, progress, math.inf
+        )
 
     def _copy_state(self, origin: int, target: int, length: int) -> None:
         blocks = -(-length // _LANES)

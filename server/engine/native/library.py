@@ -7,6 +7,7 @@ from pathlib import Path
 
 from server.engine.errors import LoadError
 from server.engine.native.sets import BY_NAME, chosen_set, library_path
+from server.engine.topology import placement
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
@@ -105,6 +106,10 @@ class Workspace(Structure):
     )
 
 
+class Progress(Structure):
+    _fields_ = (("part", c_int32), ("layer", c_int32), ("row", c_int32), ("block", c_int32))
+
+
 class Ahead(Structure):
     _fields_ = (
         ("steps", c_int32),
@@ -122,9 +127,14 @@ class Library:
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         self.pool_create = library.nash_pool_create
-        self.pool_create.argtypes, self.pool_create.restype = (c_int32,), c_void_p
+        self.pool_create.argtypes = (c_int32, POINTER(c_int32), c_int32, POINTER(c_int32), POINTER(c_int32))
+        self.pool_create.restype = c_void_p
         self.pool_destroy = library.nash_pool_destroy
         self.pool_destroy.argtypes, self.pool_destroy.restype = (c_void_p,), None
+        self.pool_hold = library.nash_pool_hold
+        self.pool_hold.argtypes, self.pool_hold.restype = (c_void_p, c_int32), None
+        self.pool_active = library.nash_pool_active
+        self.pool_active.argtypes, self.pool_active.restype = (c_void_p,), c_int32
         self.packed_bytes = library.nash_packed_bytes
         self.packed_bytes.argtypes, self.packed_bytes.restype = (c_int32, c_int32, c_int32), c_int64
         self.pack = library.nash_pack
@@ -132,12 +142,37 @@ class Library:
         self.pack.restype = None
         passed = (POINTER(Rows), POINTER(Workspace), c_void_p)
         self.encode = library.nash_encode
-        self.encode.argtypes, self.encode.restype = (POINTER(Stack), POINTER(Stack), *passed), None
+        self.encode.argtypes = (POINTER(Stack), POINTER(Stack), *passed, POINTER(Progress), c_double)
+        self.encode.restype = c_int32
         self.decode = library.nash_decode
         self.decode.argtypes, self.decode.restype = (POINTER(Stack), *passed, c_void_p), None
         self.decode_ahead = library.nash_decode_ahead
         self.decode_ahead.argtypes = (POINTER(Stack), *passed, c_void_p, POINTER(Ahead))
         self.decode_ahead.restype = c_int32
+
+
+def create_pool(library: Library, threads: int) -> int:
+    """A pool of so many threads, placed where that is of use; `pool_destroy` ends it.
+
+    Raises:
+        LoadError: the system does not let the process have so many threads.
+    """
+    place = placement(threads)
+    pool: int | None
+    if place is None:
+        pool = library.pool_create(threads, None, 0, None, None)
+    else:
+        count = len(place.cpus)
+        pool = library.pool_create(
+            threads,
+            (c_int32 * threads)(*place.domains),
+            count,
+            (c_int32 * count)(*place.cpus),
+            (c_int32 * count)(*place.cpu_domains),
+        )
+    if pool is None:
+        raise LoadError(f"{threads} threads could not be started: lower threads, or raise the process limit (ulimit -u)")
+    return pool
 
 
 @cache

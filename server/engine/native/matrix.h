@@ -9,8 +9,11 @@
 
 #include "abi.h"
 #include "numbers.h"
+#include "share.h"
 
 constexpr int kTile = 2 * kNumbers;  // outputs of a tile
+constexpr int kBlock = 8;            // rows of a block, where rows are divided among threads
+constexpr size_t kLineBytes = 64;      // of the cache
 
 struct Moments {
   float mean, factor;  // a normed value is (x - mean) * factor
@@ -42,6 +45,8 @@ inline void norm_in_place(const Stack& stack, const Norm& norm, float* x) {
     store(x + i, fma((load(x + i, n) - mean) * factor, load(norm.gain + i, n), shift), n);
   }
 }
+
+inline int tiles(const Matrix& m) { return round_up(m.outputs, kTile) / kTile; }
 
 inline size_t input_stride(const Matrix& m) {  // bytes
   const size_t size = m.dtype == kInt8 ? sizeof(Quantized) : m.dtype == kBFloat16 ? sizeof(Factor) : sizeof(float);
@@ -88,10 +93,20 @@ inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* o
   }
 }
 
+// Memory to have in the cache later, a little at each step of a product's loop.
+struct Fetch {
+  const char* next;
+  size_t step;  // bytes
+};
+NASH_INLINE void fetch(Fetch& ahead) {
+  __builtin_prefetch(ahead.next, 0, 2);
+  ahead.next += ahead.step;
+}
+
 // Products of N rows with S sixteens of outputs from `column` on, weights of a tile side by side. Each sum takes its
 // terms in the order of the inputs, whatever N and S are: a row's result does not depend on its company.
 template <int N, int S>
-NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stride, int column,
+NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stride, int column, Fetch ahead,
                                   Floats (&result)[N][S]) {
   const float* w = static_cast<const float*>(m.weights) + static_cast<size_t>(column / kTile) * m.inputs * kTile +
                    column % kTile;
@@ -104,6 +119,7 @@ NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stri
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
       const Floats weights = load(w + s * kNumbers);
+      fetch(ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < N; r++) {
         result[r][s] = fma(splat(reinterpret_cast<const float*>(x + r * stride)[k]), weights, result[r][s]);
@@ -113,7 +129,7 @@ NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stri
 }
 
 template <int N, int S>
-NASH_INLINE void multiply_bfloat16(const Matrix& m, const uint8_t* x, size_t stride, int column,
+NASH_INLINE void multiply_bfloat16(const Matrix& m, const uint8_t* x, size_t stride, int column, Fetch ahead,
                                    Floats (&result)[N][S]) {
   const int pairs = (m.inputs + 1) / 2;
   const uint16_t* w = static_cast<const uint16_t*>(m.weights) +
@@ -127,6 +143,7 @@ NASH_INLINE void multiply_bfloat16(const Matrix& m, const uint8_t* x, size_t str
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
       const Pairs weights = load_pairs(w + s * 2 * kNumbers);
+      fetch(ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < N; r++) {
         const FactorPair two = load_factor_pair(reinterpret_cast<const Factor*>(x + r * stride) + 2 * k);
@@ -137,7 +154,7 @@ NASH_INLINE void multiply_bfloat16(const Matrix& m, const uint8_t* x, size_t str
 }
 
 template <int N, int S>
-NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride, const float* scales, int column,
+NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride, const float* scales, int column, Fetch ahead,
                                Floats (&result)[N][S]) {
   const int quads = (m.inputs + 3) / 4;
   const int8_t* w = static_cast<const int8_t*>(m.weights) +
@@ -152,6 +169,7 @@ NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride,
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
       const Quads weights = load_quads(w + s * 4 * kNumbers);
+      fetch(ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < N; r++) {
         const QuantizedQuad four = load_quantized_quad(reinterpret_cast<const Quantized*>(x + r * stride) + 4 * k);
@@ -167,24 +185,24 @@ NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride,
   }
 }
 
-struct Share {
-  int begin, end;
-};
-inline Share share(int count, int thread, int threads) {
-  return {static_cast<int>(static_cast<int64_t>(count) * thread / threads),
-          static_cast<int>(static_cast<int64_t>(count) * (thread + 1) / threads)};
+inline size_t tile_bytes(const Matrix& m) {
+  switch (m.dtype) {
+    case kInt8: return static_cast<size_t>(round_up(m.inputs, 4)) * kTile;
+    case kBFloat16: return static_cast<size_t>(round_up(m.inputs, 2)) * kTile * 2;
+    default: return static_cast<size_t>(m.inputs) * kTile * 4;
+  }
 }
 
 template <int N, int S, class Use>
-void product_block(const Matrix& m, const Inputs& in, int row, int column, Use& use) {
+void product_block(const Matrix& m, const Inputs& in, int row, int column, Fetch ahead, Use& use) {
   const uint8_t* x = in.data + row * in.stride;
   Floats result[N][S];
   if (m.dtype == kInt8) {
-    multiply_int8<N, S>(m, x, in.stride, in.scales + row, column, result);
+    multiply_int8<N, S>(m, x, in.stride, in.scales + row, column, ahead, result);
   } else if (m.dtype == kBFloat16) {
-    multiply_bfloat16<N, S>(m, x, in.stride, column, result);
+    multiply_bfloat16<N, S>(m, x, in.stride, column, ahead, result);
   } else {
-    multiply_float32<N, S>(m, x, in.stride, column, result);
+    multiply_float32<N, S>(m, x, in.stride, column, ahead, result);
   }
 #pragma GCC unroll 2
   for (int s = 0; s < S; s++) {
@@ -196,47 +214,57 @@ void product_block(const Matrix& m, const Inputs& in, int row, int column, Use& 
   }
 }
 
-// All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be.
+// All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be. The last block
+// fetches what comes next: blocks after the first find their weights in the cache, and memory would rest meanwhile.
 template <int Most, int S, class Use>
-void product_rows(const Matrix& m, const Inputs& in, int rows, int column, Use& use) {
-  int row = 0;
-  for (int blocks = (rows + Most - 1) / Most; blocks > 0; blocks--) {
-    const int n = (rows - row + blocks - 1) / blocks;
+void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, const char* next, Use& use) {
+  int row = rows.begin;
+  for (int blocks = (rows.end - row + Most - 1) / Most; blocks > 0; blocks--) {
+    const Fetch ahead = {next, blocks == 1 ? kLineBytes : 0};
+    const int n = (rows.end - row + blocks - 1) / blocks;
     switch (n) {
-      case 8: if constexpr (Most >= 8) product_block<8, S>(m, in, row, column, use); break;
-      case 7: if constexpr (Most >= 7) product_block<7, S>(m, in, row, column, use); break;
-      case 6: if constexpr (Most >= 6) product_block<6, S>(m, in, row, column, use); break;
-      case 5: if constexpr (Most >= 5) product_block<5, S>(m, in, row, column, use); break;
-      case 4: if constexpr (Most >= 4) product_block<4, S>(m, in, row, column, use); break;
-      case 3: if constexpr (Most >= 3) product_block<3, S>(m, in, row, column, use); break;
-      case 2: if constexpr (Most >= 2) product_block<2, S>(m, in, row, column, use); break;
-      default: product_block<1, S>(m, in, row, column, use); break;
+      case 8: if constexpr (Most >= 8) product_block<8, S>(m, in, row, column, ahead, use); break;
+      case 7: if constexpr (Most >= 7) product_block<7, S>(m, in, row, column, ahead, use); break;
+      case 6: if constexpr (Most >= 6) product_block<6, S>(m, in, row, column, ahead, use); break;
+      case 5: if constexpr (Most >= 5) product_block<5, S>(m, in, row, column, ahead, use); break;
+      case 4: if constexpr (Most >= 4) product_block<4, S>(m, in, row, column, ahead, use); break;
+      case 3: if constexpr (Most >= 3) product_block<3, S>(m, in, row, column, ahead, use); break;
+      case 2: if constexpr (Most >= 2) product_block<2, S>(m, in, row, column, ahead, use); break;
+      default: product_block<1, S>(m, in, row, column, ahead, use); break;
     }
     row += n;
   }
 }
 
-// A few rows take both sixteens of a tile at once; more of them one after the other, where registers are few.
+// A few rows take both sixteens of a tile at once; more of them one after the other, where registers are few. The next
+// tile, which lies behind this one, is fetched meanwhile.
 template <int ByTwo, int ByOne, class Use>
-void product_tile(const Matrix& m, const Inputs& in, int rows, int column, Use& use) {
+void product_tile_by(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
+  const int column = tile * kTile;
+  const char* next = static_cast<const char*>(m.weights) + (tile + 1) * tile_bytes(m);
   if constexpr (ByOne > 0) {
-    if (rows > ByTwo) {
-      product_rows<ByOne, 1>(m, in, rows, column, use);
-      if (column + kNumbers < m.outputs) product_rows<ByOne, 1>(m, in, rows, column + kNumbers, use);
+    if (rows.end - rows.begin > ByTwo) {
+      product_rows<ByOne, 1>(m, in, rows, column, next, use);
+      if (column + kNumbers >= m.outputs) return;
+      product_rows<ByOne, 1>(m, in, rows, column + kNumbers, next + tile_bytes(m) / 2, use);
       return;
     }
   }
-  product_rows<ByTwo, 2>(m, in, rows, column, use);
+  product_rows<ByTwo, 2>(m, in, rows, column, next, use);
 }
 
-// This thread's share of the outputs, for all rows: use(row, column, sixteen results).
+// The outputs of one tile for some rows: use(row, column, sixteen results).
 template <class Use>
-void product(const Matrix& m, const Inputs& in, int rows, Share tiles, Use&& use) {
-  for (int tile = tiles.begin; tile < tiles.end; tile++) {
-    if (m.dtype == kInt8) {
-      product_tile<kQuantizedRowsByTwo, kQuantizedRowsByOne>(m, in, rows, tile * kTile, use);
-    } else {
-      product_tile<kRowsByTwo, kRowsByOne>(m, in, rows, tile * kTile, use);
-    }
+void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
+  switch (m.dtype) {
+    case kInt8: return product_tile_by<kQuadRowsByTwo, kQuadRowsByOne>(m, in, rows, tile, use);
+    case kBFloat16: return product_tile_by<kPairRowsByTwo, kPairRowsByOne>(m, in, rows, tile, use);
+    default: return product_tile_by<kRowsByTwo, kRowsByOne>(m, in, rows, tile, use);
   }
+}
+
+// This thread's part of the outputs, by a division that counts the tiles of this matrix from the first on.
+template <class Use>
+void product(const Matrix& m, const Inputs& in, const Division& division, Use&& use) {
+  division.each(0, tiles(m), [&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });
 }

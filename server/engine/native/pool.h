@@ -4,124 +4,271 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <limits>
+#include <memory>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
-constexpr int kSpins = 1000;  // some ten microseconds; then the processor may be needed by somebody else
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "pace.h"
 
 // Tell the processor that this thread waits in a loop.
 inline void relax() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
 }
 
-// Threads that run one function together and meet at barriers within it.
+// Forks between this process and the first one with a pool; of a child's threads only the one that forked is there.
+inline int& forks() {
+  static int count = 0;
+  return count;
+}
+
+// Where the threads of a pool are to run.
+struct Placement {
+  std::vector<int> domains;  // of each thread, in order; threads of a domain share a cache. Empty: not known
+  std::vector<std::vector<int>> cpus;  // of each thread; an empty list leaves it to the system
+};
+
+// Threads that run one function together and meet at barriers within it. How many of them run it, Pace decides by how
+// much there is to do; what is computed must not depend on it.
 //
-// On a processor that others want too, one of them is taken off it now and then, for milliseconds, and the others wait
-// at the next barrier: several threads are then slower than one. So the first thread watches how much of a run it
-// waits. After a run of mostly waiting it works alone for a while, longer each time that nothing has changed. What is
-// computed does not depend on how many compute it.
+// Threads stand in groups of one cache domain and at most eight. They arrive at a barrier, and are let go, within their
+// group first, so that a line of memory which many write travels between a few cores nearby. The threads of a run are
+// the first ones, so that half of them are whole groups as well.
+//
+// A child of a fork has none of the threads: there, a pool runs everything in its caller.
 class Pool {
  public:
-  explicit Pool(int size) : size_(size) {
-    for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { work(i); });
+  // Throws std::system_error or std::bad_alloc where a thread cannot be made; none is left behind.
+  explicit Pool(int size, const Placement& placement = {}, uint32_t first_phase = 0)
+      : size_(size), members_(new Member[size]) {
+    watch_forks();
+    born_ = forks();
+    for (int thread = 0; thread < size; thread++) {
+      const bool known = !placement.domains.empty();
+      const int begin = groups_.empty() ? 0 : groups_.back().begin;
+      if (groups_.empty() || thread - begin == kGroup ||
+          (known && placement.domains[thread] != placement.domains[begin])) {
+        groups_.push_back({thread, thread});
+      }
+      groups_.back().end = thread + 1;
+      members_[thread].group = static_cast<int>(groups_.size()) - 1;
+    }
+    meetings_.reset(new Meeting[groups_.size() + 1]);  // one for each group, and the last for one of each
+    for (size_t i = 0; i <= groups_.size(); i++) meetings_[i].phase.store(first_phase, std::memory_order_relaxed);
+    try {
+      threads_.reserve(size - 1);
+      for (int thread = 1; thread < size; thread++) {
+        threads_.emplace_back([this, thread] { work(thread); });
+        if (!placement.cpus.empty()) keep_on(threads_.back(), placement.cpus[thread]);
+      }
+      pace_ = std::make_unique<Pace>(size, measure());
+    } catch (...) {
+      stop();
+      throw;
+    }
   }
   ~Pool() {
-    stop_ = true;
-    wake();
-    for (auto& thread : threads_) thread.join();
-  }
-
-  // Runs function(thread, threads) in all threads, or in the caller's alone.
-  template <class F>
-  void run(F&& function) {
-    if (size_ == 1 || alone_ > 0) {
-      if (alone_ > 0) alone_--;
-      active_ = 1;
-      function(0, 1);
-      return;
+    if (forked()) {
+      for (auto& thread : threads_) thread.detach();  // they are not there to be joined
+    } else {
+      stop();
     }
-    active_ = size_;
-    job_ = [](void* f, int thread, int threads) { (*static_cast<std::remove_reference_t<F>*>(f))(thread, threads); };
-    argument_ = &function;
-    left_.store(size_ - 1, std::memory_order_relaxed);
-    waited_ = 0;
-    const int64_t started = now_ns();
-    wake();
-    function(0, size_);
-    wait(0, [this] { return left_.load(std::memory_order_acquire) == 0; });
-    judge(now_ns() - started);
+  }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  // Runs function(thread, threads) in as many threads as pay, the caller's among them as thread 0.
+  template <class F>
+  void run(const Work& work, F&& function) {
+    if (held_ > 0 || size_ == 1) return run_in(std::max(held_, 1), function);
+    const double started_ns = now_ns();
+    const int threads = pace_->threads(work, started_ns);
+    run_in(threads, function);
+    pace_->took(now_ns() - started_ns);
   }
 
+  // From now on runs are of exactly so many threads; 0: of as many as pay.
+  void hold(int threads) { held_ = std::min(threads, size_); }
+
+  int size() const { return size_; }
+  int active() const { return active_; }  // threads of the last run
+
+  // Wait for all threads of the run; what each did before is seen by all afterwards.
   void barrier(int thread) {
     if (active_ == 1) return;
-    const int phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-    } else {
-      wait(thread, [&] { return phase_.load(std::memory_order_acquire) != phase; });
-    }
+    const int own = members_[thread].group;
+    const Group& group = groups_[own];
+    const bool several = active_ > groups_[0].end;
+    meet(meetings_[own], std::min(group.end, active_) - group.begin, [&] {
+      if (several) meet(meetings_[groups_.size()], members_[active_ - 1].group + 1, [] {});
+    });
   }
 
  private:
-  static constexpr int kShortest = 16, kLongest = 1024;  // runs alone
+  static constexpr int kGroup = 8;
+  static constexpr double kSpin_ns = 2e4;  // then the processor may be needed by somebody else
 
-  static int64_t now_ns() {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-        .count();
+  struct Group {
+    int begin, end;  // threads
+  };
+  struct alignas(128) Meeting {  // two lines, for they are fetched in pairs
+    std::atomic<int> arrived{0};
+    alignas(64) std::atomic<uint32_t> phase{0};  // of barriers; it wraps
+  };
+  struct alignas(128) Member {
+    std::atomic<uint32_t> call{0};  // changes where there is a run for this thread
+    std::atomic<bool> asleep{false};
+    int group = 0;
+  };
+
+  static double now_ns() {
+    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
-  template <class Done>
-  void wait(int thread, Done&& done) {
-    const int64_t started = now_ns();
-    for (int spins = 0; !done(); spins++) {
-      if (spins < kSpins) {
-        relax();
-      } else {
-        std::this_thread::yield();
+  // The last of `expected` threads to arrive calls last() and lets the others go.
+  template <class Last>
+  void meet(Meeting& meeting, int expected, Last&& last) {
+    const uint32_t phase = meeting.phase.load(std::memory_order_relaxed);
+    if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) == expected - 1) {
+      meeting.arrived.store(0, std::memory_order_relaxed);
+      last();
+      meeting.phase.store(phase + 1, std::memory_order_release);
+    } else {
+      for (int spins = 0; meeting.phase.load(std::memory_order_acquire) == phase; spins++) {
+        if (spins < spins_) {
+          relax();
+        } else {
+          std::this_thread::yield();
+        }
       }
     }
-    if (thread == 0) waited_ += now_ns() - started;
-  }
-  void judge(int64_t took) {
-    if (2 * waited_ < took) {
-      next_alone_ = kShortest;
-    } else {
-      alone_ = next_alone_;
-      next_alone_ = std::min(2 * next_alone_, kLongest);
-    }
-  }
-  void wake() {
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-  }
-  void work(int thread) {
-    uint32_t seen = 0;
-    for (;;) {
-      for (int spins = 0; spins < kSpins && generation_.load(std::memory_order_acquire) == seen; spins++) relax();
-      generation_.wait(seen, std::memory_order_acquire);
-      seen++;
-      if (stop_) return;
-      job_(argument_, thread, size_);
-      left_.fetch_sub(1, std::memory_order_release);
-    }
   }
 
+  template <class F>
+  void run_in(int threads, F& function) {
+    active_ = forked() ? 1 : threads;
+    if (active_ == 1) return function(0, 1);
+    job_ = [](void* f, int thread, int count) { (*static_cast<std::remove_reference_t<F>*>(f))(thread, count); };
+    argument_ = const_cast<void*>(static_cast<const void*>(&function));
+    call_others(0);
+    function(0, active_);
+    barrier(0);
+  }
+  // Thread 0 calls its own group and the first of each other group, who calls the rest of that one.
+  void call_others(int thread) {
+    const int own = members_[thread].group;
+    if (thread == 0) {
+      for (size_t i = 1; i < groups_.size() && groups_[i].begin < active_; i++) call(groups_[i].begin);
+    }
+    if (thread != groups_[own].begin) return;
+    for (int other = thread + 1; other < std::min(groups_[own].end, active_); other++) call(other);
+  }
+  void call(int thread) {
+    Member& member = members_[thread];
+    member.call.fetch_add(1, std::memory_order_seq_cst);
+    if (member.asleep.load(std::memory_order_seq_cst)) member.call.notify_all();
+  }
+  void work(int thread) {
+    Member& member = members_[thread];
+    for (uint32_t seen = 0;; seen++) {
+      for (int spins = 0; spins < spins_ && member.call.load(std::memory_order_acquire) == seen; spins++) relax();
+      if (member.call.load(std::memory_order_acquire) == seen) {
+        member.asleep.store(true, std::memory_order_seq_cst);
+        member.call.wait(seen, std::memory_order_seq_cst);
+        member.asleep.store(false, std::memory_order_relaxed);
+      }
+      if (stop_.load(std::memory_order_acquire)) return;
+      call_others(thread);
+      job_(argument_, thread, active_);
+      barrier(thread);
+    }
+  }
+  void stop() {
+    stop_.store(true, std::memory_order_release);
+    for (size_t i = 0; i < threads_.size(); i++) call(static_cast<int>(i) + 1);
+    for (auto& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  // Nanoseconds of a barrier, and what of calling all threads comes to it, by Pace::counts(size).
+  std::vector<double> measure() {
+    constexpr int kBarriers = 16, kTurns = 8;
+    constexpr double kBudget_ns = 2e6;
+    std::vector<int> counts = Pace::counts(size_);
+    std::vector<double> found(counts.size(), 0.);
+    for (size_t i = counts.size() - 1; i-- > 0;) {
+      if (found[i + 1] > kBudget_ns / kBarriers) {  // more threads than cores, as it seems: half as bad is bad enough
+        found[i] = 2 * found[i + 1];
+        continue;
+      }
+      found[i] = std::numeric_limits<double>::infinity();
+      const double begun_ns = now_ns();
+      for (int turn = 0; turn < kTurns && (turn == 0 || now_ns() - begun_ns < kBudget_ns); turn++) {
+        const double started_ns = now_ns();
+        auto meet_often = [this](int thread, int) {
+          for (int barrier_ = 1; barrier_ < kBarriers; barrier_++) barrier(thread);
+        };
+        run_in(counts[i], meet_often);
+        found[i] = std::min(found[i], (now_ns() - started_ns) / kBarriers);
+      }
+    }
+    return found;
+  }
+
+  static int spins() {
+    constexpr int kTries = 1000;
+    double least_ns = std::numeric_limits<double>::infinity();
+    for (int turn = 0; turn < 3; turn++) {
+      const double started_ns = now_ns();
+      for (int i = 0; i < kTries; i++) relax();
+      least_ns = std::min(least_ns, now_ns() - started_ns);
+    }
+    return static_cast<int>(std::clamp(kTries * kSpin_ns / std::max(least_ns, 1.), 100., 1e5));
+  }
+  static void keep_on([[maybe_unused]] std::thread& thread, [[maybe_unused]] const std::vector<int>& cpus) {
+#if defined(__linux__)
+    if (cpus.empty()) return;
+    const int most = *std::max_element(cpus.begin(), cpus.end()) + 1;
+    cpu_set_t* set = CPU_ALLOC(most);
+    if (!set) return;
+    CPU_ZERO_S(CPU_ALLOC_SIZE(most), set);
+    for (int cpu : cpus) CPU_SET_S(cpu, CPU_ALLOC_SIZE(most), set);
+    // Refused where a container has lost some of its processors meanwhile: the thread runs anywhere then.
+    pthread_setaffinity_np(thread.native_handle(), CPU_ALLOC_SIZE(most), set);
+    CPU_FREE(set);
+#endif
+  }
+  static void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static const int watched = pthread_atfork(nullptr, nullptr, [] { forks()++; });
+    (void)watched;
+#endif
+  }
+  bool forked() const { return forks() != born_; }
+
   const int size_;
+  const int spins_ = spins();
+  int born_ = 0;
+  int held_ = 0;
   int active_ = 1;  // threads of this run
-  int alone_ = 0, next_alone_ = kShortest;
-  int64_t waited_ = 0;
   void (*job_)(void*, int, int) = nullptr;
   void* argument_ = nullptr;
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> left_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> phase_{0};
+  std::vector<Group> groups_;
+  std::unique_ptr<Member[]> members_;
+  std::unique_ptr<Meeting[]> meetings_;
   std::atomic<bool> stop_{false};
+  std::unique_ptr<Pace> pace_;
   std::vector<std::thread> threads_;
 };

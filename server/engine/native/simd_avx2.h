@@ -10,7 +10,8 @@ constexpr int kLanes = 8;
 // Rows that share a load of weights, by how many sixteens of outputs they are multiplied at once: sixteen registers
 // hold the sums, the weights and what they are multiplied with.
 constexpr int kRowsByTwo = 3, kRowsByOne = 6;
-constexpr int kQuantizedRowsByTwo = 2, kQuantizedRowsByOne = 4;
+constexpr int kPairRowsByTwo = 2, kPairRowsByOne = 4;
+constexpr int kQuadRowsByTwo = 2, kQuadRowsByOne = 4;
 
 using Register = __m256;
 using IntRegister = __m256i;

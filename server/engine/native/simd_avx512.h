@@ -9,7 +9,8 @@
 constexpr int kLanes = 16;
 // Rows that share a load of weights, by how many sixteens of outputs they are multiplied at once.
 constexpr int kRowsByTwo = 8, kRowsByOne = 0;
-constexpr int kQuantizedRowsByTwo = 8, kQuantizedRowsByOne = 0;
+constexpr int kPairRowsByTwo = 8, kPairRowsByOne = 0;
+constexpr int kQuadRowsByTwo = 8, kQuadRowsByOne = 0;
 
 using Register = __m512;
 using IntRegister = __m512i;

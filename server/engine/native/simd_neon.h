@@ -10,10 +10,11 @@ constexpr int kLanes = 4;
 // Rows that share a load of weights, by how many sixteens of outputs they are multiplied at once: thirty-two registers
 // hold the sums, the weights and what they are multiplied with.
 constexpr int kRowsByTwo = 2, kRowsByOne = 6;
+constexpr int kPairRowsByTwo = 2, kPairRowsByOne = 5;
 #if defined(__ARM_FEATURE_DOTPROD)
-constexpr int kQuantizedRowsByTwo = 2, kQuantizedRowsByOne = 6;
+constexpr int kQuadRowsByTwo = 2, kQuadRowsByOne = 6;
 #else
-constexpr int kQuantizedRowsByTwo = 1, kQuantizedRowsByOne = 4;
+constexpr int kQuadRowsByTwo = 1, kQuadRowsByOne = 4;
 #endif
 
 using Register = float32x4_t;

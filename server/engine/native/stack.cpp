@@ -27,6 +27,8 @@
 #include "matrix.h"
 #include "numbers.h"
 #include "pool.h"
+#include "share.h"
+#include "work.h"
 
 namespace {
 
@@ -67,18 +69,45 @@ class Worker {
     }
   }
 
+  // The two parts of an encoder's layer. The first is over for all rows of a source before any of them begins the
+  // second; within a part, rows do not need each other.
+  void keys_values(const Layer& layer) {
+    if (layer.self.out.outputs && layer.self.heads) {
+      const Inputs in = layer_inputs(layer.self.keys_values);
+      project_keys_values(layer.self, rows_.slots, in, divide(tiles(layer.self.keys_values), rows_.rows), 0);
+      pool_.barrier(thread_);
+    }
+  }
+  void beyond_keys_values(const Layer& layer) {
+    if (layer.self.out.outputs) {
+      if (layer.self.heads) {
+        const Inputs in = layer_inputs(layer.self.queries);
+        project_queries(layer.self, in, divide(tiles(layer.self.queries), rows_.rows));
+        pool_.barrier(thread_);
+        attend_to_own(layer.self);
+      } else {
+        self_attention(layer.self);
+      }
+    }
+    if (layer.ffn.out.outputs) feed_forward(layer.ffn);
+  }
+
   // Keys and values of the encoder's rows, into a decoder's slots. Their matrices take one form of the rows.
   void fill_memory(const Stack& decoder, const int32_t* slots) {
+    int all = 0, first = 0;
+    for (int i = 0; i < decoder.layers; i++) all += tiles(decoder.layer[i].cross.keys_values);
+    const Division division = divide(all, rows_.rows);
     const Inputs* in = nullptr;
     Inputs converted;
     for (int i = 0; i < decoder.layers; i++) {
       const Attention& cross = decoder.layer[i].cross;
       if (!cross.heads) continue;
       if (!in) {
-        converted = inputs(cross.keys_values, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+        converted = layer_inputs(cross.keys_values);
         in = &converted;
       }
-      project_keys_values(cross, slots, *in);
+      project_keys_values(cross, slots, *in, division, first);
+      first += tiles(cross.keys_values);
     }
   }
 
@@ -86,14 +115,14 @@ class Worker {
     const int vocabulary = stack_.output.outputs;
     const Inputs in =
         inputs(stack_.output, space_.hidden, stack_.width, rows_.wanted, rows_.wanted_rows, stack_.norm_first);
-    product(stack_.output, in, rows_.wanted, tiles(stack_.output), [&](int r, int column, Floats v) {
+    product(stack_.output, in, divide(tiles(stack_.output), rows_.wanted), [&](int r, int column, Floats v) {
       store(out + static_cast<size_t>(r) * vocabulary + column, v, vocabulary - column);
     });
   }
 
  private:
   float* hidden(int row) const { return space_.hidden + static_cast<size_t>(row) * stack_.width; }
-  Share tiles(const Matrix& m) const { return share(round_up(m.outputs, kTile) / kTile, thread_, threads_); }
+  Division divide(int tiles, int rows) const { return {tiles, rows, kBlock, thread_, threads_}; }
 
   template <class F>
   void each_row(int rows, F&& f) {
@@ -117,20 +146,30 @@ class Worker {
     return {data, stride, scales};
   }
 
-  void project_queries(const Attention& attention, const Inputs& in) {
+  void project_queries(const Attention& attention, const Inputs& in, const Division& division) {
     const int inner = attention.queries.outputs;
-    product(attention.queries, in, rows_.rows, tiles(attention.queries), [&](int r, int column, Floats v) {
+    product(attention.queries, in, division, [&](int r, int column, Floats v) {
       store(space_.queries + static_cast<size_t>(r) * inner + column, v, inner - column);
     });
   }
 
-  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in) {
-    product(attention.keys_values, in, rows_.rows, tiles(attention.keys_values), [&](int r, int column, Floats v) {
+  // `first`: tiles of the matrices before these.
+  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in, const Division& division,
+                           int first) {
+    const auto use = [&](int r, int column, Floats v) {
       if (stack_.half) {
         cache_keys_values<uint16_t>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       } else {
         cache_keys_values<float>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       }
+    };
+    // Two positions share the words of a bfloat16 value, and the first writes all of them: they are one thread's.
+    const auto whole = [&](int r) {
+      const bool second = r > 0 && r < rows_.rows && rows_.positions[r] % 2 == 1 && slots[r] == slots[r - 1];
+      return second ? r + 1 : r;
+    };
+    division.each(first, tiles(attention.keys_values), [&](int tile, Share rows) {
+      product_tile(attention.keys_values, in, {whole(rows.begin), whole(rows.end)}, tile, use);
     });
   }
 
@@ -162,19 +201,29 @@ class Worker {
 
   void self_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
-    const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
-    project_queries(attention, in);
-    project_keys_values(attention, rows_.slots, in);
+    const Inputs in = layer_inputs(attention.queries);
+    const int queries = tiles(attention.queries);
+    const Division division = divide(queries + tiles(attention.keys_values), rows_.rows);
+    project_queries(attention, in, division);
+    project_keys_values(attention, rows_.slots, in, division, queries);
     pool_.barrier(thread_);
+    attend_to_own(attention);
+  }
+
+  void attend_to_own(const Attention& attention) {
     attend_rows(attention, rows_.slots,
                 [&](int r) { return stack_.causal ? rows_.positions[r] + 1 : rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
   }
 
+  Inputs layer_inputs(const Matrix& m) {
+    return inputs(m, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+  }
+
   void cross_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
-    const Inputs in = inputs(attention.queries, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
-    project_queries(attention, in);
+    const Inputs in = layer_inputs(attention.queries);
+    project_queries(attention, in, divide(tiles(attention.queries), rows_.rows));
     pool_.barrier(thread_);
     attend_rows(attention, rows_.memory_slots, [&](int r) { return rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
@@ -183,13 +232,14 @@ class Worker {
   void feed_forward(const FeedForward& ffn) {
     const int units = ffn.into.outputs;
     if (!units) return add(ffn.out, space_.units, 0, ffn.after);
-    const Inputs in = inputs(ffn.into, space_.hidden, stack_.width, rows_.rows, nullptr, stack_.norm_first);
+    const Inputs in = layer_inputs(ffn.into);
     const Matrix& activated = ffn.gate.outputs ? ffn.gate : ffn.into;
-    product(activated, in, rows_.rows, tiles(activated), [&](int r, int column, Floats v) {
+    const Division division = divide(tiles(activated), rows_.rows);
+    product(activated, in, division, [&](int r, int column, Floats v) {
       store(space_.units + static_cast<size_t>(r) * units + column, activate(stack_.activation, v), units - column);
     });
-    if (ffn.gate.outputs) {  // the same thread has the same columns of both
-      product(ffn.into, in, rows_.rows, tiles(ffn.into), [&](int r, int column, Floats v) {
+    if (ffn.gate.outputs) {  // the same thread has the same columns and rows of both
+      product(ffn.into, in, division, [&](int r, int column, Floats v) {
         float* place = space_.units + static_cast<size_t>(r) * units + column;
         store(place, load(place, units - column) * v, units - column);
       });
@@ -201,7 +251,7 @@ class Worker {
   // Add the product to the residual, and norm it in a post-norm layer.
   void add(const Matrix& m, const float* x, int width, const Norm& after) {
     const Inputs in = inputs(m, x, width, rows_.rows, nullptr, false);
-    product(m, in, rows_.rows, tiles(m), [&](int r, int column, Floats v) {
+    product(m, in, divide(tiles(m), rows_.rows), [&](int r, int column, Floats v) {
       float* place = hidden(r) + column;
       store(place, load(place, stack_.width - column) + v, stack_.width - column);
     });
@@ -225,8 +275,31 @@ class Worker {
 extern "C" {
 #define NASH_EXPORT __attribute__((visibility("default")))
 
-NASH_EXPORT void* nash_pool_create(int32_t threads) { return new Pool(threads); }
+// Threads that compute together, or null where they cannot be made. `domains` [threads] in ascending order, or null: the
+// cache domain of each. A thread keeps to the processors of its domain: `cpus` [cpu_count], `cpu_domains` [cpu_count].
+NASH_EXPORT void* nash_pool_create(int32_t threads, const int32_t* domains, int32_t cpu_count, const int32_t* cpus,
+                       const int32_t* cpu_domains) {
+  try {
+    Placement placement;
+    if (domains) placement.domains.assign(domains, domains + threads);
+    for (int thread = 0; domains && cpu_count && thread < threads; thread++) {
+      std::vector<int>& own = placement.cpus.emplace_back();
+      for (int i = 0; i < cpu_count; i++) {
+        if (cpu_domains[i] == domains[thread]) own.push_back(cpus[i]);
+      }
+    }
+    return new Pool(threads, placement);
+  } catch (...) {
+    return nullptr;
+  }
+}
 NASH_EXPORT void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
+
+// Compute with exactly so many threads from now on; 0: with as many as pay.
+NASH_EXPORT void nash_pool_hold(void* pool, int32_t threads) { static_cast<Pool*>(pool)->hold(threads); }
+
+// Threads that computed the last pass.
+NASH_EXPORT int32_t nash_pool_active(void* pool) { return static_cast<Pool*>(pool)->active(); }
 
 // Bytes of the packed weights of a matrix.
 NASH_EXPORT int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
@@ -267,21 +340,60 @@ NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs
   }
 }
 
-// Encode whole sources; their keys and values go into the slots `memory_slots` of the decoder's cross-attention.
-NASH_EXPORT void nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space, void* pool) {
+// Go on with encoding sources, whose keys and values go into the slots `memory_slots` of the decoder's
+// cross-attention, until that is done or the next block of rows would probably end later than `seconds` from now; at
+// least a block is done. Returns whether the sources are encoded; `progress` begins as zeros.
+NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space,
+                                void* pool, Progress* progress, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto started = Clock::now();
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
-    Worker worker(*encoder, *rows, *space, threads, thread, count);
-    worker.embed();
-    worker.layers();
-    worker.fill_memory(*decoder, rows->memory_slots);
-  });
+  double longest = 0, now = 0;
+  for (;;) {
+    const int begin = progress->row, count = std::min(progress->block, rows->rows - begin);
+    const Rows block = {count, 0, rows->tokens + begin, rows->positions + begin, rows->slots + begin,
+                        rows->lengths + begin, rows->memory_slots + begin, nullptr};
+    Workspace its_space = *space;
+    its_space.hidden += static_cast<size_t>(begin) * encoder->width;
+    WorkOfPass work(*encoder, block, kPrivateRows);
+    switch (progress->part) {
+      case kKeysValues: work.keys_values(encoder->layer[progress->layer]); break;
+      case kBeyond: work.beyond_keys_values(encoder->layer[progress->layer]); break;
+      case kMemory: work.memory(*decoder); break;
+      default: break;
+    }
+    threads.run(work.sum(), [&](int thread, int active) {
+      Worker worker(*encoder, block, its_space, threads, thread, active);
+      switch (progress->part) {
+        case kEmbedding: worker.embed(); break;
+        case kKeysValues: worker.keys_values(encoder->layer[progress->layer]); break;
+        case kBeyond: worker.beyond_keys_values(encoder->layer[progress->layer]); break;
+        default: worker.fill_memory(*decoder, block.memory_slots); break;
+      }
+    });
+    progress->row += count;
+    if (progress->row == rows->rows) {
+      progress->row = 0;
+      if (progress->part == kMemory) return 1;
+      if (progress->part == kKeysValues) {
+        progress->part = kBeyond;
+      } else {
+        if (progress->part == kBeyond) progress->layer++;
+        progress->part = progress->layer < encoder->layers ? kKeysValues : kMemory;
+      }
+    }
+    const double before = now;
+    now = std::chrono::duration<double>(Clock::now() - started).count();
+    longest = std::max(longest, now - before);
+    if (now + longest > seconds) return 0;
+  }
 }
 
 // Advance sequences by a row each or several; `logits` [wanted][V].
 NASH_EXPORT void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
   Pool& threads = *static_cast<Pool*>(pool);
-  threads.run([&](int thread, int count) {
+  const Work work = WorkOfPass(*decoder, *rows, kPrivateRows).layers().logits().sum();
+  threads.run(work, [&](int thread, int count) {
     Worker worker(*decoder, *rows, *space, threads, thread, count);
     worker.embed();
     worker.layers();

@@ -1,0 +1,175 @@
+// How many threads compute a pass.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+// What a pass costs, before anybody has seen one.
+struct Work {
+  double alone_ns;  // of one thread, about
+  int barriers;
+  int kind;  // passes of one kind are compared with each other: from 0 to kKinds - 1
+};
+
+// The number of threads is one of a row of halvings: all, half of them, ..., one. Work and barriers, whose cost was
+// measured, say where a pass of some size begins. What follows is learned from how long passes take, for it is not known
+// beforehand: memory that a few threads use up, cores of two speeds, other processes on the same cores.
+//
+// - A pass much slower than half as many threads would be means that a thread was taken off its core, and all the others
+//   waited: half as many compute from then on.
+// - Now and then the next count, up or down, is tried for one to three passes. It is kept where it is faster; fewer are
+//   kept where they are as fast, and leave cores to others. Trials that change nothing become rare.
+class Pace {
+ public:
+  static constexpr int kKinds = 2;
+  static constexpr int kShortest = 16, kLongest = 1024;  // passes between two trials
+
+  // `barrier_ns` is what a barrier costs each of counts(size).
+  Pace(int size, const std::vector<double>& barrier_ns) : counts_(counts(size)), barrier_ns_(barrier_ns) {}
+
+  // All, half of them (rounded up), ..., one.
+  static std::vector<int> counts(int size) {
+    std::vector<int> found{size};
+    while (found.back() > 1) found.push_back((found.back() + 1) / 2);
+    return found;
+  }
+
+  // Threads for the next pass, which begins at `now_ns`; took() follows.
+  int threads(const Work& work, double now_ns) {
+    alone_ns_ = std::max(work.alone_ns, 1.);
+    state_ = &states_[work.kind][std::clamp(static_cast<int>(std::log2(alone_ns_)), 0, kOctaves - 1)];
+    State& state = *state_;
+    work_ = work;
+    now_ns_ = now_ns;
+    if (!state.known) {
+      state.known = true;
+      state.level = best(work);
+    }
+    if (state.trial < 0 && state.seen[state.level].passes > 0) begin_trial(state);
+    return counts_[state.trial < 0 ? state.level : state.trial];
+  }
+
+  // The pass that was asked for last took so long.
+  void took(double ns) {
+    State& state = *state_;
+    const double cost = ns / alone_ns_;
+    now_ns_ += ns;
+    if (state.trial >= 0) return judge_trial(state, cost);
+    Seen& seen = state.seen[state.level];
+    if (has_fewer(state) && seen.passes > kCold) {
+      const double half = half_as_many(state);
+      state.excess = std::max(0., state.excess + cost - half);
+      if (state.excess > half) {
+        // More threads that do not last are tried again later and later.
+        state.up.interval = state.since < state.up.interval ? std::min(2 * state.up.interval, kLongest) : kShortest;
+        move_to(state, state.level + 1);
+        wait(state.up, state.up.interval);
+        return;
+      }
+    }
+    state.since++;
+    learn(seen, cost);
+  }
+
+ private:
+  static constexpr int kOctaves = 40;  // of work: passes up to twice as long share what is learned
+  static constexpr int kMostCounts = 16;
+  static constexpr int kCold = 1;  // the first pass touches memory for the first time
+  static constexpr int kRecent = 8;
+  static constexpr double kFaster = 0.95;
+  static constexpr double kPatience_ns = 3e6;  // a scheduler's time slice
+
+  struct Seen {
+    double cost = 0;  // time over alone_ns
+    int passes = 0;
+  };
+  struct Trials {  // of more threads, or of fewer
+    int interval = kShortest, until = kShortest;  // passes
+    double until_ns = 0;
+  };
+  struct State {
+    bool known = false;
+    int level = 0;
+    int since = kLongest;  // passes at this level
+    double excess = 0;     // time lost lately against half as many threads
+    Trials up, down;
+    int trial = -1, trial_passes = 0;  // the level on trial
+    std::array<Seen, kMostCounts> seen;
+  };
+
+  double predicted_ns(const Work& work, int level) const {
+    return work.alone_ns / counts_[level] + work.barriers * barrier_ns_[level];
+  }
+  int best(const Work& work) const {
+    int found = static_cast<int>(counts_.size()) - 1;
+    for (int level = found - 1; level >= 0; level--) {
+      if (predicted_ns(work, level) < kFaster * predicted_ns(work, found)) found = level;
+    }
+    return found;
+  }
+  double half_as_many(const State& state) const {
+    const Seen& half = state.seen[state.level + 1];
+    const double ratio = predicted_ns(work_, state.level + 1) / predicted_ns(work_, state.level);
+    return half.passes > 0 ? half.cost : std::clamp(ratio, 1., 2.) * state.seen[state.level].cost;
+  }
+  bool has_fewer(const State& state) const { return state.level + 1 < static_cast<int>(counts_.size()); }
+  void wait(Trials& trials, int passes) {
+    trials.until = passes;
+    trials.until_ns = now_ns_ + kPatience_ns * passes;
+  }
+  void move_to(State& state, int level) {
+    state.level = level;
+    state.since = 0;
+    state.excess = 0;
+    state.down.interval = kShortest;
+    wait(state.up, kShortest);
+    wait(state.down, kShortest);
+  }
+  void begin_trial(State& state) {
+    // Long passes are few: what slowed one of them is over long before the sixteenth after it.
+    if (state.level > 0 && (--state.up.until <= 0 || now_ns_ >= state.up.until_ns)) {
+      state.trial = state.level - 1;
+      state.trial_passes = -1;  // threads that have slept come late to the first
+    } else if (has_fewer(state) && --state.down.until <= 0) {
+      state.trial = state.level + 1;
+      state.trial_passes = 0;
+    }
+  }
+  // One pass ends a trial that is slower, two make it the new level.
+  void judge_trial(State& state, double cost) {
+    if (++state.trial_passes == 0) return;
+    const int level = state.trial;
+    const bool more = level < state.level;
+    const double now = state.seen[state.level].cost;
+    const bool better = cost < (more ? kFaster * now : now);
+    learn(state.seen[level], cost);
+    if (better && state.trial_passes < 2) return;
+    state.trial = -1;
+    if (better) {
+      state.seen[level] = {cost, kCold + 1};
+      move_to(state, level);
+    } else {
+      Trials& trials = more ? state.up : state.down;
+      trials.interval = std::min(2 * trials.interval, kLongest);
+      wait(trials, trials.interval);
+    }
+  }
+  static void learn(Seen& seen, double cost) {
+    seen.passes++;
+    if (seen.passes <= kCold + 1) {
+      seen.cost = seen.passes == 1 ? cost : std::min(seen.cost, cost);
+    } else {  // the mean of the last few; a single slow one says little
+      seen.cost += (std::min(cost, 2 * seen.cost) - seen.cost) / std::min(seen.passes, kRecent);
+    }
+  }
+
+  const std::vector<int> counts_;
+  const std::vector<double> barrier_ns_;
+  std::array<std::array<State, kOctaves>, kKinds> states_;
+  State* state_ = nullptr;
+  Work work_{};
+  double alone_ns_ = 1, now_ns_ = 0;
+};
