@@ -150,8 +150,10 @@ class Recording:
 
     def _call(self, name: str, rows: native.Rows, arguments: tuple[Any, ...], outputs: dict[int, int]) -> int:
         self._arrays = {}
+        doubles = [each for each in arguments if isinstance(each, float)]
+        assert len(doubles) <= 1, "the driver knows one"
         whole = [self._argument(each, rows.rows) for each in arguments if not isinstance(each, float)]
-        call = Call(f"nash_{name}", whole, sum(each for each in arguments if isinstance(each, float)))
+        call = Call(f"nash_{name}", whole, number=sum(doubles))
         call.outputs = [Span(self._locate(address), size) for address, size in outputs.items()]
         call.answer = getattr(self._library, name)(*arguments) or 0
         call.results = [ctypes.string_at(address, size) for address, size in outputs.items()]
@@ -219,9 +221,9 @@ def _address(pointer: Any) -> int:
 def _count(holder: Structure, name: str, rows: int) -> int:
     """How many things a pointer of a structure points to."""
     if isinstance(holder, native.Stack):
-        return holder.layers
+        return int(holder.layers)
     if isinstance(holder, native.Ahead):
-        return holder.ends if name == "end_tokens" else holder.steps * rows
+        return int(holder.ends) if name == "end_tokens" else int(holder.steps) * rows
     assert isinstance(holder, native.Rows)
     return rows
 

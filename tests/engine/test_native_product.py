@@ -64,7 +64,7 @@ def library(instruction_set: str) -> native.Library:
 def product(library: native.Library) -> Iterator[Product]:
     """x [R, I] times a matrix, plus its bias, on two threads."""
     arena = Arena()
-    pool = library.pool_create(2)
+    pool = native.create_pool(library, 2)
     rows = RowBuffer(ROWS)
     workspace = make_workspace(
         arena,
