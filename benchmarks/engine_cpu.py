@@ -5,7 +5,7 @@
 Speed does not depend on the weights, so they are random; lengths are forced; decoding is greedy. The contenders run
 in turn, every turn all of them, and a figure is the median over the turns. Everybody gets the same number of cores;
 CTranslate2 runs with one thread and with as many as there are cores, and the better of the two is quoted. A step is
-what one more token costs: the whole run less one that stops after two tokens.
+what one more token costs: the whole run less one that stops after one token.
 
 The memory-bandwidth limit of a step is the time to read all weights that it needs once, at the bandwidth that plain
 sums over as many bytes reach in the same run.
@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, T5ForConditionalGeneration
 
 from benchmarks.environment import environment
-from benchmarks.shapes import SHAPES, Shape, build, prune, save_with_tokenizer, word_of
+from benchmarks.peers.adapters import Generator, ctranslate2
+from benchmarks.peers.adapters.generation import Transformers
+from benchmarks.peers.timing import timed
+from benchmarks.shapes import SHAPES, Shape, build, prune, save_with_tokenizer
 from nash.latency import measure
 from server.engine.engine import Engine
 from server.engine.native.arena import Arena
 from server.engine.sequence import EngineConfig
 
-SHORT = 2  # tokens of the run that is taken off
 SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -75,74 +76,35 @@ def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -
     return Contender(name, dtype, threads, run)
 
 
-def _timed(generate: Callable[[int], object], shape: Shape) -> Run:
-    """Run twice, to a few tokens and to the end."""
-    seconds = []
-    for tokens in (SHORT, shape.new_tokens):
-        start_s = time.perf_counter()
-        generate(tokens)
-        seconds.append(time.perf_counter() - start_s)
-    return Run(1e3 * seconds[1], 1e3 * (seconds[1] - seconds[0]) / (shape.new_tokens - SHORT))
-
-
-def transformers(model: T5ForConditionalGeneration, shape: Shape, threads: int) -> Contender:
-    """`generate`, as it comes."""
-
-    def run(batch: int) -> Run:
-        ids = torch.randint(3, shape.vocab_size, (batch, shape.source_tokens))
-
-        def generate(tokens: int) -> None:
-            settings = GenerationConfig(
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                decoder_start_token_id=0,
-                pad_token_id=0,
-                eos_token_id=1,
-            )
-            torch.set_num_threads(threads)
-            with torch.inference_mode():
-                model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-
-        return _timed(generate, shape)
-
-    return Contender("transformers", "float32", threads, run)
-
-
-def ctranslate2(directory: Path, dtype: str, shape: Shape, threads: int) -> Contender:
-    """CTranslate2 through its own converter and its Translator."""
-    import ctranslate2 as peer
-
-    converted = directory.with_name(f"{directory.name}-ctranslate2-{dtype}")
-    if not converted.exists():
-        peer.converters.TransformersConverter(str(directory)).convert(str(converted), quantization=dtype)
-    translator = peer.Translator(
-        str(converted), device="cpu", intra_threads=threads, inter_threads=1, compute_type=dtype
-    )
+def _peer(name: str, generator: Generator, dtype: str, shape: Shape, threads: int) -> Contender:
+    """Somebody else, by the watch."""
 
     def run(batch: int) -> Run:
         sources = [
-            [word_of(3 + (i * 7919 + j * 31) % (shape.vocab_size - 3)) for j in range(shape.source_tokens)]
-            for i in range(batch)
+            [3 + (i * 7919 + j * 31) % (shape.vocab_size - 3) for j in range(shape.source_tokens)] for i in range(batch)
         ]
-        return _timed(
-            lambda tokens: translator.translate_batch(
-                sources, beam_size=1, max_decoding_length=tokens, min_decoding_length=tokens, max_batch_size=0
-            ),
-            shape,
-        )
+        timing, _ = timed(lambda tokens: generator.generate(sources, tokens), shape.new_tokens)
+        return Run(timing.total_ms, timing.step_ms)
 
-    return Contender("CTranslate2", dtype, threads, run)
+    return Contender(name, dtype, threads, run)
+
+
+def _ctranslate2(directory: Path, dtype: str, shape: Shape, threads: int) -> Contender:
+    converted = directory.with_name(f"{directory.name}-ctranslate2-{dtype}")
+    if not converted.exists():
+        ctranslate2.prepare(directory, converted, dtype)
+    return _peer("CTranslate2", ctranslate2.load(directory, converted, dtype, threads), dtype, shape, threads)
 
 
 def contenders(folder: Path, shape: Shape, threads: int) -> list[Contender]:
     """All of them, loaded. CTranslate2 is an extra: `pip install "nash[bench]"`."""
     dense = build(shape)
-    save_with_tokenizer(dense, folder / "dense", shape)
+    save_with_tokenizer(dense, folder / "dense", shape.vocab_size)
     prune(dense, 2).save_pretrained(folder / "pruned")
-    found = [transformers(dense, shape, threads)]
+    found = [_peer("transformers", Transformers(dense, threads), "float32", shape, threads)]
     if find_spec("ctranslate2") is not None:
         for dtype in ("float32", "int8"):
-            found += [ctranslate2(folder / "dense", dtype, shape, count) for count in sorted({1, threads})]
+            found += [_ctranslate2(folder / "dense", dtype, shape, count) for count in sorted({1, threads})]
     for dtype in BYTES:
         found.append(engine(folder / "dense", "engine, dense", dtype, shape, threads))
         found.append(engine(folder / "pruned", f"engine, 2 of {shape.layers}", dtype, shape, threads))

@@ -16,12 +16,13 @@ from typing import Any, get_args
 
 from benchmarks.environment import environment
 from model_store.store import Store
-from nash.data import Row, read_rows
 from nash.evaluate import evaluate
 from nash.latency import FAST, Workload, measure_for, quantile
 from nash.metrics import quality
-from nash.models import ResolvedModel, quiet_libraries, read_spec, resolve_model
+from nash.model_folder import ResolvedModel, read_spec, resolve_model
+from nash.models import quiet_libraries
 from nash.recipe import DataLayout, MetricKind
+from nash.rows import Row, read_rows
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 

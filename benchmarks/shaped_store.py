@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for alias, model in (("dense", dense), ("pruned", prune(dense, DECODER_LAYERS))):
             model.generation_config.update(min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-            save_with_tokenizer(model, Path(folder, alias), shape)
+            save_with_tokenizer(model, Path(folder, alias), shape.vocab_size)
             done = store.publish(shape.name, Path(folder, alias), alias=alias)
             print(f"{done.name}:{done.version} is {done.name}@{alias}")
     draw = random.Random(0)

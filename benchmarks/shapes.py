@@ -1,12 +1,13 @@
 """Models of well-known shapes with random weights: how fast a model is does not depend on what it has learned."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from model_store.spec import ModelSpec
 from nash.compaction import compact, shorten_decoder
@@ -111,12 +112,19 @@ def word_of(token: int) -> str:
     return f"w{token}"
 
 
-def save_with_tokenizer(model: T5ForConditionalGeneration, directory: Path, shape: Shape) -> None:
-    """CTranslate2's converter wants a vocabulary."""
+T5_SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+
+
+def save_with_tokenizer(
+    model: PreTrainedModel, directory: Path, vocab_size: int, special: Mapping[str, int] = T5_SPECIAL
+) -> None:
+    """The model and a vocabulary, which CTranslate2's converter wants; `special` has at least T5's three."""
     model.save_pretrained(directory)
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word_of(token): token for token in range(3, shape.vocab_size)}
+    taken = set(special.values())
+    words = {**special, **{word_of(token): token for token in range(vocab_size) if token not in taken}}
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        bos_token="<s>" if "<s>" in special else None,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",

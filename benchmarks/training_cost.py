@@ -28,13 +28,14 @@ from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, build, word_of
 from model_store.spec import ModelSpec
 from nash.compaction import shorten_decoder
-from nash.data import Row, TokenizedPairs
+from nash.data import TokenizedPairs
 from nash.distillation import DistillationMaps
 from nash.layer_selection import block_ends, select_layers
 from nash.masking import GateKinds, Gates
 from nash.parts import shortened
 from nash.pruning_training import StudentTrainer
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.rows import Row
 from nash.training import FinetuneTrainer
 
 PLAIN, DISTILLED, PRUNED = "plain fine-tuning", "distillation", "distillation and gates"

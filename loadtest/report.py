@@ -6,7 +6,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from loadtest.plots import TONES, Series, distribution_plot, timeline_plot
 from loadtest.speedup import MIN_BLOCKS
 from loadtest.summary import Run
 from loadtest.verdict import MAX_LAG_SHARE, server_failed
@@ -76,6 +75,9 @@ def per_second(value: float | None) -> str:
 
 def render(run: Run, summary: Mapping[str, Any]) -> str:
     """The whole page."""
+    # The plots come with matplotlib, whose import takes longer than all else before the load does.
+    from loadtest.plots import TONES, Series, distribution_plot, timeline_plot
+
     measured = run.measured.answered()
     series = []
     for target in run.targets:

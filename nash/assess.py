@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from nash.data import Row
 from nash.evaluate import evaluate
 from nash.latency import (
     FAST,
@@ -22,6 +21,7 @@ from nash.latency import (
 from nash.metrics import check_references
 from nash.models import load_tokenizer
 from nash.recipe import DataRecipe, MetricKind, WorkloadRecipe
+from nash.rows import Row
 from nash.workload import workload_of
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig

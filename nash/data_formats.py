@@ -5,6 +5,7 @@ the extra `nash[datasets]`: it is large, most data files are not of these format
 """
 
 import csv
+import importlib.util
 import json
 import re
 import sys
@@ -44,6 +45,25 @@ def records(path: Path) -> Iterator[Placed]:
         return _from_saved(path)
     readers = {".csv": _from_csv, ".tsv": _from_tsv, ".parquet": _from_parquet}
     return readers.get(path.suffix.lower(), _from_json_lines)(path)
+
+
+def needs_datasets(path: Path) -> bool:
+    """Whether data of this name are read by the package `datasets`, whose import takes seconds."""
+    return on_hub(path) or path.is_dir() or path.suffix.lower() == ".parquet"
+
+
+def check_obtainable(path: Path) -> None:
+    """Look for data that the package `datasets` reads, without it.
+
+    Raises:
+        RequestError: the package or the data are not there, or the name is none of the hub's.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise _without_datasets(path)
+    if on_hub(path):
+        _hub_parts(str(path))
+    elif not path.exists():
+        raise _unreadable(path, "there is no such file")
 
 
 def is_split_folder(path: Path) -> bool:
@@ -147,9 +167,7 @@ def _from_saved(path: Path) -> Iterator[Placed]:
 
 
 def _from_hub(text: str) -> Iterator[Placed]:
-    parts = _HUB.fullmatch(text)
-    if parts is None:
-        raise RequestError(f"{text} names no data of the hub: write hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT")
+    parts = _hub_parts(text)
     datasets = _datasets(text)
     try:
         found = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"], revision=parts["revision"])
@@ -159,16 +177,27 @@ def _from_hub(text: str) -> Iterator[Placed]:
     return _rows(found)
 
 
+def _hub_parts(text: str) -> re.Match[str]:
+    parts = _HUB.fullmatch(text)
+    if parts is None:
+        raise RequestError(f"{text} names no data of the hub: write hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT")
+    return parts
+
+
 def _datasets(wanted_for: object) -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise RequestError(
-            f"{wanted_for} needs the package datasets: pip install 'nash[datasets]', or convert the data to JSONL"
-        ) from error
+        raise _without_datasets(wanted_for) from error
     datasets.disable_progress_bars()
     module: ModuleType = datasets
     return module
+
+
+def _without_datasets(wanted_for: object) -> RequestError:
+    return RequestError(
+        f"{wanted_for} needs the package datasets: pip install 'nash[datasets]', or convert the data to JSONL"
+    )
 
 
 def _rows(dataset: Any) -> Iterator[Placed]:

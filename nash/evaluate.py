@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nash.data import Row
 from nash.metrics import METRICS
 from nash.models import load_tokenizer
 from nash.recipe import MetricKind
+from nash.rows import Row
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 

@@ -17,10 +17,10 @@ from model_store.safetensors_header import read_header
 from model_store.source import CONFIG, WEIGHTS, list_files
 from model_store.spec import ModelSpec
 from nash.disk import full_disk_named
-from nash.errors import RequestError
+from nash.model_folder import read_spec
 from nash.modeling_nash import stock_class
-from nash.models import read_spec
 from nash.parts import parts_of, shortened
+from nash.preflight import check_free
 
 Format = Literal["hf", "hf-dense"]
 
@@ -41,7 +41,7 @@ def export(folder: Path, form: Format, out: Path) -> None:
     read_header(folder / WEIGHTS)  # a torn file is not worth a copy
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     widened = form == "hf-dense" and family_of(config["model_type"])[1]
-    _check_free(out)
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Under a hidden name until it is whole: a run that is killed leaves nothing that looks like a model.
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
@@ -55,17 +55,11 @@ def export(folder: Path, form: Format, out: Path) -> None:
         for path in partial.iterdir():
             _sync(path)
         sync_folder(partial)
-        _check_free(out)
+        check_free(out)
         partial.rename(out)
         sync_folder(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_free(out: Path) -> None:
-    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
-    if not empty and os.path.lexists(out):
-        raise RequestError(f"{out} is there already: give --out a folder that is not, or an empty one")
 
 
 def _sync(path: Path) -> None:

@@ -11,23 +11,15 @@ from model_store.ref import check_name
 from model_store.safetensors_header import read_header
 from model_store.store import Store
 from nash.assess import RESULTS, Assessment, assess, check_assessable
-from nash.data import Row, TokenizedPairs, read_rows
+from nash.data import TokenizedPairs
 from nash.lineage import input_digests, lineage_of, portable
 from nash.metrics import check_references
-from nash.models import (
-    DTYPES,
-    ResolvedModel,
-    check_lengths,
-    load_dense,
-    load_tokenizer,
-    new_t5,
-    read_spec,
-    resolve_model,
-    save_model,
-)
+from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
+from nash.models import DTYPES, load_dense, load_tokenizer, new_t5, save_model
 from nash.progress import TrainingProgress
 from nash.recipe import FinetuneRecipe
 from nash.report import Side
+from nash.rows import Row, read_rows
 from nash.run_folder import RunFolder
 from nash.training import FinetuneTrainer, train, write_log
 

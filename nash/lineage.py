@@ -8,10 +8,10 @@ from pydantic import TypeAdapter
 
 from model_store.manifest import Lineage
 from model_store.ref import looks_like_path
-from nash.data import data_digest
 from nash.data_formats import on_hub
-from nash.models import ResolvedModel, files_digest, model_digest, tokenizer_paths
+from nash.model_folder import ResolvedModel, files_digest, model_digest, tokenizer_paths
 from nash.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
+from nash.rows import data_digest
 
 _SPLITS = ("train", "validation", "test")
 

@@ -1,10 +1,7 @@
 """Loading and saving Hugging Face model directories."""
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,11 @@ from transformers import (
 from transformers.utils import logging
 
 import nash.modeling_nash  # noqa: F401 - registers the classes that load_compact finds
-from model_store.errors import UnsupportedModelError
 from model_store.families import family_of
-from model_store.ref import looks_like_path
-from model_store.spec import ModelSpec
-from model_store.store import Store, StoredVersion
-from nash.data import file_digest
 from nash.disk import full_disk_named
 from nash.errors import RequestError
-from nash.recipe import DataRecipe, T5Shape
+from nash.model_folder import read_spec, tokenizer_paths
+from nash.recipe import T5Shape
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -38,62 +31,6 @@ def quiet_libraries() -> None:
     """Keep transformers' bars and notices off the terminal: the commands show their own progress."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def read_spec(folder: Path) -> ModelSpec:
-    """The shape of the model in a directory.
-
-    Raises:
-        RequestError: there is no model, or its family is not supported.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("config.json holds no JSON object")
-        return ModelSpec.from_config(config)
-    except FileNotFoundError as error:
-        raise RequestError(f"{folder} is not a model directory: it has no config.json") from error
-    except (ValueError, RecursionError, UnsupportedModelError) as error:
-        raise RequestError(f"{folder}: {error}") from error
-
-
-def check_lengths(spec: ModelSpec, data: DataRecipe) -> None:
-    """Refuse length limits beyond the positions that a model has: training would fail at the first longer text.
-
-    Raises:
-        RequestError: a limit is too high.
-    """
-    limits = {"max_source_tokens": data.max_source_tokens, "max_target_tokens": data.max_target_tokens}
-    for key, limit in limits.items():
-        if spec.max_positions is not None and limit > spec.max_positions:
-            raise RequestError(
-                f"data.{key} {limit} is more than the model's {spec.max_positions} positions: "
-                f"set it to {spec.max_positions} or less"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedModel:
-    """A model that was given by a path or a reference: what to call it, and its files."""
-
-    ref: str
-    folder: Path
-    version: StoredVersion | None  # None for a path
-
-
-def resolve_model(path_or_ref: str, store: Store) -> ResolvedModel:
-    """Find a model; one in the store is verified.
-
-    Raises:
-        RequestError: the path is no folder.
-    """
-    if looks_like_path(path_or_ref):
-        folder = Path(path_or_ref)
-        if not folder.is_dir():
-            raise RequestError(f"{path_or_ref} is not a folder: give a model directory, or a REF such as g2p@dense")
-        return ResolvedModel(ref=path_or_ref, folder=folder, version=None)
-    version = store.resolve(path_or_ref)
-    return ResolvedModel(ref=path_or_ref, folder=store.checkout(version.ref), version=version)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -116,25 +53,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def _named(error: Exception) -> str:
     """An error of a library's in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def model_digest(folder: Path) -> str:
-    """The sha256 of what makes a directory's model: weights, settings and tokenizer.
-
-    Raises:
-        RequestError: there are no weights.
-    """
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise RequestError(f"{folder} has no model.safetensors: save the weights there as one safetensors file")
-    settings = [folder / name for name in ("config.json", "generation_config.json") if (folder / name).is_file()]
-    return files_digest([weights, *settings, *tokenizer_paths(folder)])
-
-
-def files_digest(files: Iterable[Path]) -> str:
-    """One sha256 of several files' names and contents."""
-    digests = [[file.name, file_digest(file)] for file in files]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def load_dense(folder: Path) -> PreTrainedModel:
@@ -218,21 +136,3 @@ def save_model(model: Any, tokenizer_files: Path, folder: Path, dtype: torch.dty
             shutil.copyfile(file, partial / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-
-
-def tokenizer_paths(folder: Path) -> Iterable[Path]:
-    """The tokenizer's files in a model directory."""
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "spiece.model",  # T5, mT5, Pegasus
-        "sentencepiece.bpe.model",  # mBART, M2M100
-        "vocab.json",  # BART, Marian, M2M100
-        "merges.txt",  # BART
-        "source.spm",  # Marian
-        "target.spm",
-        "target_vocab.json",
-    )
-    return [folder / name for name in names if (folder / name).is_file()]

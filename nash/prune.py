@@ -8,7 +8,8 @@ from rich.console import Console
 from model_store.store import Store
 from nash.assess import RESULTS, Assessment, assess, check_assessable
 from nash.lineage import lineage_of, portable
-from nash.pruning_task import DENSE_ALIAS, Task, check_apart, gate_kinds, prepare, texts_of
+from nash.preflight import DENSE_ALIAS, check_apart
+from nash.pruning_task import Task, gate_kinds, prepare, texts_of
 from nash.recipe import PruneRecipe, WorkloadRecipe
 from nash.report import Report, Side
 from nash.run_folder import RunFolder, read_json
@@ -30,7 +31,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         RequestError: model, data or targets cannot be used.
     """
     task, asked = prepare(recipe, store), recipe
-    check_apart(out, task)
+    check_apart(out, task.folder)
     if read_json(out / RESULTS) is None:
         check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     with RunFolder(out, portable(asked), task.inputs) as run:

@@ -6,20 +6,18 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from model_store.ref import check_name
-from model_store.source import check_publishable
 from model_store.spec import ModelSpec
 from model_store.store import Store, StoredVersion
-from nash.data import Row, TokenizedPairs, read_rows
+from nash.data import TokenizedPairs
 from nash.errors import RequestError
-from nash.layer_selection import select_layers
 from nash.lineage import input_digests
 from nash.masking import GateKinds
-from nash.models import check_lengths, load_tokenizer, read_spec, resolve_model
+from nash.model_folder import check_lengths, resolve_model
+from nash.models import load_tokenizer
+from nash.preflight import asked_layers, check_dense, check_words
 from nash.recipe import PruneRecipe, PruningRecipe
+from nash.rows import Row, read_rows
 from nash.training import check_tokens
-
-DENSE_ALIAS = "dense"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +45,9 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
     test_rows = validation_rows if data.test is None else read_rows(data.test, data)
     model = resolve_model(recipe.model, store)
-    spec = read_spec(model.folder)
-    if spec.compact:
-        raise RequestError(f"{recipe.model} is already pruned: give the dense model it came from")
+    spec = check_dense(recipe.model, model)
     check_lengths(spec, data)
     # After hours of training it would be late to learn any of this.
-    if model.version is None:
-        check_publishable(model.folder)
     tokenizer = load_tokenizer(model.folder)
     check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
     task = Task(
@@ -70,31 +64,16 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     return aimed(recipe, task)
 
 
-def check_apart(out: Path, task: Task) -> None:
-    """Refuse a run's folder in the model's own: with other files in it, that could not be published in the end.
-
-    Raises:
-        RequestError: `out` is the model's folder or lies in it.
-    """
-    if out.resolve().is_relative_to(task.folder.resolve()):
-        raise RequestError(f"{out} lies in the model's own folder {task.folder}: choose another --out")
-
-
 def aimed(recipe: PruneRecipe, task: Task) -> Task:
     """A task with a recipe's targets: runs that share model and data read them once.
 
     Raises:
         RequestError: the targets cannot be used.
     """
-    if not recipe.distillation.trains:
-        raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
-    check_name(recipe.name, "model name")
-    check_name(recipe.alias, "alias")
-    if recipe.alias == DENSE_ALIAS:
-        raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
+    check_words(recipe)
     if recipe.pruning.speedup is None:
         _check_reachable(recipe.pruning, task.spec)
-    return replace(task, kept_layers=asked_layers(recipe.pruning, task.spec))
+    return replace(task, kept_layers=asked_layers(recipe, task.spec))
 
 
 def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
@@ -115,11 +94,6 @@ def gate_kinds(pruning: PruningRecipe) -> GateKinds:
         sublayers=pruning.gate_sublayers,
         stacks=pruning.gated_stacks,
     )
-
-
-def asked_layers(pruning: PruningRecipe, spec: ModelSpec) -> tuple[int, ...]:
-    """The decoder layers that the recipe keeps, unless they are to be chosen by a look at data."""
-    return select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
 
 
 def texts_of(rows: Sequence[Row]) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any, Self, TextIO
 
 from nash.errors import RequestError
 
+_LOCK = ".lock"
+
 
 class RunFolder:
     """`--out`: holds the run's settings, the digests of its inputs, its phases' checkpoints and results.
@@ -24,12 +26,12 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise RequestError(f"{path} is not a folder, or lies below a file: choose another --out") from None
+            raise _no_folder(path) from None
         self._bound = {"settings": settings, "inputs": inputs}
-        self._lock = _lock(path / ".lock")
+        self._lock = _lock(path / _LOCK)
         try:
-            for kind in self._bound:
-                self._check(kind)
+            for kind, values in self._bound.items():
+                _check_bound(path, kind, values)
         except RequestError:
             self._lock.close()
             raise
@@ -47,16 +49,6 @@ class RunFolder:
             if self.read_json(f"{kind}.json") is None:
                 self.write_json(f"{kind}.json", values)
 
-    def _check(self, kind: str) -> None:
-        """Going on under other settings, or on other data, would publish a model that is neither run's."""
-        known, values = self.read_json(f"{kind}.json"), self._bound[kind]
-        if known is not None and known != values:
-            differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
-            raise RequestError(
-                f"{self.path} holds a run with other {kind} ({', '.join(differing)} differ): "
-                "choose another --out, or remove the folder to start anew"
-            )
-
     def read_json(self, name: str) -> Any:
         """The content of a result that was written to its end, or None."""
         return read_json(self.path / name)
@@ -69,6 +61,37 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the name with nothing in it
         temporary.replace(self.path / name)
+
+
+def check_usable(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse, without making it, a folder that a run with these settings could not have now.
+
+    Raises:
+        RequestError: it is no folder, it belongs to a run with other settings, or another run is at work in it.
+    """
+    if not path.is_dir():
+        there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+        if not there.is_dir():
+            raise _no_folder(path)
+        return
+    _check_bound(path, "settings", settings)
+    if (path / _LOCK).exists():
+        _lock(path / _LOCK).close()
+
+
+def _no_folder(path: Path) -> RequestError:
+    return RequestError(f"{path} is not a folder, or lies below a file: choose another --out")
+
+
+def _check_bound(path: Path, kind: str, values: dict[str, Any]) -> None:
+    """Going on under other settings, or on other data, would publish a model that is neither run's."""
+    known = read_json(path / f"{kind}.json")
+    if known is not None and known != values:
+        differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
+        raise RequestError(
+            f"{path} holds a run with other {kind} ({', '.join(differing)} differ): "
+            "choose another --out, or remove the folder to start anew"
+        )
 
 
 def read_json(path: Path) -> Any:

@@ -25,9 +25,10 @@ from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
 from nash.lineage import portable
-from nash.models import read_spec
+from nash.model_folder import read_spec
+from nash.preflight import check_apart, sweep_settings
 from nash.prune import publish
-from nash.pruning_task import Task, aimed, check_apart, prepare
+from nash.pruning_task import Task, aimed, prepare
 from nash.recipe import PruneRecipe
 from nash.run_folder import RunFolder, read_json
 from nash.sweep_latency import SideBySide, measure_block
@@ -65,10 +66,9 @@ def sweep(
     """
     shared = points[0].recipe
     task = prepare(shared, store)
-    check_apart(out, task)
+    check_apart(out, task.folder)
     tasks = {point.id: _aimed(point, task) for point in points}
-    settings = {key: portable(shared)[key] for key in ("model", "name", "data", "metric", "workload")}
-    with RunFolder(out, settings, task.inputs) as run:
+    with RunFolder(out, sweep_settings(shared), task.inputs) as run:
         run.bind()
         for point in points:
             if _folder(out, point).is_dir():

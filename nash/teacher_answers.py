@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from nash.assess import evaluation_config
-from nash.data import Row
 from nash.evaluate import predict
 from nash.recipe import DataRecipe
+from nash.rows import Row
 
 FILE = "teacher_answers.jsonl"  # in the folder of the run, or of its sweep: one text a row, in the rows' order
 _CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption

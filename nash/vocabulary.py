@@ -23,7 +23,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 
 from nash.compaction import fill
 from nash.errors import RequestError
-from nash.models import load_dense, load_tokenizer, read_spec, save_model
+from nash.model_folder import read_spec
+from nash.models import load_dense, load_tokenizer, save_model
 from nash.tokenizer_file import closed, document_of, fallback_ids, special_ids, text_of, trimmed
 
 _BATCH_TEXTS = 10_000  # encodings take much more memory than their texts

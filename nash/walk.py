@@ -23,10 +23,12 @@ from nash.data import TokenizedPairs
 from nash.distillation import DistillationMaps
 from nash.layer_selection import block_ends
 from nash.masking import Gates
-from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_spec, save_model
+from nash.model_folder import read_spec
+from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, save_model
 from nash.parts import parts_of, shortened
+from nash.preflight import asked_layers
 from nash.progress import TrainingProgress
-from nash.pruning_task import Task, asked_layers, gate_kinds, texts_of
+from nash.pruning_task import Task, gate_kinds, texts_of
 from nash.pruning_training import StudentTrainer
 from nash.random_model import with_vocabulary
 from nash.recipe import PruneRecipe, PruningRecipe
@@ -80,7 +82,7 @@ def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
 
 def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, console: Console) -> Task:
     """The task with the decoder layers that stay, and with the teacher's answers where these are to be learnt."""
-    kept, keep = asked_layers(recipe.pruning, task.spec), recipe.pruning.decoder_layers
+    kept, keep = asked_layers(recipe, task.spec), recipe.pruning.decoder_layers
     if recipe.pruning.layer_selection == "auto" and isinstance(keep, int):
         known = run.read_json(LAYERS)
         if known is None:

@@ -5,9 +5,10 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from nash.data import Row, TokenizedPairs
+from nash.data import TokenizedPairs
 from nash.latency import Workload
 from nash.recipe import DataRecipe, WorkloadRecipe
+from nash.rows import Row
 
 _MOST_ROWS = 5000  # are tokenized for their mean lengths
 

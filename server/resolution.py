@@ -8,6 +8,7 @@ from typing import Any
 
 from model_store.errors import InvalidRequestError
 from model_store.ref import Ref, looks_like_path
+from model_store.source import TOKENIZER, WEIGHTS
 from model_store.spec import ModelSpec
 from model_store.store import Store
 from server.errors import SettingsError
@@ -75,6 +76,9 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
             "or NAME, NAME@ALIAS or NAME:VERSION of one in the store"
         )
     spec = ModelSpec.from_config(_read_config(directory))
+    for file in (WEIGHTS, TOKENIZER):  # the worker would miss them too, seconds later
+        if not (directory / file).is_file():
+            raise InvalidRequestError(f"{directory} has no {file}: give the folder of a Hugging Face model")
     name = re.sub(r"[^a-z0-9._-]+", "-", directory.name.lower()).lstrip("._-")[:64] or "model"
     variant = "pruned" if spec.compact else "dense"
     return ResolvedModel(

@@ -10,7 +10,8 @@ from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, 
 def command(
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models in the store, or model directories.")],
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Sources at once; may be given several times. [1]")
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Sources at once; may be given several times. Default: 1."),
     ] = None,
     source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Length of every source.")] = 64,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Length of every answer, forced.")] = 64,
@@ -21,11 +22,17 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the latency of models on the engine that serves them, run in turn, with forced lengths."""
+    from model_store.store import Store
+    from nash.preflight import check_bench, check_dtype
+
+    check_dtype(dtype)
+    check_bench(models, Store(store))
+
     import torch
 
-    from model_store.store import Store
     from nash.latency import measure_side_by_side
-    from nash.models import quiet_libraries, resolve_model
+    from nash.model_folder import resolve_model
+    from nash.models import quiet_libraries
     from server.engine.sequence import EngineConfig
 
     quiet_libraries()

@@ -14,8 +14,10 @@ EXAMPLE = Path("examples/g2p")
 
 def command(
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve both models at the end.")] = True,
-    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port")] = 8000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on, 0 for any that is free.")
+    ] = 8000,
     out: Annotated[Path, typer.Option("--out", help="The run's folder; called again, the demo goes on.")] = Path(
         "runs/demo"
     ),
@@ -26,8 +28,7 @@ def command(
     from model_store.store import Store
     from nash.cli.serve import replace_by_server
     from nash.errors import RequestError
-    from nash.models import quiet_libraries
-    from nash.prune import prune
+    from nash.preflight import check_prune
     from nash.recipe import PruneRecipe, read_recipe
 
     recipe_file = EXAMPLE / "demo.toml"
@@ -37,8 +38,13 @@ def command(
     if not (EXAMPLE / "data" / "tokenizer" / "tokenizer.json").is_file():
         console.print("writing the example's data from the CMU Pronouncing Dictionary")
         subprocess.run([sys.executable, str(EXAMPLE / "prepare.py")], check=True, stdout=sys.stderr)
+    recipe = check_prune(read_recipe(PruneRecipe, recipe_file), out, Store(store))
+
+    from nash.models import quiet_libraries
+    from nash.prune import prune
+
     quiet_libraries()
-    report = prune(read_recipe(PruneRecipe, recipe_file), out, Store(store), console)
+    report = prune(recipe, out, Store(store), console)
     if as_json:
         print_json(report.document())
     else:

@@ -24,8 +24,12 @@ def command(
 ) -> None:
     """Write a model to a folder, as it is or as a stock checkpoint."""
     from model_store.store import Store
+    from nash.preflight import check_export
+
+    check_export(model, out, Store(store))
+
     from nash.export import export
-    from nash.models import resolve_model
+    from nash.model_folder import resolve_model
 
     resolved = resolve_model(model, Store(store))
     export(resolved.folder, form, out)

@@ -13,22 +13,31 @@ def command(
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Publish the model in the store under this name.")] = None,
     alias: Annotated[str, typer.Option("--alias", help="The alias to publish it under.")] = "dense",
-    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs")] = None,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of all random numbers, in place of the recipe's.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="In place of the recipe's.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, help="At most so many, in place of the recipe's.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense model by a recipe, evaluate it on the test split and, with --name, publish it."""
     overrides: dict[str, Any] = {"seed": seed, "training.epochs": epochs, "training.max_steps": max_steps}
     from model_store.store import Store
-    from nash.finetune import finetune
-    from nash.models import quiet_libraries
+    from nash.preflight import check_finetune
     from nash.recipe import FinetuneRecipe, read_recipe
 
-    quiet_libraries()
     recipe = read_recipe(FinetuneRecipe, recipe_file, {k: v for k, v in overrides.items() if v is not None})
-    report = finetune(recipe, out or Path("runs") / recipe_file.stem, Store(store), progress_console(), name, alias)
+    folder = out or Path("runs") / recipe_file.stem
+    recipe = check_finetune(recipe, folder, Store(store), name, alias)
+
+    from nash.finetune import finetune
+    from nash.models import quiet_libraries
+
+    quiet_libraries()
+    report = finetune(recipe, folder, Store(store), progress_console(), name, alias)
     if as_json:
         print_json(report.document())
         return

@@ -1,55 +1,131 @@
 """`nash prune`: from a fine-tuned dense model to a compact one."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+from nash.recipe import MOST_COUNT, PruneRecipe
+
+
+def _flag(name: str, key: str, help_text: str, **bounds: float) -> Any:
+    """A flag that stands for a recipe's key; its help names the choices and the default that the recipe has."""
+    section: Any = PruneRecipe
+    *sections, last = key.split(".")
+    for part in sections:
+        section = section.model_fields[part].annotation
+    assert issubclass(section, BaseModel)
+    field = section.model_fields[last]
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if choices:
+        help_text += f" One of {', '.join(choices)}."
+    default = field.get_default()
+    shown = ", ".join(default) if isinstance(default, list) else default
+    if not field.is_required() and shown not in (None, ""):
+        help_text += f" Default: {str(shown).lower() if isinstance(shown, bool) else shown}."
+    return typer.Option(name, help=help_text, **bounds)  # type: ignore[arg-type]
 
 
 def command(
-    recipe_file: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A TOML file.")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="PATH_OR_REF", help="The dense model.")] = None,
+    recipe_file: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file; flags win over its keys.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="PATH_OR_REF", help="A model directory, or a model in the store."),
+    ] = None,
     train: Annotated[Path | None, typer.Option("--train", help="Training rows: a file, a folder, or hub:...")] = None,
     validation: Annotated[Path | None, typer.Option("--eval", help="Validation rows.")] = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Test rows; default: the validation rows.")] = None,
-    encoder_sparsity: Annotated[float | None, typer.Option("--encoder-sparsity")] = None,
-    decoder_layers: Annotated[int | None, typer.Option("--decoder-layers")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Test rows. Default: the validation rows.")] = None,
+    source_column: Annotated[
+        str | None, _flag("--source-column", "data.source_column", "The column of the sources.")
+    ] = None,
+    target_columns: Annotated[
+        list[str] | None,
+        _flag("--target-column", "data.target_columns", "The column of targets; again for each further right answer."),
+    ] = None,
+    prefix: Annotated[str | None, _flag("--prefix", "data.prefix", "What stands before every source.")] = None,
+    max_source_tokens: Annotated[
+        int | None,
+        _flag(
+            "--max-source-tokens",
+            "data.max_source_tokens",
+            "Longer sources are cut; no more than the model's positions.",
+            min=1,
+            max=MOST_COUNT,
+        ),
+    ] = None,
+    max_target_tokens: Annotated[
+        int | None,
+        _flag(
+            "--max-target-tokens",
+            "data.max_target_tokens",
+            "Longer targets are cut; no more than the model's positions.",
+            min=1,
+            max=MOST_COUNT,
+        ),
+    ] = None,
+    encoder_sparsity: Annotated[
+        float | None,
+        _flag(
+            "--encoder-sparsity",
+            "pruning.encoder_sparsity",
+            "Share of the encoder's weights to cut.",
+        ),
+    ] = None,
+    decoder_layers: Annotated[
+        int | None, typer.Option("--decoder-layers", help="Decoder layers to keep. Default: all.")
+    ] = None,
     speedup: Annotated[
         float | None,
         typer.Option("--speedup", help="How many times faster than the dense model, in place of the two before."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Requests at once, where speed is asked and measured. [1]")
+        int | None, _flag("--batch", "workload.batch", "Requests at once, where speed is asked and measured.", min=1)
     ] = None,
     source_tokens: Annotated[
-        int | None, typer.Option("--source-tokens", min=1, help="Their length; default: the data's mean.")
+        int | None, typer.Option("--source-tokens", min=1, help="Their length. Default: the data's mean.")
     ] = None,
     new_tokens: Annotated[
-        int | None, typer.Option("--new-tokens", min=1, help="Their answers' length; default: the data's mean.")
+        int | None, typer.Option("--new-tokens", min=1, help="Their answers' length. Default: the data's mean.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="What the engine computes them in. [float32]")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="The engine's threads there.")] = None,
+    dtype: Annotated[str | None, _flag("--dtype", "workload.dtype", "What the engine computes them in.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="The engine's threads there; its own choice if not given.")
+    ] = None,
     trim_vocab: Annotated[
-        bool | None, typer.Option("--trim-vocab/--no-trim-vocab", help="Keep the tokens that the training rows need.")
+        bool | None,
+        _flag("--trim-vocab/--no-trim-vocab", "pruning.trim_vocab", "Keep the tokens that the training rows need."),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the store.")] = None,
-    alias: Annotated[str | None, typer.Option("--alias", help="The pruned model's alias; default: pruned.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Epochs of each phase.")] = None,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps of each phase.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="The kind of task, as in a recipe. [exact]")] = None,
+    alias: Annotated[str | None, _flag("--alias", "alias", "The pruned model's alias.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run's folder; called again, the run goes on. Default: runs/NAME-ALIAS."),
+    ] = None,
+    seed: Annotated[int | None, _flag("--seed", "seed", "Of all random numbers.", min=0)] = None,
+    epochs: Annotated[float | None, _flag("--epochs", "final_training.epochs", "Epochs of each phase.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, help="Steps of each phase at most. Default: what epochs take.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _flag("--batch-size", "final_training.batch_size", "Rows of a training step.", min=1, max=MOST_COUNT),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, _flag("--learning-rate", "final_training.learning_rate", "Of the weights, in each phase.")
+    ] = None,
+    metric: Annotated[str | None, _flag("--metric", "metric", "The kind of task.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Prune a dense model by a recipe or by flags (which win over the recipe's keys) and publish the result."""
     from model_store.store import Store
     from nash.errors import RequestError
-    from nash.models import quiet_libraries
-    from nash.prune import prune
-    from nash.recipe import PruneRecipe, build_recipe, read_recipe
+    from nash.preflight import check_prune
+    from nash.recipe import build_recipe, read_recipe
 
     flags: dict[str, Any] = {
         "model": model,
@@ -61,6 +137,11 @@ def command(
         "data.train": train and _from_here(train),
         "data.validation": validation and _from_here(validation),
         "data.test": test and _from_here(test),
+        "data.source_column": source_column,
+        "data.target_columns": target_columns or None,
+        "data.prefix": prefix,
+        "data.max_source_tokens": max_source_tokens,
+        "data.max_target_tokens": max_target_tokens,
         "pruning.encoder_sparsity": encoder_sparsity,
         "pruning.decoder_layers": decoder_layers,
         "pruning.trim_vocab": trim_vocab,
@@ -70,11 +151,10 @@ def command(
         "workload.new_tokens": new_tokens,
         "workload.dtype": dtype,
         "workload.threads": threads,
-        "prune_training.epochs": epochs,
-        "prune_training.max_steps": max_steps,
-        "final_training.epochs": epochs,
-        "final_training.max_steps": max_steps,
     }
+    training = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    for phase in ("prune_training", "final_training"):
+        flags |= {f"{phase}.{key}": value for key, value in training.items()}
     overrides = {key: value for key, value in flags.items() if value is not None}
     if recipe_file is not None:
         recipe = read_recipe(PruneRecipe, recipe_file, overrides)
@@ -82,8 +162,13 @@ def command(
         recipe = build_recipe(PruneRecipe, {}, "given by flags", Path(), overrides)
     else:
         raise RequestError("nothing to prune: give a RECIPE file, or --model, --train, --eval and --name")
-    quiet_libraries()
     folder = out or Path("runs") / f"{recipe.name}-{recipe.alias}"
+    recipe = check_prune(recipe, folder, Store(store))
+
+    from nash.models import quiet_libraries
+    from nash.prune import prune
+
+    quiet_libraries()
     report = prune(recipe, folder, Store(store), progress_console())
     if as_json:
         print_json(report.document())

@@ -8,6 +8,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+# What `python -m server` takes behind a model's name.
+MODEL_KEYS = (
+    *("dtype", "device", "backend", "graphs", "quantization", "threads", "slots"),
+    *("max_source_tokens", "max_new_tokens", "max_encode_tokens"),
+)
+
 OptionalStoreOption = Annotated[
     Path | None, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder; default: store.")
 ]
@@ -19,8 +25,7 @@ def command(
         typer.Option(
             "--model",
             metavar="REF[,key=value...]",
-            help="A variant to serve; repeat it. Keys: dtype, device, threads, slots, max_source_tokens, "
-            "max_new_tokens.",
+            help=f"A variant to serve; repeat it. Keys: {', '.join(MODEL_KEYS)}.",
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,

@@ -29,7 +29,7 @@ def command(
     """Prune a model to every shape, seed and method of a recipe, and draw quality against speed."""
     from model_store.store import Store
     from nash.errors import NashError
-    from nash.models import quiet_libraries
+    from nash.preflight import check_sweep
     from nash.sweep_recipe import read_sweep
 
     recipe, points = read_sweep(recipe_file, {} if publish is None else {"publish": publish})
@@ -39,11 +39,14 @@ def command(
             f'{", ".join(missing)} not installed: run pip install -c constraints.txt -e ".[sweep]" '
             "in the project's folder"
         )
+    folder = out or Path("runs") / recipe_file.stem
+    points = check_sweep(recipe, points, folder, Store(store))
+
+    from nash.models import quiet_libraries
     from nash.sweep import sweep
     from nash.sweep_page import HTML_FILE
 
     quiet_libraries()
-    folder = out or Path("runs") / recipe_file.stem
     console = progress_console()
     report = sweep(recipe, points, folder, Store(store), console, remeasure=remeasure)
     if as_json:

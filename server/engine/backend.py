@@ -69,6 +69,24 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class SlicedBackend(Backend, Protocol):
+    """A backend that can encode a long source a little at a time, between steps of others.
+
+    The slots of such a source have no rows in a feed until it is encoded. They may move meanwhile, and other sources
+    may be encoded whole.
+    """
+
+    def begin_source(self, source: list[int], slots: Collection[int]) -> None:
+        """Take a source for its slots; no other one is under way."""
+
+    def go_on(self, seconds: float | None) -> bool:
+        """Encode for about so long, or to the end; returns whether the source is encoded."""
+
+    def drop_source(self) -> None:
+        """Give up the source that is under way."""
+
+
+@runtime_checkable
 class AheadBackend(Backend, Protocol):
     """A backend that can choose greedily by itself, and so make steps that nobody looks at."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from model_store.config_fields import Heads
 from model_store.spec import ModelSpec
 from model_store.tensor_shapes import LEARNED_POSITIONS_START
-from server.engine.checkpoint import Checkpoint
+from server.engine.checkpoint import Tensors
 from server.engine.folding import fold_attention, fold_norm
 from server.engine.network import (
     AttentionWeights,
@@ -23,7 +23,7 @@ from server.engine.network import (
 from server.engine.positions import fairseq_positions, sinusoidal_positions
 
 
-def read_bart(checkpoint: Checkpoint, spec: ModelSpec, *, longest: int) -> Network:
+def read_bart(checkpoint: Tensors, spec: ModelSpec, *, longest: int) -> Network:
     """The network of a checked checkpoint; layers and output are read when they are wanted.
 
     `longest`: how many positions to compute where any number can be.
@@ -32,7 +32,7 @@ def read_bart(checkpoint: Checkpoint, spec: ModelSpec, *, longest: int) -> Netwo
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, longest: int) -> None:
+    def __init__(self, checkpoint: Tensors, spec: ModelSpec, longest: int) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
         self._longest = longest

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +16,20 @@ WEIGHTS_FILE = "model.safetensors"
 _DTYPES = ("F64", "F32", "F16", "BF16")  # integers, and floats of eight bits, mean nothing without their scales
 
 
+class Tensors(Protocol):
+    """A model's tensors by name, in the dtype and on the device that they are wanted in."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A tensor that is computed and not read, as the others are."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, whose memory is the caller's; the same name gives the same numbers."""
+
+
 class Checkpoint:
-    """The tensors of an open file, in the dtype and on the device that they are wanted in."""
+    """The tensors of an open file; implements `Tensors`."""
 
     def __init__(self, file: Any, names: frozenset[str], *, dtype: torch.dtype, device: torch.device) -> None:
         """Callers use `open_checkpoint`."""

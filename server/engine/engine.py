@@ -20,7 +20,7 @@ from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.errors import BadRequestError, LoadError
 from server.engine.generation_config import GenerationDefaults, with_seed
 from server.engine.loading import make_backend, read_defaults, read_json
-from server.engine.scheduler import Plan, Scheduler
+from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import (
     MOST_THREADS,
     EngineConfig,
@@ -34,6 +34,7 @@ from server.engine.sequence import (
     TokenEvent,
     TopToken,
 )
+from server.engine.source_queue import SourceQueue, slot_of
 from server.engine.static_step import Progress
 from server.engine.validation import check_parameters, check_source
 
@@ -53,12 +54,12 @@ _ALL_FORBIDDEN = (
 class StepStats:
     """What the last step did."""
 
-    encode_s: float = 0.0  # 0 where nobody was admitted
+    encode_s: float = 0.0  # 0 where nothing was encoded
     decode_s: float = 0.0
     steps: int = 1  # decoded, one after the other: several where a backend ran ahead
     batch_size: int = 0  # rows decoded: a sequence has one, or one a beam or sample
     generated_tokens: int = 0  # in all steps; a beam search, whatever its width, makes one a step
-    source_tokens: int = 0  # encoded, without padding
+    source_tokens: int = 0  # of sources whose encoding ended, without padding
     padding_tokens: int = 0  # encoded for nothing
     running: int = 0  # sequences after the step
     waiting: int = 0  # sequences after the step
@@ -84,6 +85,7 @@ class Engine:
             max_encode_tokens=config.max_encode_tokens,
             max_decode_tokens=config.max_decode_tokens,
         )
+        self._sources = SourceQueue(backend)
         self._decodings: dict[int, Decoding] = {}  # by the id of a sequence that waits or runs
 
     @classmethod
@@ -131,6 +133,7 @@ class Engine:
         sequence = self._scheduler.remove(sequence_id, Status.CANCELLED)
         if sequence is None:
             return False
+        self._sources.drop(sequence)
         del self._decodings[sequence_id]
         sequence.finished_s = time.monotonic()
         return True
@@ -138,7 +141,8 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Admit, encode, and advance every running sequence by a token; nothing to do gives no events.
 
-        Where that takes little time and nobody waits, it may be several tokens: see `EngineConfig.ahead_s`.
+        Where that takes little time and nobody waits, it may be several tokens: see `EngineConfig.ahead_s`. A long
+        source is encoded over several steps of the others, and its sequence is advanced from then on.
         """
         if not self._backend.has_own_threads:
             return self._run_step()
@@ -152,11 +156,17 @@ class Engine:
         rows = self._scheduler.rows
         if not rows:
             return []
-        admitted = [sequence for batch in plan.batches for sequence in batch]
-        padding_tokens = self._prepare(plan)
+        for sequence in (sequence for batch in plan.batches for sequence in batch):
+            sequence.admitted_s = planned_s
+        self._move(plan.moves)
+        decoding = any(row.sequence.encoded_s is not None for row in rows)
+        last = self.step_stats
+        begun_s = time.monotonic()
+        ready = self._sources.run(plan.batches, step_s=last.decode_s / last.steps if decoding else None)
         encoded_s = time.monotonic()
-        for sequence in admitted:
-            sequence.admitted_s, sequence.encoded_s = planned_s, encoded_s
+        for sequence in ready:
+            sequence.encoded_s = encoded_s
+        rows = [row for row in rows if row.sequence.encoded_s is not None]
         feed, wants = self._feed(rows)
         steps = self._decode(feed, wants)
         step_s = (time.monotonic() - encoded_s) / len(steps)
@@ -166,13 +176,13 @@ class Engine:
             for event in self._commit(wants, chosen, encoded_s + made * step_s)
         ]
         self.step_stats = StepStats(
-            encode_s=encoded_s - planned_s if admitted else 0.0,
+            encode_s=encoded_s - begun_s if ready or self._sources else 0.0,
             decode_s=time.monotonic() - encoded_s,  # with what is copied between beams
             steps=len(steps),
             batch_size=len(rows),
             generated_tokens=len(steps) * sum(want.decoding.search is None or want.row.index == 0 for want in wants),
-            source_tokens=sum(len(sequence.source_ids) for sequence in admitted),
-            padding_tokens=padding_tokens,
+            source_tokens=sum(len(sequence.source_ids) for sequence in ready),
+            padding_tokens=self._sources.padding_tokens,
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
             path=self._backend.path,
@@ -224,19 +234,12 @@ class Engine:
         self._decodings[sequence.id] = Decoding(sequence.parameters, self.defaults.eos_ids)
         self._scheduler.add(sequence)
 
-    def _prepare(self, plan: Plan) -> int:
-        """Bring every row's state to its slot; returns the number of padding positions that were encoded."""
-        for move in plan.moves:
+    def _move(self, moves: list[Move]) -> None:
+        """Bring the state of rows to their new slots."""
+        for move in moves:
             row = move.row
             length = len(row.history) - row.fresh
             self._backend.move(move.source, move.target, source_length=len(row.sequence.source_ids), length=length)
-        return sum(
-            self._backend.encode(
-                [sequence.source_ids for sequence in batch],
-                [[_slot(row) for row in sequence.rows] for sequence in batch],
-            )
-            for batch in plan.batches
-        )
 
     def _feed(self, rows: list[Row]) -> tuple[Feed, list[Want]]:
         """What goes into the decoder, and the rows whose logits come out of it."""
@@ -245,11 +248,11 @@ class Engine:
         slots: list[int] = []
         wanted: list[int] = []
         wants = []
-        for slot, row in enumerate(rows):
+        for row in rows:
             length, fresh = len(row.history), row.fresh
             tokens += row.history[length - fresh :]
             positions += range(length - fresh, length)
-            slots += [slot] * fresh
+            slots += [slot_of(row)] * fresh
             decoding = self._decodings[row.sequence.id]
             if decoding.search is None or row.index == 0 or length > 1 + len(row.sequence.parameters.prefix_ids):
                 wanted.append(len(tokens) - 1)
@@ -270,7 +273,7 @@ class Engine:
         """How many steps may be made without looking; 1 where nothing is gained by it."""
         last = self.step_stats
         # Where not even two of them fit into the time, nothing is looked at for nothing.
-        if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting:
+        if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting or self._sources:
             return 1
         ends, most = wants[0].decoding.eos_ids, _MOST_AHEAD
         if len(feed.tokens) != len(wants):  # prefixes, or beams before their first choice
@@ -354,7 +357,7 @@ class Engine:
             self._finish(sequence, now_s)
             return [_decided(sequence, now_s)]
         origins = [rows[survivor.beam] for survivor in survivors]
-        slots, origin_slots = [_slot(row) for row in rows], [_slot(row) for row in origins]
+        slots, origin_slots = [slot_of(row) for row in rows], [slot_of(row) for row in origins]
         if made > 1 and slots != origin_slots:  # before the first choice all beams are the same
             self._backend.reorder(slots, origin_slots, before)
         states = [(row.history, row.logprobs, row.top_tokens) for row in origins]
@@ -382,7 +385,7 @@ class Engine:
     def _fail(self, sequence: Sequence, reason: str, now_s: float) -> TokenEvent:
         made = len(sequence.rows[0].history) - len(sequence.parameters.prefix_ids)
         for row in sequence.rows:
-            self._backend.clear(_slot(row))
+            self._backend.clear(slot_of(row))
         sequence.error, sequence.hypotheses = reason.format(number=made), []
         self._end(sequence, Status.FAILED, now_s)
         return TokenEvent(sequence_id=sequence.id, token=None, made_s=now_s, error=sequence.error)
@@ -391,11 +394,6 @@ class Engine:
         self._scheduler.remove(sequence.id, status)
         del self._decodings[sequence.id]
         sequence.finished_s = now_s
-
-
-def _slot(row: Row) -> int:
-    assert row.slot is not None, f"sequence {row.sequence.id} does not run"
-    return row.slot
 
 
 def _finish_reason(row: Row, decoding: Decoding) -> FinishReason | None:

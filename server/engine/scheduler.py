@@ -17,7 +17,7 @@ from server.engine.sequence import Row, Sequence, Status
 MOST_OVERTAKING = 16
 
 # An encoder batch more costs about as much as so many positions: it reads all of the encoder's weights once again.
-_BATCH_POSITIONS = 32
+BATCH_POSITIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +147,9 @@ class Scheduler:
 
     def _batches(self, sequences: list[Sequence]) -> list[list[Sequence]]:
         """Group by length, so that padding and batches together cost least."""
-        batches = _group(sequences, _BATCH_POSITIONS)
+        batches = group_by_length(sequences, BATCH_POSITIONS)
         if _positions(batches) > self._max_encode_tokens:
-            return _group(sequences, 1)  # next to no padding
+            return group_by_length(sequences, 1)  # next to no padding
         return batches
 
     def _place(self, row: Row, slot: int) -> None:
@@ -198,7 +198,7 @@ class Scheduler:
         assert sum(len(self._by_id[number].rows) for number in running) == len(self.rows), "a row without its sequence"
 
 
-def _group(sequences: Ordered[Sequence], batch_positions: int) -> list[list[Sequence]]:
+def group_by_length(sequences: Ordered[Sequence], batch_positions: int) -> list[list[Sequence]]:
     """The cheapest grouping where a batch costs its positions, padding included, and `batch_positions` more.
 
     The longest come first.

@@ -38,6 +38,14 @@ class Bucket:
     target_positions: int
     source_positions: int
 
+    def holds(self, *, rows: int, target_positions: int, source_positions: int) -> bool:
+        """Whether a step of this size can run in it."""
+        return (
+            self.rows >= rows
+            and self.target_positions >= target_positions
+            and self.source_positions >= source_positions
+        )
+
 
 def make_buckets(*, slots: int, target_positions: int, source_positions: int) -> list[Bucket]:
     """Every size, the largest first: rows by powers of two and all slots, lengths by halves of what a slot holds.
@@ -145,7 +153,7 @@ class StaticSteps:
         buffers: StepBuffers,
         buckets: list[Bucket],
     ) -> None:
-        """`buckets` as `make_buckets` gives them."""
+        """`buckets` as `make_buckets` gives them, all or some."""
         self._buffers = buffers
         self._steps = [
             StaticStep(
@@ -189,12 +197,7 @@ class StaticSteps:
         """Logits [rows, V] of slots 0 to rows-1, in the smallest bucket; None where none holds so much."""
         rows, target_positions = len(tokens), max(positions) + 1
         for step in reversed(self._steps):
-            bucket = step.bucket
-            if (
-                bucket.rows >= rows
-                and bucket.target_positions >= target_positions
-                and bucket.source_positions >= source_positions
-            ):
+            if step.bucket.holds(rows=rows, target_positions=target_positions, source_positions=source_positions):
                 self._buffers.stage(tokens, positions)
                 return step.replay()[:rows]
         return None

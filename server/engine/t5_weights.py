@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from model_store.config_fields import Heads
 from model_store.spec import ModelSpec
-from server.engine.checkpoint import Checkpoint
+from server.engine.checkpoint import Tensors
 from server.engine.folding import fold_attention, fold_norm, scaled
 from server.engine.network import (
     AttentionWeights,
@@ -18,13 +18,13 @@ from server.engine.network import (
 )
 
 
-def read_t5(checkpoint: Checkpoint, spec: ModelSpec) -> Network:
+def read_t5(checkpoint: Tensors, spec: ModelSpec) -> Network:
     """The network of a checked checkpoint; layers and output are read when they are wanted."""
     return _Reader(checkpoint, spec).network()
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    def __init__(self, checkpoint: Tensors, spec: ModelSpec) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
 

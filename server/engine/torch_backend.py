@@ -19,8 +19,9 @@ from server.engine.errors import LoadError
 from server.engine.memory import available_bytes, weight_bytes
 from server.engine.model import DecoderViews
 from server.engine.model_builder import Model, build_model
+from server.engine.network import Network
 from server.engine.sequence import EngineConfig
-from server.engine.static_step import Progress, StaticSteps, StepBuffers, make_buckets
+from server.engine.static_step import Bucket, Progress, StaticSteps, StepBuffers, make_buckets
 from server.engine.weights import open_network
 
 # Self-attention looks at a whole number of buckets of positions, so that the views of the cache last several steps.
@@ -36,9 +37,15 @@ class TorchBackend:
     has_own_threads = False
 
     def __init__(
-        self, spec: ModelSpec, model: Model, config: EngineConfig, dtype: torch.dtype, progress: Progress
+        self,
+        spec: ModelSpec,
+        model: Model,
+        config: EngineConfig,
+        dtype: torch.dtype,
+        progress: Progress,
+        buckets: Collection[Bucket],
     ) -> None:
-        """Allocate the caches and record the steps; callers use `TorchBackend.load`."""
+        """Allocate the caches and record the steps of `buckets`; callers use `load` or `build`."""
         self._path: str | None = None
         self._model = model
         self._pad_id = spec.pad_id
@@ -60,12 +67,7 @@ class TorchBackend:
             self._buffers = StepBuffers(
                 slots=config.slots, vocab_size=spec.target_vocab_size, dtype=dtype, device=self._device
             )
-            buckets = make_buckets(
-                slots=config.slots,
-                target_positions=_target_positions(config),
-                source_positions=_source_positions(config),
-            )
-            self._steps = StaticSteps(model.decoder, self._self_cache, self._cross_cache, self._buffers, buckets)
+            self._steps = StaticSteps(model.decoder, self._self_cache, self._cross_cache, self._buffers, list(buckets))
             if self._device.type == "cuda":
                 self._recorded_bytes = self._steps.record(self._device, progress)
 
@@ -91,17 +93,35 @@ class TorchBackend:
         _check_memory(spec, config, dtype, available_bytes(device))
         if quantization in BYTES_PER_WEIGHT:
             check_bitsandbytes(quantization, dtype=dtype, device=device)
-        source, target = _source_positions(config), _target_positions(config)
-        with open_network(directory, spec, dtype=dtype, device=device, longest=max(source, target)) as network:
-            model = build_model(
-                network,
-                dtype=dtype,
-                device=device,
-                quantization=quantization,
-                longest_source=source,
-                longest_target=target,
-            )
-        return cls(spec, model, config, dtype, progress)
+        with open_network(directory, spec, dtype=dtype, device=device, longest=longest_positions(config)) as network:
+            return cls.build(network, spec, config, dtype, progress)
+
+    @classmethod
+    def build(
+        cls,
+        network: Network,
+        spec: ModelSpec,
+        config: EngineConfig,
+        dtype: torch.dtype,
+        progress: Progress = lambda line: None,
+        buckets: Collection[Bucket] | None = None,
+    ) -> "TorchBackend":
+        """From weights of the shape `spec` that are at hand, wherever they come from.
+
+        `buckets`: those of `graph_buckets` whose steps are recorded, None: all; others run eagerly.
+
+        Raises:
+            LoadError: the memory that is left does not hold it.
+        """
+        model = build_model(
+            network,
+            dtype=dtype,
+            device=torch.device(config.device),
+            quantization=_quantization(config),
+            longest_source=_source_positions(config),
+            longest_target=_target_positions(config),
+        )
+        return cls(spec, model, config, dtype, progress, graph_buckets(config) if buckets is None else buckets)
 
     @property
     def path(self) -> str | None:
@@ -241,6 +261,20 @@ class TorchBackend:
 def uses_graphs(config: EngineConfig) -> bool:
     """Whether steps are replayed, on CUDA from recordings, on a CPU by calling them."""
     return config.graphs == "on" or (config.graphs == "auto" and config.device != "cpu")
+
+
+def graph_buckets(config: EngineConfig) -> list[Bucket]:
+    """Every size that a backend loaded so has replayed steps of, the largest first."""
+    return make_buckets(
+        slots=config.slots,
+        target_positions=_target_positions(config),
+        source_positions=_source_positions(config),
+    )
+
+
+def longest_positions(config: EngineConfig) -> int:
+    """How many positions embeddings are needed for, on either side."""
+    return max(_source_positions(config), _target_positions(config))
 
 
 def _quantization(config: EngineConfig) -> str:

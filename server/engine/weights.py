@@ -8,7 +8,7 @@ import torch
 
 from model_store.spec import ModelSpec
 from server.engine.bart_weights import read_bart
-from server.engine.checkpoint import open_checkpoint
+from server.engine.checkpoint import Tensors, open_checkpoint
 from server.engine.network import Network
 from server.engine.t5_weights import read_t5
 
@@ -27,7 +27,14 @@ def open_network(
     """
     folded_dtype = torch.promote_types(dtype, torch.float32)
     with open_checkpoint(directory, spec, dtype=folded_dtype, device=device) as checkpoint:
-        if spec.facts.layout == "t5":
-            yield read_t5(checkpoint, spec)
-        else:
-            yield read_bart(checkpoint, spec, longest=longest)
+        yield read_network(checkpoint, spec, longest=longest)
+
+
+def read_network(tensors: Tensors, spec: ModelSpec, *, longest: int) -> Network:
+    """The network of a model of the shape `spec`, read from its tensors when they are wanted.
+
+    `longest`: how many positions to compute where any number can be.
+    """
+    if spec.facts.layout == "t5":
+        return read_t5(tensors, spec)
+    return read_bart(tensors, spec, longest=longest)

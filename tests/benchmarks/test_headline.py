@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import headline
-from nash.data import read_rows
 from nash.evaluate import evaluate
 from nash.recipe import DataLayout
+from nash.rows import read_rows
 from server.engine.sequence import EngineConfig
 from tests.tiny_models import build_tiny_t5
 

@@ -122,6 +122,7 @@ def test_the_engine_does_not_load_it_for_nothing() -> None:
 @pytest.mark.parametrize("kind", ERRORS)
 @torch.inference_mode()
 def test_on_cuda_it_is_near_and_can_be_recorded(directory: Path, kind: str) -> None:
+    pytest.importorskip("bitsandbytes")
     spec = spec_of(directory)
     sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec, 4)
     expected = backend_logits(load_backend(directory, "float32", slots=4), sources, wanted)

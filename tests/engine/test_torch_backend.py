@@ -8,7 +8,8 @@ import torch
 from server.engine.backend import Feed
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig
-from server.engine.torch_backend import TorchBackend
+from server.engine.torch_backend import TorchBackend, graph_buckets, longest_positions
+from server.engine.weights import open_network
 from tests.engine.family_reference import load_backend, spec_of, targets, texts
 from tests.tiny_families import CASES, build_tiny
 
@@ -62,3 +63,25 @@ def test_a_cleared_slot_holds_nothing_that_was_not_finite(directory: Path) -> No
     backend.encode([source], [[1]])
     feed = Feed(tokens=[spec.decoder_start_id] * 2, positions=[0, 0], slots=[0, 1], wanted=[0, 1])
     assert backend.decode(feed).isfinite().all()
+
+
+@torch.inference_mode()
+def test_of_the_recorded_sizes_some_may_be_left_out(directory: Path) -> None:
+    spec, cpu = spec_of(directory), torch.device("cpu")
+    config = EngineConfig(graphs="on", backend="torch", slots=4, max_source_tokens=70, max_new_tokens=69)
+    every = TorchBackend.load(directory, spec, config, torch.float64)
+    buckets = [bucket for bucket in graph_buckets(config) if bucket.rows == 2]
+    longest = longest_positions(config)
+    with open_network(directory, spec, dtype=torch.float64, device=cpu, longest=longest) as network:
+        some = TorchBackend.build(network, spec, config, torch.float64, buckets=buckets)
+    paths = []
+    for rows in (1, 2, 3):
+        slots = list(range(rows))
+        feed = Feed(tokens=[5] * rows, positions=[0] * rows, slots=slots, wanted=slots)
+        logits = []
+        for backend in (every, some):
+            backend.encode(texts(spec, [8, 3, 19][:rows]), [[slot] for slot in slots])
+            logits.append(backend.decode(feed).clone())
+            paths.append(backend.path)
+        assert (logits[0] - logits[1]).abs().max() <= 1e-12
+    assert paths == ["graph", "graph", "graph", "graph", "graph", "eager"]

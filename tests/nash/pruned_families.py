@@ -24,7 +24,8 @@ from model_store.spec import ModelSpec
 from nash.compaction import compact, shorten_decoder
 from nash.export import export
 from nash.masking import HardenedGates, masked
-from nash.models import read_spec, save_model
+from nash.model_folder import read_spec
+from nash.models import save_model
 from nash.parts import parts_of, shortened
 from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
 from tests.tiny_models import TOKENIZER_CONFIG, build_tokenizer

@@ -13,7 +13,8 @@ from nash.calibration import ROWS, calibration_batches, closest_layers, repair
 from nash.compaction import compact, shorten_decoder
 from nash.data import IGNORED
 from nash.masking import GateKinds, Gates, HardenedGates, Mask, masked
-from nash.models import load_dense, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_dense
 from nash.parts import parts_of, shortened
 from nash.training import decoder_inputs
 from tests.nash.pruned_families import FAMILIES, build

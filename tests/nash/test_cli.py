@@ -82,7 +82,7 @@ def test_what_nobody_has_foreseen_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("nash.data.read_rows", fail)
+    monkeypatch.setattr("nash.preflight.check_evaluate", fail)
     arguments = ["evaluate", "./m", "--data", tmp_path / "rows.jsonl"]
     outcome = nash(*arguments)
     assert outcome.code == 1

@@ -15,7 +15,8 @@ from torch import nn
 from model_store.spec import ModelSpec
 from nash.compaction import compact, fill, shorten_decoder
 from nash.masking import HardenedGates
-from nash.models import load_dense, read_spec, save_model
+from nash.model_folder import read_spec
+from nash.models import load_dense, save_model
 from nash.parts import layers_of, parts_of, shortened
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters

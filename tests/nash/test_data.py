@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerBase
 
-from nash.data import IGNORED, Collator, Row, SimilarLengthSampler, TokenizedPairs, file_digest, read_rows
+from nash.data import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.errors import RequestError
 from nash.models import load_tokenizer
+from nash.rows import Row, file_digest, read_rows
 from tests.nash.task_tokenizers import bpe_model, metaspace_bpe
 from tests.tiny_models import EOS_ID, VOCABULARY
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 
-from nash.data import Row, data_digest, file_digest, read_rows
 from nash.data_formats import split_path
 from nash.errors import RequestError
 from nash.recipe import DataLayout, FinetuneRecipe, read_recipe
+from nash.rows import Row, data_digest, file_digest, read_rows
 
 ROWS = [Row(source='a, "b"\nc', targets=("x",)), Row(source="007", targets=("NA",)), Row(source="ü", targets=("null",))]
 COLUMNS = {"source": [row.source for row in ROWS], "target": [row.targets[0] for row in ROWS], "n": [1, 2, 3]}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from nash.data import Row
 from nash.evaluate import evaluate, predict
 from nash.models import load_dense, load_tokenizer
+from nash.rows import Row
 from server.engine.sequence import EngineConfig
 from tests.nash.command_line import nash
 from tests.tiny_models import EOS_ID, PAD_ID, VOCABULARY

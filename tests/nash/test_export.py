@@ -15,7 +15,8 @@ from transformers import AutoModelForSeq2SeqLM
 from model_store.source import check_publishable
 from model_store.store import Store
 from nash.export import stock_shape
-from nash.models import read_spec, save_model
+from nash.model_folder import read_spec
+from nash.models import save_model
 from nash.parts import parts_of, shortened
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters

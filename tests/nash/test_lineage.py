@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nash.lineage import input_digests, lineage_of, portable
-from nash.models import ResolvedModel
+from nash.model_folder import ResolvedModel
 from nash.recipe import DataRecipe, PruneRecipe, build_recipe, read_recipe
 
 TRAIN = "hub:abisee/cnn_dailymail@refs/pr/3:3.0.0:train"

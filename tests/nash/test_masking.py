@@ -8,7 +8,8 @@ import torch
 from model_store.spec import ModelSpec
 from nash import gates
 from nash.masking import GateKinds, Gates, HardenedGates, masked
-from nash.models import load_dense, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_dense
 from nash.parts import parts_of, with_kept
 from tests.tiny_families import CASES, build_tiny
 

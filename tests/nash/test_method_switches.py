@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from model_store.store import Store
-from nash.data import Row
 from nash.errors import RequestError
 from nash.evaluate import predict
-from nash.models import read_spec
+from nash.model_folder import read_spec
 from nash.prune import prune
 from nash.recipe import PruneRecipe, build_recipe
+from nash.rows import Row
 from nash.teacher_answers import FILE
 from server.engine.sequence import EngineConfig
 from tests.nash.tiny_training import build_task_model, task_rows

@@ -8,7 +8,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from nash.errors import RequestError
-from nash.models import new_t5, tokenizer_paths
+from nash.model_folder import tokenizer_paths
+from nash.models import new_t5
 from nash.recipe import T5Shape
 
 SHAPE = T5Shape(d_model=8, num_heads=2, d_kv=4, d_ff=16, encoder_layers=1, decoder_layers=1)

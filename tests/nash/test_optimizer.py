@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nash.distillation import DistillationMaps
 from nash.masking import GateKinds, Gates
-from nash.models import load_dense, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_dense
 from nash.optimizer import MuonAdamW, orthogonalize, parameter_groups
 from tests.tiny_models import build_tiny_t5
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from nash.data import IGNORED
 from nash.distillation import recorded
-from nash.models import load_dense, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_dense
 from nash.optimizer import parameter_groups
 from nash.parts import layers_of, parts_of, shortened, with_kept
 from nash.training import shift_right

@@ -15,7 +15,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from model_store.store import Store
-from nash.models import load_dense, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_dense
 from nash.training import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows

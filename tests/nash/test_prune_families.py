@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from model_store.store import Store
-from nash.models import read_spec
+from nash.model_folder import read_spec
 from tests.nash.command_line import nash
 from tests.nash.pruned_families import FAMILIES, assert_same, build, logits, read
 from tests.nash.tiny_training import task_rows

@@ -11,7 +11,7 @@ import pytest
 from model_store.spec import ModelSpec
 from model_store.store import Store
 from nash.latency import Latency, Workload
-from nash.models import read_spec
+from nash.model_folder import read_spec
 from nash.run_folder import RunFolder
 from tests.nash.command_line import Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows

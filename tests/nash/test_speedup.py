@@ -9,12 +9,13 @@ import torch
 
 from model_store.spec import EncoderLayerSpec, ModelSpec
 from nash.cost_model import CostModel, Timing
-from nash.data import Row
 from nash.errors import RequestError
 from nash.latency import Latency, Workload
-from nash.models import load_tokenizer, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_tokenizer
 from nash.random_model import cut_spec, uniform_widths
 from nash.recipe import DataRecipe, WorkloadRecipe
+from nash.rows import Row
 from nash.speedup import SpeedPlan, cut_of, engine_measure, make_plan, probes, settle
 from nash.workload import workload_of
 

@@ -16,7 +16,7 @@ import pytest
 
 from model_store.store import Store
 from nash import disk, sweep, sweep_latency, teacher_answers
-from nash.models import model_digest
+from nash.model_folder import model_digest
 from nash.recipe import PruneRecipe
 from nash.training import last_checkpoint
 from nash.walk import walk as whole_walk

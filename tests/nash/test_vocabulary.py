@@ -31,7 +31,8 @@ from model_store.store import Store
 from nash.compaction import compact, shorten_decoder
 from nash.errors import RequestError
 from nash.latency import Latency, Workload
-from nash.models import load_tokenizer, read_spec, save_model
+from nash.model_folder import read_spec
+from nash.models import load_tokenizer, save_model
 from nash.speedup import Measure
 from nash.tokenizer_file import document_of
 from nash.vocabulary import (

@@ -10,14 +10,16 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from nash.compaction import shorten_decoder
-from nash.data import Row, TokenizedPairs
+from nash.data import TokenizedPairs
 from nash.distillation import DistillationMaps
 from nash.layer_selection import block_ends
 from nash.masking import GateKinds, Gates
-from nash.models import load_dense, load_tokenizer, read_spec
+from nash.model_folder import read_spec
+from nash.models import load_dense, load_tokenizer
 from nash.parts import shortened
 from nash.pruning_training import StudentTrainer
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.rows import Row
 from nash.training import FinetuneTrainer
 from tests.tiny_models import build_tiny_t5
 

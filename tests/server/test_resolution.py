@@ -60,7 +60,11 @@ def test_a_compact_model_is_called_pruned(folder: Path, tmp_path: Path) -> None:
 
 def test_a_model_with_so_many_positions_is_asked_for_no_more(folder: Path, tmp_path: Path) -> None:
     for name, limits in {"bart": (75, 75), "m2m_100": (512, 256)}.items():
-        (model,) = resolve(folder, str(build_tiny(CASES[name], tmp_path / name)))
+        directory = build_tiny(CASES[name], tmp_path / name)
+        with pytest.raises(InvalidRequestError, match=r"has no tokenizer\.json"):
+            resolve(folder, str(directory))
+        (directory / "tokenizer.json").touch()
+        (model,) = resolve(folder, str(directory))
         assert (model.request.engine.max_source_tokens, model.request.engine.max_new_tokens) == limits
         assert model.spec.family == name
 

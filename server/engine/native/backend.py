@@ -7,7 +7,7 @@ head, C capacity of a slot in positions, K buckets of distance.
 import ctypes
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from server.engine.errors import LoadError
 from server.engine.memory import available_bytes
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
-from server.engine.native.rows import RowBuffer, make_workspace
+from server.engine.native.rows import RowBuffer, make_workspace, with_hidden
 from server.engine.native.sets import chosen_set
 from server.engine.position_bias import relative_bucket
 from server.engine.sequence import EngineConfig
@@ -28,7 +28,8 @@ from server.engine.weights import open_network
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
 
-_BLOCK_ROWS = int(__import__("os").environ.get("BLOCK","128"))  # of a source that are encoded together
+_BLOCK_ROWS = 64  # positions that go through a layer together; their feed-forward units stay in the cache
+_SLICE_ROWS = 32  # the same where others wait for the end of a slice
 _LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
 
 
@@ -86,6 +87,12 @@ class NativeBackend:
             longest_scores=max(cache.own_capacity, cache.source_capacity),
             head_dim=net.head_dim,
         )
+        # Of a source that is encoded in slices.
+        self._slice_rows = RowBuffer(config.max_source_tokens)
+        self._slice_hidden = self._caches.take(config.max_source_tokens * net.d_model, torch.float32)
+        self._slice_workspace = with_hidden(self._workspace, self._slice_hidden)
+        self._slice_block = cache.slice_block
+        self._progress: native.Progress | None = None
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
         self._pool = native.create_pool(found, threads)
         # By slot: where its decoded state is, and where the source that it reads is.
@@ -108,10 +115,7 @@ class NativeBackend:
 
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
         """Encode sources, each into all of its slots; nothing is padded, so the answer is 0."""
-        newcomers = {slot for own in slots for slot in own}
-        # Samples of one source end one by one: what any other slot reads stays, whichever of them was the first.
-        read = {place for slot, place in enumerate(self._source) if slot not in newcomers}
-        free = (place for place in range(len(self._source)) if place not in read)
+        free = self._free_places(slot for own in slots for slot in own)
         batch: list[tuple[list[int], int]] = []  # sources and where their keys and values go
         count = 0
         for source, own in zip(sources, slots, strict=True):
@@ -119,13 +123,45 @@ class NativeBackend:
                 self._encode_batch(batch)
                 batch, count = [], 0
             place = next(free)
-            for slot in own:
-                self._source[slot] = place
-                self._source_lengths[slot] = len(source)
+            self._set_source(own, place, len(source))
             batch.append((source, place))
             count += len(source)
         self._encode_batch(batch)
         return 0
+
+    def begin_source(self, source: list[int], slots: Collection[int]) -> None:
+        """Take a source for its slots, to be encoded in slices."""
+        place = next(self._free_places(slots))
+        self._set_source(slots, place, len(source))
+        count = len(source)
+        self._slice_rows.fill(
+            tokens=source,
+            positions=range(count),
+            slots=[self._slice_block] * count,
+            lengths=[count] * count,
+            memory_slots=[place] * count,
+        )
+        self._progress = native.Progress(block=_SLICE_ROWS)
+
+    def go_on(self, seconds: float | None) -> bool:
+        """Encode the source that was begun for about so long, or to its end; returns whether it is there."""
+        assert self._progress is not None, "no source was begun"
+        done = self._library.encode(
+            self._encoder,
+            self._decoder,
+            self._slice_rows.structure,
+            self._slice_workspace,
+            self._pool,
+            self._progress,
+            math.inf if seconds is None else seconds,
+        )
+        if done:
+            self._progress = None
+        return bool(done)
+
+    def drop_source(self) -> None:
+        """Give up the source that was begun: its place is written no more."""
+        self._progress = None
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, V] in float32; valid until the next call."""
@@ -180,6 +216,20 @@ class NativeBackend:
     def clear(self, slot: int) -> None:
         """Nothing to do: positions beyond a sequence's end are never read."""
 
+    def _free_places(self, newcomers: Iterable[int]) -> Iterator[int]:
+        """Where sources of these slots may be put.
+
+        Samples of one source end one by one: what any other slot reads stays, whichever of them was the first.
+        """
+        own = set(newcomers)
+        read = {place for slot, place in enumerate(self._source) if slot not in own}
+        return (place for place in range(len(self._source)) if place not in read)
+
+    def _set_source(self, slots: Collection[int], place: int, length: int) -> None:
+        for slot in slots:
+            self._source[slot] = place
+            self._source_lengths[slot] = length
+
     def _fill(
         self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int], wanted: Sequence[int]
     ) -> None:
@@ -226,7 +276,9 @@ class _CachePlan:
         self.source_capacity = _blocks(config.max_source_tokens)
         # The encoder's own keys and values live for one layer of one pass: sources side by side, in whole blocks.
         most_rows = max(config.max_encode_tokens, config.max_source_tokens)
-        self.encoder_capacity = most_rows + _LANES * min(most_rows, config.slots)
+        whole = _blocks(most_rows + _LANES * min(most_rows, config.slots))
+        self.slice_block = whole // _LANES  # behind them, a source that is encoded in slices
+        self.encoder_capacity = whole + self.source_capacity
         self.encoder_heads = max((len(heads) for heads in net.encoder_heads), default=0)
         own = sum(len(heads) for heads in net.self_heads) * self.own_capacity * config.slots
         source = sum(len(heads) for heads in net.cross_heads) * self.source_capacity * config.slots

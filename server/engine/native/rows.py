@@ -6,6 +6,7 @@ from ctypes import c_int32, c_int64
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
@@ -79,3 +80,10 @@ def make_workspace(
         input_bytes=input_bytes,
         score_count=score_count,
     )
+
+
+def with_hidden(workspace: native.Workspace, hidden: Tensor) -> native.Workspace:
+    """The same memory but for the hidden states, which outlast a pass."""
+    copy = native.Workspace.from_buffer_copy(workspace)
+    copy.hidden = hidden.data_ptr()
+    return copy

@@ -1,0 +1,28 @@
+"""What transformers and the packages that borrow its `generate` have in common."""
+
+from typing import Any
+
+
+class Transformers:
+    """A model with transformers' `generate`, greedy and of forced length."""
+
+    def __init__(self, model: Any, threads: int) -> None:
+        self._model, self._threads = model, threads
+
+    def generate(self, sources: list[list[int]], new_tokens: int) -> list[list[int]]:
+        """See `Generator`."""
+        import torch
+
+        torch.set_num_threads(self._threads)  # of the whole process, where others may have set theirs
+        ids = torch.tensor(sources)
+        with torch.inference_mode():
+            made = self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+            )
+        tokens: list[list[int]] = made[:, 1:].tolist()  # the first one is the decoder's start
+        return tokens

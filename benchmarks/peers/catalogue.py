@@ -1,0 +1,108 @@
+"""Who stands beside whom."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers.environments import ENVIRONMENTS, is_installed, python_of
+from benchmarks.peers.protocol import PeerError
+
+REFERENCE, ENGINE = "transformers", "engine"  # whose float32 tokens are right, and who is ours
+NATIVE = "native"
+SHAPE_TITLES = {"t5-small": "T5-small", "t5-base": "T5-base", "marian": "Marian", "bart-base": "BART-base"}
+
+# What makes each library take a lower instruction set than the processor has.
+INSTRUCTION_SETS: Mapping[str, Mapping[str, str]] = {
+    NATIVE: {},
+    "avx2": {
+        "NASH_CPU_ISA": "avx2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """Somebody who generates."""
+
+    name: str
+    title: str
+    dtypes: Mapping[str, str]  # what it calls each: they are not computed alike
+    environment: str | None  # None: ours
+    separate_builds: bool = False  # an environment for each instruction set
+    switch: bool = True  # whether it can be made to use a lower instruction set
+
+    @property
+    def module(self) -> str:
+        """Its adapter."""
+        return f"benchmarks.peers.adapters.{self.name.replace('.', '_')}"
+
+    def python(self, folder: Path, instruction_set: str) -> Path | None:
+        """The interpreter of its environment; None: ours.
+
+        Raises:
+            PeerError: it is not installed.
+        """
+        if self.environment is None:
+            return None
+        name = self.environment
+        if self.separate_builds and instruction_set != NATIVE:
+            name = f"{name}-{instruction_set}"
+        if not is_installed(folder, name):
+            raise PeerError(f"not installed: python -m benchmarks.peers install {name} --into {folder}")
+        return python_of(folder, name)
+
+
+PEERS = (
+    Peer(
+        name=ENGINE,
+        title="this engine",
+        environment=None,
+        dtypes={"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int4"},
+    ),
+    Peer(
+        name="ctranslate2",
+        title="CTranslate2",
+        environment="ctranslate2",
+        dtypes={"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"},
+    ),
+    Peer(
+        name="openvino",
+        title="OpenVINO",
+        environment="openvino",
+        dtypes={"float32": "f32", "bfloat16": "bf16", "int8": "int8 weights", "int4": "int4 weights"},
+    ),
+    Peer(
+        name="onnxruntime",
+        title="ONNX Runtime",
+        environment="onnxruntime",
+        dtypes={"float32": "float32", "int8": "dynamic int8", "int4": "int4 weights"},
+        switch=False,
+    ),
+    Peer(
+        name="llama.cpp",
+        title="llama.cpp",
+        environment="llama.cpp",
+        separate_builds=True,
+        dtypes={"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"},
+    ),
+    Peer(
+        name=REFERENCE,
+        title="transformers",
+        environment=None,
+        dtypes={"float32": "float32", "bfloat16": "bfloat16", "int8": "PyTorch dynamic int8"},
+    ),
+)
+NAMED = {peer.name: peer for peer in PEERS}
+DTYPES = tuple(dict.fromkeys(dtype for peer in PEERS for dtype in peer.dtypes))
+assert {peer.environment for peer in PEERS} - {None} <= set(ENVIRONMENTS)
+
+
+def variables(instruction_set: str) -> dict[str, str]:
+    """The environment of a worker: without networks, nor what is said at every start."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **quiet, **INSTRUCTION_SETS[instruction_set]}

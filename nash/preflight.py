@@ -1,0 +1,264 @@
+"""What of a request can be refused from its words, its folders and the first rows of its data.
+
+Needs neither torch nor transformers, whose import alone takes seconds: a typing error is answered at once. The work
+itself checks all of it again, with every row, the tokenizer and the weights.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from model_store.errors import InvalidRequestError
+from model_store.ref import check_name
+from model_store.safetensors_header import read_header
+from model_store.source import CONFIG, TOKENIZER, WEIGHTS, check_publishable, list_files
+from model_store.spec import ModelSpec
+from model_store.store import Store
+from nash.data_formats import check_obtainable, is_split_folder, needs_datasets, split_path
+from nash.errors import RequestError
+from nash.layer_selection import select_layers
+from nash.lineage import portable
+from nash.metrics import check_references
+from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
+from nash.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
+from nash.rows import read_rows
+from nash.run_folder import check_usable
+from nash.sweep_recipe import Point, SweepRecipe
+
+FIRST_ROWS = 1000  # of a file of gigabytes the rest waits for the work itself
+DENSE_ALIAS = "dense"
+DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
+
+Recipe = TypeVar("Recipe", FinetuneRecipe, PruneRecipe)
+
+
+def check_dtype(name: str) -> None:
+    """Refuse a dtype that the engine does not compute in.
+
+    Raises:
+        RequestError: it does not.
+    """
+    if name not in DTYPES:
+        raise RequestError(f"dtype {name!r} is not supported: use one of {', '.join(DTYPES)}")
+
+
+def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None) -> None:
+    """Read the first rows of a data file; what needs the package `datasets` is only looked for.
+
+    Raises:
+        RequestError: it is not there, a row is malformed, or a target is not what the metric compares with.
+    """
+    if needs_datasets(path):
+        check_obtainable(path)
+        return
+    rows = read_rows(path, layout, most=FIRST_ROWS)
+    if metric is not None:
+        check_references(metric, [row.targets for row in rows])
+
+
+def check_files(folder: Path, names: Iterable[str] = (CONFIG, WEIGHTS, TOKENIZER)) -> ModelSpec:
+    """Look for the files that a model directory is loaded from, and read its shape.
+
+    Raises:
+        RequestError: one is missing, or config.json is of no supported model.
+        model_store.errors.InvalidRequestError: the weights' file is torn.
+    """
+    spec = read_spec(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise RequestError(f"{folder} has no {name}: save the model and its tokenizer there with save_pretrained")
+    read_header(folder / WEIGHTS)
+    return spec
+
+
+def check_evaluate(model: str, data: Path, split: str, layout: DataLayout, metric: MetricKind, store: Store) -> None:
+    """Refuse what `nash evaluate` would.
+
+    Raises:
+        RequestError: the data or the model cannot be used.
+        model_store.errors.ModelStoreError: the store has no such model.
+    """
+    check_rows(split_path(data, split) if is_split_folder(data) else data, layout, metric)
+    check_files(resolve_model(model, store).folder)
+
+
+def check_bench(models: Sequence[str], store: Store) -> None:
+    """Refuse what `nash bench` would.
+
+    Raises:
+        RequestError: a model cannot be used.
+        model_store.errors.ModelStoreError: the store has no such model.
+    """
+    for model in models:
+        check_files(resolve_model(model, store).folder, (CONFIG, WEIGHTS))
+
+
+def check_export(model: str, out: Path, store: Store) -> None:
+    """Refuse what `nash export` would.
+
+    Raises:
+        RequestError: `out` is taken, or the model cannot be used.
+        model_store.errors.ModelStoreError: the store has no such model, or the folder is no model directory.
+    """
+    check_free(out)
+    folder = resolve_model(model, store).folder
+    read_spec(folder)
+    list_files(folder)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that is not to be written into.
+
+    Raises:
+        RequestError: there is something, and it is no empty folder.
+    """
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if not empty and os.path.lexists(out):
+        raise RequestError(f"{out} is there already: give --out a folder that is not, or an empty one")
+
+
+def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | None, alias: str) -> FinetuneRecipe:
+    """Refuse what `nash finetune` would; the recipe, its length limits within the start model's positions.
+
+    Raises:
+        RequestError: data, tokenizer, start model or `out` cannot be used.
+        model_store.errors.ModelStoreError: `name` or `alias` is not legal, or the store cannot be used.
+    """
+    check_name(alias, "alias")
+    if name is not None:
+        check_name(name, "model name")
+    if recipe.model is not None:
+        folder = resolve_model(recipe.model, store).folder
+        recipe = _within_positions(recipe, check_files(folder))
+    elif recipe.tokenizer is not None and not (recipe.tokenizer / TOKENIZER).is_file():
+        raise RequestError(f"{recipe.tokenizer} has no {TOKENIZER}: save the tokenizer there with save_pretrained")
+    check_usable(out, portable(recipe))
+    _check_data(recipe.data, recipe.metric)
+    if name is not None:
+        store.check_writable()
+    return recipe
+
+
+def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
+    """Refuse what `nash prune` would; the recipe, its length limits within the dense model's positions.
+
+    Raises:
+        RequestError: model, data, targets or `out` cannot be used.
+        model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
+    """
+    check_words(recipe)
+    model = resolve_model(recipe.model, store)
+    spec = check_dense(recipe.model, model)
+    asked_layers(recipe, spec)
+    recipe = _within_positions(recipe, spec)
+    check_apart(out, model.folder)
+    check_usable(out, portable(recipe))
+    _check_data(recipe.data, recipe.metric)
+    store.check_writable()
+    return recipe
+
+
+def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: Store) -> list[Point]:
+    """Refuse what `nash sweep` would; the points, their length limits within the dense model's positions.
+
+    Raises:
+        RequestError: model, data, the targets of any point or `out` cannot be used.
+        model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
+    """
+    shared = points[0].recipe
+    model = resolve_model(shared.model, store)
+    spec = check_dense(shared.model, model)
+    check_apart(out, model.folder)
+    for point in points:
+        try:
+            check_words(point.recipe)
+            asked_layers(point.recipe, spec)
+        except (RequestError, InvalidRequestError) as error:
+            raise RequestError(f"point {point.id}: {error}") from error
+    points = [replace(point, recipe=_within_positions(point.recipe, spec)) for point in points]
+    check_usable(out, sweep_settings(points[0].recipe))
+    for point in points:
+        check_usable(out / "points" / point.id, portable(point.recipe))
+    _check_data(shared.data, shared.metric)
+    if recipe.publish != "none":
+        store.check_writable()
+    return points
+
+
+def sweep_settings(shared: PruneRecipe) -> dict[str, Any]:
+    """What all points of a sweep have in common, for the sweep's folder to be bound to."""
+    return {key: portable(shared)[key] for key in ("model", "name", "data", "metric", "workload")}
+
+
+def check_words(recipe: PruneRecipe) -> None:
+    """Refuse names and losses that no model can be pruned with.
+
+    Raises:
+        RequestError: nothing is to be learnt, or the alias is the dense model's.
+        model_store.errors.InvalidRequestError: the name or the alias is not legal.
+    """
+    if not recipe.distillation.trains:
+        raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
+    check_name(recipe.name, "model name")
+    check_name(recipe.alias, "alias")
+    if recipe.alias == DENSE_ALIAS:
+        raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
+
+
+def asked_layers(recipe: PruneRecipe, spec: ModelSpec) -> tuple[int, ...]:
+    """The decoder layers that the recipe keeps, unless they are to be chosen by a look at data.
+
+    Raises:
+        RequestError: the decoder has not so many, or not these.
+    """
+    pruning = recipe.pruning
+    return select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
+
+
+def check_apart(out: Path, model: Path) -> None:
+    """Refuse a run's folder in the model's own: with other files in it, that could not be published in the end.
+
+    Raises:
+        RequestError: `out` is the model's folder or lies in it.
+    """
+    if out.resolve().is_relative_to(model.resolve()):
+        raise RequestError(f"{out} lies in the model's own folder {model}: choose another --out")
+
+
+def check_dense(name: str, model: ResolvedModel) -> ModelSpec:
+    """Refuse a model that cannot be pruned, or, from outside the store, not be published beside the pruned one.
+
+    Raises:
+        RequestError: it is pruned already, or of no supported family.
+        model_store.errors.InvalidRequestError: it is not a publishable model directory.
+    """
+    spec = read_spec(model.folder)
+    if spec.compact:
+        raise RequestError(f"{name} is already pruned: give the dense model it came from")
+    if model.version is None:
+        check_publishable(model.folder)
+    return spec
+
+
+def _within_positions(recipe: Recipe, spec: ModelSpec) -> Recipe:
+    """With length limits that were left open no longer than the model takes.
+
+    Raises:
+        RequestError: one that was given is longer.
+    """
+    data = recipe.data
+    limits = {key: getattr(data, key) for key in ("max_source_tokens", "max_target_tokens")}
+    if spec.max_positions is not None:
+        most = spec.max_positions
+        data = data.model_copy(update={k: min(v, most) for k, v in limits.items() if k not in data.model_fields_set})
+    check_lengths(spec, data)
+    return recipe.model_copy(update={"data": data})
+
+
+def _check_data(data: DataRecipe, metric: MetricKind) -> None:
+    check_rows(data.train, data)
+    check_rows(data.validation, data, metric if data.test is None else None)
+    if data.test is not None:
+        check_rows(data.test, data, metric)

@@ -1,0 +1,94 @@
+"""When the sources of newcomers are encoded: at once, or a little at a time between the steps of those that run."""
+
+import time
+from collections import deque
+from collections.abc import Sequence as Ordered
+
+from server.engine.backend import Backend, SlicedBackend
+from server.engine.sequence import Row, Sequence
+
+LONGEST_PAUSE_S = (
+    0.025  # of those that run, for newcomers that are encoded at once: nobody sees it in a text that grows
+)
+SHARE = 0.4  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
+
+
+class SourceQueue:
+    """Sequences that have their slots, and whose sources the decoder cannot read yet.
+
+    What takes longer than LONGEST_PAUSE_S while others run is encoded in slices, one source after the other in the
+    order of arrival; shorter sources do not wait for longer ones. Each source that waits adds its SHARE to the slices:
+    where many of them come, nobody's steps may hold up all newcomers.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._sliced = backend if isinstance(backend, SlicedBackend) else None
+        self._long: deque[Sequence] = deque()
+        self._begun = False  # whether the first of them is under way
+        self._position_s = 0.0  # what a position takes, as seen last; 0 before the first
+        self.padding_tokens = 0  # positions that the last `run` computed for nothing
+
+    def __bool__(self) -> bool:
+        return bool(self._long)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._long
+
+    def run(self, batches: Ordered[Ordered[Sequence]], *, step_s: float | None) -> list[Sequence]:
+        """Encode newcomers, or go on with those that wait; returns the sequences that can be decoded now.
+
+        `step_s` is how long a step of those that run takes; None where nobody runs.
+        """
+        self.padding_tokens = 0
+        positions = sum(len(sequence.source_ids) for batch in batches for sequence in batch)
+        if self._sliced is not None and step_s is not None and positions * self._position_s > LONGEST_PAUSE_S:
+            self._long.extend(sequence for batch in batches for sequence in batch)
+            batches = []
+        ready = [sequence for batch in batches for sequence in batch]
+        begun_s = time.monotonic()
+        for batch in batches:
+            self.padding_tokens += self._backend.encode(
+                [sequence.source_ids for sequence in batch],
+                [[slot_of(row) for row in sequence.rows] for sequence in batch],
+            )
+        if ready:
+            self._position_s = (time.monotonic() - begun_s) / positions
+        elif self._long:
+            ready = self._run_slices(None if step_s is None else SHARE * step_s * len(self._long))
+        return ready
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a sequence that is cancelled, if it is here."""
+        if sequence not in self._long:
+            return
+        if self._begun and self._long[0] is sequence:
+            assert self._sliced is not None, "only a sliced backend begins a source"
+            self._sliced.drop_source()
+            self._begun = False
+        self._long.remove(sequence)
+
+    def _run_slices(self, seconds: float | None) -> list[Sequence]:
+        """Encode for so long, or to the end of all."""
+        assert self._sliced is not None, "only a sliced backend is given long sources"
+        ready: list[Sequence] = []
+        begun_s = time.monotonic()
+        while self._long:
+            left_s = None if seconds is None else begun_s + seconds - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                break
+            first = self._long[0]
+            if not self._begun:
+                self._sliced.begin_source(first.source_ids, [slot_of(row) for row in first.rows])
+                self._begun = True
+            if not self._sliced.go_on(left_s):
+                break
+            ready.append(self._long.popleft())
+            self._begun = False
+        return ready
+
+
+def slot_of(row: Row) -> int:
+    """The slot of a row that runs."""
+    assert row.slot is not None, f"sequence {row.sequence.id} does not run"
+    return row.slot
