@@ -1,6 +1,7 @@
 """How the operator divides work among threads, and how they meet: the headers alone, built for these tests."""
 
 import ctypes
+import faulthandler
 import random
 import shutil
 import subprocess
@@ -40,6 +41,14 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_int32,
     )
     return library
+
+
+@pytest.fixture(autouse=True)
+def _no_hanging() -> Iterator[None]:
+    """Threads that wait for each other for ever cannot be interrupted: end the run, and say where it was."""
+    faulthandler.dump_traceback_later(180, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 COUNTS = [*range(1, 70), 100, 127, 128, 129, 255, 256, 1000, 1004, 2031, 250_112 // 32, 2**31 - 1]
@@ -138,9 +147,7 @@ class Machine:
 
 
 @contextmanager
-def machine(
-    driver: ctypes.CDLL, size: int, alone_ns: float, barrier_ns: Callable[[int], float]
-) -> Iterator[Machine]:
+def machine(driver: ctypes.CDLL, size: int, alone_ns: float, barrier_ns: Callable[[int], float]) -> Iterator[Machine]:
     counts = [size]
     while counts[-1] > 1:
         counts.append((counts[-1] + 1) // 2)
