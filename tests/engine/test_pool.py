@@ -1,6 +1,7 @@
 """How the operator divides work among threads, and how they meet: the headers alone, built for these tests."""
 
 import ctypes
+import faulthandler
 import random
 import shutil
 import subprocess
@@ -40,6 +41,14 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_int32,
     )
     return library
+
+
+@pytest.fixture(autouse=True)
+def _no_hanging() -> Iterator[None]:
+    """Threads that wait for each other for ever cannot be interrupted: end the run, and say where it was."""
+    faulthandler.dump_traceback_later(180, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 COUNTS = [*range(1, 70), 100, 127, 128, 129, 255, 256, 1000, 1004, 2031, 250_112 // 32, 2**31 - 1]
@@ -189,8 +198,8 @@ def test_contention_halves_and_quiet_brings_back(driver: ctypes.CDLL) -> None:
     with machine(driver, 32, 4e7, barrier_ns) as made_up:
         assert share_of(made_up.run(300, ideal(4e7)), 32) > 0.95
         chosen = made_up.run(4000, contended)
-        assert chosen.index(8) < 12  # at once, and not by way of one thread
-        assert share_of(chosen[12:], 8) > 0.95
+        assert chosen.index(8) < 24  # soon, and not by way of one thread
+        assert share_of(chosen[24:], 8) > 0.95
         assert chosen.count(1) == 0
         back = made_up.run(4000, ideal(4e7))
         assert share_of(back[-2000:], 32) > 0.98
@@ -200,7 +209,32 @@ def test_one_slow_pass_costs_little(driver: ctypes.CDLL) -> None:
     with machine(driver, 2, 1e6, barrier_ns) as made_up:
         made_up.run(500, ideal(1e6))
         chosen = made_up.run(1, lambda threads: 9e6) + made_up.run(200, ideal(1e6))
-        assert share_of(chosen, 2) > 0.85
+        assert share_of(chosen, 2) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("held_up", "held_up_alone", "times"),
+    [(0.005, 0.002, 8), (0.05, 0.02, 8), (0.1, 0.05, 2), (0.3, 0.1, 4), (0.5, 0.2, 4), (0.02, 0.02, 30)],
+)
+def test_other_processes_now_and_then(driver: ctypes.CDLL, held_up: float, held_up_alone: float, times: float) -> None:
+    """Of two threads and of one, whichever is better on the whole: within 3 % of the one that knows beforehand."""
+    chance, passes = random.Random(5), 10_000
+
+    def cost_ns(threads: int) -> float:
+        hit = chance.random() < (held_up if threads == 2 else held_up_alone)
+        return 1e6 * ((0.55 if threads == 2 else 1.0) + (chance.expovariate(1 / times) if hit else 0.0))
+
+    spent: list[float] = []
+
+    def counted(threads: int) -> float:
+        spent.append(cost_ns(threads))
+        return spent[-1]
+
+    with machine(driver, 2, 1e6, barrier_ns) as made_up:
+        made_up.run(passes, counted)
+    mean = {1: 1.0 + held_up_alone * times, 2: 0.55 + held_up * times}
+    spread = (held_up * 2 * times**2 / passes) ** 0.5  # of a mean of so many passes
+    assert sum(spent) / passes / 1e6 < 1.03 * min(mean.values()) + 3 * spread
 
 
 def test_no_more_threads_than_memory_feeds(driver: ctypes.CDLL) -> None:

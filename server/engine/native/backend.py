@@ -24,6 +24,7 @@ from server.engine.native.rows import RowBuffer, make_workspace, with_hidden
 from server.engine.native.sets import chosen_set
 from server.engine.position_bias import relative_bucket
 from server.engine.sequence import EngineConfig
+from server.engine.topology import default_threads
 from server.engine.weights import open_network
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
@@ -68,7 +69,7 @@ class NativeBackend:
         found = native.library()
         assert found is not None, "callers ask why_not_native first"
         self._library = found
-        threads = config.threads or torch.get_num_threads()
+        threads = config.threads or default_threads(torch.get_num_threads())
         cache = _CachePlan(net, config)
         self._weights, self._caches = Arena(), Arena()
         builder = _Builder(found, net, DTYPES[config.dtype], self._weights, self._caches, cache)
@@ -105,6 +106,15 @@ class NativeBackend:
     def __del__(self) -> None:
         if hasattr(self, "_pool"):
             self._library.pool_destroy(self._pool)
+
+    def hold_threads(self, threads: int) -> None:
+        """Compute with exactly so many threads, at most those of the configuration; 0: with as many as pay."""
+        self._library.pool_hold(self._pool, threads)
+
+    def active_threads(self) -> int:
+        """How many computed the last pass."""
+        active: int = self._library.pool_active(self._pool)
+        return active
 
     @property
     def path(self) -> None:

@@ -18,8 +18,8 @@ struct Work {
 // measured, say where a pass of some size begins. What follows is learned from how long passes take, for it is not known
 // beforehand: memory that a few threads use up, cores of two speeds, other processes on the same cores.
 //
-// - A pass much slower than half as many threads would be means that a thread was taken off its core, and all the others
-//   waited: half as many compute from then on.
+// - Passes that are slower, on balance, than with half as many threads mean that threads are taken off their cores, and
+//   all the others wait: half as many compute from then on. A single slow pass among good ones is let pass.
 // - Now and then the next count, up or down, is tried for one to three passes. It is kept where it is faster; fewer are
 //   kept where they are as fast, and leave cores to others. Trials that change nothing become rare.
 class Pace {
@@ -61,16 +61,17 @@ class Pace {
     Seen& seen = state.seen[state.level];
     if (has_fewer(state) && seen.passes > kCold) {
       const double half = half_as_many(state);
-      state.excess = std::max(0., state.excess + cost - half);
+      state.gain += half - cost;
+      const double credit = std::min(kCredit * half, kCredit_ns / alone_ns_);
+      state.excess = std::max(-credit, state.excess + std::min(cost - half, kWorst * half));
       if (state.excess > half) {
-        // More threads that do not last are tried again later and later.
-        state.up.interval = state.since < state.up.interval ? std::min(2 * state.up.interval, kLongest) : kShortest;
+        // More threads that cost more than they gave, on the whole, are tried again later and later.
+        state.up.interval = state.gain < 0 ? std::min(2 * state.up.interval, kLongest) : kShortest;
         move_to(state, state.level + 1);
         wait(state.up, state.up.interval);
         return;
       }
     }
-    state.since++;
     learn(seen, cost);
   }
 
@@ -79,6 +80,8 @@ class Pace {
   static constexpr int kMostCounts = 16;
   static constexpr int kCold = 1;  // the first pass touches memory for the first time
   static constexpr int kRecent = 8;
+  // A slow pass counts as so many of half as many threads, and good ones before it make up for so many.
+  static constexpr double kWorst = 4, kCredit = 16, kCredit_ns = 1e8;
   static constexpr double kFaster = 0.95;
   static constexpr double kPatience_ns = 3e6;  // a scheduler's time slice
 
@@ -93,8 +96,8 @@ class Pace {
   struct State {
     bool known = false;
     int level = 0;
-    int since = kLongest;  // passes at this level
-    double excess = 0;     // time lost lately against half as many threads
+    double excess = 0;  // time lost lately against half as many threads; below 0: won
+    double gain = 0;    // time won against them since they were left
     Trials up, down;
     int trial = -1, trial_passes = 0;  // the level on trial
     std::array<Seen, kMostCounts> seen;
@@ -122,8 +125,7 @@ class Pace {
   }
   void move_to(State& state, int level) {
     state.level = level;
-    state.since = 0;
-    state.excess = 0;
+    state.excess = state.gain = 0;
     state.down.interval = kShortest;
     wait(state.up, kShortest);
     wait(state.down, kShortest);

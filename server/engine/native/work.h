@@ -57,7 +57,7 @@ class WorkOfPass {
 
  private:
   // Of one core: bytes of weights from memory, and multiply-adds, a nanosecond.
-  static constexpr double kBytes = 12, kFloats = 30, kHalves = 50, kInts = 120;
+  static constexpr double kBytes = 20, kFloats = 30, kHalves = 50, kInts = 100;
 
   void matrix(const Matrix& m, int rows) {
     const double count = static_cast<double>(m.outputs) * m.inputs;
