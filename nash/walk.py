@@ -25,7 +25,7 @@ from nash.layer_selection import block_ends
 from nash.masking import Gates
 from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_spec, save_model
 from nash.parts import parts_of, shortened
-from nash.progress import TrainingProgress
+from nash.progress import Stage
 from nash.pruning_task import Task, asked_layers, gate_kinds, texts_of
 from nash.pruning_training import StudentTrainer
 from nash.random_model import with_vocabulary
@@ -34,6 +34,7 @@ from nash.run_folder import RunFolder
 from nash.speedup import SpeedPlan, engine_measure, settle
 from nash.teacher_answers import with_teacher_answers
 from nash.training import train, write_log
+from nash.training_progress import TrainingProgress
 from nash.vocabulary import Coverage, trim_vocabulary
 
 # In the run's folder: the decoder layers that "auto" chose, the encoder sparsity after a look at what the gates
@@ -70,7 +71,8 @@ def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
     folder, report = run.path / "trimmed", run.read_json(VOCABULARY)
     if report is None or not folder.is_dir():
         held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
-        report = trim_vocabulary(task.folder, folder, texts_of(task.train_rows), held_out)
+        with Stage("trimming the vocabulary", console):
+            report = trim_vocabulary(task.folder, folder, texts_of(task.train_rows), held_out)
         run.write_json(VOCABULARY, report)
     console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
     for split, coverage in report["coverage"].items():
@@ -84,8 +86,8 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, cons
     if recipe.pruning.layer_selection == "auto" and isinstance(keep, int):
         known = run.read_json(LAYERS)
         if known is None:
-            console.print(f"looking for the {keep} decoder layers that stay closest to all")
-            known = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
+            with Stage(f"looking for the {keep} decoder layers that stay closest to all", console):
+                known = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
             run.write_json(LAYERS, known)
         kept = tuple(known)
     rows = task.train_rows
@@ -119,18 +121,20 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     if plan is not None:
         sparsity = run.read_json(SETTLED)
         if sparsity is None:
-            sparsity = settle(
-                plan,
-                with_vocabulary(task.spec, task.spec.dense_vocab_size),
-                lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
-                engine_measure(task.folder, plan.workload),
-                most_sparsity=gate_kinds(recipe.pruning).reach(task.spec),
-            )
+            with Stage("measuring the speed of what the gates left", console, steady=True):
+                sparsity = settle(
+                    plan,
+                    with_vocabulary(task.spec, task.spec.dense_vocab_size),
+                    lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
+                    engine_measure(task.folder, plan.workload),
+                    most_sparsity=gate_kinds(recipe.pruning).reach(task.spec),
+                )
             run.write_json(SETTLED, sparsity)
     compacted = cut(sparsity)
     if recipe.pruning.repair and sparsity:
         parts = parts_of(shortened(task.spec, task.kept_layers))
-        repair(compacted, student, parts, gates.expected(), _calibration(recipe, task))
+        with Stage("refitting what feeds on cut parts", console):
+            repair(compacted, student, parts, gates.expected(), _calibration(recipe, task))
     save_model(compacted, task.folder, run.path / "compact", torch.float32)
 
 
@@ -158,7 +162,9 @@ def _train(
 ) -> None:
     phase = "final" if pruning is None else "prune"
     data = recipe.data
-    pairs = TokenizedPairs.under(data, task.train_rows, task.tokenizer)
+    with Stage("splitting the texts into tokens", console):
+        pairs = TokenizedPairs.under(data, task.train_rows, task.tokenizer)
+        validation = TokenizedPairs.under(data, task.validation_rows, task.tokenizer)
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     progress = TrainingProgress(phase, console)
@@ -172,7 +178,7 @@ def _train(
         pruning=pruning,
         output_dir=out / "checkpoints" / phase,
         seed=recipe.seed,
-        validation=TokenizedPairs.under(data, task.validation_rows, task.tokenizer),
+        validation=validation,
         callbacks=[progress],
     )
     try:
