@@ -8,12 +8,11 @@ A vocabulary is trimmed before anything else, the teacher's too: every step is c
 probabilities and answers are made of the tokens that stay.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from model_store.spec import ModelSpec
@@ -42,6 +41,14 @@ from nash.vocabulary import Coverage, trim_vocabulary
 LAYERS, SETTLED, VOCABULARY = "layers.json", "settled.json", "vocabulary.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """What both phases train on, as tokens."""
+
+    train: TokenizedPairs
+    validation: TokenizedPairs
+
+
 def walk(
     recipe: PruneRecipe,
     task: Task,
@@ -61,9 +68,15 @@ def walk(
         task = _trimmed(task, run, console)
         answers = None  # the teacher is this run's own
     task = _chosen(recipe, task, run, answers or run.path, console)
+    with Stage("splitting the texts into tokens", console):
+        train_pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
+        validation_pairs = TokenizedPairs.under(recipe.data, task.validation_rows, task.tokenizer)
+    if train_pairs.cut:
+        console.print(f"{train_pairs.cut} training texts are longer than the limits and were cut")
+    texts = _Texts(train=train_pairs, validation=validation_pairs)
     if not (run.path / "compact").is_dir():
-        _prune_phase(recipe, task, plan, run, console)
-    _final_phase(recipe, task, run.path, console)
+        _prune_phase(recipe, task, texts, plan, run, console)
+    _final_phase(recipe, task, texts, run.path, console)
 
 
 def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
@@ -87,7 +100,9 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, cons
         known = run.read_json(LAYERS)
         if known is None:
             with Stage(f"looking for the {keep} decoder layers that stay closest to all", console):
-                known = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
+                pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
+                batches = calibration_batches(pairs, task.spec.pad_id, recipe.seed)
+                known = closest_layers(load_dense(task.folder), keep, batches)
             run.write_json(LAYERS, known)
         kept = tuple(known)
     rows = task.train_rows
@@ -96,12 +111,9 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, cons
     return replace(task, kept_layers=kept, train_rows=rows)
 
 
-def _calibration(recipe: PruneRecipe, task: Task) -> list[dict[str, Tensor]]:
-    pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
-    return calibration_batches(pairs, task.spec.pad_id, recipe.seed)
-
-
-def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: RunFolder, console: Console) -> None:
+def _prune_phase(
+    recipe: PruneRecipe, task: Task, texts: _Texts, plan: SpeedPlan | None, run: RunFolder, console: Console
+) -> None:
     """Train the student with gates, harden them, and write the compact model they leave to the run's `compact`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
@@ -109,7 +121,7 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     student.gates = Gates(shortened(task.spec, task.kept_layers), gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     if recipe.pruning.encoder_sparsity:
-        _train(recipe, task, student, teacher, run.path, console, pruning=recipe.pruning)
+        _train(recipe, task, texts, student, teacher, run.path, console, pruning=recipe.pruning)
     student.to("cpu")
     gates = student.gates
     del student.gates, student.maps
@@ -134,18 +146,19 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     if recipe.pruning.repair and sparsity:
         parts = parts_of(shortened(task.spec, task.kept_layers))
         with Stage("refitting what feeds on cut parts", console):
-            repair(compacted, student, parts, gates.expected(), _calibration(recipe, task))
+            batches = calibration_batches(texts.train, task.spec.pad_id, recipe.seed)
+            repair(compacted, student, parts, gates.expected(), batches)
     save_model(compacted, task.folder, run.path / "compact", torch.float32)
 
 
-def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
+def _final_phase(recipe: PruneRecipe, task: Task, texts: _Texts, out: Path, console: Console) -> None:
     """Fine-tune the compact model with its teacher and write it to `out/model`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
     student = load_compact(out / "compact")
     if recipe.final_training.epochs:
         student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
-        _train(recipe, task, student, teacher, out, console, pruning=None)
+        _train(recipe, task, texts, student, teacher, out, console, pruning=None)
         del student.maps
     save_model(student.to("cpu"), task.folder, out / "model", DTYPES[recipe.save_dtype])
 
@@ -153,6 +166,7 @@ def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -
 def _train(
     recipe: PruneRecipe,
     task: Task,
+    texts: _Texts,
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     out: Path,
@@ -161,24 +175,18 @@ def _train(
     pruning: PruningRecipe | None,
 ) -> None:
     phase = "final" if pruning is None else "prune"
-    data = recipe.data
-    with Stage("splitting the texts into tokens", console):
-        pairs = TokenizedPairs.under(data, task.train_rows, task.tokenizer)
-        validation = TokenizedPairs.under(data, task.validation_rows, task.tokenizer)
-    if pairs.cut:
-        console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     progress = TrainingProgress(phase, console)
     trainer = StudentTrainer(
         student,
         teacher,
-        pairs,
+        texts.train,
         recipe.final_training if pruning is None else recipe.prune_training,
         recipe.distillation,
         block_ends=block_ends(task.kept_layers, task.spec.dense_decoder_layers),
         pruning=pruning,
         output_dir=out / "checkpoints" / phase,
         seed=recipe.seed,
-        validation=validation,
+        validation=texts.validation,
         callbacks=[progress],
     )
     try:
