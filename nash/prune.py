@@ -9,6 +9,7 @@ from model_store.store import Store
 from nash.assess import RESULTS, Assessment, assess, check_assessable
 from nash.lineage import lineage_of, portable
 from nash.preflight import DENSE_ALIAS, check_apart
+from nash.progress import Stage
 from nash.pruning_task import Task, gate_kinds, prepare, texts_of
 from nash.recipe import PruneRecipe, WorkloadRecipe
 from nash.report import Report, Side
@@ -30,10 +31,12 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     Raises:
         RequestError: model, data or targets cannot be used.
     """
-    task, asked = prepare(recipe, store), recipe
-    check_apart(out, task.folder)
-    if read_json(out / RESULTS) is None:
-        check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
+    asked = recipe
+    with Stage("reading the data", console):
+        task = prepare(recipe, store)
+        check_apart(out, task.folder)
+        if read_json(out / RESULTS) is None:
+            check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
         plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
@@ -59,11 +62,11 @@ def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, conso
     if known is not None:
         return SpeedPlan.of(known)
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
-    console.print(f"looking for a shape that is {speedup:g} times as fast: {workload}")
-    measure = engine_measure(task.folder, workload)
-    kept = len(plan_vocabulary(task.folder, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
-    reach = gate_kinds(recipe.pruning).reach(task.spec)
-    plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
+    with Stage(f"looking for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
+        measure = engine_measure(task.folder, workload)
+        kept = len(plan_vocabulary(task.folder, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
+        reach = gate_kinds(recipe.pruning).reach(task.spec)
+        plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
     console.print(f"pruning to {plan}", soft_wrap=True)
     return plan
 

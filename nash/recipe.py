@@ -117,13 +117,18 @@ class T5Shape(Section):
 
 
 class FinetuneRecipe(Section):
-    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`."""
+    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`.
+
+    With `layer_dropout`, each decoder layer but the first is left out of an update with this probability, so that the
+    model takes it well when `nash prune` drops layers for good.
+    """
 
     model: str | None = None
     shape: T5Shape | None = None
     tokenizer: Path | None = None
     data: DataRecipe
     training: OptimizationRecipe
+    layer_dropout: float = Field(default=0.0, ge=0, lt=1)
     metric: MetricKind = "exact"
     seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -27,6 +27,7 @@ from nash.latency import Latency, Workload, check_workload
 from nash.lineage import portable
 from nash.model_folder import read_spec
 from nash.preflight import check_apart, sweep_settings
+from nash.progress import Stage, duration
 from nash.prune import publish
 from nash.pruning_task import Task, aimed, prepare
 from nash.recipe import PruneRecipe
@@ -65,7 +66,8 @@ def sweep(
         NashError: every point failed.
     """
     shared = points[0].recipe
-    task = prepare(shared, store)
+    with Stage("reading the data", console):
+        task = prepare(shared, store)
     check_apart(out, task.folder)
     tasks = {point.id: _aimed(point, task) for point in points}
     with RunFolder(out, sweep_settings(shared), task.inputs) as run:
@@ -121,14 +123,15 @@ def _assess_dense(
     check_workload(task.folder, workload)
     metrics: dict[str, float] | None = run.read_json("dense.json")
     if metrics is None:
-        console.print(f"evaluating the dense model on {len(task.test_rows)} rows")
-        metrics = _evaluate(shared, task, task.folder)
+        metrics = _evaluate(shared, task, task.folder, "the dense model", console)
         run.write_json("dense.json", metrics)
     return metrics
 
 
-def _evaluate(recipe: PruneRecipe, task: Task, folder: Path) -> dict[str, float]:
-    return evaluate(folder, task.test_rows, recipe.metric, evaluation_config(recipe.data)).metrics
+def _evaluate(recipe: PruneRecipe, task: Task, folder: Path, name: str, console: Console) -> dict[str, float]:
+    rows, config = task.test_rows, evaluation_config(recipe.data)
+    with Stage(f"evaluating {name}", console, len(rows), unit="rows") as stage:
+        return evaluate(folder, rows, recipe.metric, config, stage.update).metrics
 
 
 def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, console: Console) -> list[Failure]:
@@ -139,7 +142,7 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
     failures: list[Failure] = []
     taken_s: list[float] = []
     for i, point in enumerate(waiting):
-        left = f", about {_duration(fmean(taken_s) * (len(waiting) - i))} left" if taken_s else ""
+        left = f", about {duration(fmean(taken_s) * (len(waiting) - i))} left" if taken_s else ""
         console.print(f"point {len(points) - len(waiting) + i + 1} of {len(points)}, {point.id}{left}", soft_wrap=True)
         started_s = time.monotonic()
         try:
@@ -169,18 +172,10 @@ def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
         walk(point.recipe, task, run, console, answers=out)
-        console.print(f"evaluating on {len(task.test_rows)} rows")
-        metrics = _evaluate(point.recipe, task, run.path / "model")
+        metrics = _evaluate(point.recipe, task, run.path / "model", point.id, console)
         run.write_json(QUALITY, metrics)
         # A sweep has many points, and checkpoints are the largest part of each.
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes == 0:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path, console: Console) -> None:
@@ -191,12 +186,13 @@ def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path,
     """
     for start in range(0, len(points), _BLOCK):
         block = points[start : start + _BLOCK]
-        console.print(
+        title = (
             f"measuring latency of points {start + 1} to {start + len(block)} of {len(points)} beside the dense "
-            f"model's: {workload}",
-            soft_wrap=True,
+            f"model's, {workload}"
         )
-        measured = measure_block(task.folder, [_folder(out, point) / "model" for point in block], workload)
+        folders = [_folder(out, point) / "model" for point in block]
+        with Stage(title, console, unit="turns", steady=True) as stage:
+            measured = measure_block(task.folder, folders, workload, stage.update)
         for point, figures in zip(block, measured, strict=True):
             with _run_folder(out, point, task) as run:
                 run.write_json(LATENCY, figures.document())

@@ -33,6 +33,7 @@ def command(
     from nash.latency import measure_side_by_side
     from nash.model_folder import resolve_model
     from nash.models import quiet_libraries
+    from nash.progress import Stage
     from server.engine.sequence import EngineConfig
 
     quiet_libraries()
@@ -40,15 +41,17 @@ def command(
     config = EngineConfig(dtype=dtype, threads=threads)
     rows: list[dict[str, Any]] = []
     for size in batch or [1]:
-        progress_console().print(f"batch {size}: {source_tokens} tokens in, {new_tokens} out")
-        latencies = measure_side_by_side(
-            [model.folder for model in resolved],
-            batch=size,
-            source_tokens=source_tokens,
-            new_tokens=new_tokens,
-            repeats=repeats,
-            config=config,
-        )
+        title = f"batch {size}, {source_tokens} tokens in and {new_tokens} out"
+        with Stage(title, progress_console(), repeats, unit="turns", steady=True) as stage:
+            latencies = measure_side_by_side(
+                [model.folder for model in resolved],
+                batch=size,
+                source_tokens=source_tokens,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                config=config,
+                watch=stage.update,
+            )
         for model, latency in zip(resolved, latencies, strict=True):
             workload = {"batch": size, "source_tokens": source_tokens, "new_tokens": new_tokens}
             rows.append(

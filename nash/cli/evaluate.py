@@ -53,6 +53,7 @@ def command(
     from nash.evaluate import evaluate
     from nash.model_folder import resolve_model
     from nash.models import quiet_libraries
+    from nash.progress import Stage
     from nash.rows import read_rows
     from server.engine.sequence import EngineConfig
 
@@ -62,8 +63,8 @@ def command(
     config = EngineConfig(
         dtype=dtype, threads=threads, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens
     )
-    progress_console().print(f"evaluating {resolved.ref} on {len(rows)} rows")
-    result = evaluate(resolved.folder, rows, metric, config)
+    with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
+        result = evaluate(resolved.folder, rows, metric, config, stage.update)
     if as_json:
         print_json({"ref": resolved.ref, "n": result.n, "metrics": result.metrics})
         return

@@ -6,7 +6,7 @@ each goes on with, commit it. One thread owns an engine; nothing here locks.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +189,15 @@ class Engine:
         )
         return events
 
-    def generate(self, sources: list[list[int]], parameters: GenerationParameters) -> list[Sequence]:
+    def generate(
+        self,
+        sources: list[list[int]],
+        parameters: GenerationParameters,
+        watch: Callable[[int, int], None] | None = None,
+    ) -> list[Sequence]:
         """Run all sources to their end; the results are in the order of `sources`.
+
+        After every step `watch` is told how many of how many sources are done.
 
         Raises:
             BadRequestError: a source or the parameters are outside the engine's limits; nothing was run then.
@@ -203,6 +210,8 @@ class Engine:
             self._enqueue(sequence)
         while not self.idle:
             self.step()
+            if watch is not None:
+                watch(len(sequences) - self._scheduler.running - self._scheduler.waiting, len(sequences))
         return sequences
 
     def check_integrity(self) -> None:

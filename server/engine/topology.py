@@ -1,4 +1,4 @@
-"""Where the threads of a pool run: physical cores, the caches that they share, and memory nodes, as Linux tells them."""
+"""Where the threads of a pool run: physical cores, the caches that they share and memory nodes, as Linux has them."""
 
 import os
 from collections.abc import Collection

@@ -138,9 +138,7 @@ class Machine:
 
 
 @contextmanager
-def machine(
-    driver: ctypes.CDLL, size: int, alone_ns: float, barrier_ns: Callable[[int], float]
-) -> Iterator[Machine]:
+def machine(driver: ctypes.CDLL, size: int, alone_ns: float, barrier_ns: Callable[[int], float]) -> Iterator[Machine]:
     counts = [size]
     while counts[-1] > 1:
         counts.append((counts[-1] + 1) // 2)

@@ -171,7 +171,9 @@ def create_pool(library: Library, threads: int) -> int:
             (c_int32 * count)(*place.cpu_domains),
         )
     if pool is None:
-        raise LoadError(f"{threads} threads could not be started: lower threads, or raise the process limit (ulimit -u)")
+        raise LoadError(
+            f"{threads} threads could not be started: lower threads, or raise the process limit (ulimit -u)"
+        )
     return pool
 
 

@@ -55,7 +55,11 @@ SETS = (
         "Neoverse V1, N2 and later",
     ),
     InstructionSet(
-        "neon-dotprod", "aarch64", ("asimd", "asimddp"), ("-march=armv8.2-a+dotprod",), "Neoverse N1, Cortex-A76 and later"
+        "neon-dotprod",
+        "aarch64",
+        ("asimd", "asimddp"),
+        ("-march=armv8.2-a+dotprod",),
+        "Neoverse N1, Cortex-A76 and later",
     ),
     InstructionSet("neon", "aarch64", ("asimd",), ("-march=armv8-a",), "Cortex-A72 and every other AArch64"),
 )
@@ -125,5 +129,7 @@ def chosen_set() -> SetChoice:
         return SetChoice(here[0], why)
     runnable = [each.name for each in SETS if runs_here(each)]
     if runnable:
-        return SetChoice(None, f"no operator was built, for want of a C++ compiler; this processor would run {runnable[0]}")
+        return SetChoice(
+            None, f"no operator was built, for want of a C++ compiler; this processor would run {runnable[0]}"
+        )
     return SetChoice(None, "this processor has neither AVX2 with FMA nor NEON, or its system is not Linux")
