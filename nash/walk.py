@@ -25,6 +25,7 @@ from nash.layer_selection import block_ends
 from nash.masking import Gates
 from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, read_spec, save_model
 from nash.parts import parts_of, shortened
+from nash.precision import choose_precision
 from nash.progress import TrainingProgress
 from nash.pruning_task import Task, asked_layers, gate_kinds, texts_of
 from nash.pruning_training import StudentTrainer
@@ -62,7 +63,7 @@ def walk(
     task = _chosen(recipe, task, run, answers or run.path, console)
     if not (run.path / "compact").is_dir():
         _prune_phase(recipe, task, plan, run, console)
-    _final_phase(recipe, task, run.path, console)
+    _final_phase(recipe, task, run, console)
 
 
 def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
@@ -107,7 +108,7 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     student.gates = Gates(shortened(task.spec, task.kept_layers), gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     if recipe.pruning.encoder_sparsity:
-        _train(recipe, task, student, teacher, run.path, console, pruning=recipe.pruning)
+        _train(recipe, task, student, teacher, run, console, pruning=recipe.pruning)
     student.to("cpu")
     gates = student.gates
     del student.gates, student.maps
@@ -134,16 +135,16 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     save_model(compacted, task.folder, run.path / "compact", torch.float32)
 
 
-def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
-    """Fine-tune the compact model with its teacher and write it to `out/model`."""
+def _final_phase(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console) -> None:
+    """Fine-tune the compact model with its teacher and write it to the run's `model`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
-    student = load_compact(out / "compact")
+    student = load_compact(run.path / "compact")
     if recipe.final_training.epochs:
         student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
-        _train(recipe, task, student, teacher, out, console, pruning=None)
+        _train(recipe, task, student, teacher, run, console, pruning=None)
         del student.maps
-    save_model(student.to("cpu"), task.folder, out / "model", DTYPES[recipe.save_dtype])
+    save_model(student.to("cpu"), task.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
 def _train(
@@ -151,7 +152,7 @@ def _train(
     task: Task,
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    out: Path,
+    run: RunFolder,
     console: Console,
     *,
     pruning: PruningRecipe | None,
@@ -161,16 +162,20 @@ def _train(
     pairs = TokenizedPairs.under(data, task.train_rows, task.tokenizer)
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
+    optimization = recipe.final_training if pruning is None else recipe.prune_training
+    choice = choose_precision(optimization.precision)
+    console.print(f"{phase}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.note_precision(f"{phase}_training", choice)
     progress = TrainingProgress(phase, console)
     trainer = StudentTrainer(
         student,
         teacher,
         pairs,
-        recipe.final_training if pruning is None else recipe.prune_training,
+        optimization,
         recipe.distillation,
         block_ends=block_ends(task.kept_layers, task.spec.dense_decoder_layers),
         pruning=pruning,
-        output_dir=out / "checkpoints" / phase,
+        output_dir=run.path / "checkpoints" / phase,
         seed=recipe.seed,
         validation=TokenizedPairs.under(data, task.validation_rows, task.tokenizer),
         callbacks=[progress],
@@ -179,4 +184,4 @@ def _train(
         log = train(trainer)
     finally:
         progress.close()
-    write_log(out / f"{phase}_log.jsonl", log)
+    write_log(run.path / f"{phase}_log.jsonl", log)

@@ -29,7 +29,7 @@ def command(
     new_tokens: Annotated[
         int | None, typer.Option("--new-tokens", min=1, help="Their answers' length; default: the data's mean.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="What the engine computes them in. [float32]")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="What the engine computes them in. [auto]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="The engine's threads there.")] = None,
     trim_vocab: Annotated[
         bool | None, typer.Option("--trim-vocab/--no-trim-vocab", help="Keep the tokens that the training rows need.")

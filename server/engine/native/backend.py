@@ -30,17 +30,6 @@ DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native
 _LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
 
 
-def why_not_native(config: EngineConfig) -> str | None:
-    """What keeps this machine from running a model so configured natively; None where nothing does."""
-    if config.device != "cpu":
-        return f"it computes on CPUs, not on {config.device!r}"
-    if config.dtype not in DTYPES:
-        return f"it computes in {', '.join(DTYPES)}, not in {config.dtype!r}"
-    if native.library() is None:
-        return "it was not built, for want of a C++ compiler, or this processor has no AVX-512 with VNNI and BF16"
-    return None
-
-
 class NativeBackend:
     """A loaded network on the CPU. One thread owns it; the operator has threads of its own."""
 
@@ -48,7 +37,7 @@ class NativeBackend:
 
     @classmethod
     def load(cls, directory: Path, spec: ModelSpec, config: EngineConfig) -> "NativeBackend":
-        """Load `model.safetensors` of a model of the shape `spec`; `why_not_native` says whether that can be.
+        """Load `model.safetensors` of a model of the shape `spec`; `capabilities` says whether that can be.
 
         Raises:
             LoadError: the file is missing or broken, its tensors are not those of `spec`, or the caches do not fit
@@ -63,7 +52,7 @@ class NativeBackend:
     def __init__(self, net: network.Network, config: EngineConfig) -> None:
         """Pack the weights and allocate everything that a step will need; callers use `load`."""
         found = native.library()
-        assert found is not None, "callers ask why_not_native first"
+        assert found is not None, "callers ask capabilities.why_not_native first"
         self._library = found
         threads = config.threads or torch.get_num_threads()
         cache = _CachePlan(net, config)

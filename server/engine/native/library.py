@@ -1,10 +1,15 @@
 """The compiled operator and its structures, as in stack.cpp. Where it is not there, PyTorch does the work."""
 
 import ctypes
+import os
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+
+from server.engine.cpus import instruction_sets
+from server.engine.errors import LoadError
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
@@ -150,3 +155,40 @@ def library() -> Library | None:
         return None
     found = Library(Path(spec.origin))
     return found if found.supported() else None
+
+
+FORCING_VARIABLE = "NASH_CPU_ISA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetChoice:
+    """Which set of instructions the operator uses; `name` is None where it does not run at all."""
+
+    name: str | None
+    why: str
+
+
+def available_sets() -> tuple[str, ...]:
+    """The sets that the operator was built for and this processor has, the best first."""
+    return ("avx512-bf16",) if library() is not None else ()
+
+
+def chosen_set() -> SetChoice:
+    """The set that is used: the best, or the one that the variable NASH_CPU_ISA forces.
+
+    Raises:
+        LoadError: the variable names a set that is not available.
+    """
+    available = available_sets()
+    forced = os.environ.get(FORCING_VARIABLE)
+    if forced:
+        if forced not in available:
+            raise LoadError(
+                f"{FORCING_VARIABLE} is {forced!r}, and the operator has {', '.join(available) or 'no set'} on this "
+                f"processor ({', '.join(instruction_sets()) or 'of unknown instruction sets'}): unset it"
+            )
+        return SetChoice(name=forced, why=f"{FORCING_VARIABLE} asks for it")
+    if available:
+        return SetChoice(name=available[0], why="the best that this processor has")
+    why = "it was not built, for want of a C++ compiler, or this processor has no AVX-512 with VNNI and BF16"
+    return SetChoice(name=None, why=why)

@@ -1,0 +1,74 @@
+"""Quality by dtype: what the engine's faster dtypes make of a model's answers, for the records beside its version."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from model_store.quality import REFERENCE, QualityRecord, finding
+from nash.data import Row
+from nash.evaluate import evaluate
+from nash.metrics import HEADLINE, LOWER_IS_BETTER
+from nash.recipe import MetricKind
+from server.engine.capabilities import engine_name, speed_order
+from server.engine.cpus import instruction_sets
+from server.engine.sequence import EngineConfig
+
+
+def quality_record(
+    metrics: Mapping[str, float], kind: MetricKind, config: EngineConfig, *, data: str, split: str, rows: int
+) -> QualityRecord:
+    """The record of a model's metrics under `config`, whose dtype is never "auto"; `data` is the digest of its rows."""
+    metric = HEADLINE[kind]
+    return QualityRecord(
+        dtype=config.dtype,
+        metric=metric,
+        value=metrics[metric],
+        lower_is_better=metric in LOWER_IS_BETTER,
+        data=data,
+        split=split,
+        rows=rows,
+        max_source_tokens=config.max_source_tokens,
+        max_new_tokens=config.max_new_tokens,
+        device=config.device.partition(":")[0],
+        engine=engine_name(config),
+        instruction_sets=instruction_sets(),
+        code_version=version("nash"),
+    )
+
+
+def quality_by_dtype(
+    name: str,
+    folder: Path,
+    rows: Sequence[Row],
+    kind: MetricKind,
+    config: EngineConfig,
+    known: Mapping[str, float],
+    console: Console,
+    *,
+    data: str,
+    split: str,
+    recorded: Sequence[QualityRecord] = (),
+) -> list[QualityRecord]:
+    """Records of a model in every dtype that this machine would serve it in.
+
+    `known` are its metrics on the rows under `config`, which is float32: only the faster dtypes are evaluated, and of
+    these only what is not `recorded` yet.
+    """
+    assert config.dtype == REFERENCE
+    records = [quality_record(known, kind, config, data=data, split=split, rows=len(rows))]
+    keys = [record.key for record in recorded]
+    for dtype in speed_order(config):
+        if dtype == REFERENCE:
+            break
+        if replace(records[0], dtype=dtype).key in keys:
+            continue
+        asked = replace(config, dtype=dtype)
+        metrics = evaluate(folder, rows, kind, asked).metrics
+        records.append(quality_record(metrics, kind, asked, data=data, split=split, rows=len(rows)))
+        found = finding(dtype, records[0].device, records)
+        assert found is not None
+        console.print(f"the {name} model in {dtype}: {found.why}", soft_wrap=True)
+    return records
