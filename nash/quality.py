@@ -52,23 +52,25 @@ def quality_by_dtype(
     split: str,
     recorded: Sequence[QualityRecord] = (),
 ) -> list[QualityRecord]:
-    """Records of a model in every dtype that this machine would serve it in.
+    """Records of a model in float32 and in the faster dtypes of this machine, down to the first whose quality holds.
 
-    `known` are its metrics on the rows under `config`, which is float32: only the faster dtypes are evaluated, and of
-    these only what is not `recorded` yet.
+    That one is what "auto" takes; what is slower would change nothing. `known` are the metrics on the rows under
+    `config`, which is float32; what is `recorded` already is not evaluated again.
     """
     assert config.dtype == REFERENCE
     records = [quality_record(known, kind, config, data=data, split=split, rows=len(rows))]
-    keys = [record.key for record in recorded]
     for dtype in speed_order(config):
         if dtype == REFERENCE:
             break
-        if replace(records[0], dtype=dtype).key in keys:
-            continue
-        asked = replace(config, dtype=dtype)
-        metrics = evaluate(folder, rows, kind, asked).metrics
-        records.append(quality_record(metrics, kind, asked, data=data, split=split, rows=len(rows)))
+        there = [record for record in recorded if record.key == replace(records[0], dtype=dtype).key]
+        if not there:
+            asked = replace(config, dtype=dtype)
+            metrics = evaluate(folder, rows, kind, asked).metrics
+            there = [quality_record(metrics, kind, asked, data=data, split=split, rows=len(rows))]
+        records += there
         found = finding(dtype, records[0].device, records)
         assert found is not None
         console.print(f"the {name} model in {dtype}: {found.why}", soft_wrap=True)
+        if found.holds:
+            break
     return records
