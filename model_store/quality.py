@@ -22,9 +22,9 @@ class QualityRecord:
     metric: str
     value: float  # in percent
     lower_is_better: bool
-    data: str  # sha256 of what the rows were read from
+    data: str  # sha256 of the rows, sources as the model gets them and all right answers
     split: str
-    rows: int
+    rows: int  # their number
     max_source_tokens: int
     max_new_tokens: int
     device: str  # "cpu" or "cuda"
@@ -40,7 +40,7 @@ class QualityRecord:
     @property
     def task(self) -> tuple[object, ...]:
         """What was asked: records of equal tasks can be compared, and there is one of each dtype."""
-        return (self.metric, self.data, self.rows, self.max_source_tokens, self.max_new_tokens, self.device)
+        return (self.metric, self.data, self.max_source_tokens, self.max_new_tokens, self.device)
 
     @property
     def key(self) -> dict[str, Any]:

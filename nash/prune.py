@@ -67,7 +67,6 @@ def _quality(
     known = run.read_json(QUALITY)
     if known is None:
         assert found.pruned is not None
-        split = "validation" if recipe.data.test is None else "test"
         sides = {"dense": (task.folder, found.dense), "pruned": (run.path / "model", found.pruned)}
         recorded = () if task.version is None else store.quality(task.version.ref)
         known = {
@@ -77,12 +76,11 @@ def _quality(
                     name,
                     folder,
                     task.test_rows,
+                    "validation" if recipe.data.test is None else "test",
                     recipe.metric,
                     evaluation_config(recipe.data),
                     figures.metrics,
                     console,
-                    data=task.inputs[split],
-                    split=split,
                     recorded=recorded if name == "dense" else (),
                 )
             ]

@@ -1,5 +1,7 @@
 """Quality by dtype: what the engine's faster dtypes make of a model's answers, for the records beside its version."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,18 +20,18 @@ from server.engine.sequence import EngineConfig
 
 
 def quality_record(
-    metrics: Mapping[str, float], kind: MetricKind, config: EngineConfig, *, data: str, split: str, rows: int
+    metrics: Mapping[str, float], kind: MetricKind, config: EngineConfig, rows: Sequence[Row], split: str
 ) -> QualityRecord:
-    """The record of a model's metrics under `config`, whose dtype is never "auto"; `data` is the digest of its rows."""
+    """The record of a model's metrics on the rows under `config`, whose dtype is never "auto"."""
     metric = HEADLINE[kind]
     return QualityRecord(
         dtype=config.dtype,
         metric=metric,
         value=metrics[metric],
         lower_is_better=metric in LOWER_IS_BETTER,
-        data=data,
+        data=_digest(rows),
         split=split,
-        rows=rows,
+        rows=len(rows),
         max_source_tokens=config.max_source_tokens,
         max_new_tokens=config.max_new_tokens,
         device=config.device.partition(":")[0],
@@ -39,17 +41,21 @@ def quality_record(
     )
 
 
+def _digest(rows: Sequence[Row]) -> str:
+    """By content: another prefix or other columns of the same file are other data."""
+    return hashlib.sha256(json.dumps([[row.source, *row.targets] for row in rows]).encode()).hexdigest()
+
+
 def quality_by_dtype(
     name: str,
     folder: Path,
     rows: Sequence[Row],
+    split: str,
     kind: MetricKind,
     config: EngineConfig,
     known: Mapping[str, float],
     console: Console,
     *,
-    data: str,
-    split: str,
     recorded: Sequence[QualityRecord] = (),
 ) -> list[QualityRecord]:
     """Records of a model in float32 and in the faster dtypes of this machine, down to the first whose quality holds.
@@ -58,7 +64,7 @@ def quality_by_dtype(
     `config`, which is float32; what is `recorded` already is not evaluated again.
     """
     assert config.dtype == REFERENCE
-    records = [quality_record(known, kind, config, data=data, split=split, rows=len(rows))]
+    records = [quality_record(known, kind, config, rows, split)]
     for dtype in speed_order(config):
         if dtype == REFERENCE:
             break
@@ -66,7 +72,7 @@ def quality_by_dtype(
         if not there:
             asked = replace(config, dtype=dtype)
             metrics = evaluate(folder, rows, kind, asked).metrics
-            there = [quality_record(metrics, kind, asked, data=data, split=split, rows=len(rows))]
+            there = [quality_record(metrics, kind, asked, rows, split)]
         records += there
         found = finding(dtype, records[0].device, records)
         assert found is not None

@@ -50,7 +50,7 @@ def command(
         raise RequestError(f"--record keeps a figure beside a version in the store: publish {model}, and name its REF")
 
     from model_store.store import Store
-    from nash.data import data_digest, read_rows
+    from nash.data import read_rows
     from nash.data_formats import is_split_folder, split_path
     from nash.evaluate import evaluate
     from nash.models import quiet_libraries, resolve_model
@@ -89,8 +89,7 @@ def command(
     if record:
         assert resolved.version is not None  # a path was refused
         version = resolved.version.ref
-        digest = data_digest(file, layout)
-        kept = quality_record(result.metrics, metric, config, data=digest, split=split, rows=result.n)
+        kept = quality_record(result.metrics, metric, config, rows, split)
         document["recorded"] = opened.add_quality(version, kept)
         found = finding(kept.dtype, kept.device, opened.quality(version))
         document["finding"] = f"no record in {REFERENCE} to compare with" if found is None else found.why

@@ -43,14 +43,13 @@ def test_only_like_is_compared_with_like() -> None:
     for other in (
         {"metric": "f1"},
         {"data": "e" * 64},
-        {"rows": 99},
         {"max_source_tokens": 63},
         {"max_new_tokens": 31},
         {"device": "cuda"},
     ):
         assert finding("int8", "cpu", [reference, record("int8", 80.0, **other)]) is None
     assert finding("int8", "cpu", [reference, record("bfloat16", 80.0)]) is None
-    elsewhere = {"engine": "torch", "instruction_sets": (), "code_version": "2", "split": "t"}
+    elsewhere = {"engine": "torch", "instruction_sets": (), "code_version": "2", "split": "t", "rows": 99}
     assert finding("int8", "cpu", [reference, record("int8", 80.0, **elsewhere)]) is not None
 
 

@@ -8,13 +8,12 @@ from rich.console import Console
 from nash import quality
 from nash.data import Row
 from nash.evaluate import Evaluation
-from nash.quality import quality_by_dtype
+from nash.quality import quality_by_dtype, quality_record
 from server.engine.sequence import EngineConfig
 from tests.quality_records import record
 
 CONFIG = EngineConfig(max_source_tokens=64, max_new_tokens=32)
 ROWS = [Row(source="a", targets=("b",))] * 100
-DATA = "d" * 64
 
 
 @pytest.mark.parametrize(
@@ -41,12 +40,11 @@ def test_down_to_the_first_that_holds(
         "dense",
         Path("nowhere"),
         ROWS,
+        "test",
         "phonemes",
         CONFIG,
         {"word_error_rate": 20.0},
         Console(quiet=True),
-        data=DATA,
-        split="test",
     )
     assert asked == evaluated
     assert [each.dtype for each in records] == ["float32", *evaluated]
@@ -60,12 +58,21 @@ def test_what_is_recorded_is_not_evaluated_again(monkeypatch: pytest.MonkeyPatch
         "dense",
         Path("nowhere"),
         ROWS,
+        "test",
         "exact",
         CONFIG,
         {"exact_match": 80.0},
         Console(quiet=True),
-        data=DATA,
-        split="test",
-        recorded=[record("int8", 79.0)],
+        recorded=[record("int8", 79.0, data=quality_record({"exact_match": 80.0}, "exact", CONFIG, ROWS, "test").data)],
     )
     assert [(each.dtype, each.value) for each in records] == [("float32", 80.0), ("int8", 79.0)]
+
+
+def test_another_prefix_or_other_answers_are_other_data() -> None:
+    def digest(*rows: Row) -> str:
+        return quality_record({"exact_match": 80.0}, "exact", CONFIG, rows, "test").data
+
+    a, b = Row(source="a", targets=("b",)), Row(source="c", targets=("d", "e"))
+    others = [[b, a], [a], [a, b, b], [Row(source="say a", targets=("b",)), b], [a, Row(source="c", targets=("d",))]]
+    assert digest(a, b) == digest(a, b)
+    assert len({digest(a, b), *(digest(*rows) for rows in others)}) == 1 + len(others)
