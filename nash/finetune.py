@@ -17,11 +17,12 @@ from nash.lineage import input_digests, lineage_of, portable
 from nash.metrics import check_references
 from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
 from nash.models import DTYPES, load_dense, load_tokenizer, new_t5, save_model
+from nash.precision import check_precisions, choose_precision
 from nash.progress import Stage
 from nash.recipe import FinetuneRecipe
 from nash.report import Side
 from nash.rows import Row, read_rows
-from nash.run_folder import RunFolder
+from nash.run_folder import PRECISION, RunFolder
 from nash.training import train, write_log
 from nash.training_progress import TrainingProgress
 
@@ -52,6 +53,9 @@ def finetune(
     if name is not None:
         check_name(name, "model name")
     check_name(alias, "alias")
+    folder = out / "model"
+    if not folder.is_dir():
+        check_precisions([recipe.training.precision])
     data = recipe.data
     with Stage("reading the data", console):
         rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
@@ -60,7 +64,6 @@ def finetune(
     start = None if recipe.model is None else resolve_model(recipe.model, store)
     if start is not None:
         check_lengths(read_spec(start.folder), data)
-    folder = out / "model"
     if start is not None and not folder.is_dir():
         check_assessable(start.folder, test_rows, recipe.metric, data)
     inputs = input_digests(data, start, recipe.tokenizer)
@@ -75,10 +78,11 @@ def finetune(
             run.write_json(RESULTS, found.document())
         else:
             found = Assessment.of(known)
+        precision = run.read_json(PRECISION) or {}
     ref, digest = str(folder), None
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None
-        lineage = lineage_of(recipe, parent, inputs)
+        lineage = lineage_of(recipe, parent, inputs, precision)
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
     tensors = read_header(folder / "model.safetensors").values()
@@ -124,6 +128,9 @@ def _train(
         callbacks=[progress],
     )
     run.bind()
+    choice = choose_precision(recipe.training.precision)
+    console.print(f"training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.note_precision("training", choice)
     try:
         log = train(trainer)
     finally:

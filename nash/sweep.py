@@ -26,6 +26,7 @@ from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
 from nash.lineage import portable
 from nash.model_folder import read_spec
+from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
 from nash.progress import Stage, duration
 from nash.prune import publish
@@ -37,11 +38,12 @@ from nash.sweep_page import write_report
 from nash.sweep_recipe import Point, SweepRecipe
 from nash.sweep_report import DenseFigures, Failure, PointFigures, SweepReport
 from nash.walk import walk
-from nash.workload import workload_of
+from nash.workload import with_dtype, workload_of
 from server.engine.errors import EngineError
 
 # In a point's folder: its figures on the test rows, written when it is trained, and, once all points are, its speed.
 QUALITY, LATENCY = "quality.json", "latency.json"
+DTYPE = "dtype.json"  # in the sweep's folder: what the engine computes all points in
 _BLOCK = 6  # points that are measured in turn, with the dense model among them: so many models are in memory at once
 
 
@@ -66,6 +68,9 @@ def sweep(
         NashError: every point failed.
     """
     shared = points[0].recipe
+    for point in points:
+        if not _done(out, point):
+            check_precisions(point.recipe.precisions)
     with Stage("reading the data", console):
         task = prepare(shared, store)
     check_apart(out, task.folder)
@@ -78,7 +83,12 @@ def sweep(
                     pass  # one of other settings is refused now, before others are trained
         if recipe.publish != "none":
             store.check_writable()
-        workload = workload_of(shared.workload, shared.data, task.test_rows, task.tokenizer)
+        dtype = run.read_json(DTYPE)  # points that are measured later must be comparable
+        if dtype is None:
+            dtype = with_dtype(shared.workload, task.version, store, console).dtype
+            run.write_json(DTYPE, dtype)
+        asked = shared.workload.model_copy(update={"dtype": dtype})
+        workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
         dense = _assess_dense(shared, task, workload, run, console)
         failures = _train_points(points, tasks, out, console)
         trained = [point for point in points if _done(out, point)]

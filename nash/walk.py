@@ -25,6 +25,7 @@ from nash.masking import Gates
 from nash.model_folder import read_spec
 from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, save_model
 from nash.parts import parts_of, shortened
+from nash.precision import choose_precision
 from nash.preflight import asked_layers
 from nash.progress import Stage
 from nash.pruning_task import Task, gate_kinds, texts_of
@@ -78,7 +79,7 @@ def walk(
     texts = _Texts(train=train_pairs, validation=validation_pairs)
     if not (run.path / "compact").is_dir():
         _prune_phase(recipe, task, texts, plan, run, console)
-    _final_phase(recipe, task, texts, run.path, console)
+    _final_phase(recipe, task, texts, run, console)
 
 
 def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
@@ -123,7 +124,7 @@ def _prune_phase(
     student.gates = Gates(shortened(task.spec, task.kept_layers), gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     if recipe.pruning.encoder_sparsity:
-        _train(recipe, task, texts, student, teacher, run.path, console, pruning=recipe.pruning)
+        _train(recipe, task, texts, student, teacher, run, console, pruning=recipe.pruning)
     student.to("cpu")
     gates = student.gates
     del student.gates, student.maps
@@ -153,16 +154,16 @@ def _prune_phase(
     save_model(compacted, task.folder, run.path / "compact", torch.float32)
 
 
-def _final_phase(recipe: PruneRecipe, task: Task, texts: _Texts, out: Path, console: Console) -> None:
-    """Fine-tune the compact model with its teacher and write it to `out/model`."""
+def _final_phase(recipe: PruneRecipe, task: Task, texts: _Texts, run: RunFolder, console: Console) -> None:
+    """Fine-tune the compact model with its teacher and write it to the run's `model`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
-    student = load_compact(out / "compact")
+    student = load_compact(run.path / "compact")
     if recipe.final_training.epochs:
         student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
-        _train(recipe, task, texts, student, teacher, out, console, pruning=None)
+        _train(recipe, task, texts, student, teacher, run, console, pruning=None)
         del student.maps
-    save_model(student.to("cpu"), task.folder, out / "model", DTYPES[recipe.save_dtype])
+    save_model(student.to("cpu"), task.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
 def _train(
@@ -171,22 +172,26 @@ def _train(
     texts: _Texts,
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    out: Path,
+    run: RunFolder,
     console: Console,
     *,
     pruning: PruningRecipe | None,
 ) -> None:
     phase = "final" if pruning is None else "prune"
+    optimization = recipe.final_training if pruning is None else recipe.prune_training
+    choice = choose_precision(optimization.precision)
+    console.print(f"{phase}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.note_precision(f"{phase}_training", choice)
     progress = TrainingProgress(phase, console)
     trainer = StudentTrainer(
         student,
         teacher,
         texts.train,
-        recipe.final_training if pruning is None else recipe.prune_training,
+        optimization,
         recipe.distillation,
         block_ends=block_ends(task.kept_layers, task.spec.dense_decoder_layers),
         pruning=pruning,
-        output_dir=out / "checkpoints" / phase,
+        output_dir=run.path / "checkpoints" / phase,
         seed=recipe.seed,
         validation=texts.validation,
         callbacks=[progress],
@@ -195,4 +200,4 @@ def _train(
         log = train(trainer)
     finally:
         progress.close()
-    write_log(out / f"{phase}_log.jsonl", log)
+    write_log(run.path / f"{phase}_log.jsonl", log)

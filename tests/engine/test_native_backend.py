@@ -16,11 +16,12 @@ from torch import Tensor
 
 from model_store.spec import ModelSpec
 from server.engine.backend import Feed
+from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
-from server.engine.native.backend import NativeBackend, why_not_native
+from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import hollow, ragged, shortened, write_compact

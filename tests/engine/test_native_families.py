@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from model_store.spec import ModelSpec
+from server.engine.capabilities import why_not_native
 from server.engine.native import library as native
-from server.engine.native.backend import NativeBackend, why_not_native
+from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig
 from tests.engine.compact_bart import hollow, ragged, write_compact
 from tests.engine.family_reference import STEPS, backend_logits, load_backend, spec_of, targets, texts

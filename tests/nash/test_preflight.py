@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.core import TyperGroup
@@ -174,7 +175,7 @@ def test_lengths_that_are_not_given_follow_the_model(tmp_path: Path) -> None:
 
 
 def test_every_flag_has_a_help_text() -> None:
-    pending: list[tuple[tuple[str, ...], Command]] = [((), get_command(app))]
+    pending: list[tuple[tuple[str, ...], Any]] = [((), get_command(app))]
     silent = []
     while pending:
         path, command = pending.pop()
