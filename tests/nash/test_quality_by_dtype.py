@@ -7,6 +7,7 @@ from rich.console import Console
 
 from nash import quality
 from nash.evaluate import Evaluation
+from nash.progress import Watch
 from nash.quality import quality_by_dtype, quality_record
 from nash.rows import Row
 from server.engine.sequence import EngineConfig
@@ -30,7 +31,7 @@ def test_down_to_the_first_that_holds(
     """Of an error rate: less is better."""
     asked: list[str] = []
 
-    def made_up(folder: Path, rows: list[Row], kind: str, config: EngineConfig) -> Evaluation:
+    def made_up(folder: Path, rows: list[Row], kind: str, config: EngineConfig, watch: Watch) -> Evaluation:
         asked.append(config.dtype)
         return Evaluation(n=len(rows), metrics={"word_error_rate": figures[config.dtype]})
 
