@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nash.metrics import METRICS
+from nash.model_folder import read_spec
 from nash.models import load_tokenizer
 from nash.progress import Watch
 from nash.recipe import MetricKind
@@ -40,6 +41,7 @@ def predict(folder: Path, sources: Sequence[str], config: EngineConfig, watch: W
 
     So does the server where a request says nothing: beams, forced tokens, lengths and penalties are the model's own.
     """
+    config = config.within(read_spec(folder).max_positions)
     tokenizer = load_tokenizer(folder)
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
     engine = Engine.load(folder, config)

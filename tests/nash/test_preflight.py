@@ -172,6 +172,9 @@ def test_lengths_that_are_not_given_follow_the_model(tmp_path: Path) -> None:
     refused = nash("prune", *arguments, "--max-source-tokens", positions + 1, "--out", tmp_path / "out")
     assert refused.code == 2
     assert f"the model's {positions} positions" in refused.err
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"source": "a b " * positions, "target": "a"}) + "\n")
+    evaluated = nash("evaluate", keys["model"], "--data", rows, "--max-new-tokens", 2, "--store", tmp_path / "s")
+    assert evaluated.code == 0, evaluated.err
 
 
 def test_every_flag_has_a_help_text() -> None:
