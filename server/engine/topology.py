@@ -1,4 +1,4 @@
-"""Where the threads of a pool run: physical cores, the caches that they share and memory nodes, as Linux has them."""
+"""Where the threads of a pool run: physical cores, their shared caches and memory nodes, as Linux tells them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.spec import ModelSpec
+from server.engine import source_queue
 from server.engine.backend import Feed
 from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
@@ -23,6 +24,7 @@ from server.engine.native import library as native
 from server.engine.native.arena import Arena
 from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
+from server.engine.source_queue import LONGEST_PAUSE_S
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import hollow, ragged, shortened, write_compact
 from tests.engine.reference import random_sources
@@ -112,6 +114,31 @@ def test_several_tokens_of_a_sequence_in_one_step(t5_dir: Path, dtype: str) -> N
         assert torch.equal(got[slot], expected[slot, length - 1])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_source_in_slices_is_the_same_to_the_bit(t5_dir: Path, dtype: str) -> None:
+    expected, backend = all_logits(load(t5_dir, dtype)), load(t5_dir, dtype)
+    long = max(range(len(SOURCES)), key=lambda i: len(SOURCES[i]))
+    short, given_up = [i for i in range(3) if i != long][:2]
+    backend.encode([SOURCES[short]], [[0]])
+    backend.begin_source(SOURCES[given_up], [1])
+    assert not backend.go_on(0.0)
+    backend.drop_source()
+    backend.begin_source(SOURCES[long], [1, 4])
+    position, slices = 0, 0
+    while not backend.go_on(0.0):  # a block at a time
+        got = step(backend, position, [0], [TARGETS[short][position]])
+        assert torch.equal(got[0], expected[short, position])
+        position, slices = (position + 1) % 8, slices + 1
+        if slices == 2:
+            backend.move(1, 2, source_length=len(SOURCES[long]), length=0)
+        if slices == 3:
+            backend.encode([SOURCES[given_up]], [[3]])
+    assert slices > 4
+    for position in range(8):
+        got = step(backend, position, [2, 3, 4], [TARGETS[i][position] for i in (long, given_up, long)])
+        assert torch.equal(got, expected[[long, given_up, long], position])
+
+
 def test_more_rows_than_a_pass_holds(t5_dir: Path) -> None:
     small = load(t5_dir, max_encode_tokens=1, max_source_tokens=37)
     assert small._rows.capacity == 37 < 7 * 21
@@ -190,8 +217,11 @@ def test_the_source_of_samples_outlives_each_of_them(t5_dir: Path, ended: int) -
     assert torch.equal(got, expected[list(sources), list(positions)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "pause_s"), [("float32", 0.0), ("int8", LONGEST_PAUSE_S)])
+def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(
+    t5_dir: Path, dtype: str, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_queue, "LONGEST_PAUSE_S", pause_s)  # 0: every source beside others comes in slices
     plain = GenerationParameters(max_new_tokens=16)
     kinds = [
         plain,
@@ -202,7 +232,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: 
     ]
     config = replace(CONFIG, dtype=dtype, threads=1)
     engine, solo = (Engine.load(t5_dir, replace(config, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
-    chance, alive, several, ahead = random.Random(0), [], 0, 0
+    chance, alive, several, ahead, sliced = random.Random(0), [], 0, 0, 0
     for number in range(60):
         alive.append(
             Sequence(id=number, source_ids=chance.choice(SOURCES), parameters=kinds[chance.randrange(len(kinds))])
@@ -211,6 +241,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: 
         for _ in range(chance.randrange(6)):
             engine.step()
             ahead += engine.step_stats.steps > 1
+            sliced += bool(engine._sources)
         if chance.random() < 0.1:
             engine.cancel(number)
     while not engine.idle:
@@ -221,6 +252,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(t5_dir: 
         several += len({len(each.tokens) for each in one.hypotheses}) > 1
     assert several > 5, "samples of one source end at different times"
     assert ahead > 5, "nobody looked at each step"
+    assert (sliced > 5) == (pause_s == 0), "sources were under way between steps"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -129,7 +129,5 @@ def chosen_set() -> SetChoice:
         return SetChoice(here[0], why)
     runnable = [each.name for each in SETS if runs_here(each)]
     if runnable:
-        return SetChoice(
-            None, f"no operator was built, for want of a C++ compiler; this processor would run {runnable[0]}"
-        )
+        return SetChoice(None, f"it was not built, for want of a C++ compiler; this processor would run {runnable[0]}")
     return SetChoice(None, "this processor has neither AVX2 with FMA nor NEON, or its system is not Linux")
