@@ -35,7 +35,7 @@ class Workload:
     source_tokens: int  # of each
     new_tokens: int  # of each answer
     dtype: str = "float32"
-    threads: int | None = None  # None: as many as torch has
+    threads: int | None = None  # None: the engine's own choice
 
     @property
     def config(self) -> EngineConfig:

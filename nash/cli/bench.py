@@ -19,7 +19,9 @@ def command(
         str,
         typer.Option("--dtype", help="Or auto: the fastest whose recorded quality holds; else float32."),
     ] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Torch's own choice if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="The engine's threads; its own choice if not given.")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs; the medians are shown.")] = 5,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

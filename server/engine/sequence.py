@@ -82,7 +82,7 @@ class EngineConfig:
     backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
     graphs: str = "auto"  # steps recorded once and replayed: "auto" is "on" on CUDA, else "off"
     quantization: str = "none"  # "bnb-int8", "bnb-nf4": the layers' weights by bitsandbytes, computing in `dtype`
-    threads: int | None = None  # None: as many as torch has, process-wide, under this process's quota
+    threads: int | None = None  # None: as many as torch has, within the quota; natively, those of one memory node
     slots: int = 32  # how many sequences can run at once
     max_source_tokens: int = 512
     max_new_tokens: int = 256
