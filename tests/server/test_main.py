@@ -140,7 +140,7 @@ def test_a_set_of_instructions_that_is_not_here_is_one_line_and_two(
     monkeypatch.setenv("NASH_CPU_ISA", "avx10000")
     code, line = ended("--store", str(store), "--model", "tiny@dense")
     assert code == 2
-    assert line.startswith("error: model 'tiny@dense': NASH_CPU_ISA is 'avx10000', and the operator has ")
+    assert line.startswith("error: model 'tiny@dense': NASH_CPU_ISA is 'avx10000': it must be one of ")
 
 
 def test_a_model_that_does_not_load_or_a_taken_port_is_one_line_and_one(store: Path) -> None:
