@@ -221,6 +221,15 @@ def test_finetune(model_dir: Path, tmp_path: Path) -> None:
     assert "Rev" in refused.err
 
 
+def test_the_demonstration_is_for_the_projects_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = nash("demo", "--no-serve")
+    assert refused.code == 2
+    assert refused.err.splitlines() == [
+        "error: examples/g2p/demo/prune.toml is not here: run `nash demo` in the project's own folder"
+    ]
+
+
 def test_the_program_of_a_process_of_its_own() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "models", "show", "Bad"], capture_output=True, text=True, check=False
