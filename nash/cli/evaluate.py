@@ -103,7 +103,10 @@ def command(
         kept = quality_record(result.metrics, metric, config, rows, split)
         document["recorded"] = opened.add_quality(version, kept)
         found = finding(kept.dtype, kept.device, opened.quality(version))
-        document["finding"] = f"no record in {REFERENCE} to compare with" if found is None else found.why
+        if kept.dtype == REFERENCE:
+            document["finding"] = "other dtypes are compared with it"
+        else:
+            document["finding"] = f"no record in {REFERENCE} to compare with" if found is None else found.why
     if as_json:
         print_json(document)
         return
