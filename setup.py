@@ -35,9 +35,9 @@ CODE = [
     "-ffp-contract=off",  # sums are rounded where the source says so, for any number of rows
     "-fvisibility=hidden",
 ]
-# torch's own wheels ask for this glibc, and with it for the standard library of its time.
-LEAST_GLIBC = (2, 28)
-LIBSTDCXX = (3, 4, 24)
+LEAST_GLIBC = 28  # 2.28 is what torch's own wheels ask for
+# Which GLIBCXX_3.4.x comes on systems with glibc 2.y, as auditwheel's policies have them.
+LIBSTDCXX = ((24, 28), (28, 31), (29, 34), (30, 35), (33, 39))
 
 TARGET = os.environ.get("NASH_TARGET", "")
 MACHINE = TARGET or platform.machine()
@@ -107,14 +107,12 @@ class Wheel(bdist_wheel):
 
 
 def _linux_level(libraries: list[Path]) -> str:
-    """manylinux_2_N by the symbol versions that the libraries ask for; linux where they ask for a newer libstdc++."""
-    glibc, libstdcxx = LEAST_GLIBC, LIBSTDCXX
-    for library in libraries:
-        binary = library.read_bytes()
-        glibc = max([glibc, *((int(a), int(b)) for a, b in re.findall(rb"\0GLIBC_(\d+)\.(\d+)", binary))])
-        asked = re.findall(rb"\0GLIBCXX_(\d+)\.(\d+)(?:\.(\d+))?", binary)
-        libstdcxx = max([libstdcxx, *((int(a), int(b), int(c or 0)) for a, b, c in asked)])
-    return f"manylinux_{glibc[0]}_{glibc[1]}" if libstdcxx == LIBSTDCXX else "linux"
+    """manylinux_2_N by the symbol versions that the libraries ask for; linux where no N is known to have them."""
+    binary = b"".join(library.read_bytes() for library in libraries)
+    glibc = max([LEAST_GLIBC, *map(int, re.findall(rb"\0GLIBC_2\.(\d+)", binary))])
+    libstdcxx = max([0, *map(int, re.findall(rb"\0GLIBCXX_3\.4\.(\d+)", binary))])
+    level = next((level for has, level in LIBSTDCXX if has >= libstdcxx), None)
+    return "linux" if level is None else f"manylinux_2_{max(glibc, level)}"
 
 
 setup(

@@ -94,7 +94,8 @@ def test_a_wheel_has_all_sets_of_its_machine(machine: str, sources: Path) -> Non
     [
         (r"GLIBC_2.36", "manylinux_2_36"),
         (r"GLIBC_2.4\0GLIBC_2.34\0GLIBCXX_3.4.22", "manylinux_2_34"),
-        (r"GLIBCXX_3.4.32", "linux"),
+        (r"GLIBC_2.29\0GLIBCXX_3.4.29", "manylinux_2_34"),
+        (r"GLIBCXX_3.4.99", "linux"),
     ],
 )
 def test_the_tag_is_what_the_libraries_ask_for(versions: str, platform: str, sources: Path) -> None:
