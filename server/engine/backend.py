@@ -80,7 +80,10 @@ class SlicedBackend(Backend, Protocol):
         """Take a source for its slots; no other one is under way."""
 
     def go_on(self, seconds: float | None) -> bool:
-        """Encode for about so long, or to the end; returns whether the source is encoded."""
+        """Encode for about so long, or to the end; returns whether the source is encoded.
+
+        Where the time is too short for anything worth while, nothing is done.
+        """
 
     def drop_source(self) -> None:
         """Give up the source that is under way."""

@@ -8,7 +8,7 @@ from server.engine.backend import Backend, SlicedBackend
 from server.engine.sequence import Row, Sequence
 
 LONGEST_PAUSE_S = 0.025  # of those that run, for newcomers encoded at once: nobody sees it in a text that grows
-SHARE = 0.4  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
+SHARE = 0.45  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
 
 
 class SourceQueue:
@@ -24,6 +24,7 @@ class SourceQueue:
         self._sliced = backend if isinstance(backend, SlicedBackend) else None
         self._long: deque[Sequence] = deque()
         self._begun = False  # whether the first of them is under way
+        self._credit_s = 0.0  # that slices left unused, for no block of rows fitted into it any more
         self._position_s = 0.0  # what a position takes, as seen last; 0 before the first
         self.padding_tokens = 0  # positions that the last `run` computed for nothing
 
@@ -70,9 +71,9 @@ class SourceQueue:
         """Encode for so long, or to the end of all."""
         assert self._sliced is not None, "only a sliced backend is given long sources"
         ready: list[Sequence] = []
-        begun_s = time.monotonic()
+        end_s = None if seconds is None else time.monotonic() + self._credit_s + seconds
         while self._long:
-            left_s = None if seconds is None else begun_s + seconds - time.monotonic()
+            left_s = None if end_s is None else end_s - time.monotonic()
             if left_s is not None and left_s <= 0:
                 break
             first = self._long[0]
@@ -83,6 +84,10 @@ class SourceQueue:
                 break
             ready.append(self._long.popleft())
             self._begun = False
+        # No more than a slice is kept: time that was lost to something else is not made up for.
+        self._credit_s = 0.0
+        if self._long and end_s is not None and seconds is not None:
+            self._credit_s = min(max(end_s - time.monotonic(), -seconds), seconds)
         return ready
 
 

@@ -83,7 +83,7 @@ struct Workspace {
   float* units;      // [R][widest feed-forward]
   uint8_t* inputs;   // [R][widest input] in the form that matrices take
   float* scales;     // [R]
-  float* scores;     // [threads][longest row of scores]
+  float* scores;     // [threads][kQueries][score_count]: the longest row of scores, and a query
   uint8_t* private_inputs;  // [threads][kPrivateRows][widest input]
   int32_t input_bytes, score_count;
 };
@@ -92,7 +92,8 @@ struct Workspace {
 enum Part : int32_t { kEmbedding = 0, kKeysValues = 1, kBeyond = 2, kMemory = 3 };
 struct Progress {
   int32_t part, layer, row;  // what comes next
-  int32_t block;             // rows that are done together
+  int32_t block;             // most rows that are done together
+  double row_seconds[4];     // what a row took lately, by part; 0 before the first
 };
 
 // Greedy steps of all rows, one after the other without anybody looking.

@@ -100,105 +100,162 @@ void cache_keys_values(const Attention& attention, int width, int slot, int posi
   }
 }
 
-// Scores of sixteen keys from position `t` on, without their bias. Of bfloat16, the query comes as factors.
-NASH_INLINE Floats score(const float* query, const float* keys, int t, int width) {
+// Products of Q queries with 16 * T keys from position `t` on. Of bfloat16, queries come as factors. A score's sum is
+// one chain over the head's width, whatever Q and T are: it does not depend on who is computed beside it.
+template <int Q, int T>
+NASH_INLINE void score(const float* const (&queries)[Q], const float* keys, int t, int width, Floats (&sum)[Q][T]) {
   const float* k = keys + static_cast<size_t>(t) * width;
-  Floats sum[4] = {zeros(), zeros(), zeros(), zeros()};
-  int e = 0;
-  for (; e + 4 <= width; e += 4) {
+  for (int e = 0; e < width; e++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) sum[j] = fma(splat(query[e + j]), load(k + (e + j) * kNumbers), sum[j]);
+    for (int j = 0; j < T; j++) {
+      const Floats sixteen = load(k + (static_cast<size_t>(j) * width + e) * kNumbers);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) sum[q][j] = fma(splat(queries[q][e]), sixteen, sum[q][j]);
+    }
   }
-  for (; e < width; e++) sum[0] = fma(splat(query[e]), load(k + e * kNumbers), sum[0]);
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
-NASH_INLINE Floats score(const Factor* query, const uint16_t* keys, int t, int width) {
+template <int Q, int T>
+NASH_INLINE void score(const Factor* const (&queries)[Q], const uint16_t* keys, int t, int width,
+                       Floats (&sum)[Q][T]) {
   const int pairs = (width + 1) / 2;
   const uint16_t* k = keys + static_cast<size_t>(t) * 2 * pairs;
-  Floats sum[4] = {zeros(), zeros(), zeros(), zeros()};
-  int e = 0;
-  for (; e + 4 <= pairs; e += 4) {
+  for (int e = 0; e < pairs; e++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      sum[j] = add_pairs(sum[j], load_factor_pair(query + 2 * (e + j)), load_pairs(k + 32 * (e + j)));
+    for (int j = 0; j < T; j++) {
+      const Pairs sixteen = load_pairs(k + (static_cast<size_t>(j) * pairs + e) * 2 * kNumbers);
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) sum[q][j] = add_pairs(sum[q][j], load_factor_pair(queries[q] + 2 * e), sixteen);
     }
   }
-  for (; e < pairs; e++) sum[0] = add_pairs(sum[0], load_factor_pair(query + 2 * e), load_pairs(k + 32 * e));
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// Up to four sixteens of the context: the values from `e` on, weighted; what lies beyond `width` is zero.
-template <bool Whole>
-NASH_INLINE void weigh(const float* weights, const float* values, int count, int width, int e, Floats (&sum)[4]) {
+// 16 * C numbers of the context of Q queries, from `e` on: values times weights. What lies beyond `width` is not read.
+template <int Q, int C, bool Whole>
+NASH_INLINE void weigh(const float* const (&weights)[Q], const float* values, int count, int width, int e,
+                       Floats (&sum)[Q][C]) {
   const float* v = values + e;
   for (int t = 0; t < count; t++, v += width) {
-    const Floats weight = splat(weights[t]);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < C; j++) {
       const int at = j * kNumbers;
-      sum[j] = fma(weight, Whole ? load(v + at) : load(v + at, std::max(width - e - at, 0)), sum[j]);
+      const Floats sixteen = Whole ? load(v + at) : load(v + at, std::max(width - e - at, 0));
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) sum[q][j] = fma(splat(weights[q][t]), sixteen, sum[q][j]);
     }
   }
 }
-template <bool Whole>
-NASH_INLINE void weigh(const Factor* weights, const uint16_t* values, int count, int width, int e, Floats (&sum)[4]) {
+template <int Q, int C, bool Whole>
+NASH_INLINE void weigh(const Factor* const (&weights)[Q], const uint16_t* values, int count, int width, int e,
+                       Floats (&sum)[Q][C]) {
   const int stride = 2 * round_up(width, 2);
   const uint16_t* v = values + 2 * e;
   for (int t = 0; t < count; t += 2, v += stride) {
-    const FactorPair two = load_factor_pair(weights + t);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < C; j++) {
       const int at = j * kNumbers;
-      sum[j] = add_pairs(sum[j], two, Whole ? load_pairs(v + 2 * at) : load_pairs(v + 2 * at, std::max(width - e - at, 0)));
+      const Pairs sixteen = Whole ? load_pairs(v + 2 * at) : load_pairs(v + 2 * at, std::max(width - e - at, 0));
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; q++) sum[q][j] = add_pairs(sum[q][j], load_factor_pair(weights[q] + t), sixteen);
     }
   }
 }
 
-// softmax(q K^T + bias) V over `count` keys of one head and slot. `scores` has room for count rounded up to 16, and
-// `factors` for the query where the cache is in bfloat16.
-template <class T>
-void attend(const float* query, const T* keys, const T* values, int count, int width, const float* bias, float* scores,
-            Factor* factors, float* out) {
+// Of queries that read the same keys and values: one, or kQueries of them.
+struct Queries {
+  const float* query;
+  size_t stride;      // numbers from one query to the next; of `out` as well
+  const float* bias;  // or null: of the first; that of each next one begins a number earlier
+  float* out;
+};
+
+// softmax(q K^T + bias) V over `count` keys of one head and slot. Each query has `room` numbers of `scores`: for count
+// rounded up to 16, and behind them for itself where the cache is in bfloat16.
+template <int Q, class T>
+void attend(const Queries& queries, const T* keys, const T* values, int count, int width, float* scores, int room) {
   using Form = std::conditional_t<std::is_same_v<T, float>, float, Factor>;
-  const Form* form;
-  if constexpr (std::is_same_v<T, float>) {
-    form = query;
-  } else {
-    for (int e = 0; e < width; e += kNumbers) store_factors(factors + e, load(query + e, width - e));
-    form = factors;
-  }
+  constexpr int kKeys = Q == 1 ? 4 : kKeysByQueries;      // sixteens at once
+  constexpr int kContext = Q == 1 ? 4 : kContextByQueries;
+  const Form* form[Q];
+  const Form* weights[Q];  // in the scores' place: a weight is never larger than a score
+  float* own[Q];
+  Floats most[Q];
   const Floats nothing = splat(-std::numeric_limits<float>::infinity());
-  Floats most = nothing;
-  for (int t = 0; t < count; t += kNumbers) {
-    Floats sixteen = score(form, keys, t, width);
-    if (bias) sixteen = sixteen + load(bias + t, count - t);
+  for (int q = 0; q < Q; q++) {
+    const float* query = queries.query + q * queries.stride;
+    own[q] = scores + static_cast<size_t>(q) * room;
+    weights[q] = reinterpret_cast<const Form*>(own[q]);
+    most[q] = nothing;
+    if constexpr (std::is_same_v<T, float>) {
+      form[q] = query;
+    } else {
+      Factor* factors = reinterpret_cast<Factor*>(own[q] + room - round_up(width, kNumbers));
+      for (int e = 0; e < width; e += kNumbers) store_factors(factors + e, load(query + e, width - e));
+      form[q] = factors;
+    }
+  }
+  const auto keep = [&](int q, int t, Floats sixteen) {
+    if (queries.bias) sixteen = sixteen + load(queries.bias - q + t, count - t);
     sixteen = first_of(count - t, sixteen, nothing);
-    most = greater(most, sixteen);
-    store(scores + t, sixteen);
-  }
-  const Floats peak = splat(largest(most));
-  Floats total = zeros();
-  Form* weights = reinterpret_cast<Form*>(scores);  // in their place: a weight is never larger than a score
-  for (int t = 0; t < count; t += kNumbers) {
-    Floats weight = first_of(count - t, exponential(load(scores + t) - peak), zeros());
-    if constexpr (std::is_same_v<Form, float>) {
-      store(weights + t, weight);
-    } else {
-      store_factors(weights + t, weight);
-      weight = load(weights + t);  // so that the weights sum to one as they are
+    most[q] = greater(most[q], sixteen);
+    store(own[q] + t, sixteen);
+  };
+  int t = 0;
+  for (; t + kKeys * kNumbers <= count; t += kKeys * kNumbers) {
+    Floats sum[Q][kKeys];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; j++) sum[q][j] = zeros();
     }
-    total = total + weight;
-  }
-  const Floats inverse = splat(1.f / sum(total));
-  for (int e = 0; e < width; e += 4 * kNumbers) {
-    Floats context[4] = {zeros(), zeros(), zeros(), zeros()};
-    if (width - e >= 4 * kNumbers) {
-      weigh<true>(weights, values, count, width, e, context);
-    } else {
-      weigh<false>(weights, values, count, width, e, context);
+    score(form, keys, t, width, sum);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kKeys; j++) keep(q, t + j * kNumbers, sum[q][j]);
     }
-    for (int j = 0; j < 4 && e + kNumbers * j < width; j++) {
-      store(out + e + kNumbers * j, context[j] * inverse, width - e - kNumbers * j);
+  }
+  for (; t < count; t += kNumbers) {
+    Floats sum[Q][1];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) sum[q][0] = zeros();
+    score(form, keys, t, width, sum);
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) keep(q, t, sum[q][0]);
+  }
+  Floats inverse[Q];
+  for (int q = 0; q < Q; q++) {
+    const Floats peak = splat(largest(most[q]));
+    Floats total = zeros();
+    Form* its_weights = reinterpret_cast<Form*>(own[q]);
+    for (int i = 0; i < count; i += kNumbers) {
+      Floats weight = first_of(count - i, exponential(load(own[q] + i) - peak), zeros());
+      if constexpr (std::is_same_v<Form, float>) {
+        store(its_weights + i, weight);
+      } else {
+        store_factors(its_weights + i, weight);
+        weight = load(its_weights + i);  // so that the weights sum to one as they are
+      }
+      total = total + weight;
+    }
+    inverse[q] = splat(1.f / sum(total));
+  }
+  for (int e = 0; e < width; e += kContext * kNumbers) {
+    Floats context[Q][kContext];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; q++) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kContext; j++) context[q][j] = zeros();
+    }
+    if (width - e >= kContext * kNumbers) {
+      weigh<Q, kContext, true>(weights, values, count, width, e, context);
+    } else {
+      weigh<Q, kContext, false>(weights, values, count, width, e, context);
+    }
+    for (int q = 0; q < Q; q++) {
+      float* out = queries.out + q * queries.stride + e;
+      for (int j = 0; j < kContext && e + kNumbers * j < width; j++) {
+        store(out + kNumbers * j, context[q][j] * inverse[q], width - e - kNumbers * j);
+      }
     }
   }
 }

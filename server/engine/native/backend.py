@@ -30,7 +30,7 @@ from server.engine.weights import open_network
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
 
 _BLOCK_ROWS = 64  # positions that go through a layer together; their feed-forward units stay in the cache
-_SLICE_ROWS = 32  # the same where others wait for the end of a slice
+_MOST_REFUSED = 8  # slices that are too short for a block of rows, one after the other
 _LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
 
 
@@ -83,6 +83,8 @@ class NativeBackend:
         self._slice_workspace = with_hidden(self._workspace, self._slice_hidden)
         self._slice_block = cache.slice_block
         self._progress: native.Progress | None = None
+        self._row_seconds = native.RowSeconds()  # what rows took lately
+        self._refused = 0  # how often in a row a slice was too short for a block of rows
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
         self._pool = native.create_pool(found, threads)
         # By slot: where its decoded state is, and where the source that it reads is.
@@ -131,11 +133,14 @@ class NativeBackend:
             lengths=[count] * count,
             memory_slots=[place] * count,
         )
-        self._progress = native.Progress(block=_SLICE_ROWS)
+        self._progress = native.Progress(block=_BLOCK_ROWS, row_seconds=self._row_seconds)
 
     def go_on(self, seconds: float | None) -> bool:
         """Encode the source that was begun for about so long, or to its end; returns whether it is there."""
         assert self._progress is not None, "no source was begun"
+        if self._refused == _MOST_REFUSED:  # whatever a block takes, or seemed to take, a source does not wait for ever
+            self._progress.row_seconds = native.RowSeconds()
+        before = self._progress.place
         done = self._library.encode(
             self._encoder,
             self._decoder,
@@ -145,6 +150,8 @@ class NativeBackend:
             self._progress,
             math.inf if seconds is None else seconds,
         )
+        self._row_seconds = self._progress.row_seconds
+        self._refused = self._refused + 1 if self._progress.place == before and not done else 0
         if done:
             self._progress = None
         return bool(done)

@@ -12,6 +12,7 @@ from server.engine.topology import placement
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 TILE = 32  # outputs of a matrix are packed in so many
+QUERIES = 4  # that a thread attends with at once, each with scores of its own
 PRIVATE_ROWS = 4  # rows that each thread may hold converted by itself
 
 
@@ -106,8 +107,22 @@ class Workspace(Structure):
     )
 
 
+RowSeconds = c_double * 4
+
+
 class Progress(Structure):
-    _fields_ = (("part", c_int32), ("layer", c_int32), ("row", c_int32), ("block", c_int32))
+    _fields_ = (
+        ("part", c_int32),
+        ("layer", c_int32),
+        ("row", c_int32),
+        ("block", c_int32),
+        ("row_seconds", RowSeconds),
+    )
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """What comes next."""
+        return self.part, self.layer, self.row
 
 
 class Ahead(Structure):

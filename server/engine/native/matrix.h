@@ -176,6 +176,11 @@ NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride,
         all[r][s] = add_quads(all[r][s], four, weights);
       }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) {
+#pragma GCC unroll 2
+      for (int s = 0; s < S; s++) keep_in_registers(all[r][s]);
+    }
   }
 #pragma GCC unroll 2
   for (int s = 0; s < S; s++) {

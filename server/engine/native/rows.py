@@ -75,7 +75,7 @@ def make_workspace(
         units=numbers(rows * widest_units),
         inputs=raw(rows * input_bytes),
         scales=numbers(rows),
-        scores=numbers(threads * score_count),
+        scores=numbers(threads * native.QUERIES * score_count),
         private_inputs=raw(threads * native.PRIVATE_ROWS * input_bytes),
         input_bytes=input_bytes,
         score_count=score_count,

@@ -51,7 +51,7 @@ SETS = (
         "neon-bf16",
         "aarch64",
         ("asimd", "asimddp", "bf16", "i8mm"),
-        ("-march=armv8.6-a+bf16+i8mm",),
+        ("-march=armv8.2-a+dotprod+bf16+i8mm",),
         "Neoverse V1, N2 and later",
     ),
     InstructionSet(

@@ -188,6 +188,16 @@ NASH_INLINE Ints splat_int(int32_t x) {
   for (int i = 0; i < kParts; i++) result.part[i] = reg_splat_int(x);
   return result;
 }
+// Tell the compiler that somebody looks at these sums now. GCC otherwise carries them through a loop in two copies each,
+// and those of four rows and more over the stack.
+NASH_INLINE void keep_in_registers(Ints& x) {
+#if defined(__x86_64__)
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; i++) asm("" : "+v"(x.part[i]));
+#else
+  (void)x;
+#endif
+}
 NASH_INLINE Floats to_floats(Ints x) {
   return by_part([&](int i) { return reg_to_floats(x.part[i]); });
 }

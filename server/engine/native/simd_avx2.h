@@ -13,6 +13,9 @@ constexpr int kRowsByTwo = 3, kRowsByOne = 6;
 constexpr int kPairRowsByTwo = 2, kPairRowsByOne = 4;
 constexpr int kQuadRowsByTwo = 2, kQuadRowsByOne = 4;
 
+// Sixteens of keys, and of a context, that several queries take at once in attention.
+constexpr int kKeysByQueries = 1, kContextByQueries = 1;
+
 using Register = __m256;
 using IntRegister = __m256i;
 

@@ -12,6 +12,9 @@ constexpr int kRowsByTwo = 8, kRowsByOne = 0;
 constexpr int kPairRowsByTwo = 8, kPairRowsByOne = 0;
 constexpr int kQuadRowsByTwo = 8, kQuadRowsByOne = 0;
 
+// Sixteens of keys, and of a context, that several queries take at once in attention.
+constexpr int kKeysByQueries = 2, kContextByQueries = 4;
+
 using Register = __m512;
 using IntRegister = __m512i;
 

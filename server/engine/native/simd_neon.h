@@ -17,6 +17,9 @@ constexpr int kQuadRowsByTwo = 2, kQuadRowsByOne = 6;
 constexpr int kQuadRowsByTwo = 1, kQuadRowsByOne = 4;
 #endif
 
+// Sixteens of keys, and of a context, that several queries take at once in attention.
+constexpr int kKeysByQueries = 1, kContextByQueries = 1;
+
 using Register = float32x4_t;
 using IntRegister = int32x4_t;
 

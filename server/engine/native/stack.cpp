@@ -32,6 +32,8 @@
 
 namespace {
 
+constexpr int kQueries = 4;  // that read keys and values together
+constexpr int kFewestRows = 16;  // of a block of a source: fewer would read all weights for too little
 constexpr int kPrivateRows = 4;  // up to so many rows, each thread converting all of them is cheaper than a barrier
 
 // One thread's part of a pass. The functions are called by all threads of the pool in the same order.
@@ -173,30 +175,45 @@ class Worker {
     });
   }
 
-  // Each row's queries over the first count(row) keys of its slot.
+  // Each row's queries over the first count(row) keys of its slot. Rows of one slot that stand together, a source's or
+  // beams over their source, take its keys and values kQueries at a time.
   template <class Count>
   void attend_rows(const Attention& attention, const int32_t* slots, Count&& count) {
-    const int width = stack_.head_dim, heads = attention.heads, inner = heads * width;
-    float* scores = space_.scores + static_cast<size_t>(thread_) * space_.score_count;
-    Factor* factors = reinterpret_cast<Factor*>(scores + space_.score_count - round_up(width, kNumbers));
-    const Share own = share(rows_.rows * heads, thread_, threads_);
+    const int heads = attention.heads;
+    const bool grouped = rows_.rows >= kQueries && slots[0] == slots[1] && count(0) == count(1);
+    const int size = grouped ? kQueries : 1, groups = (rows_.rows + size - 1) / size;
+    const Share own = share(groups * heads, thread_, threads_);
     for (int unit = own.begin; unit < own.end; unit++) {
-      const int r = unit / heads, head = unit % heads;
-      const int64_t base = slots[r] * attention.slot_stride + head * attention.head_stride;
-      const size_t place = static_cast<size_t>(r) * inner + head * width;
-      const float* bias = attention.bias;
-      if (bias) bias += (2 * head + 1) * attention.reach - 1 - rows_.positions[r];
-      if (stack_.half) {
-        attend(space_.queries + place, static_cast<const uint16_t*>(attention.keys) + base,
-               static_cast<const uint16_t*>(attention.values) + base, count(r), width, bias, scores,
-               factors, space_.context + place);
+      const int begin = unit / heads * size, end = std::min(begin + size, rows_.rows), head = unit % heads;
+      bool alike = end - begin == kQueries;
+      for (int r = begin + 1; r < end; r++) {
+        alike &= slots[r] == slots[begin] && count(r) == count(begin) && rows_.positions[r] == rows_.positions[r - 1] + 1;
+      }
+      if (alike) {
+        attend_to<kQueries>(attention, slots[begin], begin, head, count(begin));
       } else {
-        attend(space_.queries + place, static_cast<const float*>(attention.keys) + base,
-               static_cast<const float*>(attention.values) + base, count(r), width, bias, scores,
-               factors, space_.context + place);
+        for (int r = begin; r < end; r++) attend_to<1>(attention, slots[r], r, head, count(r));
       }
     }
     pool_.barrier(thread_);
+  }
+
+  template <int Q>
+  void attend_to(const Attention& attention, int slot, int row, int head, int count) {
+    const int width = stack_.head_dim, inner = attention.heads * width, room = space_.score_count;
+    float* scores = space_.scores + static_cast<size_t>(thread_) * kQueries * room;
+    const int64_t base = slot * attention.slot_stride + head * attention.head_stride;
+    const size_t place = static_cast<size_t>(row) * inner + head * width;
+    const float* bias = attention.bias;
+    if (bias) bias += (2 * head + 1) * attention.reach - 1 - rows_.positions[row];
+    const Queries queries = {space_.queries + place, static_cast<size_t>(inner), bias, space_.context + place};
+    if (stack_.half) {
+      attend<Q>(queries, static_cast<const uint16_t*>(attention.keys) + base,
+                static_cast<const uint16_t*>(attention.values) + base, count, width, scores, room);
+    } else {
+      attend<Q>(queries, static_cast<const float*>(attention.keys) + base,
+                static_cast<const float*>(attention.values) + base, count, width, scores, room);
+    }
   }
 
   void self_attention(const Attention& attention) {
@@ -341,16 +358,23 @@ NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs
 }
 
 // Go on with encoding sources, whose keys and values go into the slots `memory_slots` of the decoder's
-// cross-attention, until that is done or the next block of rows would probably end later than `seconds` from now; at
-// least a block is done. Returns whether the sources are encoded; `progress` begins as zeros.
+// cross-attention, until that is done or a next block of rows would probably end later than `seconds` from now. Returns
+// whether the sources are encoded; `progress` begins as zeros, but for `block`.
 NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space,
                                 void* pool, Progress* progress, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto started = Clock::now();
   Pool& threads = *static_cast<Pool*>(pool);
-  double longest = 0, now = 0;
-  for (;;) {
-    const int begin = progress->row, count = std::min(progress->block, rows->rows - begin);
+  for (double now = 0;;) {
+    const int begin = progress->row, left = rows->rows - begin;
+    double& row_seconds = progress->row_seconds[progress->part];
+    int count = std::min(progress->block, left);
+    if (std::isfinite(seconds)) {
+      const int fewest = std::min(kFewestRows, left);
+      const double affordable = row_seconds > 0 ? (seconds - now) / row_seconds : fewest;
+      if (affordable < fewest) return 0;
+      count = std::min(count, std::max(fewest, static_cast<int>(std::min(affordable, 1e9)) / kBlock * kBlock));
+    }
     const Rows block = {count, 0, rows->tokens + begin, rows->positions + begin, rows->slots + begin,
                         rows->lengths + begin, rows->memory_slots + begin, nullptr};
     Workspace its_space = *space;
@@ -371,6 +395,9 @@ NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, cons
         default: worker.fill_memory(*decoder, block.memory_slots); break;
       }
     });
+    const double done = std::chrono::duration<double>(Clock::now() - started).count();
+    const double took = (done - now) / count;
+    row_seconds = row_seconds > 0 ? (row_seconds + took) / 2 : took;
     progress->row += count;
     if (progress->row == rows->rows) {
       progress->row = 0;
@@ -382,10 +409,7 @@ NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, cons
         progress->part = progress->layer < encoder->layers ? kKeysValues : kMemory;
       }
     }
-    const double before = now;
-    now = std::chrono::duration<double>(Clock::now() - started).count();
-    longest = std::max(longest, now - before);
-    if (now + longest > seconds) return 0;
+    now = done;
   }
 }
 

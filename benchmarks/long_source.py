@@ -1,0 +1,150 @@
+"""A short request that runs while a long source comes, and the long one's wait.
+
+    python -m benchmarks.long_source --out FILE
+
+T5-base's shape, random weights, forced lengths. One request decodes; then a source of 1,024 tokens arrives. Compared,
+in turn: the time of the running request's steps alone and beside the long source; the long one's time to its first
+token alone and beside the running request; and the same with sources encoded at once (no slices), as it would be
+without them.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import environment
+from benchmarks.shapes import T5_BASE, build, save_with_tokenizer
+from server.engine import source_queue
+from server.engine.engine import Engine
+from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+
+SHORT_TOKENS, LONG_TOKENS = 64, 1024
+STEPS_BEFORE = 8  # of the short request, before the long one arrives
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One run of both, in milliseconds."""
+
+    gaps_ms: list[float]  # between tokens of the short request from the arrival of the long one to its first token
+    first_token_ms: float  # of the long one, from its arrival
+
+
+def _sequence(number: int, tokens: int, new_tokens: int) -> Sequence:
+    parameters = GenerationParameters(max_new_tokens=new_tokens, ignore_eos=True)
+    return Sequence(id=number, source_ids=[3 + (i * 7919) % 30_000 for i in range(tokens)], parameters=parameters)
+
+
+def _finish(engine: Engine, numbers: list[int]) -> None:
+    for number in numbers:
+        engine.cancel(number)
+    assert engine.idle
+
+
+def alone(engine: Engine, steps: int) -> tuple[list[float], float]:
+    """Milliseconds of a short request's steps, and a long one's time to its first token, nobody beside them."""
+    engine.add(_sequence(0, SHORT_TOKENS, 500))
+    gaps_ms = []
+    for step in range(steps + STEPS_BEFORE):
+        begun_s = time.perf_counter()
+        engine.step()
+        if step >= STEPS_BEFORE:
+            gaps_ms.append(1e3 * (time.perf_counter() - begun_s))
+    _finish(engine, [0])
+    begun_s = time.perf_counter()
+    engine.add(_sequence(1, LONG_TOKENS, 4))
+    assert any(event.sequence_id == 1 for event in engine.step())
+    first_ms = 1e3 * (time.perf_counter() - begun_s)
+    _finish(engine, [1])
+    return gaps_ms, first_ms
+
+
+def beside(engine: Engine) -> Beside:
+    """A long source that comes while a short request runs."""
+    engine.add(_sequence(0, SHORT_TOKENS, 500))
+    for _ in range(STEPS_BEFORE):
+        engine.step()
+    arrived_s = time.perf_counter()
+    engine.add(_sequence(1, LONG_TOKENS, 4))
+    gaps_ms = []
+    while True:
+        begun_s = time.perf_counter()
+        events = engine.step()
+        gaps_ms.append(1e3 * (time.perf_counter() - begun_s))
+        if any(event.sequence_id == 1 for event in events):
+            break
+    first_ms = 1e3 * (time.perf_counter() - arrived_s)
+    _finish(engine, [0, 1])
+    return Beside(gaps_ms, first_ms)
+
+
+def measure(directory: Path, dtype: str, threads: int | None, turns: int) -> dict[str, Any]:
+    """The medians of some turns."""
+    config = EngineConfig(
+        dtype=dtype,
+        threads=threads,
+        slots=4,
+        max_source_tokens=LONG_TOKENS,
+        max_new_tokens=512,
+        ahead_s=0.0,  # a step at a time, to be looked at
+    )
+    engine = Engine.load(directory, config)
+    alone(engine, 8)
+    steps_ms, firsts_ms, sliced, whole = [], [], [], []
+    for _ in range(turns):
+        gaps_ms, first_ms = alone(engine, 60)
+        steps_ms.append(statistics.median(gaps_ms))
+        firsts_ms.append(first_ms)
+        sliced.append(beside(engine))
+        pause_s, source_queue.LONGEST_PAUSE_S = source_queue.LONGEST_PAUSE_S, float("inf")
+        whole.append(beside(engine))
+        source_queue.LONGEST_PAUSE_S = pause_s
+    step_ms, first_ms = statistics.median(steps_ms), statistics.median(firsts_ms)
+
+    def figures(runs: list[Beside]) -> dict[str, float]:
+        # The last step has both requests in it, and the long one's first attention over its whole source.
+        gaps = [sorted(run.gaps_ms[:-1] or run.gaps_ms) for run in runs]
+        return {
+            "median_step_over_alone": statistics.median(statistics.median(each) for each in gaps) / step_ms,
+            "p95_step_over_alone": statistics.median(each[int(0.95 * (len(each) - 1))] for each in gaps) / step_ms,
+            "longest_step_over_alone": statistics.median(each[-1] for each in gaps) / step_ms,
+            "first_token_over_alone": statistics.median(run.first_token_ms for run in runs) / first_ms,
+        }
+
+    return {
+        "dtype": dtype,
+        "step_alone_ms": step_ms,
+        "longest_step_alone_over_median": statistics.median(max(each) / statistics.median(each) for each in [gaps_ms]),
+        "first_token_alone_ms": first_ms,
+        "in_slices": figures(sliced),
+        "at_once": figures(whole),
+    }
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    parser = argparse.ArgumentParser(description="A short request beside a long source.")
+    parser.add_argument("--dtype", action="append", choices=["float32", "bfloat16", "int8"])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        save_with_tokenizer(build(T5_BASE), Path(folder) / "dense", T5_BASE.vocab_size)
+        rows = [
+            measure(Path(folder) / "dense", dtype, options.threads, options.turns)
+            for dtype in options.dtype or ["int8", "float32"]
+        ]
+    print(json.dumps(rows, indent=2))
+    if options.out is not None:
+        result = {"environment": environment(), "short": SHORT_TOKENS, "long": LONG_TOKENS, "rows": rows}
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
