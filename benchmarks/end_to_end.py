@@ -63,7 +63,7 @@ class Server:
     """A server of the models on a loopback port, for the length of a `with` block."""
 
     def __init__(self, store: Path, models: list[str], port: int) -> None:
-        arguments = [argument for model in models for argument in ("--model", model)]
+        arguments = [argument for model in models for argument in ("--model", f"{model},dtype=float32")]
         command = [sys.executable, "-m", "server", "--store", str(store), "--port", str(port), *arguments]
         self.command = command
         self.port = port

@@ -2,9 +2,10 @@
 
     python -m benchmarks.long_source --out FILE
 
-T5-base's shape, random weights, forced lengths. One request decodes; then a source of 1,024 tokens arrives. Compared, in
-turn: the time of the running request's steps alone and beside the long source; the long one's time to its first token
-alone and beside the running request; and the same with sources encoded at once (no slices), as it would be without them.
+T5-base's shape, random weights, forced lengths. One request decodes; then a source of 1,024 tokens arrives. Compared,
+in turn: the time of the running request's steps alone and beside the long source; the long one's time to its first
+token alone and beside the running request; and the same with sources encoded at once (no slices), as it would be
+without them.
 """
 
 import argparse

@@ -56,6 +56,7 @@ class Lineage(_Record):
     recipe: dict[str, JsonValue] = {}
     seed: int | None = None
     code_version: str | None = None
+    precision: dict[str, str] = {}  # what each phase of training computed in, where the recipe left it open too
     trained_from: str | None = None  # what the weights began as, where that is not in the store
 
 

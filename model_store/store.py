@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from model_store.blobs import read_manifest
 from model_store.disk import link_if_absent, make_folder, private_folder, write_new
-from model_store.errors import InvalidRequestError, StoreAccessError
+from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
 from model_store.layout import Layout
 from model_store.manifest import Kind, Lineage, Manifest
 from model_store.pointers import (
@@ -28,6 +28,8 @@ from model_store.pointers import (
     utc_text,
 )
 from model_store.publish import Publication, Published, publish
+from model_store.quality import KIND as QUALITY
+from model_store.quality import QualityRecord
 from model_store.ref import Ref, check_name
 from model_store.verify import Problem, verify_store, verify_version
 from model_store.views import open_view
@@ -177,32 +179,57 @@ class Store:
         return open_view(self._layout, version.manifest, version.digest, version.ref)
 
     @_naming_disk_errors
-    def add_measurement(self, ref: Ref | str, record: Mapping[str, Any]) -> str:
-        """Keep what was measured on a version, such as a latency with its machine and date; the record's id.
+    def add_measurement(
+        self, ref: Ref | str, record: Mapping[str, Any], *, key: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Keep what was measured on a version, such as a latency with its machine and date.
+
+        Of records with the same `key`, which is the whole record where it is not given, the first stays: false if
+        there was one.
 
         Raises:
             InvalidRequestError: the record is not JSON.
         """
         version = self.resolve(ref)
         try:
-            data = json.dumps(record, sort_keys=True, allow_nan=False).encode("ascii")
+            data, named = (
+                json.dumps(each, sort_keys=True, allow_nan=False).encode("ascii")
+                for each in (record, record if key is None else key)
+            )
         except (TypeError, ValueError) as error:
             raise InvalidRequestError(f"a measurement of {version.ref} is not JSON: {error}") from None
-        record_id = hashlib.sha256(data).hexdigest()
         folder = self._layout.measurements(version.name, version.digest)
         make_folder(folder)
         with private_folder(self._layout.tmp) as tmp:
             write_new(tmp / "record", data)
-            link_if_absent(tmp / "record", folder / record_id)
-        return record_id
+            return link_if_absent(tmp / "record", folder / hashlib.sha256(named).hexdigest())
 
     @_naming_disk_errors
     def measurements(self, ref: Ref | str) -> Sequence[dict[str, Any]]:
-        """The records that `add_measurement` kept for a version, oldest first."""
+        """The records that `add_measurement` kept for a version, oldest first.
+
+        Raises:
+            CorruptStoreError: one of them cannot be read.
+        """
         version = self.resolve(ref)
         folder = self._layout.measurements(version.name, version.digest)
         paths = folder.iterdir() if folder.is_dir() else ()
-        return [json.loads(p.read_bytes()) for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))]
+        return [_read_record(p) for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))]
+
+    def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
+        """Keep what a version was found to be worth in a dtype; false where that was known already, which stays."""
+        return self.add_measurement(ref, record.document(), key=record.key)
+
+    def quality(self, ref: Ref | str) -> Sequence[QualityRecord]:
+        """The records that `add_quality` kept for a version, oldest first.
+
+        Raises:
+            CorruptStoreError: one of them cannot be read.
+        """
+        try:
+            return [QualityRecord.of(each) for each in self.measurements(ref) if each.get("kind") == QUALITY]
+        except ValueError as error:
+            raise CorruptStoreError(f"a quality record of {ref} is damaged ({error}): remove it") from None
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
         """The aliases of each version number of a model."""
@@ -223,6 +250,16 @@ class Store:
             aliases=aliases.get(version, ()),
             created_at=utc_text(self._layout.version(name, version).stat().st_mtime),
         )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptStoreError(f"{path} is not JSON ({error}): remove it") from None
+    if not isinstance(record, dict):
+        raise CorruptStoreError(f"{path} is no record: remove it")
+    return record
 
 
 def _parsed(ref: Ref | str) -> Ref:

@@ -20,6 +20,7 @@ from nash.latency import (
 )
 from nash.metrics import check_references
 from nash.models import load_tokenizer
+from nash.progress import Stage
 from nash.recipe import DataRecipe, MetricKind, WorkloadRecipe
 from nash.rows import Row
 from nash.workload import workload_of
@@ -110,12 +111,13 @@ def assess(
     config = evaluation_config(data)
     metrics: list[dict[str, float]] = []
     for name, folder in folders.items():
-        console.print(f"evaluating the {name} model on {len(rows)} rows")
-        metrics.append(evaluate(folder, rows, metric, config).metrics)
+        with Stage(f"evaluating the {name} model", console, len(rows), unit="rows") as stage:
+            metrics.append(evaluate(folder, rows, metric, config, stage.update).metrics)
     measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense))
-    console.print(f"measuring latency: {measured}")
-    engines = [Engine.load(folder, measured.config) for folder in folders.values()]
-    turns = measure_turns(engines, measured, LATENCY_REPEATS)
+    title = f"measuring latency of {measured}"
+    with Stage(title, console, LATENCY_REPEATS, unit="turns", steady=True) as stage:
+        engines = [Engine.load(folder, measured.config) for folder in folders.values()]
+        turns = measure_turns(engines, measured, LATENCY_REPEATS, stage.update)
     figures = [Figures.of(each, quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
     if pruned is None:
         return Assessment(n=len(rows), workload=measured, dense=figures[0])

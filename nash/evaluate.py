@@ -7,6 +7,7 @@ from pathlib import Path
 from nash.metrics import METRICS
 from nash.model_folder import read_spec
 from nash.models import load_tokenizer
+from nash.progress import Watch
 from nash.recipe import MetricKind
 from nash.rows import Row
 from server.engine.engine import Engine
@@ -23,16 +24,19 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-def evaluate(folder: Path, rows: Sequence[Row], metric: MetricKind, config: EngineConfig) -> Evaluation:
+def evaluate(
+    folder: Path, rows: Sequence[Row], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
+) -> Evaluation:
     """Decode every row's source with the model in `folder` and compare with its targets.
 
-    Sources longer than `config.max_source_tokens` are cut, as they are in training.
+    Sources longer than `config.max_source_tokens` are cut, as they are in training. `watch` is told how many of how
+    many rows are decoded.
     """
-    predictions = predict(folder, [row.source for row in rows], config)
+    predictions = predict(folder, [row.source for row in rows], config, watch)
     return Evaluation(n=len(rows), metrics=METRICS[metric](predictions, [row.targets for row in rows]))
 
 
-def predict(folder: Path, sources: Sequence[str], config: EngineConfig) -> list[str]:
+def predict(folder: Path, sources: Sequence[str], config: EngineConfig, watch: Watch | None = None) -> list[str]:
     """The model's answers to the source texts, in their order, decoded as its generation_config.json says.
 
     So does the server where a request says nothing: beams, forced tokens, lengths and penalties are the model's own.
@@ -42,4 +46,5 @@ def predict(folder: Path, sources: Sequence[str], config: EngineConfig) -> list[
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
     engine = Engine.load(folder, config)
     parameters = engine.defaults.resolve({"num_return_sequences": 1, "seed": SEED})
-    return [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in engine.generate(encoded, parameters)]
+    answers = engine.generate(encoded, parameters, watch)
+    return [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]

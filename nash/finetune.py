@@ -12,16 +12,19 @@ from model_store.safetensors_header import read_header
 from model_store.store import Store
 from nash.assess import RESULTS, Assessment, assess, check_assessable
 from nash.data import TokenizedPairs
+from nash.layer_dropout import LayerDropoutTrainer
 from nash.lineage import input_digests, lineage_of, portable
 from nash.metrics import check_references
 from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
 from nash.models import DTYPES, load_dense, load_tokenizer, new_t5, save_model
-from nash.progress import TrainingProgress
+from nash.precision import check_precisions, choose_precision
+from nash.progress import Stage
 from nash.recipe import FinetuneRecipe
 from nash.report import Side
 from nash.rows import Row, read_rows
-from nash.run_folder import RunFolder
-from nash.training import FinetuneTrainer, train, write_log
+from nash.run_folder import PRECISION, RunFolder
+from nash.training import train, write_log
+from nash.training_progress import TrainingProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +53,17 @@ def finetune(
     if name is not None:
         check_name(name, "model name")
     check_name(alias, "alias")
+    folder = out / "model"
+    if not folder.is_dir():
+        check_precisions([recipe.training.precision])
     data = recipe.data
-    rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
-    test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
-    check_references(recipe.metric, [row.targets for row in test_rows])
+    with Stage("reading the data", console):
+        rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+        test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
+        check_references(recipe.metric, [row.targets for row in test_rows])
     start = None if recipe.model is None else resolve_model(recipe.model, store)
     if start is not None:
         check_lengths(read_spec(start.folder), data)
-    folder = out / "model"
     if start is not None and not folder.is_dir():
         check_assessable(start.folder, test_rows, recipe.metric, data)
     inputs = input_digests(data, start, recipe.tokenizer)
@@ -72,10 +78,11 @@ def finetune(
             run.write_json(RESULTS, found.document())
         else:
             found = Assessment.of(known)
+        precision = run.read_json(PRECISION) or {}
     ref, digest = str(folder), None
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None
-        lineage = lineage_of(recipe, parent, inputs)
+        lineage = lineage_of(recipe, parent, inputs, precision)
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
     tensors = read_header(folder / "model.safetensors").values()
@@ -98,7 +105,9 @@ def _train(
     tokenizer_folder = recipe.tokenizer if start is None else start.folder
     assert tokenizer_folder is not None  # the recipe has one or the other
     tokenizer = load_tokenizer(tokenizer_folder)
-    pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
+    with Stage("splitting the texts into tokens", console):
+        pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
+        validation = TokenizedPairs.under(recipe.data, validation_rows, tokenizer)
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     set_seed(recipe.seed)
@@ -108,16 +117,20 @@ def _train(
         assert recipe.shape is not None
         model = new_t5(recipe.shape, tokenizer, recipe.data.max_target_tokens)
     progress = TrainingProgress("fine-tune", console)
-    trainer = FinetuneTrainer(
+    trainer = LayerDropoutTrainer(
         model,
         pairs,
         recipe.training,
+        rate=recipe.layer_dropout,
         output_dir=run.path / "checkpoints",
         seed=recipe.seed,
-        validation=TokenizedPairs.under(recipe.data, validation_rows, tokenizer),
+        validation=validation,
         callbacks=[progress],
     )
     run.bind()
+    choice = choose_precision(recipe.training.precision)
+    console.print(f"training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.note_precision("training", choice)
     try:
         log = train(trainer)
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from nash.progress import Watch
 from server.engine.engine import Engine
 from server.engine.errors import EngineError
 from server.engine.sequence import EngineConfig, GenerationParameters
@@ -34,7 +35,7 @@ class Workload:
     source_tokens: int  # of each
     new_tokens: int  # of each answer
     dtype: str = "float32"
-    threads: int | None = None  # None: as many as torch has
+    threads: int | None = None  # None: the engine's own choice
 
     @property
     def config(self) -> EngineConfig:
@@ -82,6 +83,7 @@ def measure_side_by_side(
     new_tokens: int,
     repeats: int = 5,
     config: EngineConfig | None = None,
+    watch: Watch | None = None,
 ) -> list[Latency]:
     """Latency of several models in the order given, run in turn (A B A B), so that a busy machine is busy for all.
 
@@ -93,13 +95,15 @@ def measure_side_by_side(
     workload = Workload(batch=batch, source_tokens=source_tokens, new_tokens=new_tokens)
     config = limited(config or EngineConfig(), workload)
     engines = [m if isinstance(m, Engine) else Engine.load(m, config) for m in models]
-    return [quantile(runs, 0.5) for runs in measure_turns(engines, workload, repeats)]
+    return [quantile(runs, 0.5) for runs in measure_turns(engines, workload, repeats, watch)]
 
 
-def measure_turns(engines: Sequence[Engine], workload: Workload, repeats: int) -> list[list[Latency]]:
+def measure_turns(
+    engines: Sequence[Engine], workload: Workload, repeats: int, watch: Watch | None = None
+) -> list[list[Latency]]:
     """Every run of every engine, in turn: the n-th runs of all stand side by side in time.
 
-    Every engine is run once before it is measured.
+    Every engine is run once before it is measured. `watch` is told how many of how many turns are done.
     """
     parameters = GenerationParameters(max_new_tokens=workload.new_tokens, ignore_eos=True)
     runs: list[list[Latency]] = [[] for _ in engines]
@@ -109,15 +113,23 @@ def measure_turns(engines: Sequence[Engine], workload: Workload, repeats: int) -
             latency = _run(engine, _sources(engine, workload.batch, workload.source_tokens), parameters)
             if repeat > 0:
                 latencies.append(latency)
+        if watch is not None:
+            watch(repeat, repeats)
     return runs
 
 
 def measure_for(
-    engines: Sequence[Engine], workload: Workload, seconds: float, *, fewest: int, most: int
+    engines: Sequence[Engine],
+    workload: Workload,
+    seconds: float,
+    *,
+    fewest: int,
+    most: int,
+    watch: Watch | None = None,
 ) -> list[list[Latency]]:
     """`measure_turns` with about as many turns as fit into `seconds`, between `fewest` and `most`."""
     turn_s = sum(latency.total_ms for [latency] in measure_turns(engines, workload, 1)) / 1e3
-    return measure_turns(engines, workload, min(max(int(seconds / turn_s), fewest), most))
+    return measure_turns(engines, workload, min(max(int(seconds / turn_s), fewest), most), watch)
 
 
 @contextmanager

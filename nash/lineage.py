@@ -30,10 +30,13 @@ def input_digests(data: DataRecipe, model: ResolvedModel | None, tokenizer: Path
     return digests
 
 
-def lineage_of(recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs: dict[str, str]) -> Lineage:
+def lineage_of(
+    recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs: dict[str, str], precision: dict[str, str]
+) -> Lineage:
     """Parent digest, data digests, recipe, seed and code version of a run.
 
-    `inputs` are the `input_digests` of what the run has read, for its files may be others by now.
+    `inputs` are the `input_digests` of what the run has read, for its files may be others by now; `precision` is what
+    its phases computed in.
     """
     return Lineage(
         parent=parent,
@@ -41,6 +44,7 @@ def lineage_of(recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs:
         recipe=portable(recipe),
         seed=recipe.seed,
         code_version=version("nash"),
+        precision=precision,
     )
 
 

@@ -22,6 +22,7 @@ from nash.layer_selection import select_layers
 from nash.lineage import portable
 from nash.metrics import check_references
 from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
+from nash.precision import check_precisions
 from nash.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
 from nash.rows import read_rows
 from nash.run_folder import check_usable
@@ -29,19 +30,8 @@ from nash.sweep_recipe import Point, SweepRecipe
 
 FIRST_ROWS = 1000  # of a file of gigabytes the rest waits for the work itself
 DENSE_ALIAS = "dense"
-DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
 
 Recipe = TypeVar("Recipe", FinetuneRecipe, PruneRecipe)
-
-
-def check_dtype(name: str) -> None:
-    """Refuse a dtype that the engine does not compute in.
-
-    Raises:
-        RequestError: it does not.
-    """
-    if name not in DTYPES:
-        raise RequestError(f"dtype {name!r} is not supported: use one of {', '.join(DTYPES)}")
 
 
 def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None) -> None:
@@ -129,6 +119,8 @@ def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | 
     check_name(alias, "alias")
     if name is not None:
         check_name(name, "model name")
+    if not (out / "model").is_dir():
+        check_precisions([recipe.training.precision])
     if recipe.model is not None:
         folder = resolve_model(recipe.model, store).folder
         recipe = _within_positions(recipe, check_files(folder))
@@ -149,6 +141,8 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
         model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
     """
     check_words(recipe)
+    if not (out / "model").is_dir():
+        check_precisions(recipe.precisions)
     model = resolve_model(recipe.model, store)
     spec = check_dense(recipe.model, model)
     asked_layers(recipe, spec)
@@ -174,6 +168,8 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
     for point in points:
         try:
             check_words(point.recipe)
+            if not (out / "points" / point.id / "model").is_dir():
+                check_precisions(point.recipe.precisions)
             asked_layers(point.recipe, spec)
         except (RequestError, InvalidRequestError) as error:
             raise RequestError(f"point {point.id}: {error}") from error

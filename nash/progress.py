@@ -1,7 +1,10 @@
-"""Progress of long work on standard error: one live line a phase, or plain lines where that is no terminal."""
+"""Progress of long work on standard error: one live line a stage, or plain lines where that is no terminal."""
 
 import time
-from typing import Any
+from collections.abc import Callable
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -12,73 +15,116 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-_PLAIN_LINE_EVERY_S = 30.0
+# A line at least every ten seconds is what is promised; the rest is for a machine whose cores are all busy.
+PLAIN_LINE_EVERY_S = 8.0
+
+# Told how much of how much is done, by what a stage is made of.
+Watch = Callable[[int, int], None]
 
 
-class TrainingProgress(TrainerCallback):
-    """Shows step, time left and the newest logged figures (losses, sparsity) of a training phase."""
+class Stage:
+    """One stage of a command's work, shown for as long as the `with` block lasts.
 
-    def __init__(self, title: str, console: Console) -> None:
+    In a terminal it is a live bar. Elsewhere it is a line at its begin, one every `every_s` seconds, however long a
+    single unit of the work takes, and, where the amount of work is known, one at its end. With `steady` the bar is
+    drawn only when the stage is told something, so that no other thread disturbs what is being measured.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        console: Console,
+        total: int | None = None,
+        *,
+        done: int = 0,
+        unit: str = "",
+        steady: bool = False,
+        every_s: float = PLAIN_LINE_EVERY_S,
+    ) -> None:
+        """`total` is the amount of work in `unit`s, None where it is not known; `done` of it were done before."""
         self.title = title
         self.console = console
-        self.bar: Progress | None = None
-        self.last_line_s = 0.0
+        self.total = total
+        self.done = done
+        self.unit = unit
+        self.note = ""
+        self._first = done  # what was there before says nothing of the speed
+        self._started_s = time.monotonic()
+        self._every_s = every_s
+        self._ended = Event()
+        self._ticker: Thread | None = None
+        self._steady = steady
+        self._bar: Progress | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=30),
+                *([] if self.total is None else [MofNCompleteColumn()]),
+                TimeElapsedColumn(),
+                *([] if self.total is None else [TextColumn("left"), TimeRemainingColumn()]),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                auto_refresh=not self._steady,
+                transient=self.total is None,
+            )
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
+            self._bar.start()
+        else:
+            self._print()
+            self._ticker = Thread(target=self._tick, name="progress", daemon=True)
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Draw the bar, from the step at which a resumed run goes on."""
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, figures="")
-        self.bar.start()
+        """Stop drawing, also after an error, or a terminal would stay without its cursor."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = None
+        if self._ticker is not None:
+            self._ended.set()
+            self._ticker.join()
+            self._ticker = None
+            if kind is None and self.total is not None:
+                self._print()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
+    def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
+        """Say how much is done in all, and, where they have changed, of how much, and what stands behind it."""
+        self.done = done
+        self.total = self.total if total is None else total
+        self.note = self.note if note is None else note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self.total, note=self.note, refresh=self._steady)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the newest figures."""
-        if logs is not None and "eval_loss" in logs:
-            self.console.print(f"{self.title}: step {state.global_step}, validation loss {logs['eval_loss']:.4f}")
-        figures = {k: v for k, v in (logs or {}).items() if k not in ("epoch", "grad_norm", "learning_rate")}
-        if self.bar is None or "loss" not in figures:
-            return
-        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.bar.update(self.task, figures=text)
-        now_s = time.monotonic()
-        last = state.global_step >= state.max_steps
-        if not self.console.is_terminal and (last or now_s - self.last_line_s >= _PLAIN_LINE_EVERY_S):
-            self.last_line_s = now_s
-            self.console.print(f"{self.title}: step {state.global_step}/{state.max_steps} {text}", soft_wrap=True)
+    def line(self) -> str:
+        """What is done and what is left, in one line."""
+        elapsed_s = time.monotonic() - self._started_s
+        if self.total is None:
+            return self.title if elapsed_s < 1 else f"{self.title}: for {duration(elapsed_s)} so far"
+        parts = [f"{self.title}: {self.done}/{self.total}" + (f" {self.unit}" if self.unit else "")]
+        if self.done >= self.total:
+            parts.append(f"took {duration(elapsed_s)}")
+        elif self.done > self._first:
+            left_s = elapsed_s / (self.done - self._first) * (self.total - self.done)
+            parts.append(f"about {duration(left_s)} left")
+        return ", ".join(parts) + (f" ({self.note})" if self.note else "")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the finished bar on the screen."""
-        self.close()
+    def _tick(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._print()
 
-    def close(self) -> None:
-        """Stop drawing; also called when training ends in an error, or the terminal would stay without a cursor."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+    def _print(self) -> None:
+        self.console.print(self.line(), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: in seconds below two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,24 +1,30 @@
 """`nash prune`: from a fine-tuned dense model to a compact one in the store."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
+from model_store.quality import QualityRecord
 from model_store.store import Store
-from nash.assess import RESULTS, Assessment, assess, check_assessable
+from nash.assess import RESULTS, Assessment, assess, check_assessable, evaluation_config
 from nash.lineage import lineage_of, portable
+from nash.precision import check_precisions
 from nash.preflight import DENSE_ALIAS, check_apart
+from nash.progress import Stage
 from nash.pruning_task import Task, gate_kinds, prepare, texts_of
+from nash.quality import quality_by_dtype
 from nash.recipe import PruneRecipe, WorkloadRecipe
 from nash.report import Report, Side
-from nash.run_folder import RunFolder, read_json
+from nash.run_folder import PRECISION, RunFolder, read_json
 from nash.speedup import SpeedPlan, engine_measure, make_plan
 from nash.vocabulary import plan_vocabulary
 from nash.walk import walk
-from nash.workload import workload_of
+from nash.workload import with_dtype, workload_of
 
-PLAN = "plan.json"  # in the run's folder: the shape for an asked speed
+# In the run's folder: the shape for an asked speed, and what both models are worth in each dtype.
+PLAN, QUALITY = "plan.json", "quality_by_dtype.json"
 
 
 def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
@@ -30,10 +36,16 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     Raises:
         RequestError: model, data or targets cannot be used.
     """
-    task, asked = prepare(recipe, store), recipe
-    check_apart(out, task.folder)
+    if not (out / "model").is_dir():
+        check_precisions(recipe.precisions)
+    asked = recipe
+    with Stage("reading the data", console):
+        task = prepare(recipe, store)
+        check_apart(out, task.folder)
+    recipe = recipe.model_copy(update={"workload": with_dtype(recipe.workload, task.version, store, console)})
     if read_json(out / RESULTS) is None:
-        check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
+        with Stage("trying the model", console):
+            check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
         plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
@@ -50,7 +62,37 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
             run.write_json(RESULTS, found.document())
         else:
             found = Assessment.of(known)
-        return publish(asked, task, out, store, found, plan)
+        return publish(asked, task, out, store, found, plan, quality=_quality(recipe, task, found, run, store, console))
+
+
+def _quality(
+    recipe: PruneRecipe, task: Task, found: Assessment, run: RunFolder, store: Store, console: Console
+) -> dict[str, list[QualityRecord]]:
+    """Records of the dense and of the pruned model in float32 and in faster dtypes."""
+    known = run.read_json(QUALITY)
+    if known is None:
+        assert found.pruned is not None
+        sides = {"dense": (task.folder, found.dense), "pruned": (run.path / "model", found.pruned)}
+        recorded = () if task.version is None else store.quality(task.version.ref)
+        known = {
+            name: [
+                record.document()
+                for record in quality_by_dtype(
+                    name,
+                    folder,
+                    task.test_rows,
+                    "validation" if recipe.data.test is None else "test",
+                    recipe.metric,
+                    evaluation_config(recipe.data),
+                    figures.metrics,
+                    console,
+                    recorded=recorded if name == "dense" else (),
+                )
+            ]
+            for name, (folder, figures) in sides.items()
+        }
+        run.write_json(QUALITY, known)
+    return {name: [QualityRecord.of(each) for each in documents] for name, documents in known.items()}
 
 
 def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, console: Console) -> SpeedPlan:
@@ -59,11 +101,11 @@ def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, conso
     if known is not None:
         return SpeedPlan.of(known)
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
-    console.print(f"looking for a shape that is {speedup:g} times as fast: {workload}")
-    measure = engine_measure(task.folder, workload)
-    kept = len(plan_vocabulary(task.folder, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
-    reach = gate_kinds(recipe.pruning).reach(task.spec)
-    plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
+    with Stage(f"looking for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
+        measure = engine_measure(task.folder, workload)
+        kept = len(plan_vocabulary(task.folder, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
+        reach = gate_kinds(recipe.pruning).reach(task.spec)
+        plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
     console.print(f"pruning to {plan}", soft_wrap=True)
     return plan
 
@@ -76,11 +118,18 @@ def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
 
 
 def publish(
-    recipe: PruneRecipe, task: Task, out: Path, store: Store, found: Assessment, plan: SpeedPlan | None = None
+    recipe: PruneRecipe,
+    task: Task,
+    out: Path,
+    store: Store,
+    found: Assessment,
+    plan: SpeedPlan | None = None,
+    *,
+    quality: Mapping[str, Sequence[QualityRecord]] | None = None,
 ) -> Report:
     """Put the dense model and the one in `out/model` into the store, with what was found of them.
 
-    Publishing the same content again makes no new version.
+    Publishing the same content again makes no new version. `quality` has the records of "dense" and of "pruned".
     """
     assert found.pruned is not None
     assert found.speedup_quartiles is not None
@@ -88,11 +137,14 @@ def publish(
     if dense is None:
         published = store.publish(recipe.name, task.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
         dense = store.resolve(f"{published.name}:{published.version}")
-    lineage = lineage_of(recipe, dense.digest, task.inputs)
+    lineage = lineage_of(recipe, dense.digest, task.inputs, read_json(out / PRECISION) or {})
     pruned = store.publish(
         recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=found.pruned.metrics
     )
     stored = store.resolve(f"{pruned.name}:{pruned.version}")
+    for name, side in (("dense", dense), ("pruned", stored)):
+        for record in (quality or {}).get(name, ()):
+            store.add_quality(side.ref, record)
     summary = stored.manifest.spec
     return Report(
         ref=f"{recipe.name}@{recipe.alias}",

@@ -21,6 +21,7 @@ from model_store.config_fields import MOST_LAYERS_OR_HEADS
 from model_store.ref import looks_like_path
 from nash.data_formats import HUB_PREFIX
 from nash.errors import RequestError
+from nash.precision import Precision
 
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
@@ -87,7 +88,10 @@ class DataRecipe(DataLayout):
 
 
 class OptimizationRecipe(Section):
-    """One phase of training. A step is one update of the weights. No epochs: the phase is passed over."""
+    """One phase of training. A step is one update of the weights. No epochs: the phase is passed over.
+
+    Precision "auto" is bfloat16 where the hardware has it, else float32.
+    """
 
     epochs: float = Field(default=1.0, ge=0)
     max_steps: int | None = Field(default=None, ge=1)
@@ -99,7 +103,7 @@ class OptimizationRecipe(Section):
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "auto"
     checkpoint_steps: int = Field(default=500, ge=1)
 
 
@@ -117,13 +121,18 @@ class T5Shape(Section):
 
 
 class FinetuneRecipe(Section):
-    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`."""
+    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`.
+
+    With `layer_dropout`, each decoder layer but the first is left out of an update with this probability, so that the
+    model takes it well when `nash prune` drops layers for good.
+    """
 
     model: str | None = None
     shape: T5Shape | None = None
     tokenizer: Path | None = None
     data: DataRecipe
     training: OptimizationRecipe
+    layer_dropout: float = Field(default=0.0, ge=0, lt=1)
     metric: MetricKind = "exact"
     seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -167,13 +176,14 @@ class PruningRecipe(Section):
 class WorkloadRecipe(Section):
     """What speed is asked and measured for: requests that arrive together, and how the engine computes.
 
-    Lengths that are not given are the data's.
+    Lengths that are not given are the data's. The dtype "auto" is the fastest of which the dense version in the store
+    has a record that its quality holds, else float32.
     """
 
     batch: int = Field(default=1, ge=1)
     source_tokens: int | None = Field(default=None, ge=1)
     new_tokens: int | None = Field(default=None, ge=1)
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     threads: int | None = Field(default=None, ge=1)
 
 
@@ -213,6 +223,11 @@ class PruneRecipe(Section):
     metric: MetricKind = "exact"
     seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @property
+    def precisions(self) -> list[Precision]:
+        """Those of the phases that are not passed over."""
+        return [phase.precision for phase in (self.prune_training, self.final_training) if phase.epochs]
 
     @model_validator(mode="after")
     def _gates_are_trained(self) -> Self:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from nash.errors import RequestError
+from nash.precision import PrecisionChoice
+
+PRECISION = "precision.json"  # in a run's folder: what each phase computed in
 
 _LOCK = ".lock"
 
@@ -48,6 +51,13 @@ class RunFolder:
         for kind, values in self._bound.items():
             if self.read_json(f"{kind}.json") is None:
                 self.write_json(f"{kind}.json", values)
+
+    def note_precision(self, phase: str, choice: PrecisionChoice) -> None:
+        """Keep what a phase computes in. One that goes on elsewhere in another precision has both."""
+        known = self.read_json(PRECISION) or {}
+        noted = known.get(phase, "").split(", then ")
+        if noted[-1] != choice.precision:
+            self.write_json(PRECISION, known | {phase: ", then ".join([*filter(None, noted), choice.precision])})
 
     def read_json(self, name: str) -> Any:
         """The content of a result that was written to its end, or None."""

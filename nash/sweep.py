@@ -26,7 +26,9 @@ from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
 from nash.lineage import portable
 from nash.model_folder import read_spec
+from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
+from nash.progress import Stage, duration
 from nash.prune import publish
 from nash.pruning_task import Task, aimed, prepare
 from nash.recipe import PruneRecipe
@@ -36,11 +38,12 @@ from nash.sweep_page import write_report
 from nash.sweep_recipe import Point, SweepRecipe
 from nash.sweep_report import DenseFigures, Failure, PointFigures, SweepReport
 from nash.walk import walk
-from nash.workload import workload_of
+from nash.workload import with_dtype, workload_of
 from server.engine.errors import EngineError
 
 # In a point's folder: its figures on the test rows, written when it is trained, and, once all points are, its speed.
 QUALITY, LATENCY = "quality.json", "latency.json"
+DTYPE = "dtype.json"  # in the sweep's folder: what the engine computes all points in
 _BLOCK = 6  # points that are measured in turn, with the dense model among them: so many models are in memory at once
 
 
@@ -65,7 +68,11 @@ def sweep(
         NashError: every point failed.
     """
     shared = points[0].recipe
-    task = prepare(shared, store)
+    for point in points:
+        if not _done(out, point):
+            check_precisions(point.recipe.precisions)
+    with Stage("reading the data", console):
+        task = prepare(shared, store)
     check_apart(out, task.folder)
     tasks = {point.id: _aimed(point, task) for point in points}
     with RunFolder(out, sweep_settings(shared), task.inputs) as run:
@@ -76,7 +83,12 @@ def sweep(
                     pass  # one of other settings is refused now, before others are trained
         if recipe.publish != "none":
             store.check_writable()
-        workload = workload_of(shared.workload, shared.data, task.test_rows, task.tokenizer)
+        dtype = run.read_json(DTYPE)  # points that are measured later must be comparable
+        if dtype is None:
+            dtype = with_dtype(shared.workload, task.version, store, console).dtype
+            run.write_json(DTYPE, dtype)
+        asked = shared.workload.model_copy(update={"dtype": dtype})
+        workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
         dense = _assess_dense(shared, task, workload, run, console)
         failures = _train_points(points, tasks, out, console)
         trained = [point for point in points if _done(out, point)]
@@ -121,14 +133,15 @@ def _assess_dense(
     check_workload(task.folder, workload)
     metrics: dict[str, float] | None = run.read_json("dense.json")
     if metrics is None:
-        console.print(f"evaluating the dense model on {len(task.test_rows)} rows")
-        metrics = _evaluate(shared, task, task.folder)
+        metrics = _evaluate(shared, task, task.folder, "the dense model", console)
         run.write_json("dense.json", metrics)
     return metrics
 
 
-def _evaluate(recipe: PruneRecipe, task: Task, folder: Path) -> dict[str, float]:
-    return evaluate(folder, task.test_rows, recipe.metric, evaluation_config(recipe.data)).metrics
+def _evaluate(recipe: PruneRecipe, task: Task, folder: Path, name: str, console: Console) -> dict[str, float]:
+    rows, config = task.test_rows, evaluation_config(recipe.data)
+    with Stage(f"evaluating {name}", console, len(rows), unit="rows") as stage:
+        return evaluate(folder, rows, recipe.metric, config, stage.update).metrics
 
 
 def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, console: Console) -> list[Failure]:
@@ -139,7 +152,7 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
     failures: list[Failure] = []
     taken_s: list[float] = []
     for i, point in enumerate(waiting):
-        left = f", about {_duration(fmean(taken_s) * (len(waiting) - i))} left" if taken_s else ""
+        left = f", about {duration(fmean(taken_s) * (len(waiting) - i))} left" if taken_s else ""
         console.print(f"point {len(points) - len(waiting) + i + 1} of {len(points)}, {point.id}{left}", soft_wrap=True)
         started_s = time.monotonic()
         try:
@@ -169,18 +182,10 @@ def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
         walk(point.recipe, task, run, console, answers=out)
-        console.print(f"evaluating on {len(task.test_rows)} rows")
-        metrics = _evaluate(point.recipe, task, run.path / "model")
+        metrics = _evaluate(point.recipe, task, run.path / "model", point.id, console)
         run.write_json(QUALITY, metrics)
         # A sweep has many points, and checkpoints are the largest part of each.
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes == 0:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path, console: Console) -> None:
@@ -191,12 +196,13 @@ def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path,
     """
     for start in range(0, len(points), _BLOCK):
         block = points[start : start + _BLOCK]
-        console.print(
+        title = (
             f"measuring latency of points {start + 1} to {start + len(block)} of {len(points)} beside the dense "
-            f"model's: {workload}",
-            soft_wrap=True,
+            f"model's, {workload}"
         )
-        measured = measure_block(task.folder, [_folder(out, point) / "model" for point in block], workload)
+        folders = [_folder(out, point) / "model" for point in block]
+        with Stage(title, console, unit="turns", steady=True) as stage:
+            measured = measure_block(task.folder, folders, workload, stage.update)
         for point, figures in zip(block, measured, strict=True):
             with _run_folder(out, point, task) as run:
                 run.write_json(LATENCY, figures.document())

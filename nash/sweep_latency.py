@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nash.latency import FAST, Latency, Workload, measure_for, quantile, speedup_quartiles, torch_threads_kept
+from nash.progress import Watch
 from server.engine.engine import Engine
 
 BUSY = 1.25  # from here on the median run of the dense model is so much slower than its fast ones that it is said
@@ -42,11 +43,16 @@ class SideBySide:
         return asdict(self)
 
 
-def measure_block(dense: Path, pruned: Sequence[Path], workload: Workload) -> list[SideBySide]:
-    """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once."""
+def measure_block(
+    dense: Path, pruned: Sequence[Path], workload: Workload, watch: Watch | None = None
+) -> list[SideBySide]:
+    """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once.
+
+    `watch` is told how many of how many turns are done.
+    """
     with torch_threads_kept():
         engines = [Engine.load(folder, workload.config) for folder in (dense, *pruned)]
-        turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS)
+        turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS, watch=watch)
         dense_runs, *pruned_runs = turns
     fast = quantile(dense_runs, FAST)
     return [

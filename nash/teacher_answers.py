@@ -9,8 +9,10 @@ from rich.console import Console
 
 from nash.assess import evaluation_config
 from nash.evaluate import predict
+from nash.progress import Stage
 from nash.recipe import DataRecipe
 from nash.rows import Row
+from server.engine.sequence import EngineConfig
 
 FILE = "teacher_answers.jsonl"  # in the folder of the run, or of its sweep: one text a row, in the rows' order
 _CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
@@ -27,17 +29,28 @@ def with_teacher_answers(
     config = evaluation_config(data)
     answers = _whole_lines(out / FILE)
     if len(answers) < len(rows):
-        console.print(f"the teacher answers {len(rows)} training rows")
-    while len(answers) < len(rows):
-        chunk = rows[len(answers) : len(answers) + _CHUNK_ROWS]
-        made = predict(teacher, [row.source for row in chunk], config)
-        with (out / FILE).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(answer) + "\n" for answer in made))
-        answers += made
-        console.print(f"{len(answers)} of {len(rows)} rows answered")
+        title = "the teacher answers the training rows"
+        with Stage(title, console, len(rows), done=len(answers), unit="rows") as stage:
+            _answer(rows, answers, teacher, config, out / FILE, stage)
     return [
         replace(row, targets=(answer,)) if answer.strip() else row for row, answer in zip(rows, answers, strict=True)
     ]
+
+
+def _answer(
+    rows: Sequence[Row], answers: list[str], teacher: Path, config: EngineConfig, file: Path, stage: Stage
+) -> None:
+    """Make the answers to the rows behind those that are there, and add them to these and to the file."""
+    while len(answers) < len(rows):
+        there = len(answers)
+
+        def watch(done: int, _: int, there: int = there) -> None:
+            stage.update(there + done)
+
+        made = predict(teacher, [row.source for row in rows[there : there + _CHUNK_ROWS]], config, watch)
+        with file.open("a", encoding="utf-8") as kept:
+            kept.write("".join(json.dumps(answer) + "\n" for answer in made))
+        answers += made
 
 
 def _whole_lines(path: Path) -> list[str]:

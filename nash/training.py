@@ -28,6 +28,7 @@ from nash.data import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.disk import full_disk_named
 from nash.errors import NashError, RequestError
 from nash.optimizer import MuonAdamW, parameter_groups
+from nash.precision import choose_precision
 from nash.recipe import OptimizationRecipe
 
 _NAMED_ROWS = 20  # of a batch, in an error
@@ -239,7 +240,7 @@ def _arguments(
         lr_scheduler_type=_SCHEDULES[optimization.schedule],
         warmup_steps=optimization.warmup_steps,
         max_grad_norm=optimization.max_grad_norm,
-        bf16=optimization.precision == "bfloat16",
+        bf16=choose_precision(optimization.precision).precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,

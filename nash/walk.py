@@ -8,12 +8,11 @@ A vocabulary is trimmed before anything else, the teacher's too: every step is c
 probabilities and answers are made of the tokens that stay.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from model_store.spec import ModelSpec
@@ -26,8 +25,9 @@ from nash.masking import Gates
 from nash.model_folder import read_spec
 from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, save_model
 from nash.parts import parts_of, shortened
+from nash.precision import choose_precision
 from nash.preflight import asked_layers
-from nash.progress import TrainingProgress
+from nash.progress import Stage
 from nash.pruning_task import Task, gate_kinds, texts_of
 from nash.pruning_training import StudentTrainer
 from nash.random_model import with_vocabulary
@@ -36,11 +36,20 @@ from nash.run_folder import RunFolder
 from nash.speedup import SpeedPlan, engine_measure, settle
 from nash.teacher_answers import with_teacher_answers
 from nash.training import train, write_log
+from nash.training_progress import TrainingProgress
 from nash.vocabulary import Coverage, trim_vocabulary
 
 # In the run's folder: the decoder layers that "auto" chose, the encoder sparsity after a look at what the gates
 # decided, and what was kept of the vocabulary.
 LAYERS, SETTLED, VOCABULARY = "layers.json", "settled.json", "vocabulary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """What both phases train on, as tokens."""
+
+    train: TokenizedPairs
+    validation: TokenizedPairs
 
 
 def walk(
@@ -62,9 +71,15 @@ def walk(
         task = _trimmed(task, run, console)
         answers = None  # the teacher is this run's own
     task = _chosen(recipe, task, run, answers or run.path, console)
+    with Stage("splitting the texts into tokens", console):
+        train_pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
+        validation_pairs = TokenizedPairs.under(recipe.data, task.validation_rows, task.tokenizer)
+    if train_pairs.cut:
+        console.print(f"{train_pairs.cut} training texts are longer than the limits and were cut")
+    texts = _Texts(train=train_pairs, validation=validation_pairs)
     if not (run.path / "compact").is_dir():
-        _prune_phase(recipe, task, plan, run, console)
-    _final_phase(recipe, task, run.path, console)
+        _prune_phase(recipe, task, texts, plan, run, console)
+    _final_phase(recipe, task, texts, run, console)
 
 
 def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
@@ -72,7 +87,8 @@ def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
     folder, report = run.path / "trimmed", run.read_json(VOCABULARY)
     if report is None or not folder.is_dir():
         held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
-        report = trim_vocabulary(task.folder, folder, texts_of(task.train_rows), held_out)
+        with Stage("trimming the vocabulary", console):
+            report = trim_vocabulary(task.folder, folder, texts_of(task.train_rows), held_out)
         run.write_json(VOCABULARY, report)
     console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
     for split, coverage in report["coverage"].items():
@@ -86,8 +102,10 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, cons
     if recipe.pruning.layer_selection == "auto" and isinstance(keep, int):
         known = run.read_json(LAYERS)
         if known is None:
-            console.print(f"looking for the {keep} decoder layers that stay closest to all")
-            known = closest_layers(load_dense(task.folder), keep, _calibration(recipe, task))
+            with Stage(f"looking for the {keep} decoder layers that stay closest to all", console):
+                pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
+                batches = calibration_batches(pairs, task.spec.pad_id, recipe.seed)
+                known = closest_layers(load_dense(task.folder), keep, batches)
             run.write_json(LAYERS, known)
         kept = tuple(known)
     rows = task.train_rows
@@ -96,12 +114,9 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, cons
     return replace(task, kept_layers=kept, train_rows=rows)
 
 
-def _calibration(recipe: PruneRecipe, task: Task) -> list[dict[str, Tensor]]:
-    pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
-    return calibration_batches(pairs, task.spec.pad_id, recipe.seed)
-
-
-def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: RunFolder, console: Console) -> None:
+def _prune_phase(
+    recipe: PruneRecipe, task: Task, texts: _Texts, plan: SpeedPlan | None, run: RunFolder, console: Console
+) -> None:
     """Train the student with gates, harden them, and write the compact model they leave to the run's `compact`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
@@ -109,7 +124,7 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     student.gates = Gates(shortened(task.spec, task.kept_layers), gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
     if recipe.pruning.encoder_sparsity:
-        _train(recipe, task, student, teacher, run.path, console, pruning=recipe.pruning)
+        _train(recipe, task, texts, student, teacher, run, console, pruning=recipe.pruning)
     student.to("cpu")
     gates = student.gates
     del student.gates, student.maps
@@ -121,64 +136,68 @@ def _prune_phase(recipe: PruneRecipe, task: Task, plan: SpeedPlan | None, run: R
     if plan is not None:
         sparsity = run.read_json(SETTLED)
         if sparsity is None:
-            sparsity = settle(
-                plan,
-                with_vocabulary(task.spec, task.spec.dense_vocab_size),
-                lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
-                engine_measure(task.folder, plan.workload),
-                most_sparsity=gate_kinds(recipe.pruning).reach(task.spec),
-            )
+            with Stage("measuring the speed of what the gates left", console, steady=True):
+                sparsity = settle(
+                    plan,
+                    with_vocabulary(task.spec, task.spec.dense_vocab_size),
+                    lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
+                    engine_measure(task.folder, plan.workload),
+                    most_sparsity=gate_kinds(recipe.pruning).reach(task.spec),
+                )
             run.write_json(SETTLED, sparsity)
     compacted = cut(sparsity)
     if recipe.pruning.repair and sparsity:
         parts = parts_of(shortened(task.spec, task.kept_layers))
-        repair(compacted, student, parts, gates.expected(), _calibration(recipe, task))
+        with Stage("refitting what feeds on cut parts", console):
+            batches = calibration_batches(texts.train, task.spec.pad_id, recipe.seed)
+            repair(compacted, student, parts, gates.expected(), batches)
     save_model(compacted, task.folder, run.path / "compact", torch.float32)
 
 
-def _final_phase(recipe: PruneRecipe, task: Task, out: Path, console: Console) -> None:
-    """Fine-tune the compact model with its teacher and write it to `out/model`."""
+def _final_phase(recipe: PruneRecipe, task: Task, texts: _Texts, run: RunFolder, console: Console) -> None:
+    """Fine-tune the compact model with its teacher and write it to the run's `model`."""
     set_seed(recipe.seed)
     teacher = load_dense(task.folder)
-    student = load_compact(out / "compact")
+    student = load_compact(run.path / "compact")
     if recipe.final_training.epochs:
         student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
-        _train(recipe, task, student, teacher, out, console, pruning=None)
+        _train(recipe, task, texts, student, teacher, run, console, pruning=None)
         del student.maps
-    save_model(student.to("cpu"), task.folder, out / "model", DTYPES[recipe.save_dtype])
+    save_model(student.to("cpu"), task.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
 def _train(
     recipe: PruneRecipe,
     task: Task,
+    texts: _Texts,
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    out: Path,
+    run: RunFolder,
     console: Console,
     *,
     pruning: PruningRecipe | None,
 ) -> None:
     phase = "final" if pruning is None else "prune"
-    data = recipe.data
-    pairs = TokenizedPairs.under(data, task.train_rows, task.tokenizer)
-    if pairs.cut:
-        console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
+    optimization = recipe.final_training if pruning is None else recipe.prune_training
+    choice = choose_precision(optimization.precision)
+    console.print(f"{phase}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.note_precision(f"{phase}_training", choice)
     progress = TrainingProgress(phase, console)
     trainer = StudentTrainer(
         student,
         teacher,
-        pairs,
-        recipe.final_training if pruning is None else recipe.prune_training,
+        texts.train,
+        optimization,
         recipe.distillation,
         block_ends=block_ends(task.kept_layers, task.spec.dense_decoder_layers),
         pruning=pruning,
-        output_dir=out / "checkpoints" / phase,
+        output_dir=run.path / "checkpoints" / phase,
         seed=recipe.seed,
-        validation=TokenizedPairs.under(data, task.validation_rows, task.tokenizer),
+        validation=texts.validation,
         callbacks=[progress],
     )
     try:
         log = train(trainer)
     finally:
         progress.close()
-    write_log(out / f"{phase}_log.jsonl", log)
+    write_log(run.path / f"{phase}_log.jsonl", log)

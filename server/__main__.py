@@ -110,6 +110,7 @@ def main() -> int:
     """Run the server; 0 after a signal, 1 where it could not start, 2 where it was asked for what cannot be."""
     disable_created_metrics()  # type: ignore[no-untyped-call] # a time stamp a series, which nobody asks for
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("server").setLevel(logging.INFO)
     try:
         settings = parse_settings(sys.argv[1:])
         service = Service(settings)

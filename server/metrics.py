@@ -50,7 +50,7 @@ class ModelDescription:
     encoder_sparsity: float
     dtype: str
     baseline: bool  # whether the other variants of the model are compared with it
-    engine: str = "nash"
+    engine: str  # what computes it: `native-SET` or `torch`
 
     @property
     def labels(self) -> dict[str, str]:

@@ -1,18 +1,26 @@
 """From what `--model` asks for to a verified directory and the names that the variant goes by."""
 
 import json
+import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from model_store.errors import InvalidRequestError
+from model_store.quality import QualityRecord
 from model_store.ref import Ref, looks_like_path
 from model_store.source import TOKENIZER, WEIGHTS
 from model_store.spec import ModelSpec
 from model_store.store import Store
+from server.engine.capabilities import engine_name, why_not
+from server.engine.dtype_choice import with_dtype
+from server.engine.errors import LoadError
 from server.errors import SettingsError
 from server.settings import ModelRequest
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +36,9 @@ class ResolvedModel:
     parameters: int | None  # None for a model that is not in the store
     directory: Path
     spec: ModelSpec
-    request: ModelRequest
+    request: ModelRequest  # as it will be loaded: its dtype is never "auto", its lengths are those that the model has
+    dtype_why: str  # why it is this dtype
+    engine: str  # what will run it: `native-SET` or `torch`
 
 
 def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[ResolvedModel, ...]:
@@ -36,7 +46,7 @@ def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[Re
 
     Raises:
         ModelStoreError: a REF that is not in the store, damaged files, an architecture that is not supported.
-        SettingsError: two of them would have the same name.
+        SettingsError: two of them would have the same name, or this machine has not what one of them asks for.
     """
     resolved: dict[str, ResolvedModel] = {}
     for request in requests:
@@ -44,6 +54,8 @@ def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[Re
         if model.ref in resolved:
             raise SettingsError(f"{request.ref} and {resolved[model.ref].request.ref} are both {model.ref}: give one")
         resolved[model.ref] = model
+        config = model.request.engine
+        _logger.info("%s runs in %s on %s (%s)", model.ref, config.dtype, model.engine, model.dtype_why)
     return tuple(resolved.values())
 
 
@@ -54,6 +66,7 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
     directory = store.checkout(Ref(name=version.name, version=version.version))
     variant = ref.variant if ref.alias is not None else None
     spec = ModelSpec.from_config(_read_config(directory))
+    request, why, engine = _settled(request, spec, store.quality(version.ref))
     return ResolvedModel(
         ref=f"{ref.name}@{variant}" if variant else version.ref,
         model=ref.name,
@@ -64,7 +77,9 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
         parameters=version.manifest.spec.parameters,
         directory=directory,
         spec=spec,
-        request=_within(request, spec),
+        request=request,
+        dtype_why=why,
+        engine=engine,
     )
 
 
@@ -81,6 +96,7 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
             raise InvalidRequestError(f"{directory} has no {file}: give the folder of a Hugging Face model")
     name = re.sub(r"[^a-z0-9._-]+", "-", directory.name.lower()).lstrip("._-")[:64] or "model"
     variant = "pruned" if spec.compact else "dense"
+    request, why, engine = _settled(request, spec, ())
     return ResolvedModel(
         ref=f"{name}@{variant}",
         model=name,
@@ -91,13 +107,28 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
         parameters=None,
         directory=directory,
         spec=spec,
-        request=_within(request, spec),
+        request=request,
+        dtype_why=why,
+        engine=engine,
     )
 
 
-def _within(request: ModelRequest, spec: ModelSpec) -> ModelRequest:
-    """What a model can do at most: one with so many positions takes no longer sources, whatever was asked for."""
-    return replace(request, engine=request.engine.within(spec.max_positions))
+def _settled(request: ModelRequest, spec: ModelSpec, records: Sequence[QualityRecord]) -> tuple[ModelRequest, str, str]:
+    """The request as it will be loaded, why in this dtype, and what will run it.
+
+    A model with so many positions takes no longer sources, whatever was asked for.
+
+    Raises:
+        SettingsError: this machine has not what is asked for.
+    """
+    try:
+        config, choice = with_dtype(request.engine.within(spec.max_positions), records)
+        refusal = why_not(config)
+        if refusal is None:
+            return replace(request, engine=config), choice.why, engine_name(config)
+    except LoadError as error:
+        refusal = str(error)
+    raise SettingsError(f"model {request.ref!r}: {refusal}")
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

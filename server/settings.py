@@ -9,7 +9,10 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from server.engine.capabilities import AUTO, DTYPES
+from server.engine.cpus import share_of_the_machine, usable_cpus
 from server.engine.sequence import MOST_THREADS, EngineConfig
+from server.engine.topology import default_threads
 from server.errors import SettingsError
 
 _ENVIRONMENT_PREFIX = "NASH_SERVER_"
@@ -33,14 +36,16 @@ class ModelRequest:
         ref, *options = text.split(",")
         if not ref:
             raise SettingsError(f"model {text!r} has no name: write REF[,key=value...], as in g2p@pruned,threads=2")
-        chosen: dict[str, Any] = {}
+        chosen: dict[str, Any] = {"dtype": AUTO}
+        given: set[str] = set()
         for option in options:
             key, found, value = option.partition("=")
             if key not in _ENGINE_KEYS or not found:
                 known = ", ".join(_ENGINE_KEYS)
                 raise SettingsError(f"model {text!r}: {option!r} is not known: use key=value with one of {known}")
-            if key in chosen:
+            if key in given:
                 raise SettingsError(f"model {text!r}: {key} is given twice")
+            given.add(key)
             try:
                 chosen[key] = _ENGINE_KEYS[key](value)
             except ValueError as error:
@@ -49,7 +54,8 @@ class ModelRequest:
 
 
 _MODEL_HELP = (
-    "a variant to serve; repeat it. Keys: dtype float32, bfloat16, int8 (CPU), float16 (CUDA); device cpu, cuda; "
+    "a variant to serve; repeat it. Keys: dtype auto (the fastest whose recorded quality holds), float32, bfloat16, "
+    "int8 (CPU), float16 (CUDA); device cpu, cuda; "
     "backend auto, native, torch; quantization none, bnb-int8, bnb-nf4 (the layers' weights by bitsandbytes, computing "
     "in dtype); graphs auto, on, off (CUDA); threads, slots, max_source_tokens, max_new_tokens, max_encode_tokens"
 )
@@ -58,6 +64,12 @@ _MODEL_HELP = (
 def _text(value: str) -> str:
     if not value:
         raise ValueError("give a value")
+    return value
+
+
+def _dtype(value: str) -> str:
+    if value not in (AUTO, *DTYPES):
+        raise ValueError(f"there is no such dtype: use one of {AUTO}, {', '.join(DTYPES)}")
     return value
 
 
@@ -108,7 +120,7 @@ def _flag(value: str) -> bool:
 
 
 _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
-    "dtype": _text,
+    "dtype": _dtype,
     "device": _text,
     "backend": _text,
     "graphs": _text,
@@ -178,7 +190,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_settings(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None, *, cores: int | None = None
 ) -> Settings:
-    """Read the settings from a command line and the environment; `cores` are those of this process if None.
+    """Read the settings from a command line and the environment; `cores` are those that this process may use if None.
 
     Raises:
         SettingsError: an unknown flag or variable, a value that makes no sense, a combination that is not safe.
@@ -208,21 +220,26 @@ def parse_settings(
             values[name] = options[name].metadata["parse"](text)
         except ValueError as error:
             raise SettingsError(f"{origin}: {error}") from error
-    return Settings(models=_with_threads([ModelRequest.parse(model) for model in models], cores or _cores()), **values)
+    return Settings(models=_with_threads([ModelRequest.parse(model) for model in models], cores), **values)
 
 
-def _cores() -> int:
-    """Cores that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _with_threads(requests: Sequence[ModelRequest], cores: int) -> tuple[ModelRequest, ...]:
+def _with_threads(requests: Sequence[ModelRequest], cores: int | None) -> tuple[ModelRequest, ...]:
     """Give every model that names no number of threads its share of the cores.
 
     More threads than cores wait for each other at the end of every operation: two small models with two threads each
     on two cores answer several times slower than with one each.
+
+    Raises:
+        SettingsError: one asks for more than there are.
     """
-    share = max(1, cores // max(1, len(requests)))
+    usable, pools = cores or usable_cpus(), max(1, len(requests))
+    for request in requests:
+        if (request.engine.threads or 0) > usable:
+            raise SettingsError(
+                f"model {request.ref!r}: threads={request.engine.threads}, and this process may use "
+                f"{share_of_the_machine()}: give at most {usable}"
+            )
+    share = default_threads(usable, pools=pools) if cores is None else max(1, cores // pools)
     return tuple(
         request if request.engine.threads else replace(request, engine=replace(request.engine, threads=share))
         for request in requests

@@ -152,4 +152,5 @@ def _description(resolved: ResolvedModel, baseline: bool) -> ModelDescription:
         encoder_sparsity=round(resolved.spec.encoder_sparsity, 4),
         dtype=resolved.request.engine.dtype,
         baseline=baseline,
+        engine=resolved.engine,
     )

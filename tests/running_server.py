@@ -42,8 +42,8 @@ class RunningServer:
         )
         threading.Thread(target=self._read, daemon=True).start()
         try:
-            self.announcement = self._lines.get(timeout=_START_S)
-            assert self.announcement.startswith("serving "), self.announcement
+            self.log = self._until_it_serves()
+            self.announcement = self.log[-1]
         except BaseException:
             self.process.kill()
             raise
@@ -65,10 +65,18 @@ class RunningServer:
         """The processes that the server started and that live."""
         return [pid for pid in _pids() if _parent(pid) == self.pid]
 
+    def _until_it_serves(self) -> list[str]:
+        lines = [self._lines.get(timeout=_START_S)]
+        while not lines[-1].startswith("serving "):
+            assert lines[-1], f"it ended: {''.join(lines)}"
+            lines.append(self._lines.get(timeout=_START_S))
+        return lines
+
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.put(line)
+        self._lines.put("")
 
 
 def _pids() -> list[int]:

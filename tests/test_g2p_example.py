@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from examples.g2p.prepare import PHONEMES, build_tokenizer, pronunciations, split_of
+from nash.model_folder import read_spec
 from nash.recipe import FinetuneRecipe, PruneRecipe, read_recipe
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
@@ -16,6 +17,7 @@ from tests.engine.reference import Answer, NearTies, load_reference, reference_a
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "g2p"
 MODEL = EXAMPLE / "model"
+DEMO = EXAMPLE / "demo"
 WORDS = 200
 NEW_TOKENS = 40
 
@@ -125,14 +127,39 @@ def test_the_tokenizer_reads_spelling_and_phonemes(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(MODEL)("Hello").input_ids == tokenizer.encode("Hello").ids
 
 
-@pytest.mark.parametrize("name", ["demo", "prune", "prune-1"])
+@pytest.mark.parametrize("name", ["prune", "prune-1"])
 def test_the_pruning_recipes_are_valid(name: str) -> None:
     recipe = read_recipe(PruneRecipe, EXAMPLE / f"{name}.toml")
     assert Path(recipe.model) == MODEL
     assert recipe.pruning.encoder_sparsity == 0.3
 
 
-def test_the_teachers_recipe_is_valid() -> None:
-    recipe = read_recipe(FinetuneRecipe, EXAMPLE / "finetune.toml")
+@pytest.mark.parametrize("folder", [EXAMPLE, DEMO])
+def test_the_teachers_recipes_give_the_shipped_shapes(folder: Path) -> None:
+    recipe = read_recipe(FinetuneRecipe, folder / "finetune.toml")
     assert recipe.shape is not None
+    shipped = read_spec(folder / "model")
     assert (recipe.shape.encoder_layers, recipe.shape.decoder_layers) == (6, 6)
+    assert (len(shipped.encoder), len(shipped.decoder)) == (6, 6)
+    assert (recipe.shape.d_model, recipe.shape.num_heads, recipe.shape.d_ff) == (
+        shipped.d_model,
+        shipped.num_heads,
+        shipped.d_ff,
+    )
+
+
+def test_the_demonstrations_recipe_needs_no_bfloat16_and_prunes_what_is_shipped_dense() -> None:
+    recipe = read_recipe(PruneRecipe, DEMO / "prune.toml")
+    assert Path(recipe.model) == DEMO / "model"
+    assert not read_spec(DEMO / "model").compact
+    assert {recipe.prune_training.precision, recipe.final_training.precision} == {"float32"}
+
+
+def test_the_demonstrations_dense_model_is_small_and_nearly_as_good_as_the_large_one() -> None:
+    assert (DEMO / "model" / "model.safetensors").stat().st_size <= 6 * 2**20
+    large, small = (
+        json.loads((folder / "model-figures.json").read_text(encoding="utf-8")) for folder in (EXAMPLE, DEMO)
+    )
+    assert small["n"] == large["n"] > 10_000
+    word_errors = [figures["dense"]["metrics"]["word_error_rate"] for figures in (large, small)]
+    assert word_errors[1] - word_errors[0] <= 3

@@ -15,45 +15,63 @@ def command(
     ] = None,
     source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Length of every source.")] = 64,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Length of every answer, forced.")] = 64,
-    dtype: Annotated[str, typer.Option("--dtype", help="What the engine computes in.")] = "float32",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Torch's own choice if not given.")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", help="Or auto: the fastest whose recorded quality holds; else float32."),
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="The engine's threads; its own choice if not given.")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs; the medians are shown.")] = 5,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the latency of models on the engine that serves them, run in turn, with forced lengths."""
     from model_store.store import Store
-    from nash.preflight import check_bench, check_dtype
+    from nash.preflight import check_bench
+    from server.engine.capabilities import check_dtype, engine_name
 
     check_dtype(dtype)
-    check_bench(models, Store(store))
+    opened = Store(store)
+    check_bench(models, opened)
 
     import torch
 
-    from nash.latency import measure_side_by_side
+    from nash.latency import Workload, measure_side_by_side
     from nash.model_folder import resolve_model
     from nash.models import quiet_libraries
+    from nash.progress import Stage
+    from server.engine.dtype_choice import choose_dtype
+    from server.engine.engine import Engine
     from server.engine.sequence import EngineConfig
 
     quiet_libraries()
-    resolved = [resolve_model(model, Store(store)) for model in models]
-    config = EngineConfig(dtype=dtype, threads=threads)
+    opened = Store(store)
+    resolved = [resolve_model(model, opened) for model in models]
+    asked = EngineConfig(dtype=dtype, threads=threads)
+    choices = [
+        choose_dtype(asked, () if model.version is None else opened.quality(model.version.ref)) for model in resolved
+    ]
+    for model, choice in zip(resolved, choices, strict=True):
+        progress_console().print(f"{model.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)
     rows: list[dict[str, Any]] = []
     for size in batch or [1]:
-        progress_console().print(f"batch {size}: {source_tokens} tokens in, {new_tokens} out")
-        latencies = measure_side_by_side(
-            [model.folder for model in resolved],
-            batch=size,
-            source_tokens=source_tokens,
-            new_tokens=new_tokens,
-            repeats=repeats,
-            config=config,
-        )
-        for model, latency in zip(resolved, latencies, strict=True):
-            workload = {"batch": size, "source_tokens": source_tokens, "new_tokens": new_tokens}
-            rows.append(
-                {"ref": model.ref, "dtype": dtype, "threads": torch.get_num_threads()} | workload | vars(latency)
+        lengths = {"batch": size, "source_tokens": source_tokens, "new_tokens": new_tokens}
+        configs = [Workload(**lengths, dtype=choice.dtype, threads=threads).config for choice in choices]
+        title = f"batch {size}, {source_tokens} tokens in and {new_tokens} out"
+        with Stage(title, progress_console(), repeats, unit="turns", steady=True) as stage:
+            engines = [Engine.load(model.folder, config) for model, config in zip(resolved, configs, strict=True)]
+            latencies = measure_side_by_side(
+                engines,
+                batch=size,
+                source_tokens=source_tokens,
+                new_tokens=new_tokens,
+                repeats=repeats,
+                watch=stage.update,
             )
+        for model, choice, config, latency in zip(resolved, choices, configs, latencies, strict=True):
+            named = {"ref": model.ref, "dtype": choice.dtype, "dtype_why": choice.why, "engine": engine_name(config)}
+            rows.append(named | {"threads": torch.get_num_threads()} | lengths | vars(latency))
     if as_json:
         print_json(rows)
     else:
@@ -65,13 +83,14 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
     first = rows[0]
     table = Table(
-        caption=f"{first['source_tokens']} tokens in, {first['new_tokens']} out, {first['dtype']}, "
+        caption=f"{first['source_tokens']} tokens in, {first['new_tokens']} out, "
         f"{first['threads']} threads; medians; a step advances the whole batch by one token"
     )
     table.add_column("model", overflow="fold")
+    table.add_column("dtype")
     for heading in ("batch", "encode ms", "step ms", "total ms", "tokens/s"):
         table.add_column(heading, justify="right")
     for row in rows:
         figures = (f"{row[key]:.2f}" for key in ("encode_ms", "step_ms", "total_ms"))
-        table.add_row(str(row["ref"]), str(row["batch"]), *figures, f"{row['tokens_per_s']:.0f}")
+        table.add_row(str(row["ref"]), str(row["dtype"]), str(row["batch"]), *figures, f"{row['tokens_per_s']:.0f}")
     result_console().print(table)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
 
 EXAMPLE = Path("examples/g2p")
+RECIPE = EXAMPLE / "demo" / "prune.toml"
 
 
 def command(
@@ -26,25 +28,27 @@ def command(
 ) -> None:
     """Prune the example's dense model in a few minutes, publish both, print the table, serve both."""
     from model_store.store import Store
-    from nash.cli.serve import replace_by_server
     from nash.errors import RequestError
     from nash.preflight import check_prune
+    from nash.progress import Stage, duration
     from nash.recipe import PruneRecipe, read_recipe
 
-    recipe_file = EXAMPLE / "demo.toml"
-    if not recipe_file.is_file():
-        raise RequestError(f"{recipe_file} is not here: run `nash demo` in the project's own folder")
-    console = progress_console()
+    if not RECIPE.is_file():
+        raise RequestError(f"{RECIPE} is not here: run `nash demo` in the project's own folder")
+    console, started_s = progress_console(), time.monotonic()
     if not (EXAMPLE / "data" / "tokenizer" / "tokenizer.json").is_file():
-        console.print("writing the example's data from the CMU Pronouncing Dictionary")
-        subprocess.run([sys.executable, str(EXAMPLE / "prepare.py")], check=True, stdout=sys.stderr)
-    recipe = check_prune(read_recipe(PruneRecipe, recipe_file), out, Store(store))
+        with Stage("writing the example's data from the CMU Pronouncing Dictionary", console):
+            subprocess.run([sys.executable, str(EXAMPLE / "prepare.py")], check=True, stdout=sys.stderr)
+    recipe = check_prune(read_recipe(PruneRecipe, RECIPE), out, Store(store))
 
-    from nash.models import quiet_libraries
-    from nash.prune import prune
+    with Stage("loading PyTorch and transformers", console):
+        from nash.cli.serve import replace_by_server
+        from nash.models import quiet_libraries
+        from nash.prune import prune
 
-    quiet_libraries()
+        quiet_libraries()
     report = prune(recipe, out, Store(store), console)
+    console.print(f"the demonstration took {duration(time.monotonic() - started_s)}")
     if as_json:
         print_json(report.document())
     else:

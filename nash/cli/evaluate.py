@@ -1,7 +1,7 @@
 """`nash evaluate`: the quality of one model on task data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,14 @@ def command(
         ),
     ] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="What stands before every source.")] = "",
-    dtype: Annotated[str, typer.Option("--dtype", help="What the engine computes in.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", help="Or auto: the fastest whose recorded quality holds; else float32."),
+    ] = "auto",
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the figure beside the version: dtype=auto is chosen by such records.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="The engine's threads; its own choice if not given.")
     ] = None,
@@ -41,31 +48,70 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Decode every row of a data file with a model and compare with its targets."""
+    from model_store.quality import REFERENCE, finding
+    from model_store.ref import looks_like_path
     from model_store.store import Store
-    from nash.preflight import check_dtype, check_evaluate
+    from nash.errors import RequestError
+    from nash.preflight import check_evaluate
     from nash.recipe import DataLayout
+    from server.engine.capabilities import check_dtype
 
-    layout = DataLayout(source_column=source_column, target_columns=target_columns or ["target"], prefix=prefix)
     check_dtype(dtype)
-    check_evaluate(model, data, split, layout, metric, Store(store))
+    if record and looks_like_path(model):
+        raise RequestError(f"--record keeps a figure beside a version in the store: publish {model}, and name its REF")
+    layout = DataLayout(source_column=source_column, target_columns=target_columns or ["target"], prefix=prefix)
+    opened = Store(store)
+    check_evaluate(model, data, split, layout, metric, opened)
 
     from nash.data_formats import is_split_folder, split_path
     from nash.evaluate import evaluate
     from nash.model_folder import resolve_model
     from nash.models import quiet_libraries
+    from nash.progress import Stage
+    from nash.quality import quality_record
     from nash.rows import read_rows
+    from server.engine.dtype_choice import with_dtype
     from server.engine.sequence import EngineConfig
 
     quiet_libraries()
-    rows = read_rows(split_path(data, split) if is_split_folder(data) else data, layout)
-    resolved = resolve_model(model, Store(store))
-    config = EngineConfig(
-        dtype=dtype, threads=threads, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens
+    file = split_path(data, split) if is_split_folder(data) else data
+    split = split if is_split_folder(data) else data.stem
+    rows = read_rows(file, layout)
+    resolved = resolve_model(model, opened)
+    asked = EngineConfig(
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        max_source_tokens=max_source_tokens,
+        max_new_tokens=max_new_tokens,
     )
-    progress_console().print(f"evaluating {resolved.ref} on {len(rows)} rows")
-    result = evaluate(resolved.folder, rows, metric, config)
+    known = () if resolved.version is None else opened.quality(resolved.version.ref)
+    config, choice = with_dtype(asked, known)
+    progress_console().print(f"{resolved.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)
+    with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
+        result = evaluate(resolved.folder, rows, metric, config, stage.update)
+    document: dict[str, Any] = {
+        "ref": resolved.ref,
+        "n": result.n,
+        "metrics": result.metrics,
+        "dtype": choice.dtype,
+        "dtype_why": choice.why,
+    }
+    if record:
+        assert resolved.version is not None  # a path was refused
+        version = resolved.version.ref
+        kept = quality_record(result.metrics, metric, config, rows, split)
+        document["recorded"] = opened.add_quality(version, kept)
+        found = finding(kept.dtype, kept.device, opened.quality(version))
+        if kept.dtype == REFERENCE:
+            document["finding"] = "other dtypes are compared with it"
+        else:
+            document["finding"] = f"no record in {REFERENCE} to compare with" if found is None else found.why
     if as_json:
-        print_json({"ref": resolved.ref, "n": result.n, "metrics": result.metrics})
+        print_json(document)
         return
     for name, value in result.metrics.items():
         result_console().print(f"{name.replace('_', ' ')}: {value:.2f} %")
+    if record:
+        said = "recorded" if document["recorded"] else "recorded before, and the first record stays"
+        result_console().print(f"{choice.dtype}: {said}; {document['finding']}", soft_wrap=True)

@@ -6,7 +6,7 @@ import traceback
 import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
-from nash.cli import bench, demo, evaluate, export, finetune, loadtest, models, prune, serve, sweep
+from nash.cli import bench, demo, evaluate, export, finetune, info, loadtest, models, prune, serve, sweep
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
@@ -24,14 +24,22 @@ app.command("evaluate")(evaluate.command)
 app.command("export")(export.command)
 app.command("bench")(bench.command)
 app.command("serve")(serve.command)
+app.command("info")(info.command)
 app.command("loadtest", context_settings=loadtest.PASS_EVERYTHING)(loadtest.command)
 app.command("demo")(demo.command)
 app.add_typer(models.app, name="models", help="Publish, list, tag and verify models in the store.")
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"nash {info.installed('nash') or 'source'}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_say_version, help="Print the version."),
 ) -> None:
     """What `main` itself looks at is declared here, for the help."""
 

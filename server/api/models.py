@@ -40,6 +40,8 @@ def _model_document(service: Service, variant: Variant) -> dict[str, Any]:
         "digest": variant.resolved.digest,
         "state": service.state_of(variant).value,
         "dtype": variant.resolved.request.engine.dtype,
+        "dtype_why": variant.resolved.dtype_why,
+        "engine": variant.resolved.engine,
         "memory_bytes": None if ready is None else sum(ready.memory_bytes.values()),
         "spec": {
             **dataclasses.asdict(spec),
@@ -59,6 +61,8 @@ def _info_document(service: Service) -> dict[str, Any]:
         "model_id": first.ref,
         "model_sha": first.resolved.digest,
         "model_dtype": engine.dtype,
+        "model_dtype_why": first.resolved.dtype_why,
+        "engine": first.resolved.engine,
         "model_device_type": engine.device,
         "model_pipeline_tag": "text2text-generation",
         "max_concurrent_requests": engine.slots + settings.max_queue,

@@ -6,9 +6,9 @@ each goes on with, commit it. One thread owns an engine; nothing here locks.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,10 @@ import torch
 from model_store.spec import ModelSpec
 from server.engine.backend import AheadBackend, Backend, Feed
 from server.engine.beam import BeamSearch, Candidate
+from server.engine.capabilities import engine_name
+from server.engine.cpus import share_of_the_machine, usable_cpus
 from server.engine.decoding import Chosen, Decoding, Want, choose
+from server.engine.dtype_choice import with_dtype
 from server.engine.errors import BadRequestError, LoadError
 from server.engine.generation_config import GenerationDefaults, with_seed
 from server.engine.loading import make_backend, read_defaults, read_json
@@ -36,6 +39,7 @@ from server.engine.sequence import (
 )
 from server.engine.source_queue import SourceQueue, slot_of
 from server.engine.static_step import Progress
+from server.engine.topology import default_threads
 from server.engine.validation import check_parameters, check_source
 
 _MOST_AHEAD = 64  # steps without looking; their choices need room
@@ -92,18 +96,19 @@ class Engine:
     def load(cls, directory: Path, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
         """Load a model directory: config.json, generation_config.json (optional), model.safetensors.
 
-        `progress` is told in lines what takes long.
+        `progress` is told in lines what takes long. What is known of a version's quality is not known here: "auto" in
+        place of a dtype is float32, and who has records asks `dtype_choice` before.
 
         Raises:
-            LoadError: a file is missing or broken, the weights do not fit the config, the dtype or the device is
-                not available, the caches do not fit into memory, or the model wants to be decoded in a way that this
-                engine has not.
+            LoadError: a file is missing or broken, the weights do not fit the config, the dtype, the device or so many
+                threads are not available, the caches do not fit into memory, or the model wants to be decoded in a way
+                that this engine has not.
             model_store.errors.UnsupportedModelError: config.json describes another architecture.
         """
-        if config.threads is not None:
-            if not 1 <= config.threads <= MOST_THREADS:
-                raise LoadError(f"threads is {config.threads}: it must be from 1 to {MOST_THREADS}")
-            torch.set_num_threads(config.threads)
+        config = with_dtype(config)[0]
+        threads = _threads(config)
+        torch.set_num_threads(threads)
+        config = replace(config, threads=threads)
         spec = ModelSpec.from_config(read_json(directory / "config.json"))
         config = config.within(spec.max_positions)
         defaults = read_defaults(directory, spec, config)
@@ -189,8 +194,15 @@ class Engine:
         )
         return events
 
-    def generate(self, sources: list[list[int]], parameters: GenerationParameters) -> list[Sequence]:
+    def generate(
+        self,
+        sources: list[list[int]],
+        parameters: GenerationParameters,
+        watch: Callable[[int, int], None] | None = None,
+    ) -> list[Sequence]:
         """Run all sources to their end; the results are in the order of `sources`.
+
+        After every step `watch` is told how many of how many sources are done.
 
         Raises:
             BadRequestError: a source or the parameters are outside the engine's limits; nothing was run then.
@@ -203,6 +215,8 @@ class Engine:
             self._enqueue(sequence)
         while not self.idle:
             self.step()
+            if watch is not None:
+                watch(len(sequences) - self._scheduler.running - self._scheduler.waiting, len(sequences))
         return sequences
 
     def check_integrity(self) -> None:
@@ -394,6 +408,24 @@ class Engine:
         self._scheduler.remove(sequence.id, status)
         del self._decodings[sequence.id]
         sequence.finished_s = now_s
+
+
+def _threads(config: EngineConfig) -> int:
+    """As many as are asked for; else as many as PyTorch takes, which knows of no quota, and for the native operator no
+    more than one memory node has cores.
+
+    Raises:
+        LoadError: more than this process may run at once.
+    """
+    asked, usable = config.threads, usable_cpus()
+    if asked is None:
+        held = min(torch.get_num_threads(), usable)  # to fewer by OMP_NUM_THREADS, or by who embeds the engine
+        return held if engine_name(config) == "torch" else min(held, default_threads(usable))
+    if not 1 <= asked <= MOST_THREADS:
+        raise LoadError(f"threads is {asked}: it must be from 1 to {MOST_THREADS}")
+    if asked > usable:
+        raise LoadError(f"threads is {asked}, and this process may use {share_of_the_machine()}: give at most {usable}")
+    return asked
 
 
 def _finish_reason(row: Row, decoding: Decoding) -> FinishReason | None:

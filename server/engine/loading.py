@@ -8,9 +8,10 @@ import torch
 
 from model_store.spec import ModelSpec
 from server.engine.backend import Backend
+from server.engine.capabilities import why_not, why_not_native
 from server.engine.errors import BadRequestError, LoadError
 from server.engine.generation_config import GenerationDefaults, read_generation_config
-from server.engine.native.backend import NativeBackend, why_not_native
+from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig, EngineLimits
 from server.engine.static_step import Progress
 from server.engine.torch_backend import TorchBackend
@@ -21,6 +22,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
+    "int8": torch.float32,  # the weights alone, and the products with them, are int8
 }
 
 _CHOICES = {
@@ -36,43 +38,23 @@ def make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progres
     Raises:
         LoadError: the configuration cannot hold together or be had on this machine, or the weights cannot be loaded.
     """
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
     for key, known in _CHOICES.items():
         if getattr(config, key) not in known:
             *others, last = (repr(value) for value in known)
             raise LoadError(f"{key} {getattr(config, key)!r} is not known: use {', '.join(others)} or {last}")
-    obstacle = _why_not_native(config)
+    obstacle = why_not_native(config)
     if config.backend == "native" and obstacle is not None:
         raise LoadError(f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'")
+    refusal = why_not(config)
+    if refusal is not None:
+        raise LoadError(refusal)
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
+    if config.device.startswith("cuda:") and int(config.device[5:]) >= torch.cuda.device_count():
+        raise LoadError(f"device {config.device!r} is not there: this machine has {torch.cuda.device_count()}, from 0")
     if config.backend != "torch" and obstacle is None:
         return NativeBackend.load(directory, spec, config)
-    return TorchBackend.load(directory, spec, config, _torch_dtype(config), progress)
-
-
-def _why_not_native(config: EngineConfig) -> str | None:
-    if config.graphs == "on":
-        return "graphs are PyTorch's"
-    if config.quantization != "none":
-        return f"quantization {config.quantization!r} is for PyTorch"
-    return why_not_native(config)
-
-
-def _torch_dtype(config: EngineConfig) -> torch.dtype:
-    """What PyTorch computes in; int8 are its weights alone."""
-    if config.dtype == "int8":
-        if config.device != "cpu":
-            raise LoadError(f"dtype 'int8' is for CPUs: use quantization 'bnb-int8' on {config.device!r}")
-        if config.quantization != "none":
-            raise LoadError(f"dtype 'int8' and quantization {config.quantization!r} exclude each other: name one")
-        return torch.float32
-    if config.dtype not in _DTYPES:
-        raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}, int8")
-    if config.dtype == "float16" and config.device == "cpu":
-        raise LoadError("dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU")
-    if config.dtype == "float64" and config.quantization != "none":
-        raise LoadError(f"quantization {config.quantization!r} does not compute in float64: use 'bfloat16'")
-    return _DTYPES[config.dtype]
+    return TorchBackend.load(directory, spec, config, _DTYPES[config.dtype], progress)
 
 
 def read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> GenerationDefaults:

@@ -77,12 +77,12 @@ MOST_THREADS = 1024  # far more than pays; a hundred thousand take the system do
 class EngineConfig:
     """How a model is loaded; fixed for the life of its engine."""
 
-    dtype: str = "float32"  # "float32", "bfloat16"; on CPUs "int8" and "float64" too, on CUDA "float16"
+    dtype: str = "float32"  # see `capabilities`; "auto", for `dtype_choice`, is never what an engine runs in
     device: str = "cpu"
     backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
     graphs: str = "auto"  # steps recorded once and replayed: "auto" is "on" on CUDA, else "off"
     quantization: str = "none"  # "bnb-int8", "bnb-nf4": the layers' weights by bitsandbytes, computing in `dtype`
-    threads: int | None = None  # None: as many as torch has, process-wide; at most the cores of one memory node
+    threads: int | None = None  # None: as many as torch has, within the quota; natively, those of one memory node
     slots: int = 32  # how many sequences can run at once
     max_source_tokens: int = 512
     max_new_tokens: int = 256

@@ -7,9 +7,7 @@ from collections.abc import Sequence as Ordered
 from server.engine.backend import Backend, SlicedBackend
 from server.engine.sequence import Row, Sequence
 
-LONGEST_PAUSE_S = (
-    0.025  # of those that run, for newcomers that are encoded at once: nobody sees it in a text that grows
-)
+LONGEST_PAUSE_S = 0.025  # of those that run, for newcomers encoded at once: nobody sees it in a text that grows
 SHARE = 0.45  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
 
 

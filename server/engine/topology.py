@@ -1,9 +1,10 @@
 """Where the threads of a pool run: physical cores, the caches that they share, and memory nodes."""
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+
+from server.engine.cpus import allowed_cpus
 
 _DEVICES = Path("/sys/devices")
 
@@ -25,13 +26,6 @@ class Placement:
     domains: tuple[int, ...]  # of each thread, ascending
     cpus: tuple[int, ...]
     cpu_domains: tuple[int, ...]  # of each of `cpus`
-
-
-def allowed_cpus() -> frozenset[int]:
-    """Numbers of the processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
 
 
 def physical_cores(allowed: Collection[int], devices: Path = _DEVICES) -> list[Core]:
@@ -57,15 +51,17 @@ def physical_cores(allowed: Collection[int], devices: Path = _DEVICES) -> list[C
     return sorted(found.values(), key=lambda core: (core.slow, core.node, core.cache, core.cpus))
 
 
-def default_threads(quota: int, cores: Collection[Core] | None = None) -> int:
-    """Threads of one pool, where nobody says how many: the physical cores of one memory node, at most `quota`.
+def default_threads(usable: int, cores: Collection[Core] | None = None, *, pools: int = 1) -> int:
+    """Threads of each of so many pools, where nobody says how many: a part of the physical cores, and of one memory
+    node; all of them no more than the `usable` that may run at once.
 
     A second thread on a core takes as much from the first as it gives. Barriers and weights between nodes cost more
     than the other node's cores give: there, one process a node serves more.
     """
     cores = physical_cores(allowed_cpus()) if cores is None else cores
     nodes = [core.node for core in cores]
-    return max(1, min(quota, max((nodes.count(node) for node in nodes), default=1)))
+    largest = max((nodes.count(node) for node in nodes), default=1)
+    return max(1, min(min(usable, len(cores)) // pools, largest))
 
 
 def placement(threads: int, cores: list[Core] | None = None) -> Placement | None:

@@ -5,6 +5,8 @@ import time
 import httpx
 import pytest
 
+from server.engine.capabilities import engine_name
+from server.engine.sequence import EngineConfig
 from tests.running_server import RunningServer
 
 
@@ -53,6 +55,8 @@ def test_every_metric_is_there_for_both_variants_from_the_start(client: httpx.Cl
         info = next(name for name in names if name.startswith("nash_model_info") and f'variant="{variant}"' in name)
         assert re.search(r'digest="[0-9a-f]{64}"', info)
         assert f'decoder_layers="{3 if variant == "dense" else 1}"' in info
+        assert f'engine="{engine_name(EngineConfig())}"' in info
+        assert 'dtype="float32"' in info
         assert f'baseline="{"true" if variant == "dense" else "false"}"' in info
     assert not [name for name in names if "_created" in name]
 
@@ -105,6 +109,8 @@ def test_models_describe_what_is_loaded(client: httpx.Client) -> None:
     dense, pruned = client.get("/models").json()
     assert (dense["ref"], dense["model"], dense["variant"]) == ("tiny@dense", "tiny", "dense")
     assert (pruned["ref"], pruned["state"], pruned["dtype"]) == ("tiny@pruned", "ready", "float32")
+    assert dense["engine"] == pruned["engine"] == engine_name(EngineConfig())
+    assert "no quality is recorded" in pruned["dtype_why"] or "nothing faster" in pruned["dtype_why"]
     assert len(dense["digest"]) == 64
     assert dense["memory_bytes"] > 1000
     assert [len(each["spec"]["decoder"]) for each in (dense, pruned)] == [3, 1]
@@ -116,6 +122,14 @@ def test_info_has_the_fields_of_text_generation_inference(client: httpx.Client) 
     assert (info["max_input_tokens"], info["max_total_tokens"]) == (64, 264)
     assert (info["max_client_batch_size"], info["max_concurrent_requests"]) == (16, 32)
     assert info["models"] == ["tiny@dense", "tiny@pruned"]
+    assert (info["model_dtype"], info["engine"]) == ("float32", engine_name(EngineConfig()))
+
+
+def test_the_log_says_which_dtype_runs_and_why(server: RunningServer) -> None:
+    said = [line for line in server.log if line.startswith("INFO server.resolution: tiny@")]
+    assert [line.split(" on ")[0] for line in said] == [
+        f"INFO server.resolution: tiny@{variant} runs in float32" for variant in ("dense", "pruned")
+    ]
 
 
 def test_health(client: httpx.Client) -> None:

@@ -87,6 +87,7 @@ def exposition() -> bytes:
             encoder_sparsity=0.0 if variant == "dense" else 0.3,
             dtype="float32",
             baseline=variant == "dense",
+            engine="torch",
         )
         timings = Timings(
             queue_ms=1.0, encode_ms=1.0, decode_ms=1.0, total_ms=3.0, time_to_first_token_ms=2.0,

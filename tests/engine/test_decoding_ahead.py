@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from server.engine.capabilities import why_not_native
 from server.engine.decoding import Decoding
 from server.engine.engine import Engine
 from server.engine.native import library as native
-from server.engine.native.backend import why_not_native
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status, TokenEvent
 from tests.engine.made_up_backend import EOS_ID, POISON, AheadMadeUpBackend, make_engine
 from tests.engine.reference import random_sources

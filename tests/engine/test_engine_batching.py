@@ -171,7 +171,7 @@ def test_an_id_in_use_is_refused(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (EngineConfig(dtype="int3"), "dtype 'int3' is not supported: use one of float32, bfloat16"),
+        (EngineConfig(dtype="int3"), "dtype 'int3' is not supported: use one of auto, float32, bfloat16"),
         (EngineConfig(dtype="float16"), "dtype 'float16' is for CUDA devices"),
         (EngineConfig(threads=1025), "threads is 1025: it must be from 1 to 1024"),
         (EngineConfig(threads=0), "threads is 0: it must be from 1 to 1024"),

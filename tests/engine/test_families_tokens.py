@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
-from server.engine.native.backend import why_not_native
 from server.engine.sequence import EngineConfig
 from tests.engine.family_reference import load_reference, spec_of, texts
 from tests.tiny_families import CASES, build_tiny

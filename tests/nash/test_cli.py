@@ -15,6 +15,8 @@ from model_store.store import Store
 from nash.cli.main import app
 from nash.metrics import METRICS
 from nash.models import load_dense, load_tokenizer
+from server.engine.capabilities import speed_order
+from server.engine.sequence import EngineConfig
 from tests.nash.command_line import PROGRAM, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 
@@ -123,7 +125,9 @@ def test_evaluate(model_dir: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "test.jsonl", rows)
     arguments = ["evaluate", f"{model_dir}/", "--max-new-tokens", 8, "--store", tmp_path / "store", "--json"]
     document = nash(*arguments, "--data", data).document()
-    assert document == {"ref": f"{model_dir}/", "n": 6, "metrics": {"exact_match": pytest.approx(100 * right / 6)}}
+    assert document.keys() == {"ref", "n", "metrics", "dtype", "dtype_why"}
+    assert (document["ref"], document["n"], document["dtype"]) == (f"{model_dir}/", 6, "float32")
+    assert document["metrics"] == {"exact_match": pytest.approx(100 * right / 6)}
     assert nash(*arguments, "--data", tmp_path, "--split", "test").document() == document
     phonemes = nash(*arguments, "--data", data, "--metric", "phonemes").document()
     assert phonemes["metrics"] == pytest.approx(METRICS["phonemes"](answers, [[t] for t in targets]))
@@ -138,10 +142,34 @@ def test_evaluate_a_reference(model_dir: Path, tmp_path: Path) -> None:
     assert (people.code, "exact match" in people.out) == (0, True)
 
 
+def test_evaluate_keeps_what_auto_is_chosen_by(model_dir: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.publish("rev", model_dir, alias="dense")
+    [answer] = greedy(model_dir, ["abc"], 4)
+    data = write_rows(tmp_path / "rows.jsonl", [{"source": "abc", "target": answer or "none"}])
+    fastest = speed_order(EngineConfig())[0]
+    arguments = ["evaluate", "rev@dense", "--data", data, "--store", store.root, "--max-new-tokens", 4]
+    before = nash(*arguments, "--json").document()
+    assert before["dtype"] == "float32"
+    first = nash(*arguments, "--dtype", fastest, "--record", "--json").document()
+    assert first["recorded"]
+    if fastest != "float32":
+        assert first["finding"] == "no record in float32 to compare with"
+        nash(*arguments, "--dtype", "float32", "--record", "--json").document()
+    again = nash(*arguments, "--dtype", fastest, "--record")
+    assert again.out.splitlines()[-1].startswith(f"{fastest}: recorded before, and the first record stays; ")
+    kept = {record.dtype: record for record in store.quality("rev")}
+    assert kept.keys() == {fastest, "float32"}
+    assert (kept[fastest].split, kept[fastest].rows, kept[fastest].max_new_tokens) == ("rows", 1, 4)
+    holds = kept[fastest].holds(kept["float32"])
+    assert nash(*arguments, "--json").document()["dtype"] == (fastest if holds else "float32")
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--dtype", "float8"], "float8"),
+        (["--dtype", "float8"], "dtype 'float8' is not supported: use one of auto, float32, "),
+        (["--dtype", "int8", "--record"], "--record keeps a figure beside a version in the store"),
         (["--split", "nope"], "nope.jsonl"),
         (["--metric", "rouge"], "rouge"),
         (["--max-source-tokens", "1000000000000000000000000000000"], "max-source-tokens"),
@@ -191,6 +219,15 @@ def test_finetune(model_dir: Path, tmp_path: Path) -> None:
     refused = nash(*arguments, "--name", "Rev")
     assert refused.code == 2
     assert "Rev" in refused.err
+
+
+def test_the_demonstration_is_for_the_projects_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = nash("demo", "--no-serve")
+    assert refused.code == 2
+    assert refused.err.splitlines() == [
+        "error: examples/g2p/demo/prune.toml is not here: run `nash demo` in the project's own folder"
+    ]
 
 
 def test_the_program_of_a_process_of_its_own() -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from model_store.store import Store
 from nash.cli.main import app
 from nash.latency import Latency, Workload, measure, measure_side_by_side, measure_turns, quantile, speedup_quartiles
+from server.engine.capabilities import engine_name, speed_order
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError, EngineError
 from server.engine.sequence import EngineConfig
 from server.engine.sequence import Sequence as Generation
+from tests.nash.command_line import nash
+from tests.quality_records import record
 from tests.tiny_models import build_tiny_t5
 
 
@@ -97,11 +101,38 @@ def test_bench_prints_one_array(model: Path) -> None:
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [(row["ref"], row["batch"]) for row in rows] == [(str(model), batch) for batch in (1, 1, 2, 2)]
+    named = {"ref", "dtype", "dtype_why", "engine", "threads", "batch", "source_tokens", "new_tokens"}
     figures = {"encode_ms", "step_ms", "total_ms", "tokens_per_s"}
     for row in rows:
-        assert set(row) == {"ref", "dtype", "threads", "batch", "source_tokens", "new_tokens"} | figures
+        assert row["engine"] == engine_name(EngineConfig())
+        assert set(row) == named | figures
         assert (row["dtype"], row["threads"], row["source_tokens"], row["new_tokens"]) == ("float32", 1, 4, 3)
         assert all(row[name] > 0 for name in figures)
+
+
+def test_bench_takes_of_each_version_the_fastest_dtype_whose_quality_holds(model: Path, tmp_path: Path) -> None:
+    fastest = speed_order(EngineConfig())[0]
+    store = Store(tmp_path / "store")
+    store.publish("tiny", model, alias="dense")
+    other = build_tiny_t5(tmp_path / "other", seed=3)
+    store.publish("tiny", other, alias="other")
+    for dtype, value in ((fastest, 90.0), ("float32", 90.0)):
+        store.add_quality("tiny@dense", record(dtype, value))
+    arguments = ["bench", "tiny@dense", "tiny@other", "--store", str(store.root), "--source-tokens", "4"]
+    result = CliRunner().invoke(app, [*arguments, "--new-tokens", "3", "--repeats", "1", "--json"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [row["dtype"] for row in rows] == [fastest, "float32"]
+    if fastest != "float32":
+        assert rows[0]["dtype_why"].startswith("its quality holds: exact match 90.00 % beside 90.00 % in float32")
+        assert rows[1]["dtype_why"].startswith(f"{fastest}: no quality is recorded")
+        assert f"tiny@dense in {fastest} (its quality holds" in result.stderr
+
+
+def test_a_dtype_that_does_not_exist_is_refused_at_once(model: Path) -> None:
+    outcome = nash("bench", str(model), "--dtype", "int3")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "dtype 'int3' is not supported: use one of auto, float32, " in outcome.err
 
 
 def test_bench_shows_a_table(model: Path) -> None:

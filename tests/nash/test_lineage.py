@@ -70,6 +70,6 @@ def test_a_run_notices_another_tokenizer_or_other_settings_of_a_model(dense_dir:
 def test_data_is_what_the_run_has_read(file: Path) -> None:
     """None of the recipe's files is there any more: they are not read again."""
     inputs = {"train": "0" * 64, "validation": "1" * 64, "model": "2" * 64}
-    lineage = lineage_of(read_recipe(PruneRecipe, file), inputs["model"], inputs)
+    lineage = lineage_of(read_recipe(PruneRecipe, file), inputs["model"], inputs, {"final_training": "float32"})
     assert lineage.data == {"train": "0" * 64, "validation": "1" * 64}
     assert lineage.parent == "2" * 64

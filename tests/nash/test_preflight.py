@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.core import TyperGroup
@@ -99,7 +100,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["sweep", "sweep.toml", "--publish", "some"], "some"),
     (["sweep", "sweep.toml"], "point nash-d9-s0.3-seed0: decoder_layers 9 is out of range"),
     (["demo", "--port", "99999"], "--port"),
-    (["demo"], "examples/g2p/demo.toml is not here"),
+    (["demo"], "examples/g2p/demo/prune.toml is not here"),
     (["models", "show", "absent"], "absent"),
     (["models", "publish", "m", "./weightless"], "has no model.safetensors"),
     (["models", "publish", "M", "./model"], "model name 'M'"),
@@ -177,7 +178,8 @@ def test_lengths_that_are_not_given_follow_the_model(tmp_path: Path) -> None:
 
 
 def test_every_flag_has_a_help_text() -> None:
-    pending, silent = [((), get_command(app))], []
+    pending: list[tuple[tuple[str, ...], Any]] = [((), get_command(app))]
+    silent = []
     while pending:
         path, command = pending.pop()
         if isinstance(command, TyperGroup):

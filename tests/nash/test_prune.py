@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from model_store.store import Store
 from nash.model_folder import read_spec
 from nash.models import load_dense
 from nash.training import last_checkpoint
+from server.engine.capabilities import engine_name, speed_order
+from server.engine.cpus import instruction_sets
+from server.engine.dtype_choice import choose_dtype
+from server.engine.sequence import EngineConfig
 from tests.nash.command_line import PROGRAM, Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 from tests.tiny_models import PAD_ID
@@ -117,6 +121,27 @@ def test_what_is_in_the_store(run: Run, task: Task) -> None:
     assert spec.encoder_sparsity == pytest.approx(SPARSITY, abs=one_gate)
     assert [layer.origin for layer in spec.decoder] == [0, 2]
     assert all(len(layer.cross_heads) == 3 and layer.ffn == spec.d_ff for layer in spec.decoder)
+
+
+def test_both_models_have_records_down_to_the_first_dtype_that_holds(run: Run) -> None:
+    store = Store(run.store)
+    config = EngineConfig(max_source_tokens=16, max_new_tokens=16)
+    for side in ("dense", "pruned"):
+        records = store.quality(f"reverse@{side}")
+        [reference] = [record for record in records if record.dtype == "float32"]
+        assert reference.value == run.document[side]["metrics"]["exact_match"]
+        served = choose_dtype(EngineConfig(dtype="auto"), records).dtype
+        order = speed_order(config)
+        assert {record.dtype for record in records} == {*order[: order.index(served) + 1], "float32"}
+        for record in records:
+            assert record.data == reference.data
+            assert (record.metric, record.split, record.rows) == ("exact_match", "test", 10)
+            assert (record.max_source_tokens, record.max_new_tokens) == (16, 16)
+            assert record.engine == engine_name(replace(config, dtype=record.dtype))
+            assert record.instruction_sets == instruction_sets()
+        for record in records:
+            if record is not reference:
+                assert f"the {side} model in {record.dtype}: its quality " in run.outcome.err
 
 
 def test_the_published_model_loads_and_was_trained(run: Run) -> None:

@@ -205,6 +205,16 @@ def test_finetuning_starts_from_one_thing(write: Any) -> None:
             read_recipe(FinetuneRecipe, write(text))
 
 
+def test_layer_dropout_is_a_probability_below_one_and_off_by_default(write: Any) -> None:
+    assert read_recipe(FinetuneRecipe, write('model = "m@dense"\n' + FINETUNE)).layer_dropout == 0
+    assert (
+        read_recipe(FinetuneRecipe, write('model = "m@dense"\nlayer_dropout = 0.6\n' + FINETUNE)).layer_dropout == 0.6
+    )
+    for wrong in ("1.0", "-0.1", '"half"'):
+        with pytest.raises(RequestError, match="layer_dropout"):
+            read_recipe(FinetuneRecipe, write(f'model = "m@dense"\nlayer_dropout = {wrong}\n' + FINETUNE))
+
+
 def test_an_unknown_key_in_an_optional_section(write: Any) -> None:
     with pytest.raises(RequestError, match=r"unknown key 'shape.d_mdoel'; known here: .*d_model"):
         read_recipe(FinetuneRecipe, write('tokenizer = "tok"\n' + FINETUNE + SHAPE + "d_mdoel = 3\n"))

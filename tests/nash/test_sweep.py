@@ -135,7 +135,7 @@ def test_the_document(run: Run) -> None:
 
 def test_progress_says_which_point_of_how_many(run: Run) -> None:
     lines = run.outcome.err.splitlines()
-    assert sum(line == "evaluating the dense model on 10 rows" for line in lines) == 1
+    assert sum(line == "evaluating the dense model: 0/10 rows" for line in lines) == 1
     assert f"point 1 of 4, {IDS[0]}" in lines
     assert any(line.startswith(f"point 4 of 4, {IDS[3]}, about ") and line.endswith(" left") for line in lines)
 

@@ -30,7 +30,7 @@ def made_up_engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         total_ms += SLICE_MS * (generator.random() < ALONE_MS[engine] * chance["of a slice in a ms"])
         return Latency(encode_ms=0.1, step_ms=0.1, total_ms=total_ms, tokens_per_s=1.0)
 
-    def turns(engines: Sequence[str], _: Workload, repeats: int) -> list[list[Latency]]:
+    def turns(engines: Sequence[str], _: Workload, repeats: int, watch: object = None) -> list[list[Latency]]:
         return [[run(engine) for _ in range(repeats)] for engine in engines]
 
     class Loaded:

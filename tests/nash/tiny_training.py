@@ -26,6 +26,8 @@ from tests.tiny_models import build_tiny_t5
 KEPT_LAYERS = (0, 2)
 ALL_LOSSES = DistillationRecipe(encoder_hidden_weight=1.0, decoder_hidden_weight=1.0)
 
+FLOAT32 = {"precision": "float32"}  # figures are to be the same on every machine
+
 
 def build_task_model(directory: Path, dropout: float) -> Path:
     """A dense model of three layers a stack; without dropout, gradients are a function of the batch."""
@@ -55,7 +57,7 @@ def finetune_trainer(
     trainer = FinetuneTrainer(
         load_dense(directory),
         task_pairs(directory, rows),
-        OptimizationRecipe(**optimization),
+        OptimizationRecipe(**FLOAT32 | optimization),
         output_dir=out,
         seed=0,
         validation=task_pairs(directory, 5),
@@ -88,7 +90,7 @@ def student_trainer(
         student,
         teacher,
         task_pairs(directory, rows),
-        OptimizationRecipe(**optimization),
+        OptimizationRecipe(**FLOAT32 | optimization),
         distill,
         block_ends=block_ends(KEPT_LAYERS, 3),
         pruning=pruning,

@@ -14,7 +14,14 @@ from tests.tiny_models import build_tiny_t5
 
 CONFIG = EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=16, threads=1)
 DESCRIPTION = ModelDescription(
-    version="1", digest="", parent="", decoder_layers=3, encoder_sparsity=0.0, dtype="float32", baseline=True
+    version="1",
+    digest="",
+    parent="",
+    decoder_layers=3,
+    encoder_sparsity=0.0,
+    dtype="float32",
+    baseline=True,
+    engine="torch",
 )
 
 

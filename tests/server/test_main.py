@@ -127,11 +127,26 @@ def test_what_cannot_be_served_is_one_line_and_two(store: Path) -> None:
     assert "other" in line
     assert ended()[0] == 2
     assert ended("--store", str(store), "--model", "tiny,slots=x")[0] == 2
+    code, line = ended("--store", str(store), "--model", "tiny@dense,dtype=float16")
+    assert (code, line) == (
+        2,
+        "error: model 'tiny@dense': dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU",
+    )
+
+
+def test_a_set_of_instructions_that_is_not_here_is_one_line_and_two(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NASH_CPU_ISA", "avx10000")
+    code, line = ended("--store", str(store), "--model", "tiny@dense")
+    assert code == 2
+    assert line.startswith("error: model 'tiny@dense': NASH_CPU_ISA is 'avx10000': it must be one of ")
 
 
 def test_a_model_that_does_not_load_or_a_taken_port_is_one_line_and_one(store: Path) -> None:
-    code, line = ended("--store", str(store), "--model", "tiny@dense,dtype=float3", "--model", "tiny@pruned")
-    assert (code, line.startswith("error: tiny@dense cannot be loaded: dtype 'float3'")) == (1, True), line
+    code, line = ended("--store", str(store), "--model", "tiny@dense,slots=10000000", "--model", "tiny@pruned")
+    assert (code, line.startswith("error: tiny@dense cannot be loaded: ")) == (1, True), line
+    assert "caches of 10000000 slots" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, line = ended("--store", str(store), "--model", "tiny@dense", "--port", port)

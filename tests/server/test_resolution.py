@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import pytest
 from model_store.errors import InvalidRequestError, NotFoundError, UnsupportedModelError
 from model_store.spec import ModelSpec
 from model_store.store import Store
+from server.engine import cpus
+from server.engine.capabilities import engine_name, speed_order
 from server.engine.sequence import EngineConfig
 from server.errors import SettingsError
 from server.resolution import ResolvedModel, resolve_models
 from server.settings import ModelRequest
+from tests.quality_records import record
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5
 
@@ -67,6 +71,36 @@ def test_a_model_with_so_many_positions_is_asked_for_no_more(folder: Path, tmp_p
         (model,) = resolve(folder, str(directory))
         assert (model.request.engine.max_source_tokens, model.request.engine.max_new_tokens) == limits
         assert model.spec.family == name
+
+
+def test_the_dtype_is_settled_by_the_versions_records_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "store")
+    for seed, alias in enumerate(("dense", "other")):
+        store.publish("tiny", build_tiny_t5(tmp_path / alias, seed=seed), alias=alias)
+    fastest = speed_order(EngineConfig())[0]
+    for dtype in {fastest, "float32"}:
+        store.add_quality("tiny@dense", record(dtype, 50.0))
+    requests = [ModelRequest.parse(text) for text in ("tiny@dense", "tiny@other", "tiny:1,dtype=float64", "./other")]
+    requests[-1] = replace(requests[-1], ref=str(tmp_path / "other"))
+    with caplog.at_level("INFO", logger="server.resolution"):
+        models = resolve_models(tuple(requests), store)
+    assert [model.request.engine.dtype for model in models] == [fastest, "float32", "float64", "float32"]
+    assert models[2].dtype_why == "asked for"
+    assert [model.engine for model in models] == [engine_name(model.request.engine) for model in models]
+    first = models[0]
+    assert caplog.messages[0] == f"tiny@dense runs in {fastest} on {first.engine} ({first.dtype_why})"
+    assert len(caplog.messages) == len(models)
+    if fastest != "float32":
+        assert first.dtype_why.startswith("its quality holds: exact match 50.00 % beside 50.00 %")
+
+
+def test_what_the_machine_has_not_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "instruction_sets", lambda: ("avx2", "fma"))
+    request = ModelRequest.parse("tiny@dense,backend=torch,dtype=bfloat16")
+    with pytest.raises(SettingsError, match=r"^model 'tiny@dense': dtype 'bfloat16' is not possible .* avx2, fma; use"):
+        resolve_models((request,), Store(folder / "store"))
 
 
 def test_two_of_one_name_are_refused(folder: Path) -> None:

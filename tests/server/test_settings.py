@@ -13,7 +13,7 @@ def test_defaults_and_order_of_models() -> None:
     settings = parse_settings([*MODEL, "--model", "g2p@pruned,dtype=bfloat16,threads=2"], {}, cores=2)
     assert settings == Settings(
         models=(
-            ModelRequest(ref="g2p@dense", engine=EngineConfig(threads=1)),
+            ModelRequest(ref="g2p@dense", engine=EngineConfig(dtype="auto", threads=1)),
             ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2)),
         )
     )
@@ -25,6 +25,11 @@ def test_models_share_the_cores(cores: int, models: int, threads: int) -> None:
     arguments = [argument for i in range(models) for argument in ("--model", f"g2p:{i + 1}")]
     settings = parse_settings(arguments, {}, cores=cores)
     assert [model.engine.threads for model in settings.models] == [threads] * models
+
+
+def test_more_threads_than_this_process_may_use_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"^model 'a': threads=3, and this process may use .*: give at most 2$"):
+        parse_settings(["--model", "a,threads=3"], {}, cores=2)
 
 
 def test_every_engine_key_can_be_given() -> None:
@@ -75,6 +80,8 @@ def test_the_command_line_goes_before_the_environment() -> None:
             "'foo=1' is not known: use key=value with one of dtype, device, backend, graphs, ",
         ),
         (["--model", "a,slots"], {}, "'slots' is not known"),
+        (["--model", "a,dtype=int3"], {}, "dtype=int3: there is no such dtype: use one of auto, float32, bfloat16, "),
+        (["--model", "a,dtype=int8,dtype=int8"], {}, "dtype is given twice"),
         (["--model", "a,slots=0"], {}, "slots=0: '0' is not a whole number from 1"),
         (["--model", "a,slots=1,slots=2"], {}, "slots is given twice"),
         ([*MODEL, "--port", "70000"], {}, "--port: '70000' is not a port"),

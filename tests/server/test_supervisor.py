@@ -48,7 +48,14 @@ class Harness:
         self._registry = CollectorRegistry()
         model = ModelRequest(ref="m@v", engine=EngineConfig(slots=LIMITS.slots))
         description = ModelDescription(
-            version="1", digest="d", parent="", decoder_layers=1, encoder_sparsity=0.0, dtype="float32", baseline=True
+            version="1",
+            digest="d",
+            parent="",
+            decoder_layers=1,
+            encoder_sparsity=0.0,
+            dtype="float32",
+            baseline=True,
+            engine="torch",
         )
         self.supervisor = Supervisor(
             "m@v",

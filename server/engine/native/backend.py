@@ -16,12 +16,12 @@ from torch import Tensor
 from model_store.spec import ModelSpec
 from server.engine import network
 from server.engine.backend import Feed, GreedyStep
+from server.engine.cpus import usable_cpus
 from server.engine.errors import LoadError
 from server.engine.memory import available_bytes
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
 from server.engine.native.rows import RowBuffer, make_workspace, with_hidden
-from server.engine.native.sets import chosen_set
 from server.engine.position_bias import relative_bucket
 from server.engine.sequence import EngineConfig
 from server.engine.topology import default_threads
@@ -34,17 +34,6 @@ _MOST_REFUSED = 8  # slices that are too short for a block of rows, one after th
 _LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
 
 
-def why_not_native(config: EngineConfig) -> str | None:
-    """What keeps this machine from running a model so configured natively; None where nothing does."""
-    if config.device != "cpu":
-        return f"it computes on CPUs, not on {config.device!r}"
-    if config.dtype not in DTYPES:
-        return f"it computes in {', '.join(DTYPES)}, not in {config.dtype!r}"
-    if native.library() is None:
-        return chosen_set().why
-    return None
-
-
 class NativeBackend:
     """A loaded network on the CPU. One thread owns it; the operator has threads of its own."""
 
@@ -52,7 +41,7 @@ class NativeBackend:
 
     @classmethod
     def load(cls, directory: Path, spec: ModelSpec, config: EngineConfig) -> "NativeBackend":
-        """Load `model.safetensors` of a model of the shape `spec`; `why_not_native` says whether that can be.
+        """Load `model.safetensors` of a model of the shape `spec`; `capabilities` says whether that can be.
 
         Raises:
             LoadError: the file is missing or broken, its tensors are not those of `spec`, or the caches do not fit
@@ -67,9 +56,9 @@ class NativeBackend:
     def __init__(self, net: network.Network, config: EngineConfig) -> None:
         """Pack the weights and allocate everything that a step will need; callers use `load`."""
         found = native.library()
-        assert found is not None, "callers ask why_not_native first"
+        assert found is not None, "callers ask capabilities.why_not_native first"
         self._library = found
-        threads = config.threads or default_threads(torch.get_num_threads())
+        threads = config.threads or default_threads(usable_cpus())
         cache = _CachePlan(net, config)
         self._weights, self._caches = Arena(), Arena()
         builder = _Builder(found, net, DTYPES[config.dtype], self._weights, self._caches, cache)

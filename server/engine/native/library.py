@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from server.engine.errors import LoadError
-from server.engine.native.sets import BY_NAME, chosen_set, library_path
+from server.engine.native.sets import BY_NAME, SetChoice, chosen_set, library_path
 from server.engine.topology import placement
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
@@ -197,14 +197,23 @@ def _opened(name: str) -> Library:
     return Library(library_path(BY_NAME[name]))
 
 
+def operator_set() -> SetChoice:
+    """The set of instructions that the operator runs on; it has no name where PyTorch does the work.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for what this machine has not.
+    """
+    try:
+        return chosen_set()
+    except ValueError as error:
+        raise LoadError(str(error)) from None
+
+
 def library() -> Library | None:
     """The operator for this processor; None where there is none: it was not built, or the processor is too old.
 
     Raises:
         LoadError: NASH_CPU_ISA asks for what this machine has not.
     """
-    try:
-        choice = chosen_set()
-    except ValueError as error:
-        raise LoadError(str(error)) from None
+    choice = operator_set()
     return None if choice.name is None else _opened(choice.name)

@@ -1,0 +1,120 @@
+"""`nash info`: what this machine has, and what is used of it. Imports neither torch nor transformers."""
+
+import platform
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from nash.cli.output import JsonOption, print_json, result_console
+from nash.errors import RequestError
+from nash.precision import choose_precision, training_device
+from server.engine.capabilities import DTYPES, engine_name, speed_order, why_not
+from server.engine.cpus import available_cores, cpu_name, cpu_quota, instruction_sets, numa_nodes, usable_cpus
+from server.engine.cuda import cuda_devices
+from server.engine.native.library import operator_set
+from server.engine.native.sets import available_sets
+from server.engine.sequence import EngineConfig
+
+
+def command(as_json: JsonOption = False) -> None:
+    """Say what this machine has, which operator set is used and why, and which dtypes serve and train here."""
+    document = machine_document()
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def installed(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def machine_document() -> dict[str, Any]:
+    """All of it as one JSON object.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+    """
+    choice = operator_set()
+    devices = ["cpu", *(f"cuda:{number}" for number in range(len(cuda_devices())))]
+    return {
+        "version": installed("nash") or "source",
+        "python": platform.python_version(),
+        "torch": installed("torch"),
+        "transformers": installed("transformers"),
+        "system": platform.platform(),
+        "cpu": {
+            "name": cpu_name(),
+            "instruction_sets": list(instruction_sets()),
+            "sets": list(available_sets()),
+            "chosen": choice.name,
+            "why": choice.why,
+            "cores": available_cores(),
+            "quota": cpu_quota(),
+            "threads": usable_cpus(),
+            "numa_nodes": numa_nodes(),
+        },
+        "cuda": [{"name": device.name, "compute_capability": device.compute_capability} for device in cuda_devices()],
+        "dtypes": [row for device in devices for row in _serving(device)],
+        "training": _training(),
+    }
+
+
+def _serving(device: str) -> list[dict[str, Any]]:
+    """Every dtype on one device, those that `auto` chooses from first, the fastest before the others."""
+    config = EngineConfig(device=device)
+    order = speed_order(config)
+    rows = []
+    for dtype in (*order, *(dtype for dtype in DTYPES if dtype not in order)):
+        asked = replace(config, dtype=dtype)
+        refusal = why_not(asked)
+        engine = engine_name(asked) if refusal is None else None
+        rows.append({"dtype": dtype, "device": device, "engine": engine, "auto": dtype in order, "refused": refusal})
+    return rows
+
+
+def _training() -> dict[str, Any]:
+    """Where `nash prune` and `nash finetune` would train, and in which precisions."""
+    try:
+        choose_precision("bfloat16")
+        refused = {}
+    except RequestError as error:
+        refused = {"bfloat16": str(error)}
+    choice = choose_precision("auto")
+    return {
+        "device": training_device(),
+        "precisions": ["float32"] if refused else ["bfloat16", "float32"],
+        "auto": choice.precision,
+        "why": choice.why,
+        "refused": refused,
+    }
+
+
+def _print(document: dict[str, Any]) -> None:
+    cpu, training = document["cpu"], document["training"]
+    quota = "no quota" if cpu["quota"] is None else f"a quota of {cpu['quota']:g}"
+    devices = [f"{each['name']} (compute capability {each['compute_capability']})" for each in document["cuda"]]
+    lines = [
+        ("nash", document["version"]),
+        ("Python", document["python"]),
+        ("torch", document["torch"] or "not installed"),
+        ("transformers", document["transformers"] or "not installed"),
+        ("system", document["system"]),
+        ("processor", cpu["name"]),
+        ("instruction sets", ", ".join(cpu["instruction_sets"]) or "none that are known here"),
+        ("threads", f"{cpu['threads']} ({cpu['cores']} cores, {quota}; NUMA nodes: {cpu['numa_nodes']})"),
+        ("CUDA", ", ".join(devices) or "no device"),
+        ("native operator", f"{cpu['chosen'] or 'not used'} ({cpu['why']}; here: {', '.join(cpu['sets']) or 'none'})"),
+    ]
+    for row in document["dtypes"]:
+        named = f"{row['dtype']} on {row['device']}"
+        served = row["engine"] if row["auto"] else f"{row['engine']}, not by auto"
+        lines.append((f"serving: {named}", row["refused"] or served))
+    lines += [(f"training on {training['device']}", f"{training['auto']} by auto ({training['why']})")]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        result_console().print(f"{name:<{width}}  {value}", markup=False, soft_wrap=True)

@@ -1,0 +1,142 @@
+"""What this machine can run: which engine, and which dtypes on it. Needs no torch.
+
+The engines are our native operator and PyTorch. Whoever loads a model asks here first, so that what the machine lacks
+is refused in one line, and no library is asked for what it cannot do.
+"""
+
+import re
+from dataclasses import replace
+
+from server.engine.cpus import torch_instruction_sets
+from server.engine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
+from server.engine.errors import LoadError
+from server.engine.native.library import operator_set
+from server.engine.sequence import EngineConfig
+
+AUTO = "auto"
+DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
+
+# What "auto" chooses from, the fastest first. float32, which needs no record of its quality, ends each line.
+NATIVE_SPEED = ("int8", "bfloat16", "float32")
+TORCH_SPEED = ("bfloat16", "float32")
+CUDA_SPEED = ("bfloat16", "float16", "float32")
+
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
+
+
+def check_dtype(name: str) -> None:
+    """Find out, before anything is read or imported, that a dtype does not exist.
+
+    Raises:
+        LoadError: it does not.
+    """
+    if name not in (AUTO, *DTYPES):
+        raise LoadError(f"dtype {name!r} is not supported: use one of {AUTO}, {', '.join(DTYPES)}")
+
+
+def why_not_native(config: EngineConfig) -> str | None:
+    """What keeps the native operator from running a model so configured; None where nothing does.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+    """
+    if config.device != "cpu":
+        return f"it computes on CPUs, not on {config.device!r}"
+    if config.graphs == "on":
+        return "graphs are PyTorch's"
+    if config.quantization != "none":
+        return f"quantization {config.quantization!r} is for PyTorch"
+    if config.dtype not in NATIVE_SPEED:
+        return f"it computes in {', '.join(NATIVE_SPEED)}, not in {config.dtype!r}"
+    choice = operator_set()
+    return choice.why if choice.name is None else None
+
+
+def engine_name(config: EngineConfig) -> str:
+    """What runs a model so configured, as metrics and records call it: `native-SET` or `torch`.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+    """
+    if config.backend == "torch" or why_not_native(config) is not None:
+        return "torch"
+    return f"native-{operator_set().name}"
+
+
+def why_not(config: EngineConfig) -> str | None:
+    """Why this machine refuses a model so configured: the value, what the machine has, what to use; else None.
+
+    Raises:
+        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+    """
+    dtype, quantization = config.dtype, config.quantization
+    if not _DEVICE.fullmatch(config.device):
+        return f"device {config.device!r} is not known: use 'cpu', 'cuda' or 'cuda:1'"
+    if dtype not in DTYPES:
+        return f"dtype {dtype!r} is not supported: use one of {AUTO}, {', '.join(DTYPES)}"
+    if dtype == "int8" and config.device != "cpu":
+        return f"dtype 'int8' is for CPUs: use quantization 'bnb-int8' on {config.device!r}"
+    if dtype == "int8" and quantization != "none":
+        return f"dtype 'int8' and quantization {quantization!r} exclude each other: name one"
+    if dtype == "float64" and quantization != "none":
+        return f"quantization {quantization!r} does not compute in float64: use 'bfloat16'"
+    if config.device != "cpu":
+        return _why_not_on_cuda(config)
+    if dtype == "float16":
+        return "dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU"
+    if dtype in NATIVE_SPEED and engine_name(config) != "torch":
+        return None
+    obstacle = {"bfloat16": torch_bfloat16, "int8": torch_int8}.get(dtype, lambda: None)()
+    return None if obstacle is None else f"dtype {dtype!r} is not possible in PyTorch on this CPU: {obstacle}"
+
+
+def _why_not_on_cuda(config: EngineConfig) -> str | None:
+    """Where the driver tells nothing of a device, PyTorch has the last word."""
+    index = int(config.device.partition(":")[2] or 0)
+    devices = cuda_devices()
+    if config.dtype != "bfloat16" or index >= len(devices) or devices[index].has_bfloat16:
+        return None
+    found = devices[index]
+    return (
+        f"dtype 'bfloat16' is for compute capability {'.'.join(map(str, FIRST_WITH_BFLOAT16))} or more, and "
+        f"{config.device!r} ({found.name}) has {found.compute_capability}: use 'float16' or 'float32'"
+    )
+
+
+def torch_bfloat16() -> str | None:
+    """Why PyTorch's products on this CPU do not take bfloat16; None where they do, if slowly."""
+    has = set(torch_instruction_sets())
+    if {"avx512bw", "avx512vl", "avx512dq"} <= has or "bf16" in has:
+        return None
+    return f"it needs AVX-512 (bw, vl, dq) or ARM's bf16, and may use {_listed()}; use 'float32'"
+
+
+def torch_int8() -> str | None:
+    """Why PyTorch has no use for int8 on this CPU: without instructions for it, it is slower than float32."""
+    if {"avx512_vnni", "avx_vnni"} & set(torch_instruction_sets()):
+        return None
+    return f"without VNNI it is slower than float32, and may use {_listed()}; use 'float32'"
+
+
+def native_bfloat16() -> str | None:
+    """Why this CPU does not multiply in bfloat16 by itself, so that PyTorch would have to imitate it; else None."""
+    if {"avx512_bf16", "amx_bf16", "bf16"} & set(torch_instruction_sets()):
+        return None
+    return f"it needs avx512_bf16, amx_bf16 or ARM's bf16, and PyTorch may use {_listed()}"
+
+
+def speed_order(config: EngineConfig) -> tuple[str, ...]:
+    """The dtypes that this machine can run a model in, the fastest first; `config.dtype` does not matter."""
+    config = replace(config, dtype="float32")
+    order: tuple[str, ...]
+    if config.device != "cpu":
+        order = CUDA_SPEED
+    elif engine_name(config) != "torch":
+        order = NATIVE_SPEED
+    else:
+        order = TORCH_SPEED if native_bfloat16() is None else TORCH_SPEED[-1:]
+    return tuple(dtype for dtype in order if why_not(replace(config, dtype=dtype)) is None)
+
+
+def _listed() -> str:
+    return ", ".join(torch_instruction_sets()) or "none that are known here"
