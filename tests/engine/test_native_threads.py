@@ -14,8 +14,9 @@ from torch import Tensor
 
 from model_store.spec import ModelSpec
 from server.engine.backend import Feed
+from server.engine.capabilities import why_not_native
 from server.engine.native import library as native
-from server.engine.native.backend import NativeBackend, why_not_native
+from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig
 from tests.engine.compact import ragged, write_compact
 from tests.engine.reference import random_sources
