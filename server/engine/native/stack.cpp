@@ -1,4 +1,4 @@
-// One pass of an encoder or decoder stack over rows of tokens, on CPUs with AVX-512 (VNNI and BF16 included).
+// One pass of an encoder or decoder stack over rows of tokens, on CPUs. simd.h says on which, and how.
 //
 // A row is one token of one sequence: its place in the vocabulary, its position, the cache slot of its sequence. A
 // decode step is a row a sequence; a decoder prefix, or a whole source in the encoder, is several rows of one slot.
@@ -10,12 +10,12 @@
 // Axes: R rows, I inputs, O outputs, H heads, E width of a head, C capacity of a slot in positions.
 // Weights: tiles of 32 outputs, each contiguous: float32 [I][32], bfloat16 [I/2][32][2], int8 [I/4][32][4].
 // Caches of each slot and head, laid out so that scores of 16 keys need no horizontal sum: in float32 keys [C/16][E][16]
-// and values [C][E]; in bfloat16, whose instruction (vdpbf16ps) takes pairs, keys [C/16][E/2][16][2] and values
+// and values [C][E]; in bfloat16, whose instructions (vdpbf16ps, bfdot) take pairs, keys [C/16][E/2][16][2] and values
 // [C/2][E][2], E rounded up to even.
 //
-// int8: weights symmetric per output; activations symmetric per row, held as unsigned with 128 added, which the
-// instruction (vpdpbusd) wants; `offsets` takes 128 * sum of weights away again. A row's scale depends on that row
-// alone, so its neighbours in a batch never change its result.
+// int8: weights symmetric per output, activations symmetric per row. vpdpbusd wants one side unsigned: there, 128 is
+// added to activations, and `offsets` takes 128 * sum of weights away again. A row's scale depends on that row alone, so
+// its neighbours in a batch never change its result.
 
 #include <algorithm>
 #include <chrono>
