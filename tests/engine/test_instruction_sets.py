@@ -64,7 +64,7 @@ def test_a_set_that_is_not_there_is_refused(
 def test_without_the_operator_pytorch_does_the_work(t5_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "built", lambda each: False)
     assert type(Engine.load(t5_dir, EngineConfig())._backend) is TorchBackend
-    reason = "no operator was built, for want of a C\\+\\+ compiler; this processor would run avx512"
+    reason = "it was not built, for want of a C\\+\\+ compiler; this processor would run avx512"
     with pytest.raises(LoadError, match=f"backend 'native' is not possible: {reason}"):
         Engine.load(t5_dir, EngineConfig(backend="native"))
     monkeypatch.setattr(sets, "processor_features", lambda: frozenset({"sse2"}))

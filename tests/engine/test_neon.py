@@ -228,7 +228,8 @@ def test_arm_says_what_x86_and_float64_say(
                 assert peaks[i, row] == best
                 assert together[row, i, chosen[i, row]] == best
                 compared += 1
-        assert compared >= 0.9 * len(passes.targets) * STEPS
+        # Where pairs are rounded, other tokens are soon chosen in the narrow dtypes; what follows them is not compared.
+        assert compared >= (0.5 if name == "neon-bf16" else 0.9) * len(passes.targets) * STEPS
 
 
 @pytest.mark.parametrize(
