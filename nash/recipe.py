@@ -177,6 +177,12 @@ class WorkloadRecipe(Section):
     threads: int | None = Field(default=None, ge=1)
 
 
+class QuantizationRecipe(Section):
+    """What the finished model has besides: with `int4`, its layers in four bits a weight, calibrated on the data."""
+
+    int4: bool = False
+
+
 class DistillationRecipe(Section):
     """Weights of the losses; a weight of zero switches its loss off.
 
@@ -210,6 +216,7 @@ class PruneRecipe(Section):
     distillation: DistillationRecipe = DistillationRecipe()
     prune_training: OptimizationRecipe = OptimizationRecipe()
     final_training: OptimizationRecipe = OptimizationRecipe()
+    quantization: QuantizationRecipe = QuantizationRecipe()
     metric: MetricKind = "exact"
     seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

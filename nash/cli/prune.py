@@ -34,6 +34,9 @@ def command(
     trim_vocab: Annotated[
         bool | None, typer.Option("--trim-vocab/--no-trim-vocab", help="Keep the tokens that the training rows need.")
     ] = None,
+    int4: Annotated[
+        bool | None, typer.Option("--int4/--no-int4", help="Also calibrate the result to four bits: dtype int4.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the store.")] = None,
     alias: Annotated[str | None, typer.Option("--alias", help="The pruned model's alias; default: pruned.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
@@ -65,6 +68,7 @@ def command(
         "pruning.decoder_layers": decoder_layers,
         "pruning.trim_vocab": trim_vocab,
         "pruning.speedup": speedup,
+        "quantization.int4": int4,
         "workload.batch": batch,
         "workload.source_tokens": source_tokens,
         "workload.new_tokens": new_tokens,

@@ -59,15 +59,18 @@ def _why_not_native(config: EngineConfig) -> str | None:
 
 
 def _torch_dtype(config: EngineConfig) -> torch.dtype:
-    """What PyTorch computes in; int8 are its weights alone."""
-    if config.dtype == "int8":
+    """What PyTorch computes in; int8 and int4 are its weights alone."""
+    if config.dtype in ("int8", "int4"):
         if config.device != "cpu":
-            raise LoadError(f"dtype 'int8' is for CPUs: use quantization 'bnb-int8' on {config.device!r}")
+            other = "bnb-int8" if config.dtype == "int8" else "bnb-nf4"
+            raise LoadError(f"dtype {config.dtype!r} is for CPUs: use quantization {other!r} on {config.device!r}")
         if config.quantization != "none":
-            raise LoadError(f"dtype 'int8' and quantization {config.quantization!r} exclude each other: name one")
+            raise LoadError(
+                f"dtype {config.dtype!r} and quantization {config.quantization!r} exclude each other: name one"
+            )
         return torch.float32
     if config.dtype not in _DTYPES:
-        raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}, int8")
+        raise LoadError(f"dtype {config.dtype!r} is not supported: use one of {', '.join(_DTYPES)}, int8, int4")
     if config.dtype == "float16" and config.device == "cpu":
         raise LoadError("dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU")
     if config.dtype == "float64" and config.quantization != "none":

@@ -77,7 +77,7 @@ MOST_THREADS = 1024  # far more than pays; a hundred thousand take the system do
 class EngineConfig:
     """How a model is loaded; fixed for the life of its engine."""
 
-    dtype: str = "float32"  # "float32", "bfloat16"; on CPUs "int8" and "float64" too, on CUDA "float16"
+    dtype: str = "float32"  # "float32", "bfloat16"; on CPUs "int8", "int4" and "float64" too, on CUDA "float16"
     device: str = "cpu"
     backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
     graphs: str = "auto"  # steps recorded once and replayed: "auto" is "on" on CUDA, else "off"

@@ -92,7 +92,9 @@ class TorchBackend:
         if quantization in BYTES_PER_WEIGHT:
             check_bitsandbytes(quantization, dtype=dtype, device=device)
         source, target = _source_positions(config), _target_positions(config)
-        with open_network(directory, spec, dtype=dtype, device=device, longest=max(source, target)) as network:
+        with open_network(
+            directory, spec, dtype=dtype, device=device, longest=max(source, target), int4=config.dtype == "int4"
+        ) as network:
             model = build_model(
                 network,
                 dtype=dtype,
@@ -244,8 +246,8 @@ def uses_graphs(config: EngineConfig) -> bool:
 
 
 def _quantization(config: EngineConfig) -> str:
-    """Of the weights: dtype int8 means that they alone are int8, and the rest is computed in float32."""
-    return "int8" if config.dtype == "int8" else config.quantization
+    """Of the weights: dtype int8 or int4 is theirs alone, and the rest is computed in float32."""
+    return config.dtype if config.dtype in ("int8", "int4") else config.quantization
 
 
 def _source_positions(config: EngineConfig) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from server.engine.errors import LoadError
 from server.engine.native.sets import BY_NAME, chosen_set, library_path
 
-FLOAT32, BFLOAT16, INT8 = 0, 1, 2
+FLOAT32, BFLOAT16, INT8, INT4 = 0, 1, 2, 3
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 TILE = 32  # outputs of a matrix are packed in so many
 PRIVATE_ROWS = 4  # rows that each thread may hold converted by itself
