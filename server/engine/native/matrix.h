@@ -205,27 +205,37 @@ NASH_INLINE void multiply_int4(const Matrix& m, const uint8_t* x, size_t stride,
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) result[r][s] = zeros();
   }
+  constexpr int P = kInt4Parts;  // registers of outputs whose sums of a group are held at once
   for (int g = 0; g < groups; g++, w += kGroupBytes) {
 #pragma GCC unroll 8
-    for (int part = 0; part < S * kParts; part++) {  // the sums of one register of outputs, so that all fit
+    for (int part = 0; part < S * kParts; part += P) {
       const int output = column % kTile + part * kLanes;
-      GroupSum sums[N];
+      GroupSum sums[N][P];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
-        const NibbleRegister nibbles = reg_load_nibbles(w + kScaleBytes + (j * kTile + output) * 4);
+        NibbleRegister nibbles[P];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; p++) {
+          nibbles[p] = reg_load_nibbles(w + kScaleBytes + (j * kTile + output + p * kLanes) * 4);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < N; r++) {
           const int8_t* four = reinterpret_cast<const int8_t*>(x + r * stride) + g * kGroup + 4 * j;
-          reg_add_nibbles(sums[r], load_byte_quad(four), load_byte_quad(four + kGroup / 2), nibbles);
+          const ByteQuad low = load_byte_quad(four), high = load_byte_quad(four + kGroup / 2);
+#pragma GCC unroll 2
+          for (int p = 0; p < P; p++) reg_add_nibbles(sums[r][p], low, high, nibbles[p]);
         }
       }
-      const Register steps = reg_load_float16(reinterpret_cast<const uint16_t*>(w) + output);
+#pragma GCC unroll 2
+      for (int p = 0; p < P; p++) {
+        const Register steps = reg_load_float16(reinterpret_cast<const uint16_t*>(w) + output + p * kLanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < N; r++) {
-        const int32_t* corrections = reinterpret_cast<const int32_t*>(x + r * stride + groups * kGroup);
-        const IntRegister total = reg_add(reg_total(sums[r]), reg_splat_int(corrections[g]));
-        Register& all = result[r][part / kParts].part[part % kParts];
-        all = reg_fma(reg_to_floats(total), steps, all);
+        for (int r = 0; r < N; r++) {
+          const int32_t* corrections = reinterpret_cast<const int32_t*>(x + r * stride + groups * kGroup);
+          const IntRegister total = reg_add(reg_total(sums[r][p]), reg_splat_int(corrections[g]));
+          Register& all = result[r][(part + p) / kParts].part[(part + p) % kParts];
+          all = reg_fma(reg_to_floats(total), steps, all);
+        }
       }
     }
   }

@@ -151,7 +151,7 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
 #endif
 
 // Products of int4: nibbles are small enough to count as signed bytes.
-constexpr int kInt4Rows = 6;
+constexpr int kInt4Rows = 4, kInt4Parts = 1;
 inline Register reg_load_float16(const uint16_t* p) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 }
@@ -166,7 +166,8 @@ inline NibbleRegister reg_load_nibbles(const uint8_t* p) {
   const uint8x16_t bytes = vld1q_u8(p);
   return {vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(0x0f))), vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4))};
 }
-inline int8x16_t load_byte_quad(const int8_t* p) {
+using ByteQuad = int8x16_t;
+inline ByteQuad load_byte_quad(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
@@ -175,7 +176,7 @@ inline int8x16_t load_byte_quad(const int8_t* p) {
 struct GroupSum {
   int32x4_t all = vdupq_n_s32(0);
 };
-inline void reg_add_nibbles(GroupSum& sum, int8x16_t low_four, int8x16_t high_four, NibbleRegister nibbles) {
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
   sum.all = vdotq_s32(vdotq_s32(sum.all, nibbles.low, low_four), nibbles.high, high_four);
 }
 inline IntRegister reg_total(GroupSum sum) { return sum.all; }
@@ -184,7 +185,7 @@ inline IntRegister reg_total(GroupSum sum) { return sum.all; }
 struct GroupSum {
   int16x8_t first = vdupq_n_s16(0), second = vdupq_n_s16(0);  // of the outputs 0 and 1, and of 2 and 3
 };
-inline void reg_add_nibbles(GroupSum& sum, int8x16_t low_four, int8x16_t high_four, NibbleRegister nibbles) {
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
   sum.first = vmlal_s8(sum.first, vget_low_s8(nibbles.low), vget_low_s8(low_four));
   sum.second = vmlal_high_s8(sum.second, nibbles.low, low_four);
   sum.first = vmlal_s8(sum.first, vget_low_s8(nibbles.high), vget_low_s8(high_four));
