@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from model_store.errors import InvalidRequestError
 from model_store.families import family_of
+from model_store.int4 import INT4, check_int4
 from model_store.manifest import FILE_NAME, Kind
 from model_store.safetensors_header import TensorInfo, read_header
 from model_store.spec import ModelSpec
@@ -83,7 +84,7 @@ def _check_entry(entry: os.DirEntry[str], directory: Path) -> None:
             f"{entry.path} has no place in a model directory: move it away "
             f"(what belongs there ends in {', '.join(_SUFFIXES)})"
         )
-    if entry.name.endswith(".safetensors") and entry.name != WEIGHTS:
+    if entry.name.endswith(".safetensors") and entry.name not in (WEIGHTS, INT4):
         raise InvalidRequestError(f"{entry.path}: all weights must stand in one {WEIGHTS}: save without shards")
 
 
@@ -109,6 +110,8 @@ def inspect(directory: Path) -> ModelSource:
     spec = ModelSpec.from_config(config)
     tensors = read_header(directory / WEIGHTS)
     _check_tensors(spec, tensors)
+    if (directory / INT4).exists():
+        check_int4(spec, read_header(directory / INT4))
     _check_tokenizer(directory / TOKENIZER, spec)
     used_names = {name for name, _ in spec.tensor_shapes()} | {"lm_head.weight"}
     used = [info for name, info in tensors.items() if name in used_names]

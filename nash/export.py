@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model_store.disk import sync_folder
 from model_store.families import family_of
+from model_store.int4 import INT4
 from model_store.safetensors_header import read_header
 from model_store.source import CONFIG, WEIGHTS, list_files
 from model_store.spec import ModelSpec
@@ -29,7 +30,8 @@ def export(folder: Path, form: Format, out: Path) -> None:
     """Write the model in `folder` to the new folder `out`, whole or not at all.
 
     `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: all layers that are
-    left have all heads and units again, those that were cut with zeros for weights. A dense model is one already.
+    left have all heads and units again, those that were cut with zeros for weights. A dense model is one already. What
+    was calibrated to four bits has the widths of the compact model, and stays behind.
 
     Raises:
         RequestError: `out` is taken.
@@ -48,7 +50,7 @@ def export(folder: Path, form: Format, out: Path) -> None:
     partial.mkdir()
     try:
         for name in names:
-            if not (widened and name in (CONFIG, WEIGHTS)):
+            if not (widened and name in (CONFIG, WEIGHTS, INT4)):
                 shutil.copyfile(folder / name, partial / name)
         if widened:
             _write_stock(folder, config, partial)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from model_store.families import compact_model_type
 from model_store.spec import EncoderLayerSpec, ModelSpec, dense_of
+from nash.int4 import round_without_data
 from nash.latency import Workload
 from nash.parts import parts_of
 from nash.vocabulary import names_tokens
@@ -65,6 +66,8 @@ def load_random_engine(spec: ModelSpec, dense_config: Mapping[str, Any], workloa
     """An engine for the workload with such a model, of which nothing is left on disk."""
     with tempfile.TemporaryDirectory() as folder:
         write_random_model(Path(folder), spec, dense_config)
+        if workload.dtype == "int4":
+            round_without_data(Path(folder))
         return Engine.load(Path(folder), workload.config)
 
 

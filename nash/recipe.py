@@ -183,8 +183,14 @@ class WorkloadRecipe(Section):
     batch: int = Field(default=1, ge=1)
     source_tokens: int | None = Field(default=None, ge=1)
     new_tokens: int | None = Field(default=None, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+
+
+class QuantizationRecipe(Section):
+    """What the finished model has besides: with `int4`, its layers in four bits a weight, calibrated on the data."""
+
+    int4: bool = False
 
 
 class DistillationRecipe(Section):
@@ -220,6 +226,7 @@ class PruneRecipe(Section):
     distillation: DistillationRecipe = DistillationRecipe()
     prune_training: OptimizationRecipe = OptimizationRecipe()
     final_training: OptimizationRecipe = OptimizationRecipe()
+    quantization: QuantizationRecipe = QuantizationRecipe()
     metric: MetricKind = "exact"
     seed: Seed = 0
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

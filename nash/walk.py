@@ -1,6 +1,7 @@
 """The walk from a dense model to a finished compact one, in one run folder.
 
-The vocabulary, the decoder layers, the teacher's answers, pruning with gates, hardening, compaction, final fine-tune.
+The vocabulary, the decoder layers, the teacher's answers, pruning with gates, hardening, compaction, final fine-tune,
+and where asked for the same weights in four bits.
 Every stage leaves its result in the folder and is passed over when it is there, so a run that was interrupted goes on
 where it stopped.
 
@@ -15,11 +16,13 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
+from model_store.int4 import INT4
 from model_store.spec import ModelSpec
 from nash.calibration import calibration_batches, closest_layers, repair
 from nash.compaction import compact, shorten_decoder
 from nash.data import TokenizedPairs
 from nash.distillation import DistillationMaps
+from nash.int4 import calibrate
 from nash.layer_selection import block_ends
 from nash.masking import Gates
 from nash.model_folder import read_spec
@@ -65,8 +68,23 @@ def walk(
 
     `answers` is the folder for the teacher's, where runs of the same model and data share them; else the run's own.
     """
-    if (run.path / "model").is_dir():
-        return
+    if not (run.path / "model").is_dir():
+        _make_model(recipe, task, run, console, plan, answers)
+    model = run.path / "model"
+    if recipe.quantization.int4 and not (model / INT4).exists():
+        console.print("calibrating four bits a weight")
+        limits = {key: getattr(recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
+        calibrate(model, task.train_rows, seed=recipe.seed, **limits)
+
+
+def _make_model(
+    recipe: PruneRecipe,
+    task: Task,
+    run: RunFolder,
+    console: Console,
+    plan: SpeedPlan | None,
+    answers: Path | None,
+) -> None:
     if recipe.pruning.trim_vocab:
         task = _trimmed(task, run, console)
         answers = None  # the teacher is this run's own

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, result_console
+from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
 
 if TYPE_CHECKING:
     from model_store.store import Store, StoredVersion
@@ -29,6 +30,13 @@ def publish(
         str | None, typer.Option(metavar="REF", help="The stored version that this one was made from.")
     ] = None,
     licence: Annotated[str | None, typer.Option(help="The licence of the weights, as in Apache-2.0.")] = None,
+    calibrate_int4: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Rows of its task: also store its layers in four bits, for dtype int4."),
+    ] = None,
+    source_column: Annotated[str, typer.Option(help="Of those rows.")] = "source",
+    target_column: Annotated[str, typer.Option(help="Likewise.")] = "target",
+    prefix: Annotated[str, typer.Option(help="What stands before every source.")] = "",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,7 +45,20 @@ def publish(
 
     target = _open(store)
     lineage = Lineage(parent=None if parent is None else target.resolve(parent).digest)
-    done = target.publish(name, directory, kind=kind, alias=alias, lineage=lineage, licence=licence)
+    with ExitStack() as stack:
+        folder = directory
+        if calibrate_int4 is not None:
+            from nash.int4 import calibrated_copy
+            from nash.models import quiet_libraries
+            from nash.recipe import DataLayout
+            from nash.rows import read_rows
+
+            quiet_libraries()
+            layout = DataLayout(source_column=source_column, target_columns=[target_column], prefix=prefix)
+            rows = read_rows(calibrate_int4, layout)
+            progress_console().print(f"calibrating four bits a weight on rows of {calibrate_int4}")
+            folder = stack.enter_context(calibrated_copy(directory, rows))
+        done = target.publish(name, folder, kind=kind, alias=alias, lineage=lineage, licence=licence)
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})
         return

@@ -99,6 +99,9 @@ def command(
         bool | None,
         _flag("--trim-vocab/--no-trim-vocab", "pruning.trim_vocab", "Keep the tokens that the training rows need."),
     ] = None,
+    int4: Annotated[
+        bool | None, typer.Option("--int4/--no-int4", help="Also calibrate the result to four bits: dtype int4.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The model's name in the store.")] = None,
     alias: Annotated[str | None, _flag("--alias", "alias", "The pruned model's alias.")] = None,
     out: Annotated[
@@ -146,6 +149,7 @@ def command(
         "pruning.decoder_layers": decoder_layers,
         "pruning.trim_vocab": trim_vocab,
         "pruning.speedup": speedup,
+        "quantization.int4": int4,
         "workload.batch": batch,
         "workload.source_tokens": source_tokens,
         "workload.new_tokens": new_tokens,

@@ -101,13 +101,13 @@ class _Reader:
         before, after = self._norms(f"{prefix}_layer_norm", absent=not heads)
         bias_D = self._read(f"{prefix}.out_proj.bias")
         if not heads:
-            nothing = bias_D.new_zeros(0, self._spec.d_model)
+            nothing = Linear(weight_OI=bias_D.new_zeros(0, self._spec.d_model), bias_O=None)
             return AttentionWeights(
                 heads=(),
-                query=Linear(weight_OI=nothing, bias_O=None),
-                key_OI=nothing,
-                value_OI=nothing,
-                out=Linear(weight_OI=nothing.t(), bias_O=bias_D),
+                query=nothing,
+                key=nothing,
+                value=nothing,
+                out=Linear(weight_OI=nothing.weight_OI.t(), bias_O=bias_D),
                 after=after,
             )
         keys_norm = encoded if crosses else before

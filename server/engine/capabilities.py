@@ -14,12 +14,17 @@ from server.engine.native.library import operator_set
 from server.engine.sequence import EngineConfig
 
 AUTO = "auto"
-DTYPES = ("float32", "bfloat16", "float16", "float64", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "int8", "int4")
 
-# What "auto" chooses from, the fastest first. float32, which needs no record of its quality, ends each line.
+NATIVE_DTYPES = ("float32", "bfloat16", "int8", "int4")
+
+# What "auto" chooses from, the fastest first. int4 is none of it: it is faster than int8 for one request at a time, and
+# slower for many, which only who serves the model knows. float32, which needs no record of its quality, ends each line.
 NATIVE_SPEED = ("int8", "bfloat16", "float32")
 TORCH_SPEED = ("bfloat16", "float32")
 CUDA_SPEED = ("bfloat16", "float16", "float32")
+
+_WHOLE_NUMBERS = {"int8": "bnb-int8", "int4": "bnb-nf4"}  # and what stands for them on CUDA
 
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
@@ -46,8 +51,8 @@ def why_not_native(config: EngineConfig) -> str | None:
         return "graphs are PyTorch's"
     if config.quantization != "none":
         return f"quantization {config.quantization!r} is for PyTorch"
-    if config.dtype not in NATIVE_SPEED:
-        return f"it computes in {', '.join(NATIVE_SPEED)}, not in {config.dtype!r}"
+    if config.dtype not in NATIVE_DTYPES:
+        return f"it computes in {', '.join(NATIVE_DTYPES)}, not in {config.dtype!r}"
     choice = operator_set()
     return choice.why if choice.name is None else None
 
@@ -74,17 +79,17 @@ def why_not(config: EngineConfig) -> str | None:
         return f"device {config.device!r} is not known: use 'cpu', 'cuda' or 'cuda:1'"
     if dtype not in DTYPES:
         return f"dtype {dtype!r} is not supported: use one of {AUTO}, {', '.join(DTYPES)}"
-    if dtype == "int8" and config.device != "cpu":
-        return f"dtype 'int8' is for CPUs: use quantization 'bnb-int8' on {config.device!r}"
-    if dtype == "int8" and quantization != "none":
-        return f"dtype 'int8' and quantization {quantization!r} exclude each other: name one"
+    if dtype in _WHOLE_NUMBERS and config.device != "cpu":
+        return f"dtype {dtype!r} is for CPUs: use quantization {_WHOLE_NUMBERS[dtype]!r} on {config.device!r}"
+    if dtype in _WHOLE_NUMBERS and quantization != "none":
+        return f"dtype {dtype!r} and quantization {quantization!r} exclude each other: name one"
     if dtype == "float64" and quantization != "none":
         return f"quantization {quantization!r} does not compute in float64: use 'bfloat16'"
     if config.device != "cpu":
         return _why_not_on_cuda(config)
     if dtype == "float16":
         return "dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU"
-    if dtype in NATIVE_SPEED and engine_name(config) != "torch":
+    if dtype in NATIVE_DTYPES and engine_name(config) != "torch":
         return None
     obstacle = {"bfloat16": torch_bfloat16, "int8": torch_int8}.get(dtype, lambda: None)()
     return None if obstacle is None else f"dtype {dtype!r} is not possible in PyTorch on this CPU: {obstacle}"

@@ -46,8 +46,8 @@ def fold_attention(
     return AttentionWeights(
         heads=heads,
         query=scaled(query, scale),
-        key_OI=key.weight_OI,
-        value_OI=value.weight_OI,
+        key=Linear(weight_OI=key.weight_OI, bias_O=None),
+        value=Linear(weight_OI=value.weight_OI, bias_O=None),
         out=Linear(weight_OI=out.weight_OI, bias_O=bias_D),
         after=after,
     )

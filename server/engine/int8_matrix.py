@@ -30,9 +30,7 @@ class Int8Matrix:
         self.nbytes = self._steps_IO.nbytes + self._scale_O.nbytes + (0 if bias_O is None else bias_O.nbytes)
 
     def apply(self, x_NI: Tensor) -> Tensor:
-        peak_N1 = x_NI.abs().amax(1, keepdim=True)  # NaN stays NaN, and reaches the result through the scale
-        step_N1 = torch.where(peak_N1 == 0, 1.0, peak_N1 / _STEPS)
-        steps_NI = (x_NI * step_N1.reciprocal()).round_()
+        steps_NI, step_N1 = _rounded_rows(x_NI)
         if self._exact:
             sums_NO = torch._int_mm(steps_NI.to(torch.int8), self._steps_IO).float()
         else:
@@ -45,6 +43,34 @@ class Int8Matrix:
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
         return residual_NO.add_(self.apply(x_NI))
+
+
+class RoundedRowsMatrix:
+    """The same rows with weights as they come: of int4, whose steps they are whole multiples of."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        """Both in float32."""
+        self._weight_IO = weight_OI.t()
+        self._bias_O = bias_O
+        self.nbytes = weight_OI.nbytes + (0 if bias_O is None else bias_O.nbytes)
+
+    def apply(self, x_NI: Tensor) -> Tensor:
+        steps_NI, step_N1 = _rounded_rows(x_NI)
+        result_NO = torch.mm(steps_NI, self._weight_IO).mul_(step_N1)
+        return result_NO if self._bias_O is None else result_NO.add_(self._bias_O)
+
+    def activate(self, x_NI: Tensor, activation: str) -> Tensor:
+        return activate_in_place(self.apply(x_NI), activation)
+
+    def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
+        return residual_NO.add_(self.apply(x_NI))
+
+
+def _rounded_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in whole steps, and its step [N, 1]."""
+    peak_N1 = x_NI.abs().amax(1, keepdim=True)  # NaN stays NaN, and reaches the result through the step
+    step_N1 = torch.where(peak_N1 == 0, 1.0, peak_N1 / _STEPS)
+    return (x_NI * step_N1.reciprocal()).round_(), step_N1
 
 
 @cache

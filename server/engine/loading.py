@@ -23,6 +23,7 @@ _DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
     "int8": torch.float32,  # the weights alone, and the products with them, are int8
+    "int4": torch.float32,  # the same
 }
 
 _CHOICES = {

@@ -56,6 +56,8 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> int:
     in_layers = output = float(dtype.itemsize)
     if quantization == "int8":
         in_layers = output = 1.0 if int8_products_are_exact() else 4.0
+    elif quantization == "int4":
+        output = 1.0 if int8_products_are_exact() else 4.0
     elif quantization != "none":
         in_layers = BYTES_PER_WEIGHT[quantization]
     # The output matrix holds a norm or a layout of its own, so a tied one is there twice.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.engine.bitsandbytes_matrix import BYTES_PER_WEIGHT, quantize
 from server.engine.folding import by_head
-from server.engine.int8_matrix import Int8Matrix
+from server.engine.int8_matrix import Int8Matrix, RoundedRowsMatrix
 from server.engine.matrix import Matrix, WideMatrix, lay_out
 from server.engine.model import (
     CrossAttention,
@@ -61,7 +61,8 @@ def build_model(
 ) -> Model:
     """Read the weights, one layer at a time, and lay them out to compute in `dtype` on `device`.
 
-    `quantization`: "int8" for all matrices, "bnb-int8" or "bnb-nf4" for those of the layers.
+    `quantization`: "int8" for all matrices; "int4", "bnb-int8" or "bnb-nf4" for those of the layers. With "int4" they
+    have been rounded already, and the output matrix is int8.
     `longest_source` and `longest_target` bound the positions that the model serves, padding included.
     """
     return _Builder(network, dtype, device, quantization).build(longest_source, longest_target)
@@ -191,7 +192,7 @@ class _Builder:
         return SelfAttention(
             mask=self._mask(attention.heads, stack),
             qkv=self._matrix(
-                by_head([query.weight_OI, attention.key_OI, attention.value_OI], head_dim) * self._factor,
+                by_head([query.weight_OI, attention.key.weight_OI, attention.value.weight_OI], head_dim) * self._factor,
                 bias,
                 single_rows=single_rows,
             ),
@@ -235,7 +236,7 @@ class _Builder:
     def _cross_keys_values(self, cross: list[AttentionWeights]) -> Matrix | None:
         if not cross:
             return None
-        parts = [by_head([layer.key_OI, layer.value_OI], self._network.head_dim) for layer in cross]
+        parts = [by_head([layer.key.weight_OI, layer.value.weight_OI], self._network.head_dim) for layer in cross]
         return self._matrix(torch.cat(parts) * self._factor, None, single_rows=False)
 
     def _output(self) -> Matrix:
@@ -243,6 +244,8 @@ class _Builder:
         weight_OI = output.weight_OI * self._factor
         if self._quantization in BYTES_PER_WEIGHT:  # the logits are what a few bits would be seen in first
             return self._plain_matrix(weight_OI, output.bias_O, single_rows=True)
+        if self._quantization == "int4":
+            return self._counted(Int8Matrix(weight_OI, output.bias_O))
         return self._matrix(weight_OI, output.bias_O, single_rows=True)
 
     def _mask(self, heads: Heads, stack: _Stack) -> Heads:
@@ -275,6 +278,8 @@ class _Builder:
             return self._plain_matrix(weight_OI, bias_O, single_rows=single_rows)
         if self._quantization == "int8":
             return self._counted(Int8Matrix(weight_OI, bias_O))
+        if self._quantization == "int4":
+            return self._counted(RoundedRowsMatrix(weight_OI, bias_O))
         bias_O = None if bias_O is None else bias_O.to(self._dtype)
         return self._counted(quantize(self._quantization, weight_OI, bias_O))
 

@@ -32,11 +32,20 @@ Layer = TypeVar("Layer")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int4Weights:
+    """A matrix in four bits a weight, each group of 32 inputs of an output in steps of its own."""
+
+    nibbles_OGB: Tensor  # uint8; two inputs a byte, as model_store/int4.py says
+    steps_OG: Tensor  # float16
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear:
     """x W^T + b."""
 
     weight_OI: Tensor
     bias_O: Tensor | None
+    int4: Int4Weights | None = None  # the same weights, where they were calibrated to four bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +65,8 @@ class AttentionWeights:
 
     heads: Heads  # kept heads by their index in the dense model, ascending: columns of the position bias
     query: Linear  # [HE, D]
-    key_OI: Tensor  # [HE, D], of the stack's own residual, or of the encoder's output for cross-attention
-    value_OI: Tensor  # [HE, D], likewise
+    key: Linear  # [HE, D] without bias, of the stack's own residual, or of the encoder's output for cross-attention
+    value: Linear  # [HE, D], likewise
     out: Linear  # [D, HE]
     after: Norm | None  # where the norm comes last
 

@@ -93,7 +93,9 @@ class TorchBackend:
         _check_memory(spec, config, dtype, available_bytes(device))
         if quantization in BYTES_PER_WEIGHT:
             check_bitsandbytes(quantization, dtype=dtype, device=device)
-        with open_network(directory, spec, dtype=dtype, device=device, longest=longest_positions(config)) as network:
+        with open_network(
+            directory, spec, dtype=dtype, device=device, longest=longest_positions(config), int4=config.dtype == "int4"
+        ) as network:
             return cls.build(network, spec, config, dtype, progress)
 
     @classmethod
@@ -278,8 +280,8 @@ def longest_positions(config: EngineConfig) -> int:
 
 
 def _quantization(config: EngineConfig) -> str:
-    """Of the weights: dtype int8 means that they alone are int8, and the rest is computed in float32."""
-    return "int8" if config.dtype == "int8" else config.quantization
+    """Of the weights: dtype int8 or int4 is theirs alone, and the rest is computed in float32."""
+    return config.dtype if config.dtype in ("int8", "int4") else config.quantization
 
 
 def _source_positions(config: EngineConfig) -> int:

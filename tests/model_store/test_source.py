@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
+from model_store.int4 import INT4
 from model_store.ref import Ref
 from model_store.source import inspect, list_files
 from model_store.store import Store
+from nash.int4 import round_without_data
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5, build_tokenizer
 
@@ -247,3 +249,21 @@ def test_not_a_directory(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere", "is not a directory")
     (tmp_path / "file").write_text("")
     refuse(tmp_path / "file", "is not a directory")
+
+
+def test_four_bits_of_the_model_itself_are_accepted(model_dir: Path) -> None:
+    round_without_data(model_dir)
+    assert INT4 in list_files(model_dir)
+    assert inspect(model_dir) == inspect(build_tiny_t5(model_dir.parent / "plain"))
+
+
+def test_four_bits_of_another_model_are_refused(model_dir: Path) -> None:
+    round_without_data(model_dir)
+    tensors = load_file(model_dir / INT4)
+    for changed, message in (
+        ({key: value for key, value in tensors.items() if key != "encoder.0.ffn.out.steps"}, "lacks the tensor"),
+        (tensors | {"encoder.9.ffn.out.steps": torch.ones(1).half()}, "has no place for the tensor 'encoder.9"),
+        (tensors | {"encoder.0.ffn.out.steps": torch.ones(32, 2)}, r"is F32 \[32, 2\], .* calls for F16 \[32, 2\]"),
+    ):
+        save_file(changed, model_dir / INT4)
+        refuse(model_dir, message)

@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from model_store.errors import InvalidRequestError, NotFoundError
+from model_store.int4 import INT4
 from model_store.store import Store
 from nash.cli.models import app
+from server.engine.engine import Engine
+from server.engine.sequence import EngineConfig, GenerationParameters
 from tests.tiny_models import build_tiny_t5
 
 Run = Callable[..., Any]
@@ -137,3 +140,16 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_publish_calibrated(run: Run, model: Path, root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": word, "answer": word[::-1]}) + "\n" for word in ("abc", "de", "fghi")))
+    columns = ("--source-column", "text", "--target-column", "answer")
+    done = run("publish", "g2p", model, "--calibrate-int4", data, *columns)
+    assert run("publish", "g2p", model, "--calibrate-int4", data, *columns) == done | {"created": False}
+    assert {file["path"] for file in run("show", "g2p")["files"]} == {p.name for p in model.iterdir()} | {INT4}
+    engine = Engine.load(Store(root).checkout("g2p"), EngineConfig(dtype="int4", slots=1))
+    [answer] = engine.generate([[5, 6, 1]], GenerationParameters(max_new_tokens=3, ignore_eos=True))
+    assert len(answer.tokens) == 3
+    assert "column 'source' is missing" in str(refused(root, "publish", "g2p", model, "--calibrate-int4", data))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from model_store.int4 import INT4
 from model_store.store import Store
 from nash.model_folder import read_spec
 from nash.models import load_dense
@@ -21,6 +22,7 @@ from nash.training import last_checkpoint
 from server.engine.capabilities import engine_name, speed_order
 from server.engine.cpus import instruction_sets
 from server.engine.dtype_choice import choose_dtype
+from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
 from tests.nash.command_line import PROGRAM, Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
@@ -191,6 +193,19 @@ def test_flags_alone(run: Run, task: Task, tmp_path: Path) -> None:
     assert stored.manifest.lineage.parent == Store(store).resolve("reverse@dense").digest
     spec = read_spec(Store(store).checkout("reverse@s"))
     assert (len(spec.decoder), spec.encoder_sparsity) == (1, 0.0)
+
+
+def test_four_bits_besides(run: Run, task: Task, tmp_path: Path) -> None:
+    """Of a finished run they are all that is still to be made, and a part of what is published."""
+    out, store = shutil.copytree(run.out, tmp_path / "run"), tmp_path / "store"
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps(settings | {"quantization": {"int4": True}}))
+    done = nash("prune", task.recipe(), "--int4", "--out", out, "--store", store, "--json")
+    assert "calibrating four bits a weight" in done.err
+    assert done.document()["ref"] == "reverse@pruned"
+    version = Store(store).resolve("reverse@pruned")
+    assert INT4 in [file.path for file in version.manifest.files]
+    Engine.load(Store(store).checkout(version.ref), EngineConfig(dtype="int4", slots=1))
 
 
 def test_a_table_for_people(run: Run, task: Task) -> None:

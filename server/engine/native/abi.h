@@ -5,7 +5,7 @@
 
 extern "C" {
 
-enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kInt4 = 3 };
 enum Activation : int32_t { kRelu = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3 };
 
 // A linear map; without outputs there is none, without inputs there is its bias alone.

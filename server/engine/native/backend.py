@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model_store.spec import ModelSpec
@@ -27,7 +28,10 @@ from server.engine.sequence import EngineConfig
 from server.engine.topology import default_threads
 from server.engine.weights import open_network
 
-DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8}
+DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8, "int4": native.INT4}
+
+# A weight's: in the layers, in the output matrix, in the embedding.
+_BYTES = {"float32": (4, 4, 4), "bfloat16": (2, 2, 2), "int8": (1, 1, 2), "int4": (18 / 32, 1, 2)}
 
 _BLOCK_ROWS = 64  # positions that go through a layer together; their feed-forward units stay in the cache
 _MOST_REFUSED = 8  # slices that are too short for a block of rows, one after the other
@@ -49,7 +53,8 @@ class NativeBackend:
         """
         longest = max(config.max_source_tokens, config.max_new_tokens + 1)
         cpu = torch.device("cpu")
-        with open_network(directory, spec, dtype=torch.float32, device=cpu, longest=longest) as net:
+        int4 = config.dtype == "int4"
+        with open_network(directory, spec, dtype=torch.float32, device=cpu, longest=longest, int4=int4) as net:
             _check_memory(_weight_bytes(spec, config), _CachePlan(net, config).nbytes, config)
             return cls(net, config)
 
@@ -297,10 +302,9 @@ def _weight_bytes(spec: ModelSpec, config: EngineConfig) -> int:
     embedding that it is tied to, because a norm is folded into it.
     """
     tensors = sum(math.prod(shape) for _, shape in spec.tensor_shapes())
-    size, looked_up = (1, 2) if config.dtype == "int8" else (4, 4) if config.dtype == "float32" else (2, 2)
-    return (tensors + spec.target_vocab_size * spec.d_model) * size + spec.vocab_size * spec.d_model * (
-        looked_up - size
-    )
+    in_layers, in_output, looked_up = _BYTES[config.dtype]
+    embedding, output = spec.vocab_size * spec.d_model, spec.target_vocab_size * spec.d_model
+    return math.ceil((tensors - embedding) * in_layers + output * in_output + embedding * looked_up)
 
 
 def _check_memory(weights: int, caches: int, config: EngineConfig) -> None:
@@ -375,7 +379,7 @@ class _Builder:
                 layer.ffn = self._feed_forward(weights.ffn)
             layers.append(layer)
         output = self._net.output()
-        stack.output = self._matrix(output.weight_OI, output.bias_O)
+        stack.output = self._matrix(output)
         return self._with_layers(stack, layers)
 
     def _stack(self, side: network.StackWeights[network.Layer]) -> native.Stack:
@@ -416,9 +420,9 @@ class _Builder:
         attention = native.Attention(heads=len(weights.heads))
         self.widest_attention = max(self.widest_attention, len(weights.heads) * self._net.head_dim)
         if weights.heads:
-            attention.queries = self._matrix(weights.query.weight_OI, weights.query.bias_O)
-            attention.keys_values = self._matrix(torch.cat((weights.key_OI, weights.value_OI)), None)
-        attention.out = self._matrix(weights.out.weight_OI, weights.out.bias_O)
+            attention.queries = self._matrix(weights.query)
+            attention.keys_values = self._matrix(_joined(weights.key, weights.value))
+        attention.out = self._matrix(weights.out)
         attention.after = self._norm(weights.after)
         return attention
 
@@ -456,30 +460,39 @@ class _Builder:
     def _feed_forward(self, weights: network.FeedForwardWeights) -> native.FeedForward:
         self.widest_units = max(self.widest_units, len(weights.into.weight_OI))
         ffn = native.FeedForward(
-            into=self._matrix(weights.into.weight_OI, weights.into.bias_O),
-            out=self._matrix(weights.out.weight_OI, weights.out.bias_O),
+            into=self._matrix(weights.into),
+            out=self._matrix(weights.out),
             after=self._norm(weights.after),
         )
         if weights.gate is not None:
-            ffn.gate = self._matrix(weights.gate.weight_OI, weights.gate.bias_O)
+            ffn.gate = self._matrix(weights.gate)
         return ffn
 
-    def _matrix(self, weight_OI: Tensor, bias_O: Tensor | None) -> native.Matrix:
-        outputs, inputs = weight_OI.shape
-        weight_OI = weight_OI.to(torch.float32).contiguous()
+    def _matrix(self, linear: network.Linear) -> native.Matrix:
+        """In the builder's dtype; of int4 what was not calibrated is int8: the output matrix."""
+        outputs, inputs = linear.weight_OI.shape
         lanes = -(-outputs // native.TILE) * native.TILE
-        size = self._library.packed_bytes(outputs, inputs, self._dtype)
-        packed = self._weights.take(size, torch.uint8)
-        matrix = native.Matrix(outputs=outputs, inputs=inputs, dtype=self._dtype, weights=packed.data_ptr())
-        if self._dtype == native.INT8:
-            matrix.scales = self._weights.take(lanes, torch.float32).data_ptr()
-            matrix.offsets = self._weights.take(lanes, torch.int32).data_ptr()
-        self._library.pack(
-            weight_OI.data_ptr(), outputs, inputs, self._dtype, packed.data_ptr(), matrix.scales, matrix.offsets
-        )
-        if bias_O is not None:
+        dtype = native.INT8 if self._dtype == native.INT4 and linear.int4 is None else self._dtype
+        matrix = native.Matrix(outputs=outputs, inputs=inputs, dtype=dtype)
+        if linear.int4 is not None:
+            tiles = int4_tiles(linear.int4)
+            packed = self._weights.take(tiles.numel(), torch.uint8)
+            packed.copy_(tiles)
+            matrix.weights = packed.data_ptr()
+        else:
+            weight_OI = linear.weight_OI.to(torch.float32).contiguous()
+            matrix.weights = self._weights.take(
+                self._library.packed_bytes(outputs, inputs, dtype), torch.uint8
+            ).data_ptr()
+            if dtype == native.INT8:
+                matrix.scales = self._weights.take(lanes, torch.float32).data_ptr()
+                matrix.offsets = self._weights.take(lanes, torch.int32).data_ptr()
+            self._library.pack(
+                weight_OI.data_ptr(), outputs, inputs, dtype, matrix.weights, matrix.scales, matrix.offsets
+            )
+        if linear.bias_O is not None:
             bias = self._weights.take(lanes, torch.float32)
-            bias[:outputs] = bias_O
+            bias[:outputs] = linear.bias_O
             matrix.bias = bias.data_ptr()
         return matrix
 
@@ -494,6 +507,32 @@ class _Builder:
         kept = self._weights.take(tensor.numel(), torch.float32)
         kept.view(tensor.shape).copy_(tensor)
         return kept.data_ptr()
+
+
+def _joined(first: network.Linear, second: network.Linear) -> network.Linear:
+    """The outputs of two maps without bias, one after the other."""
+    int4 = None
+    if first.int4 is not None and second.int4 is not None:
+        int4 = network.Int4Weights(
+            nibbles_OGB=torch.cat((first.int4.nibbles_OGB, second.int4.nibbles_OGB)),
+            steps_OG=torch.cat((first.int4.steps_OG, second.int4.steps_OG)),
+        )
+    weight_OI = torch.cat((first.weight_OI, second.weight_OI))
+    return network.Linear(weight_OI=weight_OI, bias_O=None, int4=int4)
+
+
+def int4_tiles(int4: network.Int4Weights) -> Tensor:
+    """The weights as the operator reads them, all bytes in a row: for each tile and group its steps, then its nibbles.
+
+    A tile's outputs are side by side, so that a register holds four inputs of each.
+    """
+    outputs, groups = int4.steps_OG.shape
+    missing = -outputs % native.TILE
+    # Beyond the last output steps are 0, and nibbles 8, which count as 0.
+    steps_TOG = F.pad(int4.steps_OG, (0, 0, 0, missing)).view(-1, native.TILE, groups)
+    nibbles = F.pad(int4.nibbles_OGB, (0, 0, 0, 0, 0, missing), value=0x88).view(-1, native.TILE, groups, 4, 4)
+    steps = steps_TOG.transpose(1, 2).contiguous().view(torch.uint8)
+    return torch.cat((steps, nibbles.permute(0, 2, 3, 1, 4).flatten(2)), dim=2).flatten()
 
 
 def _blocks(positions: int) -> int:

@@ -9,7 +9,7 @@ from server.engine.errors import LoadError
 from server.engine.native.sets import BY_NAME, SetChoice, chosen_set, library_path
 from server.engine.topology import placement
 
-FLOAT32, BFLOAT16, INT8 = 0, 1, 2
+FLOAT32, BFLOAT16, INT8, INT4 = 0, 1, 2, 3
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 TILE = 32  # outputs of a matrix are packed in so many
 QUERIES = 4  # that a thread attends with at once, each with scores of its own

@@ -15,6 +15,11 @@ constexpr int kTile = 2 * kNumbers;  // outputs of a tile
 constexpr int kBlock = 8;            // rows of a block, where rows are divided among threads
 constexpr size_t kLineBytes = 64;      // of the cache
 
+// int4: inputs of an output that share a scale, and the bytes of a tile's group: its scales, then two weights a byte.
+constexpr int kGroup = 32;
+constexpr int kScaleBytes = 2 * kTile, kGroupBytes = kScaleBytes + kTile * kGroup / 2;
+inline int groups_of(const Matrix& m) { return (m.inputs + kGroup - 1) / kGroup; }
+
 struct Moments {
   float mean, factor;  // a normed value is (x - mean) * factor
 };
@@ -49,6 +54,7 @@ inline void norm_in_place(const Stack& stack, const Norm& norm, float* x) {
 inline int tiles(const Matrix& m) { return round_up(m.outputs, kTile) / kTile; }
 
 inline size_t input_stride(const Matrix& m) {  // bytes
+  if (m.dtype == kInt4) return static_cast<size_t>(round_up(groups_of(m) * (kGroup + 4), 64));
   const size_t size = m.dtype == kInt8 ? sizeof(Quantized) : m.dtype == kBFloat16 ? sizeof(Factor) : sizeof(float);
   return static_cast<size_t>(round_up(static_cast<int>(m.inputs * size), 64));
 }
@@ -60,11 +66,30 @@ struct Inputs {
   const float* scales;
 };
 
+// Rows of int4: the whole numbers, group by group, then what takes away from the products of each group the 8 that all
+// its weights have added. Numbers beyond the last input are zero.
+inline void store_groups(const Matrix& m, const float* x, Floats mean, Floats inverse, uint8_t* out) {
+  const int n = m.inputs, groups = groups_of(m);
+  int8_t* bytes = reinterpret_cast<int8_t*>(out);
+  int32_t* corrections = reinterpret_cast<int32_t*>(out + groups * kGroup);
+  for (int g = 0; g < groups; g++) {
+    Floats all = zeros();
+    for (int i = g * kGroup; i < (g + 1) * kGroup; i += kNumbers) {
+      const int left = std::max(n - i, 0);
+      const Floats v = rounded(first_of(left, load(x + i, left) - mean, zeros()) * inverse);
+      store_bytes(bytes + i, v);
+      all = all + v;
+    }
+    const float total = sum(all);
+    corrections[g] = std::isfinite(total) ? -8 * static_cast<int32_t>(total) : 0;
+  }
+}
+
 // Write (x - mean) * factor as inputs of a matrix. Values beyond the last input are zero.
 inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* out, float* scale) {
   const int n = m.inputs;
   const Floats mean = splat(moments.mean);
-  if (m.dtype != kInt8) {
+  if (m.dtype != kInt8 && m.dtype != kInt4) {
     const Floats factor = splat(moments.factor);
     for (int i = 0; i < n; i += kNumbers) {
       const Floats v = first_of(n - i, (load(x + i, n - i) - mean) * factor, zeros());
@@ -87,6 +112,7 @@ inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* o
   const float step = peak == 0 ? 1.f : peak / 127.f;
   *scale = step * moments.factor;
   const Floats inverse = splat(1.f / step);
+  if (m.dtype == kInt4) return store_groups(m, x, mean, inverse, out);
   for (int i = 0; i < n; i += kNumbers) {
     const Floats v = first_of(n - i, load(x + i, n - i) - mean, zeros());
     store_quantized(reinterpret_cast<Quantized*>(out) + i, v * inverse);
@@ -190,9 +216,64 @@ NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride,
   }
 }
 
+// Weights are a tile's groups one after the other: 32 scales in float16, then [4][32][4] bytes, of which byte (j, o, i)
+// holds the weights of output o for inputs 4j + i (low) and 16 + 4j + i (high), each with 8 added.
+template <int N, int S>
+NASH_INLINE void multiply_int4(const Matrix& m, const uint8_t* x, size_t stride, const float* scales, int column, Fetch ahead,
+                               Floats (&result)[N][S]) {
+  const int groups = groups_of(m);
+  const uint8_t* w = static_cast<const uint8_t*>(m.weights) + static_cast<size_t>(column / kTile) * groups * kGroupBytes;
+#pragma GCC unroll 8
+  for (int r = 0; r < N; r++) {
+#pragma GCC unroll 2
+    for (int s = 0; s < S; s++) result[r][s] = zeros();
+  }
+  constexpr int P = kInt4Parts;  // registers of outputs whose sums of a group are held at once
+  for (int g = 0; g < groups; g++, w += kGroupBytes) {
+#pragma GCC unroll 8
+    for (int part = 0; part < S * kParts; part += P) {
+      const int output = column % kTile + part * kLanes;
+      GroupSum sums[N][P];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        NibbleRegister nibbles[P];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; p++) {
+          fetch(ahead);
+          nibbles[p] = reg_load_nibbles(w + kScaleBytes + (j * kTile + output + p * kLanes) * 4);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < N; r++) {
+          const int8_t* four = reinterpret_cast<const int8_t*>(x + r * stride) + g * kGroup + 4 * j;
+          const ByteQuad low = load_byte_quad(four), high = load_byte_quad(four + kGroup / 2);
+#pragma GCC unroll 2
+          for (int p = 0; p < P; p++) reg_add_nibbles(sums[r][p], low, high, nibbles[p]);
+        }
+      }
+#pragma GCC unroll 2
+      for (int p = 0; p < P; p++) {
+        const Register steps = reg_load_float16(reinterpret_cast<const uint16_t*>(w) + output + p * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < N; r++) {
+          const int32_t* corrections = reinterpret_cast<const int32_t*>(x + r * stride + groups * kGroup);
+          const IntRegister total = reg_add(reg_total(sums[r][p]), reg_splat_int(corrections[g]));
+          Register& all = result[r][(part + p) / kParts].part[(part + p) % kParts];
+          all = reg_fma(reg_to_floats(total), steps, all);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int s = 0; s < S; s++) {
+#pragma GCC unroll 8
+    for (int r = 0; r < N; r++) result[r][s] = result[r][s] * splat(scales[r]);
+  }
+}
+
 inline size_t tile_bytes(const Matrix& m) {
   switch (m.dtype) {
     case kInt8: return static_cast<size_t>(round_up(m.inputs, 4)) * kTile;
+    case kInt4: return static_cast<size_t>(groups_of(m)) * kGroupBytes;
     case kBFloat16: return static_cast<size_t>(round_up(m.inputs, 2)) * kTile * 2;
     default: return static_cast<size_t>(m.inputs) * kTile * 4;
   }
@@ -204,6 +285,8 @@ void product_block(const Matrix& m, const Inputs& in, int row, int column, Fetch
   Floats result[N][S];
   if (m.dtype == kInt8) {
     multiply_int8<N, S>(m, x, in.stride, in.scales + row, column, ahead, result);
+  } else if (m.dtype == kInt4) {
+    multiply_int4<N, S>(m, x, in.stride, in.scales + row, column, ahead, result);
   } else if (m.dtype == kBFloat16) {
     multiply_bfloat16<N, S>(m, x, in.stride, column, ahead, result);
   } else {
@@ -263,6 +346,7 @@ template <class Use>
 void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
   switch (m.dtype) {
     case kInt8: return product_tile_by<kQuadRowsByTwo, kQuadRowsByOne>(m, in, rows, tile, use);
+    case kInt4: return product_tile_by<kInt4Rows, 0>(m, in, rows, tile, use);
     case kBFloat16: return product_tile_by<kPairRowsByTwo, kPairRowsByOne>(m, in, rows, tile, use);
     default: return product_tile_by<kRowsByTwo, kRowsByOne>(m, in, rows, tile, use);
   }

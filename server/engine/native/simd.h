@@ -224,3 +224,9 @@ NASH_INLINE Ints add_quads(Ints sum, QuantizedQuad four, Quads quads) {
   for (int i = 0; i < kParts; i++) result.part[i] = reg_add_quads(sum.part[i], four, quads.part[i]);
   return result;
 }
+
+// A row's whole numbers for products of int4, signed bytes on every processor.
+NASH_INLINE void store_bytes(int8_t* p, Floats x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; i++) reg_store_bytes(p + i * kLanes, x.part[i]);
+}

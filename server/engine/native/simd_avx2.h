@@ -159,3 +159,47 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
   return _mm256_add_epi32(_mm256_add_epi32(sum, even), odd);
 }
 #endif
+
+// Products of int4. The instruction's unsigned side is the weight's, so a row's bytes keep their sign.
+constexpr int kInt4Rows = 4, kInt4Parts = 1;
+inline Register reg_load_float16(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void reg_store_bytes(int8_t* p, Register x) {
+  const __m256i q = _mm256_cvtps_epi32(x);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+using ByteQuad = IntRegister;
+inline ByteQuad load_byte_quad(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+struct NibbleRegister {
+  __m256i low, high;
+};
+inline NibbleRegister reg_load_nibbles(const uint8_t* p) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask = _mm256_set1_epi8(0x0f);
+  return {_mm256_and_si256(bytes, mask), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask)};
+}
+#if defined(__AVXVNNI__)
+struct GroupSum {
+  __m256i all = _mm256_setzero_si256();
+};
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
+  sum.all = _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(sum.all, nibbles.low, low_four), nibbles.high, high_four);
+}
+inline IntRegister reg_total(GroupSum sum) { return sum.all; }
+#else
+// vpmaddubsw never saturates here: the sixteen products of a group that meet in 16 bits reach 16 * 15 * 127 at most.
+struct GroupSum {
+  __m256i words = _mm256_setzero_si256();
+};
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
+  sum.words = _mm256_add_epi16(sum.words, _mm256_maddubs_epi16(nibbles.low, low_four));
+  sum.words = _mm256_add_epi16(sum.words, _mm256_maddubs_epi16(nibbles.high, high_four));
+}
+inline IntRegister reg_total(GroupSum sum) { return _mm256_madd_epi16(sum.words, _mm256_set1_epi16(1)); }
+#endif
+inline IntRegister reg_add(IntRegister a, IntRegister b) { return _mm256_add_epi32(a, b); }

@@ -151,3 +151,45 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
   return _mm512_add_epi32(_mm512_add_epi32(sum, even), odd);
 }
 #endif
+
+// Products of int4. The instruction's unsigned side is the weight's, so a row's bytes keep their sign.
+constexpr int kInt4Rows = 8, kInt4Parts = 2;
+inline Register reg_load_float16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void reg_store_bytes(int8_t* p, Register x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+using ByteQuad = IntRegister;
+inline ByteQuad load_byte_quad(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+struct NibbleRegister {
+  __m512i low, high;
+};
+inline NibbleRegister reg_load_nibbles(const uint8_t* p) {
+  const __m512i bytes = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(0x0f);
+  return {_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask)};
+}
+#if defined(__AVX512VNNI__)
+struct GroupSum {
+  __m512i all = _mm512_setzero_si512();
+};
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
+  sum.all = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum.all, nibbles.low, low_four), nibbles.high, high_four);
+}
+inline IntRegister reg_total(GroupSum sum) { return sum.all; }
+#else
+// vpmaddubsw never saturates here: the sixteen products of a group that meet in 16 bits reach 16 * 15 * 127 at most.
+struct GroupSum {
+  __m512i words = _mm512_setzero_si512();
+};
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
+  sum.words = _mm512_add_epi16(sum.words, _mm512_maddubs_epi16(nibbles.low, low_four));
+  sum.words = _mm512_add_epi16(sum.words, _mm512_maddubs_epi16(nibbles.high, high_four));
+}
+inline IntRegister reg_total(GroupSum sum) { return _mm512_madd_epi16(sum.words, _mm512_set1_epi16(1)); }
+#endif
+inline IntRegister reg_add(IntRegister a, IntRegister b) { return _mm512_add_epi32(a, b); }

@@ -153,3 +153,48 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
   return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 #endif
+
+// Products of int4: nibbles are small enough to count as signed bytes.
+constexpr int kInt4Rows = 4, kInt4Parts = 1;
+inline Register reg_load_float16(const uint16_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+inline void reg_store_bytes(int8_t* p, Register x) {
+  const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(x));
+  vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(words, words))), 0);
+}
+struct NibbleRegister {
+  int8x16_t low, high;
+};
+inline NibbleRegister reg_load_nibbles(const uint8_t* p) {
+  const uint8x16_t bytes = vld1q_u8(p);
+  return {vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(0x0f))), vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4))};
+}
+using ByteQuad = int8x16_t;
+inline ByteQuad load_byte_quad(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+#if defined(__ARM_FEATURE_DOTPROD)
+struct GroupSum {
+  int32x4_t all = vdupq_n_s32(0);
+};
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
+  sum.all = vdotq_s32(vdotq_s32(sum.all, nibbles.low, low_four), nibbles.high, high_four);
+}
+inline IntRegister reg_total(GroupSum sum) { return sum.all; }
+#else
+// The eight products of a group that meet in 16 bits reach 8 * 15 * 127 at most.
+struct GroupSum {
+  int16x8_t first = vdupq_n_s16(0), second = vdupq_n_s16(0);  // of the outputs 0 and 1, and of 2 and 3
+};
+inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
+  sum.first = vmlal_s8(sum.first, vget_low_s8(nibbles.low), vget_low_s8(low_four));
+  sum.second = vmlal_high_s8(sum.second, nibbles.low, low_four);
+  sum.first = vmlal_s8(sum.first, vget_low_s8(nibbles.high), vget_low_s8(high_four));
+  sum.second = vmlal_high_s8(sum.second, nibbles.high, high_four);
+}
+inline IntRegister reg_total(GroupSum sum) { return vpaddq_s32(vpaddlq_s16(sum.first), vpaddlq_s16(sum.second)); }
+#endif
+inline IntRegister reg_add(IntRegister a, IntRegister b) { return vaddq_s32(a, b); }

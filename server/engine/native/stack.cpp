@@ -16,6 +16,10 @@
 // int8: weights symmetric per output, activations symmetric per row. vpdpbusd wants one side unsigned: there, 128 is
 // added to activations, and `offsets` takes 128 * sum of weights away again. A row's scale depends on that row alone, so
 // its neighbours in a batch never change its result.
+//
+// int4: weights in groups of 32 inputs with a scale each (matrix.h has the layout), rows as signed bytes. The
+// instruction's unsigned side is the weight's, with 8 added; what that adds to a group's products is 8 times the sum of
+// the row's numbers there, which the row's form brings along. A group's sum is exact, and groups are added in float32.
 
 #include <algorithm>
 #include <chrono>

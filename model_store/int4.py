@@ -1,0 +1,72 @@
+"""`int4.safetensors`: a model's layers in four bits a weight, calibrated on task data, beside its `model.safetensors`.
+
+It holds two tensors for each matrix [O, I] of the layers, G groups of 32 inputs each:
+
+    NAME.nibbles   U8 [O, G, 16]   byte b of a group has the weight of its input b low, of its input b + 16 high
+    NAME.steps     F16 [O, G]      a weight is (nibble - 8) * step
+
+Inputs beyond the last have the nibble 8. A matrix is the one that the engine multiplies with, what it folds into it
+included; NAME is its place in the engine's layers, as in `decoder.3.cross.key`. Embeddings and the output matrix are
+not there.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from model_store.errors import InvalidRequestError
+from model_store.safetensors_header import TensorInfo
+
+if TYPE_CHECKING:
+    from model_store.spec import ModelSpec
+
+INT4 = "int4.safetensors"
+GROUP = 32  # inputs that share a step
+
+
+def int4_matrices(spec: "ModelSpec") -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name and shape [O, I] of every matrix that the file holds for a model of this shape."""
+    for i, layer in enumerate(spec.encoder):
+        yield from _attention(spec, f"encoder.{i}.attention", len(layer.heads))
+        yield from _feed_forward(spec, f"encoder.{i}.ffn", layer.ffn)
+    for i, decoder_layer in enumerate(spec.decoder):
+        yield from _attention(spec, f"decoder.{i}.attention", len(decoder_layer.self_heads))
+        yield from _attention(spec, f"decoder.{i}.cross", len(decoder_layer.cross_heads))
+        yield from _feed_forward(spec, f"decoder.{i}.ffn", decoder_layer.ffn)
+
+
+def _attention(spec: "ModelSpec", prefix: str, heads: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    if heads:
+        inner = heads * spec.head_dim
+        for name in ("query", "key", "value"):
+            yield f"{prefix}.{name}", (inner, spec.d_model)
+        yield f"{prefix}.out", (spec.d_model, inner)
+
+
+def _feed_forward(spec: "ModelSpec", prefix: str, units: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    if units:
+        for name in ("gate", "into") if spec.gated_ffn else ("into",):
+            yield f"{prefix}.{name}", (units, spec.d_model)
+        yield f"{prefix}.out", (spec.d_model, units)
+
+
+def check_int4(spec: "ModelSpec", tensors: Mapping[str, TensorInfo]) -> None:
+    """Compare the file's tensors with the model's shape.
+
+    Raises:
+        InvalidRequestError: one is missing, has no place, or is of another shape or dtype.
+    """
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, (outputs, inputs) in int4_matrices(spec):
+        groups = -(-inputs // GROUP)
+        wanted[f"{name}.nibbles"] = ("U8", (outputs, groups, GROUP // 2))
+        wanted[f"{name}.steps"] = ("F16", (outputs, groups))
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        what = "lacks" if name in wanted else "has no place for"
+        raise InvalidRequestError(f"{INT4} {what} the tensor {name[:120]!r}: calibrate the model again")
+    for name, (dtype, shape) in wanted.items():
+        found = tensors[name]
+        if (found.dtype, found.shape) != (dtype, shape):
+            raise InvalidRequestError(
+                f"{INT4}: {name!r} is {found.dtype} {list(found.shape)}, the model's shape calls for "
+                f"{dtype} {list(shape)}: calibrate the model again"
+            )

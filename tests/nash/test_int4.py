@@ -1,0 +1,113 @@
+"""From a model and data to its `int4.safetensors`: whose inputs are counted, and what comes of them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model_store.int4 import INT4, int4_matrices
+from nash.data import TokenizedPairs
+from nash.int4 import _input_grams, calibrate, calibrated_copy, round_without_data
+from nash.model_folder import read_spec
+from nash.models import load_dense, load_tokenizer
+from nash.rows import Row
+from nash.training import decoder_inputs
+from server.engine.sequence import EngineConfig
+from server.engine.torch_backend import TorchBackend
+from tests.engine.family_reference import backend_logits
+from tests.nash.pruned_families import FAMILIES, build
+from tests.nash.tiny_training import build_task_model, task_rows
+from tests.tiny_models import build_tiny_t5
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_task_model(tmp_path_factory.mktemp("int4") / "model", dropout=0.1)
+
+
+def own_copy(directory: Path, to: Path) -> Path:
+    return Path(shutil.copytree(directory, to))
+
+
+def pairs_of(folder: Path, rows: list[Row]) -> list[tuple[list[int], list[int]]]:
+    tokenized = TokenizedPairs(rows, load_tokenizer(folder), max_source_tokens=64, max_target_tokens=64)
+    return list(zip(tokenized.sources, tokenized.targets, strict=True))
+
+
+@torch.no_grad()
+def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path) -> None:
+    """With a norm's weights taken away where they are folded into the matrix; padding counts nowhere."""
+    pairs = pairs_of(model_dir, task_rows(40))
+    model = load_dense(model_dir).eval()
+    inputs: dict[str, list[Tensor]] = {}
+    ours_by_theirs = {
+        "encoder.1.attention.key": "encoder.block.1.layer.0.SelfAttention.k",
+        "encoder.2.ffn.out": "encoder.block.2.layer.1.DenseReluDense.wo",
+        "decoder.0.attention.out": "decoder.block.0.layer.0.SelfAttention.o",
+        "decoder.1.cross.query": "decoder.block.1.layer.1.EncDecAttention.q",
+        "decoder.2.cross.value": "decoder.block.2.layer.1.EncDecAttention.v",
+        "decoder.2.ffn.into": "decoder.block.2.layer.2.DenseReluDense.wi",
+    }
+    norms = {
+        "encoder.1.attention.key": "encoder.block.1.layer.0.layer_norm",
+        "decoder.1.cross.query": "decoder.block.1.layer.1.layer_norm",
+        "decoder.2.cross.value": "encoder.final_layer_norm",
+        "decoder.2.ffn.into": "decoder.block.2.layer.2.layer_norm",
+    }
+    for ours, theirs in ours_by_theirs.items():
+        gain = model.get_submodule(norms[ours]).weight if ours in norms else 1.0
+        kept = inputs.setdefault(ours, [])
+        model.get_submodule(theirs).register_forward_pre_hook(
+            lambda _, x, kept=kept, gain=gain: kept.append(x[0] / gain)
+        )
+    for source, target in pairs:
+        labels = torch.tensor([target])
+        batch = {"input_ids": torch.tensor([source]), "attention_mask": torch.ones(1, len(source)), "labels": labels}
+        model(**decoder_inputs(model, batch))
+    grams = _input_grams(model_dir, pairs)
+    assert grams.keys() == {name for name, _ in int4_matrices(read_spec(model_dir))}
+    for ours_name, seen in inputs.items():
+        x_NI = torch.cat([x.flatten(0, 1) for x in seen]).double()
+        expected, counted = x_NI.T @ x_NI, grams[ours_name].double()
+        if ours_name in norms:  # PyTorch's side leaves the norm's factor, the root of the width, to the matrix
+            counted = counted * (expected.trace() / counted.trace())
+        assert torch.allclose(counted, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["t5", *FAMILIES])
+@torch.inference_mode()
+def test_calibrated_answers_are_nearer_than_plainly_rounded_ones(name: str, tmp_path: Path) -> None:
+    folder = build_tiny_t5(tmp_path / "m", gated=True) if name == "t5" else build(FAMILIES[name], tmp_path / "m")
+    rows, spec = task_rows(300), read_spec(folder)
+    pairs = [pair for pair in pairs_of(folder, rows) if len(pair[1]) >= 6][:12]
+    sources, targets = [source for source, _ in pairs], [[spec.decoder_start_id, *target[:5]] for _, target in pairs]
+
+    def logits(dtype: str) -> Tensor:
+        config = EngineConfig(dtype=dtype, slots=12, max_source_tokens=64, max_new_tokens=16)
+        return backend_logits(TorchBackend.load(folder, spec, config, torch.float32), sources, targets)
+
+    exact = logits("float32")
+    round_without_data(folder)
+    plain = (logits("int4") - exact).norm()
+    calibrate(folder, rows, max_source_tokens=64, max_target_tokens=64)
+    assert 0 < (logits("int4") - exact).norm() < plain
+
+
+def test_equal_draws_give_equal_files(model_dir: Path, tmp_path: Path) -> None:
+    folders = [own_copy(model_dir, tmp_path / str(i)) for i in range(3)]
+    for folder, seed in zip(folders, (0, 0, 1), strict=True):
+        calibrate(folder, task_rows(30), seed=seed)
+    first, again, _ = ((folder / INT4).read_bytes() for folder in folders)
+    assert first == again
+    assert load_file(folders[0] / INT4).keys() == load_file(folders[2] / INT4).keys()
+
+
+def test_a_calibrated_copy_leaves_the_model_as_it_is(model_dir: Path) -> None:
+    before = {path.name: path.read_bytes() for path in model_dir.iterdir()}
+    with calibrated_copy(model_dir, task_rows(30)) as copy:
+        assert {path.name for path in copy.iterdir()} == {*before, INT4}
+    assert not copy.exists()
+    assert {path.name: path.read_bytes() for path in model_dir.iterdir()} == before
