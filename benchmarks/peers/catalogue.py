@@ -104,5 +104,10 @@ assert {peer.environment for peer in PEERS} - {None} <= set(ENVIRONMENTS)
 
 def variables(instruction_set: str) -> dict[str, str]:
     """The environment of a worker: without networks, nor what is said at every start."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "GGML_NO_BACKTRACE": "1",  # the last line that llama.cpp says is then what was wrong
+    }
     return {**os.environ, **quiet, **INSTRUCTION_SETS[instruction_set]}

@@ -47,7 +47,7 @@ ENVIRONMENTS = {
             "openvino==2026.4.1",
             "nncf==3.4.0",
             "torch==2.13.0",
-            "transformers==5.5.4",
+            "transformers==4.57.6",  # the newest from which optimum-intel exports Marian
         ),
         unwanted=("torchvision",),  # transformers imports it where it is, and it was built for another torch
     ),
@@ -56,6 +56,7 @@ ENVIRONMENTS = {
             "optimum-onnx[onnxruntime]==0.1.0",
             "optimum==2.1.0",
             "onnxruntime==1.32.0",
+            "onnx-ir==1.1.0",  # what its int4 quantizer wants and does not name
             "torch==2.13.0",
             "transformers==4.57.6",
         ),

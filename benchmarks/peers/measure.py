@@ -328,9 +328,10 @@ def _open_all(
             try:
                 own, versions[peer.name] = future.result()
                 contenders += own
+                report(f"{shape.name}, {dtype}: {peer.title} is ready")
             except PeerError as error:
+                report(f"{shape.name}, {dtype}: {peer.title} is out: {error}")
                 failed.append({"peer": peer.name, "precision": peer.dtypes[dtype], "error": str(error)})
-            report(f"{shape.name}, {dtype}: {peer.title} is {'ready' if peer.name in versions else 'out'}")
     return contenders, failed, versions
 
 

@@ -21,7 +21,9 @@ def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
 
     offered = ctranslate2.get_supported_compute_types("cpu")
     if dtype not in offered:  # it would take another without a word
-        raise ValueError(f"CTranslate2 does not compute in {dtype} on this processor, only in {', '.join(offered)}")
+        raise ValueError(
+            f"CTranslate2 does not compute in {dtype} on this processor, only in {', '.join(sorted(offered))}"
+        )
     translator = ctranslate2.Translator(
         str(made), device="cpu", intra_threads=threads, inter_threads=1, compute_type=dtype
     )

@@ -12,6 +12,7 @@ from benchmarks.peers.adapters import Generator
 
 PACKAGES = ("llama-cpp-python", "gguf")
 _FILE = "model.gguf"
+_MOST_TOKENS = 64  # of an answer
 _TYPES = {"bfloat16": "LLAMA_FTYPE_MOSTLY_BF16", "int8": "LLAMA_FTYPE_MOSTLY_Q8_0", "int4": "LLAMA_FTYPE_MOSTLY_Q4_0"}
 
 
@@ -113,7 +114,8 @@ class _Model:
         if (batch, length) not in self._contexts:
             wanted = llama_cpp.llama_context_default_params()
             wanted.n_seq_max = batch
-            wanted.n_ctx = batch * 256  # each sequence's part is rounded up to this
+            wanted.n_ctx = batch * _MOST_TOKENS
+            wanted.kv_unified = True  # T5's relative positions are written for one cache of all sequences
             wanted.n_batch = wanted.n_ubatch = batch * length  # an encoder's tokens cannot be cut up
             wanted.n_threads = wanted.n_threads_batch = self._threads
             context = llama_cpp.llama_init_from_model(self._model, wanted)
