@@ -91,7 +91,7 @@ def why_not(config: EngineConfig) -> str | None:
         return "dtype 'float16' is for CUDA devices: use 'bfloat16' or 'float32' on a CPU"
     if dtype in NATIVE_DTYPES and engine_name(config) != "torch":
         return None
-    obstacle = {"bfloat16": torch_bfloat16, "int8": torch_int8}.get(dtype, lambda: None)()
+    obstacle = {"bfloat16": torch_bfloat16, "int8": torch_int8, "int4": torch_int8}.get(dtype, lambda: None)()
     return None if obstacle is None else f"dtype {dtype!r} is not possible in PyTorch on this CPU: {obstacle}"
 
 

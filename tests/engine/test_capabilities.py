@@ -47,9 +47,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     [
         (AVX2, ("float32",), {"float64"}),
         (SKYLAKE, ("float32",), {"float64", "bfloat16"}),  # imitated: right, and slower than float32
-        (ICE_LAKE, ("float32",), {"float64", "bfloat16", "int8"}),
-        (ZEN_4, ("bfloat16", "float32"), {"float64", "int8"}),
-        (ALDER_LAKE, ("float32",), {"float64", "int8"}),
+        (ICE_LAKE, ("float32",), {"float64", "bfloat16", "int8", "int4"}),
+        (ZEN_4, ("bfloat16", "float32"), {"float64", "int8", "int4"}),
+        (ALDER_LAKE, ("float32",), {"float64", "int8", "int4"}),
         (NEOVERSE, ("bfloat16", "float32"), {"float64"}),
         ((), ("float32",), {"float64"}),
     ],
@@ -107,7 +107,7 @@ def test_a_device_that_does_not_exist(t5_dir: Path, device: str) -> None:
 
 def test_a_dtype_that_does_not_exist() -> None:
     check_dtype("auto")
-    with pytest.raises(LoadError, match=r"'int3' is not supported: use one of auto, float32, bfloat16, .*int8$"):
+    with pytest.raises(LoadError, match=r"'int3' is not supported: use one of auto, float32, bfloat16, .*int8, int4$"):
         check_dtype("int3")
 
 

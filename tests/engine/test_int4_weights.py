@@ -13,10 +13,12 @@ from torch import Tensor
 from model_store.int4 import GROUP, INT4
 from model_store.spec import ModelSpec
 from nash.int4 import round_without_data
+from server.engine.capabilities import torch_int8
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.int4_weights import dequantized, quantized
 from server.engine.native import library as native
+from server.engine.native import sets
 from server.engine.native.backend import NativeBackend, int4_tiles
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.torch_backend import TorchBackend
@@ -143,10 +145,11 @@ def test_weights_take_less_room_than_in_int8(t5_dir: Path, tmp_path: Path) -> No
     assert int4 < 0.8 * int8
 
 
+@pytest.mark.skipif(torch_int8() is not None, reason=f"PyTorch's int8, which the logits are in: {torch_int8()}")
 def test_without_the_operator_pytorch_does_the_work(
     t5_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(sets, "available_sets", lambda: ())
     engine = Engine.load(rounded(shutil.copytree(t5_dir, tmp_path / "model")), CONFIG)
     assert isinstance(engine._backend, TorchBackend)
     sources = texts(engine.spec, [9, 40, 2])
@@ -184,7 +187,7 @@ def test_a_file_that_is_damaged_or_of_another_shape(t5_dir: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"device": "meta"}, "dtype 'int4' is for CPUs: use quantization 'bnb-nf4' on 'meta'"),
+        ({"device": "cuda"}, "dtype 'int4' is for CPUs: use quantization 'bnb-nf4' on 'cuda'"),
         ({"quantization": "bnb-nf4"}, "dtype 'int4' and quantization 'bnb-nf4' exclude each other: name one"),
     ],
 )

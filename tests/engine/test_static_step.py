@@ -13,6 +13,7 @@ from server.engine.backend import Feed
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+from server.engine.source_queue import SourceQueue
 from server.engine.static_step import Bucket, make_buckets
 from server.engine.torch_backend import TorchBackend
 from tests.engine.family_reference import spec_of, targets, texts
@@ -39,6 +40,7 @@ class Twins:
         self.paths = {"graph": 0, "eager": 0}
         self.differences: list[float] = []
         self.engine._backend = self  # type: ignore[assignment]
+        self.engine._sources = SourceQueue(self)
 
     has_own_threads = False
 
