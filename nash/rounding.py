@@ -61,8 +61,8 @@ def _choose_steps(weight_OI: Tensor, importance_I: Tensor) -> Tensor:
     """Of each group the step that rounds it best, its inputs weighed by their mean squares: [O, G] in float16."""
     groups_OGI, importance_GI = _in_groups(weight_OI), _in_groups(importance_I[None])
     largest = groups_OGI.gather(2, groups_OGI.abs().argmax(2, keepdim=True))
-    best_OG, least_OG = torch.zeros(2, *largest.shape[:2], dtype=torch.float64)
-    least_OG += torch.inf
+    best_OG = torch.zeros(largest.shape[:2], dtype=torch.float64)
+    least_OG = torch.full_like(best_OG, torch.inf)
     for reach in (*_SHARES / LEAST, *_SHARES / MOST):  # the largest weight becomes the least number, or the most
         step_OG1 = (largest * reach).half().double()
         error_OG = ((groups_OGI - _nearest(groups_OGI, step_OG1) * step_OG1).square() * importance_GI).sum(2)

@@ -51,7 +51,8 @@ class ModelRequest:
 _MODEL_HELP = (
     "a variant to serve; repeat it. Keys: dtype float32, bfloat16, int8 and int4 (CPU), float16 (CUDA); device cpu, "
     "cuda; backend auto, native, torch; quantization none, bnb-int8, bnb-nf4 (the layers' weights by bitsandbytes, "
-    "computing in dtype); graphs auto, on, off (CUDA); threads, slots, max_source_tokens, max_new_tokens, max_encode_tokens"
+    "computing in dtype); graphs auto, on, off (CUDA); threads, slots, max_source_tokens, max_new_tokens, "
+    "max_encode_tokens"
 )
 
 

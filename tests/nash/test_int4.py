@@ -69,10 +69,10 @@ def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path
     assert grams.keys() == {name for name, _ in int4_matrices(read_spec(model_dir))}
     for name, seen in inputs.items():
         x_NI = torch.cat([x.flatten(0, 1) for x in seen]).double()
-        expected, ours = x_NI.T @ x_NI, grams[name].double()
+        expected, found = x_NI.T @ x_NI, grams[name].double()
         if name in norms:  # PyTorch's side leaves the norm's factor, the root of the width, to the matrix
-            ours = ours * (expected.trace() / ours.trace())
-        assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+            found = found * (expected.trace() / found.trace())
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["t5", *FAMILIES])
