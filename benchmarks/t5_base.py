@@ -2,10 +2,10 @@
 
     python -m benchmarks.t5_base --out FILE
 
-Random weights (those of int4 plainly rounded), forced lengths, on the engine; all models of a dtype and batch run in turn, medians. Shortening a
-decoder leaves the vocabulary's matrix as it is: one model without any decoder layer shows how much of a step that is,
-and how many times faster a step can become at most. With the vocabulary trimmed as well the matrix shrinks too; the
-speed-up is still over the dense model with its whole vocabulary.
+Random weights (those of int4 plainly rounded), forced lengths, on the engine; all models of a dtype and batch run in
+turn, medians. Shortening a decoder leaves the vocabulary's matrix as it is: one model without any decoder layer shows
+how much of a step that is, and how many times faster a step can become at most. With the vocabulary trimmed as well
+the matrix shrinks too; the speed-up is still over the dense model with its whole vocabulary.
 
 `by weights` is what a machine would show that did nothing but read the weights of a step once.
 """
