@@ -21,6 +21,7 @@ from model_store.int4 import INT4
 from model_store.source import check_publishable, list_files
 from nash.data import Row, TokenizedPairs
 from nash.disk import full_disk_named
+from nash.errors import NashError
 from nash.models import load_tokenizer, read_spec
 from nash.rounding import round_by_data, round_nearest
 from server.engine.backend import Feed
@@ -33,7 +34,7 @@ from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import LENGTH_BUCKET, SOURCE_BUCKET, TorchBackend
 from server.engine.weights import open_network
 
-# Of the data: 512 words of g2p left its word error 1.7 % higher than int8's, 2,048 0.8 %, 8,192 0.3 %.
+# Of the data: 512 words of g2p are too few, 2,048 do (docs/log.md, four bits a weight).
 _ENOUGH_TOKENS = 2**17  # of sources and targets
 _MOST_ROWS = 8192
 # PyTorch's decoder gathers the cache once for every row of a step, which bounds how many there should be.
@@ -106,6 +107,7 @@ def calibrate(
 
     Raises:
         RequestError: the folder holds no model, or its tokenizer cannot be loaded.
+        NashError: the model's numbers are not finite.
         server.engine.errors.EngineError: the model cannot be loaded.
     """
     most = read_spec(folder).max_positions or max(max_source_tokens, max_target_tokens)
@@ -125,6 +127,9 @@ def calibrate(
         pairs.append(pair)
         tokens += sum(map(len, pair))
     grams = _input_grams(folder, pairs)
+    for name, gram_II in grams.items():
+        if not bool(gram_II.isfinite().all()):
+            raise NashError(f"{folder} gives {name} numbers that are not finite on these rows: its weights are damaged")
     _write(folder, lambda name, weight_OI: round_by_data(weight_OI, grams[name]))
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.int4 import INT4, int4_matrices
 from nash.data import Row, TokenizedPairs
+from nash.errors import NashError
 from nash.int4 import _input_grams, calibrate, calibrated_copy, round_without_data
 from nash.models import load_dense, load_tokenizer, read_spec
 from nash.training import decoder_inputs
@@ -101,6 +102,16 @@ def test_equal_draws_give_equal_files(model_dir: Path, tmp_path: Path) -> None:
     first, again, _ = ((folder / INT4).read_bytes() for folder in folders)
     assert first == again
     assert load_file(folders[0] / INT4).keys() == load_file(folders[2] / INT4).keys()
+
+
+def test_damaged_weights(model_dir: Path, tmp_path: Path) -> None:
+    folder = own_copy(model_dir, tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decoder.block.0.layer.0.SelfAttention.o.weight"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NashError, match="its weights are damaged"):
+        calibrate(folder, task_rows(30))
+    assert not (folder / INT4).exists()
 
 
 def test_a_calibrated_copy_leaves_the_model_as_it_is(model_dir: Path) -> None:
