@@ -2,10 +2,10 @@
 
     python -m benchmarks.t5_base --out FILE
 
-Random weights, forced lengths, on the engine; all models of a dtype and batch run in turn, medians. Shortening a
-decoder leaves the vocabulary's matrix as it is: one model without any decoder layer shows how much of a step that is,
-and how many times faster a step can become at most. With the vocabulary trimmed as well the matrix shrinks too; the
-speed-up is still over the dense model with its whole vocabulary.
+Random weights (those of int4 plainly rounded), forced lengths, on the engine; all models of a dtype and batch run in
+turn, medians. Shortening a decoder leaves the vocabulary's matrix as it is: one model without any decoder layer shows
+how much of a step that is, and how many times faster a step can become at most. With the vocabulary trimmed as well
+the matrix shrinks too; the speed-up is still over the dense model with its whole vocabulary.
 
 `by weights` is what a machine would show that did nothing but read the weights of a step once.
 """
@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--decoder-layers", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=8000, help="tokens that a trimmed model keeps")
     parser.add_argument("--batch", type=int, action="append", help="default: the shape's")
+    parser.add_argument("--dtype", action="append", help=f"default: {' and '.join(DTYPES)}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     shape = NAMED[options.shape]
     specs = models(shape, options.decoder_layers, options.vocabulary)
     results = []
-    for dtype in DTYPES:
+    for dtype in options.dtype or DTYPES:
         for batch in options.batch or shape.batches:
             results.append(measure(shape, specs, dtype, batch, options))
             show(results[-1])

@@ -21,6 +21,7 @@ from model_store.int4 import INT4
 from model_store.source import check_publishable, list_files
 from nash.data import TokenizedPairs
 from nash.disk import full_disk_named
+from nash.errors import NashError
 from nash.model_folder import read_spec
 from nash.models import load_tokenizer
 from nash.rounding import round_by_data, round_nearest
@@ -35,10 +36,11 @@ from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import LENGTH_BUCKET, SOURCE_BUCKET, TorchBackend
 from server.engine.weights import open_network
 
-# Of the data: 512 words of g2p left its word error 1.7 % higher than int8's, 2,048 0.8 %, 8,192 0.3 %.
+# Of the data: 512 words of g2p are too few, 2,048 do (docs/log.md, four bits a weight).
 _ENOUGH_TOKENS = 2**17  # of sources and targets
 _MOST_ROWS = 8192
-_BATCH = 16
+# PyTorch's decoder gathers the cache once for every row of a step, which bounds how many there should be.
+_SLOTS, _BATCH_TOKENS = 32, 512
 _CHUNK = 1024  # rows of a matrix that are multiplied at once
 
 
@@ -107,6 +109,7 @@ def calibrate(
 
     Raises:
         RequestError: the folder holds no model, or its tokenizer cannot be loaded.
+        NashError: the model's numbers are not finite.
         server.engine.errors.EngineError: the model cannot be loaded.
     """
     most = read_spec(folder).max_positions or max(max_source_tokens, max_target_tokens)
@@ -126,6 +129,9 @@ def calibrate(
         pairs.append(pair)
         tokens += sum(map(len, pair))
     grams = _input_grams(folder, pairs)
+    for name, gram_II in grams.items():
+        if not bool(gram_II.isfinite().all()):
+            raise NashError(f"{folder} gives {name} numbers that are not finite on these rows: its weights are damaged")
     _write(folder, lambda name, weight_OI: round_by_data(weight_OI, grams[name]))
 
 
@@ -174,25 +180,29 @@ def _input_grams(folder: Path, pairs: Sequence[Pair]) -> dict[str, Tensor]:
     """By name, the Gram matrix of what each matrix of the layers is given on these sources and targets."""
     spec = read_spec(folder)
     config = EngineConfig(
-        slots=_BATCH,
+        slots=_SLOTS,
         max_source_tokens=max(len(source) for source, _ in pairs),
         max_new_tokens=max(len(target) for _, target in pairs),
     )
-    longest = max(config.max_source_tokens + SOURCE_BUCKET, config.max_new_tokens + LENGTH_BUCKET)  # with padding
-    with _network(folder, longest=longest) as network:
+    positions = max(config.max_source_tokens + SOURCE_BUCKET, config.max_new_tokens + LENGTH_BUCKET)  # with padding
+    with _network(folder, longest=positions) as network:
         model = build_model(
             network,
             dtype=torch.float32,
             device=torch.device("cpu"),
-            longest_source=longest,
-            longest_target=longest,
+            longest_source=positions,
+            longest_target=positions,
         )
     running = _Pass(torch.ones(0))
     model, grams = _observed(model, running)
     backend = TorchBackend(spec, model, config, torch.float32, lambda line: None, buckets=())
     pairs = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
-    for start in range(0, len(pairs), _BATCH):
-        batch = pairs[start : start + _BATCH]
+    done = 0
+    while done < len(pairs):
+        batch = pairs[done : done + _SLOTS]
+        longest = max(len(tokens) for pair in batch for tokens in pair)
+        batch = batch[: max(1, _BATCH_TOKENS // longest)]
+        done += len(batch)
         lengths_B = torch.tensor([len(source) for source, _ in batch])
         padded = -(-int(lengths_B.max()) // SOURCE_BUCKET) * SOURCE_BUCKET
         running.real_N = (torch.arange(padded) < lengths_B[:, None]).flatten()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.int4 import INT4, int4_matrices
 from nash.data import TokenizedPairs
+from nash.errors import NashError
 from nash.int4 import _input_grams, calibrate, calibrated_copy, round_without_data
 from nash.model_folder import read_spec
 from nash.models import load_dense, load_tokenizer
@@ -69,12 +70,12 @@ def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path
         model(**decoder_inputs(model, batch))
     grams = _input_grams(model_dir, pairs)
     assert grams.keys() == {name for name, _ in int4_matrices(read_spec(model_dir))}
-    for ours_name, seen in inputs.items():
+    for name, seen in inputs.items():
         x_NI = torch.cat([x.flatten(0, 1) for x in seen]).double()
-        expected, counted = x_NI.T @ x_NI, grams[ours_name].double()
-        if ours_name in norms:  # PyTorch's side leaves the norm's factor, the root of the width, to the matrix
-            counted = counted * (expected.trace() / counted.trace())
-        assert torch.allclose(counted, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+        expected, found = x_NI.T @ x_NI, grams[name].double()
+        if name in norms:  # PyTorch's side leaves the norm's factor, the root of the width, to the matrix
+            found = found * (expected.trace() / found.trace())
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["t5", *FAMILIES])
@@ -103,6 +104,16 @@ def test_equal_draws_give_equal_files(model_dir: Path, tmp_path: Path) -> None:
     first, again, _ = ((folder / INT4).read_bytes() for folder in folders)
     assert first == again
     assert load_file(folders[0] / INT4).keys() == load_file(folders[2] / INT4).keys()
+
+
+def test_damaged_weights(model_dir: Path, tmp_path: Path) -> None:
+    folder = own_copy(model_dir, tmp_path / "damaged")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["decoder.block.0.layer.0.SelfAttention.o.weight"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NashError, match="its weights are damaged"):
+        calibrate(folder, task_rows(30))
+    assert not (folder / INT4).exists()
 
 
 def test_a_calibrated_copy_leaves_the_model_as_it_is(model_dir: Path) -> None:
