@@ -9,6 +9,7 @@ from benchmarks.peers.environments import ENVIRONMENTS, is_installed, python_of
 from benchmarks.peers.protocol import PeerError
 
 REFERENCE, ENGINE = "transformers", "engine"  # whose float32 tokens are right, and who is ours
+AGREES = 0.9  # of its tokens, up to the first difference of each answer; who has fewer in float32 is named
 NATIVE = "native"
 SHAPE_TITLES = {"t5-small": "T5-small", "t5-base": "T5-base", "marian": "Marian", "bart-base": "BART-base"}
 
@@ -20,6 +21,7 @@ INSTRUCTION_SETS: Mapping[str, Mapping[str, str]] = {
         "CT2_FORCE_CPU_ISA": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
 }
@@ -34,7 +36,7 @@ class Peer:
     dtypes: Mapping[str, str]  # what it calls each: they are not computed alike
     environment: str | None  # None: ours
     separate_builds: bool = False  # an environment for each instruction set
-    switch: bool = True  # whether it can be made to use a lower instruction set
+    exempt: str = ""  # what it still uses where a lower instruction set is forced; nothing if empty
 
     @property
     def module(self) -> str:
@@ -75,13 +77,14 @@ PEERS = (
         title="OpenVINO",
         environment="openvino",
         dtypes={"float32": "f32", "bfloat16": "bf16", "int8": "int8 weights", "int4": "int4 weights"},
+        exempt="holds its matrix products back, but not all of its elementwise kernels",
     ),
     Peer(
         name="onnxruntime",
         title="ONNX Runtime",
         environment="onnxruntime",
         dtypes={"float32": "float32", "int8": "dynamic int8", "int4": "int4 weights"},
-        switch=False,
+        exempt="has no switch and uses all that the processor has",
     ),
     Peer(
         name="llama.cpp",

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
-from benchmarks.peers.catalogue import NAMED, REFERENCE, Peer, variables
+from benchmarks.peers.catalogue import NAMED, NATIVE, PEERS, REFERENCE, Peer, variables
 from benchmarks.peers.models import Shape, model_folder
 from benchmarks.peers.protocol import PeerError, Process
 
 SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
 FAR_BEHIND = 1.25  # times as long as the peer's other number of threads
-AGREES = 0.9  # of float32's tokens, as far as the first difference; below it something else was computed
 FIGURES = ("first_ms", "step_ms", "total_ms")
 
 Report = Callable[[str], None]
@@ -34,7 +33,7 @@ Report = Callable[[str], None]
 class Plan:
     """How it is measured; equal plans give figures that can stand in one file."""
 
-    instruction_set: str = "native"
+    instruction_set: str = NATIVE
     threads: tuple[int, ...] = (1, 2)
     source_tokens: int = 64
     new_tokens: int = 64
@@ -85,7 +84,7 @@ def references(shape: Shape, places: Places, plan: Plan, batch: int) -> list[lis
     if len(known) < batch:
         peer = NAMED[REFERENCE]
         threads = max(plan.threads)
-        with Process(peer.module, log=_log(places, peer), variables=variables("native")) as process:
+        with Process(peer.module, log=_log(places, peer), variables=variables(NATIVE)) as process:
             arguments = {"model": str(model_folder(shape, places.cache)), "made": "", "dtype": "float32"}
             process.ask("load", threads=threads, timeout_s=300, **arguments)
             sources = shape.sources(batch, plan.source_tokens)
@@ -225,7 +224,9 @@ class Results:
         """
         self._file = file
         head = {"environment": environment(), "plan": json.loads(json.dumps(asdict(plan)))}
-        self.document: dict[str, Any] = {**head, "versions": {}, "blocks": []}
+        forced = plan.instruction_set != NATIVE
+        spared = {peer.name: peer.exempt for peer in PEERS if forced and peer.exempt}
+        self.document: dict[str, Any] = {**head, "exempt": spared, "versions": {}, "blocks": []}
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
             for what, ours, theirs in (

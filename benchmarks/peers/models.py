@@ -85,7 +85,14 @@ SHAPES = {
         Shape(
             name="bart-base",
             model=BartForConditionalGeneration,
-            config=_bart_like(BartConfig, 768, vocab_size=50265, max_position_embeddings=1024),
+            config=_bart_like(
+                BartConfig,
+                768,
+                vocab_size=50265,
+                max_position_embeddings=1024,
+                normalize_before=False,  # as published; CTranslate2's converter wants both said
+                normalize_embedding=True,
+            ),
             special={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3},
         ),
     )

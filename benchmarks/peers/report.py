@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.catalogue import DTYPES, ENGINE, NATIVE, PEERS, SHAPE_TITLES
+from benchmarks.peers.catalogue import AGREES, DTYPES, ENGINE, NATIVE, PEERS, SHAPE_TITLES
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -109,7 +109,7 @@ def _remarks(document: Document) -> list[str]:
             if "error" in row:
                 places = reasons.setdefault((row["peer"], row["error"]), [])
                 places += [where] if where not in places else []
-            elif block["dtype"] == "float32" and row["agreement"] < 0.9:
+            elif block["dtype"] == "float32" and row["agreement"] < AGREES:
                 doubtful.append(f"{_TITLES[row['peer']]} ({where}, batch {block['batch']}: {row['agreement']:.0%})")
     versions = dict.fromkeys(
         f"{_TITLES[name]} ({', '.join(f'{package} {number}' for package, number in packages.items())})"
@@ -123,11 +123,11 @@ def _remarks(document: Document) -> list[str]:
         "whichever gives the faster answer (2T: two); medians of interleaved runs; commit "
         f"{', '.join(dict.fromkeys(block['commit'] for block in document['blocks']))}. {'; '.join(versions)}.",
     ]
-    if plan["instruction_set"] != NATIVE:
-        free = [peer.title for peer in PEERS if not peer.switch]
-        remarks.append(f"{', '.join(free)} cannot be held to an instruction set and used all that the processor has.")
+    remarks += [f"{_TITLES[peer]} {text}." for peer, text in document["exempt"].items()]
     if doubtful:
-        remarks.append(f"Of transformers' float32 tokens fewer than 90 % were repeated by {'; '.join(doubtful)}.")
+        remarks.append(
+            f"Of transformers' float32 tokens fewer than {AGREES:.0%} were repeated by {'; '.join(doubtful)}."
+        )
     remarks += [
         f"{_TITLES[peer]} did not run {', '.join(places)}: `{error}`" for (peer, error), places in reasons.items()
     ]
