@@ -40,7 +40,7 @@ class Twins:
         self.paths = {"graph": 0, "eager": 0}
         self.differences: list[float] = []
         self.engine._backend = self  # type: ignore[assignment]
-        self.engine._sources = SourceQueue(self)
+        self.engine._sources = SourceQueue(self)  # type: ignore[arg-type]
 
     has_own_threads = False
 
