@@ -175,7 +175,7 @@ def draw(document: Document, file: Path) -> None:
     panels[0][-1].legend(fontsize=7, frameon=False)
     plan, environment = document["plan"], document["environment"]
     figure.suptitle(
-        f"Milliseconds for {plan['new_tokens']} tokens from {plan['source_tokens']} (less is better), "
+        f"Milliseconds for {plan['new_tokens']} tokens from {plan['source_tokens']} (less is better)\n"
         f"{environment['cores']} cores of an {environment['cpu']}, {_instruction_set(document)}",
         fontsize=9,
     )
