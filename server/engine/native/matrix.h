@@ -119,6 +119,15 @@ inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* o
   }
 }
 
+template <int N, int S>
+NASH_INLINE void clear(Floats (&sums)[N][S]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < N; r++) {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; s++) sums[r][s] = zeros();
+  }
+}
+
 // Memory to have in the cache later, a little at each step of a product's loop.
 struct Fetch {
   const char* next;
@@ -136,11 +145,7 @@ NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stri
                                   Floats (&result)[N][S]) {
   const float* w = static_cast<const float*>(m.weights) + static_cast<size_t>(column / kTile) * m.inputs * kTile +
                    column % kTile;
-#pragma GCC unroll 8
-  for (int r = 0; r < N; r++) {
-#pragma GCC unroll 2
-    for (int s = 0; s < S; s++) result[r][s] = zeros();
-  }
+  clear(result);
   for (int k = 0; k < m.inputs; k++, w += kTile) {
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
@@ -160,11 +165,7 @@ NASH_INLINE void multiply_bfloat16(const Matrix& m, const uint8_t* x, size_t str
   const int pairs = (m.inputs + 1) / 2;
   const uint16_t* w = static_cast<const uint16_t*>(m.weights) +
                       (static_cast<size_t>(column / kTile) * pairs * kTile + column % kTile) * 2;
-#pragma GCC unroll 8
-  for (int r = 0; r < N; r++) {
-#pragma GCC unroll 2
-    for (int s = 0; s < S; s++) result[r][s] = zeros();
-  }
+  clear(result);
   for (int k = 0; k < pairs; k++, w += 2 * kTile) {
 #pragma GCC unroll 2
     for (int s = 0; s < S; s++) {
@@ -223,11 +224,7 @@ NASH_INLINE void multiply_int4(const Matrix& m, const uint8_t* x, size_t stride,
                                Floats (&result)[N][S]) {
   const int groups = groups_of(m);
   const uint8_t* w = static_cast<const uint8_t*>(m.weights) + static_cast<size_t>(column / kTile) * groups * kGroupBytes;
-#pragma GCC unroll 8
-  for (int r = 0; r < N; r++) {
-#pragma GCC unroll 2
-    for (int s = 0; s < S; s++) result[r][s] = zeros();
-  }
+  clear(result);
   constexpr int P = kInt4Parts;  // registers of outputs whose sums of a group are held at once
   for (int g = 0; g < groups; g++, w += kGroupBytes) {
 #pragma GCC unroll 8

@@ -32,12 +32,17 @@ struct Floats {
   Register part[kParts];
 };
 
-template <class F>
-NASH_INLINE Floats by_part(F&& f) {
-  Floats result;
+// A whole of whatever kind, part by part.
+template <class Whole, class F>
+NASH_INLINE Whole of_parts(F&& f) {
+  Whole result;
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++) result.part[i] = f(i);
   return result;
+}
+template <class F>
+NASH_INLINE Floats by_part(F&& f) {
+  return of_parts<Floats>(f);
 }
 
 NASH_INLINE Floats splat(float x) {
@@ -157,10 +162,7 @@ struct Pairs {
   PairRegister part[kParts];
 };
 NASH_INLINE Pairs load_pairs(const uint16_t* p) {
-  Pairs result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; i++) result.part[i] = reg_load_pairs(p + 2 * i * kLanes);
-  return result;
+  return of_parts<Pairs>([&](int i) { return reg_load_pairs(p + 2 * i * kLanes); });
 }
 inline Pairs load_pairs(const uint16_t* p, int n) {
   if (n >= kNumbers) return load_pairs(p);
@@ -177,16 +179,10 @@ struct Ints {
   IntRegister part[kParts];
 };
 NASH_INLINE Ints load(const int32_t* p) {
-  Ints result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; i++) result.part[i] = reg_load(p + i * kLanes);
-  return result;
+  return of_parts<Ints>([&](int i) { return reg_load(p + i * kLanes); });
 }
 NASH_INLINE Ints splat_int(int32_t x) {
-  Ints result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; i++) result.part[i] = reg_splat_int(x);
-  return result;
+  return of_parts<Ints>([&](int i) { return reg_splat_int(x); });
 }
 // Tell the compiler that somebody looks at these sums now. GCC otherwise carries them through a loop in two copies each,
 // and those of four rows and more over the stack.
@@ -213,16 +209,10 @@ struct Quads {
   QuadRegister part[kParts];
 };
 NASH_INLINE Quads load_quads(const int8_t* p) {
-  Quads result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; i++) result.part[i] = reg_load_quads(p + 4 * i * kLanes);
-  return result;
+  return of_parts<Quads>([&](int i) { return reg_load_quads(p + 4 * i * kLanes); });
 }
 NASH_INLINE Ints add_quads(Ints sum, QuantizedQuad four, Quads quads) {
-  Ints result;
-#pragma GCC unroll 4
-  for (int i = 0; i < kParts; i++) result.part[i] = reg_add_quads(sum.part[i], four, quads.part[i]);
-  return result;
+  return of_parts<Ints>([&](int i) { return reg_add_quads(sum.part[i], four, quads.part[i]); });
 }
 
 // A row's whole numbers for products of int4, signed bytes on every processor.
