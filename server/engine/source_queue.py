@@ -39,22 +39,15 @@ class SourceQueue:
 
         `step_s` is how long a step of those that run takes; None where nobody runs.
         """
-        self.padding_tokens = 0
-        positions = sum(len(sequence.source_ids) for batch in batches for sequence in batch)
-        if self._sliced is not None and step_s is not None and positions * self._position_s > LONGEST_PAUSE_S:
-            self._long.extend(sequence for batch in batches for sequence in batch)
-            batches = []
-        ready = [sequence for batch in batches for sequence in batch]
-        begun_s = time.monotonic()
-        for batch in batches:
-            self.padding_tokens += self._backend.encode(
-                [sequence.source_ids for sequence in batch],
-                [[slot_of(row) for row in sequence.rows] for sequence in batch],
-            )
-        if ready:
-            self._position_s = (time.monotonic() - begun_s) / positions
-        elif self._long:
-            ready = self._run_slices(None if step_s is None else SHARE * step_s * len(self._long))
+        at_once = batches
+        if self._sliced is not None and step_s is not None:
+            at_once, long = self._divided(batches)
+            self._long.extend(long)
+        ready = self._encode(at_once)
+        if self._long and step_s is not None:
+            ready += self._run_slices(SHARE * step_s * len(self._long))
+        elif self._long and not ready:
+            ready = self._run_slices(None)
         return ready
 
     def drop(self, sequence: Sequence) -> None:
@@ -66,6 +59,32 @@ class SourceQueue:
             self._sliced.drop_source()
             self._begun = False
         self._long.remove(sequence)
+
+    def _divided(self, batches: Ordered[Ordered[Sequence]]) -> tuple[list[Ordered[Sequence]], list[Sequence]]:
+        """The batches that together take no longer than a pause may, the shortest first; and what is left."""
+        at_once: list[Ordered[Sequence]] = []
+        long: list[Sequence] = []
+        pause_s = 0.0
+        for batch in sorted(batches, key=_positions):
+            pause_s += _positions(batch) * self._position_s
+            if pause_s <= LONGEST_PAUSE_S:
+                at_once.append(batch)
+            else:
+                long.extend(batch)
+        return at_once, long
+
+    def _encode(self, batches: Ordered[Ordered[Sequence]]) -> list[Sequence]:
+        """Encode whole sources, and note what their positions took."""
+        self.padding_tokens = 0
+        begun_s = time.monotonic()
+        for batch in batches:
+            self.padding_tokens += self._backend.encode(
+                [sequence.source_ids for sequence in batch],
+                [[slot_of(row) for row in sequence.rows] for sequence in batch],
+            )
+        if batches:
+            self._position_s = (time.monotonic() - begun_s) / sum(map(_positions, batches))
+        return [sequence for batch in batches for sequence in batch]
 
     def _run_slices(self, seconds: float | None) -> list[Sequence]:
         """Encode for so long, or to the end of all."""
@@ -89,6 +108,10 @@ class SourceQueue:
         if self._long and end_s is not None and seconds is not None:
             self._credit_s = min(max(end_s - time.monotonic(), -seconds), seconds)
         return ready
+
+
+def _positions(batch: Ordered[Sequence]) -> int:
+    return sum(len(sequence.source_ids) for sequence in batch)
 
 
 def slot_of(row: Row) -> int:

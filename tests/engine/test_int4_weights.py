@@ -19,7 +19,8 @@ from server.engine.errors import LoadError
 from server.engine.int4_weights import dequantized, quantized
 from server.engine.native import library as native
 from server.engine.native import sets
-from server.engine.native.backend import NativeBackend, int4_tiles
+from server.engine.native.backend import NativeBackend
+from server.engine.native.building import int4_tiles
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import hollow, ragged, write_compact

@@ -257,6 +257,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(
     t5_dir: Path, dtype: str, pause_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_queue, "LONGEST_PAUSE_S", pause_s)  # 0: every source beside others comes in slices
+    monkeypatch.setattr(source_queue, "SHARE", 1e-9)  # so that a slice is the fewest rows, now and then
     plain = GenerationParameters(max_new_tokens=16)
     kinds = [
         plain,

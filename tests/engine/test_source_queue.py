@@ -124,6 +124,29 @@ def test_a_short_source_passes_a_long_one(queue: SourceQueue, backend: SlicedMad
     assert backend.slices[-1] is None
 
 
+def test_a_short_source_that_comes_with_a_long_one_does_not_wait_for_it(queue: SourceQueue) -> None:
+    long, short = newcomer(1, LONG), newcomer(2, 1)
+    assert queue.run([[long], [short]], step_s=STEP_S) == [short]
+    assert long in queue
+
+
+def test_short_sources_that_never_end_do_not_hold_a_long_one(queue: SourceQueue) -> None:
+    long, steps = newcomer(1, LONG), 1
+    ready = queue.run([[long]], step_s=STEP_S)
+    while long not in ready:
+        ready = queue.run([[newcomer(2, 1)]], step_s=STEP_S)
+        steps += 1
+        assert steps < 1000
+    assert steps == pytest.approx(LONG * POSITION_S / (SHARE * STEP_S), abs=2)
+
+
+def test_where_nobody_runs_a_short_source_is_decoded_before_a_long_one_goes_on(queue: SourceQueue) -> None:
+    long, short = newcomer(1, LONG), newcomer(2, 1)
+    queue.run([[long]], step_s=STEP_S)
+    assert queue.run([[short]], step_s=None) == [short]
+    assert queue.run([], step_s=None) == [long]
+
+
 def test_a_long_source_that_everybody_left_is_encoded_to_its_end(queue: SourceQueue) -> None:
     first, second = newcomer(1, LONG), newcomer(2, LONG)
     queue.run([[first, second]], step_s=STEP_S)
