@@ -27,6 +27,8 @@ from nash.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, Prun
 from nash.rows import read_rows
 from nash.run_folder import check_usable
 from nash.sweep_recipe import Point, SweepRecipe
+from server.engine.capabilities import check_machine
+from server.engine.sequence import EngineConfig
 
 FIRST_ROWS = 1000  # of a file of gigabytes the rest waits for the work itself
 DENSE_ALIAS = "dense"
@@ -63,26 +65,36 @@ def check_files(folder: Path, names: Iterable[str] = (CONFIG, WEIGHTS, TOKENIZER
     return spec
 
 
-def check_evaluate(model: str, data: Path, split: str, layout: DataLayout, metric: MetricKind, store: Store) -> None:
+def check_evaluate(
+    model: str, data: Path, split: str, layout: DataLayout, metric: MetricKind, config: EngineConfig, store: Store
+) -> None:
     """Refuse what `nash evaluate` would.
 
     Raises:
         RequestError: the data or the model cannot be used.
+        server.engine.errors.LoadError: the machine cannot run a model so configured.
         model_store.errors.ModelStoreError: the store has no such model.
     """
+    check_machine(config)
     check_rows(split_path(data, split) if is_split_folder(data) else data, layout, metric)
-    check_files(resolve_model(model, store).folder)
+    folder = resolve_model(model, store).folder
+    check_files(folder)
+    check_machine(config, folder)
 
 
-def check_bench(models: Sequence[str], store: Store) -> None:
+def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> None:
     """Refuse what `nash bench` would.
 
     Raises:
         RequestError: a model cannot be used.
+        server.engine.errors.LoadError: the machine cannot run a model so configured.
         model_store.errors.ModelStoreError: the store has no such model.
     """
+    check_machine(config)
     for model in models:
-        check_files(resolve_model(model, store).folder, (CONFIG, WEIGHTS))
+        folder = resolve_model(model, store).folder
+        check_files(folder, (CONFIG, WEIGHTS))
+        check_machine(config, folder)
 
 
 def check_export(model: str, out: Path, store: Store) -> None:
@@ -141,6 +153,7 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
         model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
     """
     check_words(recipe)
+    check_machine(EngineConfig(dtype=recipe.workload.dtype, threads=recipe.workload.threads))
     if not (out / "model").is_dir():
         check_precisions(recipe.precisions)
     model = resolve_model(recipe.model, store)
@@ -162,6 +175,7 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
         model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
     """
     shared = points[0].recipe
+    check_machine(EngineConfig(dtype=shared.workload.dtype, threads=shared.workload.threads))
     model = resolve_model(shared.model, store)
     spec = check_dense(shared.model, model)
     check_apart(out, model.folder)

@@ -29,11 +29,12 @@ def command(
     """Measure the latency of models on the engine that serves them, run in turn, with forced lengths."""
     from model_store.store import Store
     from nash.preflight import check_bench
-    from server.engine.capabilities import check_dtype, engine_name
+    from server.engine.capabilities import engine_name
+    from server.engine.sequence import EngineConfig
 
-    check_dtype(dtype)
+    asked = EngineConfig(dtype=dtype, threads=threads)
     opened = Store(store)
-    check_bench(models, opened)
+    check_bench(models, asked, opened)
 
     import torch
 
@@ -43,12 +44,9 @@ def command(
     from nash.progress import Stage
     from server.engine.dtype_choice import choose_dtype
     from server.engine.engine import Engine
-    from server.engine.sequence import EngineConfig
 
     quiet_libraries()
-    opened = Store(store)
     resolved = [resolve_model(model, opened) for model in models]
-    asked = EngineConfig(dtype=dtype, threads=threads)
     choices = [
         choose_dtype(asked, () if model.version is None else opened.quality(model.version.ref)) for model in resolved
     ]

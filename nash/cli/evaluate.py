@@ -54,14 +54,20 @@ def command(
     from nash.errors import RequestError
     from nash.preflight import check_evaluate
     from nash.recipe import DataLayout
-    from server.engine.capabilities import check_dtype
+    from server.engine.sequence import EngineConfig
 
-    check_dtype(dtype)
     if record and looks_like_path(model):
         raise RequestError(f"--record keeps a figure beside a version in the store: publish {model}, and name its REF")
     layout = DataLayout(source_column=source_column, target_columns=target_columns or ["target"], prefix=prefix)
     opened = Store(store)
-    check_evaluate(model, data, split, layout, metric, opened)
+    asked = EngineConfig(
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        max_source_tokens=max_source_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    check_evaluate(model, data, split, layout, metric, asked, opened)
 
     from nash.data_formats import is_split_folder, split_path
     from nash.evaluate import evaluate
@@ -71,20 +77,12 @@ def command(
     from nash.quality import quality_record
     from nash.rows import read_rows
     from server.engine.dtype_choice import with_dtype
-    from server.engine.sequence import EngineConfig
 
     quiet_libraries()
     file = split_path(data, split) if is_split_folder(data) else data
     split = split if is_split_folder(data) else data.stem
     rows = read_rows(file, layout)
     resolved = resolve_model(model, opened)
-    asked = EngineConfig(
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        max_source_tokens=max_source_tokens,
-        max_new_tokens=max_new_tokens,
-    )
     known = () if resolved.version is None else opened.quality(resolved.version.ref)
     config, choice = with_dtype(asked, known)
     progress_console().print(f"{resolved.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)

@@ -6,12 +6,14 @@ is refused in one line, and no library is asked for what it cannot do.
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
-from server.engine.cpus import torch_instruction_sets
+from model_store.int4 import INT4
+from server.engine.cpus import share_of_the_machine, torch_instruction_sets, usable_cpus
 from server.engine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
 from server.engine.errors import LoadError
 from server.engine.native.library import operator_set
-from server.engine.sequence import EngineConfig
+from server.engine.sequence import MOST_THREADS, EngineConfig
 
 AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int8", "int4")
@@ -29,14 +31,43 @@ _WHOLE_NUMBERS = {"int8": "bnb-int8", "int4": "bnb-nf4"}  # and what stands for 
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
-def check_dtype(name: str) -> None:
-    """Find out, before anything is read or imported, that a dtype does not exist.
+def check_machine(config: EngineConfig, directory: Path | None = None) -> None:
+    """Refuse what this machine cannot run, before anything is imported or read. `dtype` may be "auto".
+
+    `directory`: the model that is to be run so, where it is at hand.
 
     Raises:
-        LoadError: it does not.
+        LoadError: it lacks the dtype, the device, the set of instructions that NASH_CPU_ISA asks for or so many
+            threads, or the model lacks its calibration.
     """
-    if name not in (AUTO, *DTYPES):
-        raise LoadError(f"dtype {name!r} is not supported: use one of {AUTO}, {', '.join(DTYPES)}")
+    check_threads(config.threads)
+    operator_set()
+    refusal = None if config.dtype == AUTO else why_not(config)
+    if refusal is not None:
+        raise LoadError(refusal)
+    if directory is not None and config.dtype == "int4":
+        check_calibrated(directory)
+
+
+def check_threads(asked: int | None) -> None:
+    """Raises: LoadError: more threads than this process may run at once; None asks for none."""
+    if asked is None:
+        return
+    if not 1 <= asked <= MOST_THREADS:
+        raise LoadError(f"threads is {asked}: it must be from 1 to {MOST_THREADS}")
+    usable = usable_cpus()
+    if asked > usable:
+        raise LoadError(f"threads is {asked}, and this process may use {share_of_the_machine()}: give at most {usable}")
+
+
+def check_calibrated(directory: Path) -> None:
+    """Raises: LoadError: a model has no weights in four bits."""
+    path = directory / INT4
+    if not path.exists():
+        raise LoadError(
+            f"{path} is not there, and dtype 'int4' needs it: `nash models publish NAME {directory} --calibrate-int4 "
+            "DATA` makes it from task data; or use 'int8'"
+        )
 
 
 def why_not_native(config: EngineConfig) -> str | None:

@@ -16,16 +16,15 @@ import torch
 from model_store.spec import ModelSpec
 from server.engine.backend import AheadBackend, Backend, Feed
 from server.engine.beam import BeamSearch, Candidate
-from server.engine.capabilities import engine_name
-from server.engine.cpus import share_of_the_machine, usable_cpus
+from server.engine.capabilities import check_threads, engine_name
+from server.engine.cpus import usable_cpus
 from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.dtype_choice import with_dtype
-from server.engine.errors import BadRequestError, LoadError
+from server.engine.errors import BadRequestError
 from server.engine.generation_config import GenerationDefaults, with_seed
 from server.engine.loading import make_backend, read_defaults, read_json
 from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import (
-    MOST_THREADS,
     EngineConfig,
     EngineLimits,
     FinishReason,
@@ -417,15 +416,12 @@ def _threads(config: EngineConfig) -> int:
     Raises:
         LoadError: more than this process may run at once.
     """
-    asked, usable = config.threads, usable_cpus()
-    if asked is None:
-        held = min(torch.get_num_threads(), usable)  # to fewer by OMP_NUM_THREADS, or by who embeds the engine
-        return held if engine_name(config) == "torch" else min(held, default_threads(usable))
-    if not 1 <= asked <= MOST_THREADS:
-        raise LoadError(f"threads is {asked}: it must be from 1 to {MOST_THREADS}")
-    if asked > usable:
-        raise LoadError(f"threads is {asked}, and this process may use {share_of_the_machine()}: give at most {usable}")
-    return asked
+    check_threads(config.threads)
+    if config.threads is not None:
+        return config.threads
+    usable = usable_cpus()
+    held = min(torch.get_num_threads(), usable)  # to fewer by OMP_NUM_THREADS, or by who embeds the engine
+    return held if engine_name(config) == "torch" else min(held, default_threads(usable))
 
 
 def _finish_reason(row: Row, decoding: Decoding) -> FinishReason | None:

@@ -17,6 +17,7 @@ from model_store.errors import InvalidRequestError
 from model_store.int4 import GROUP, INT4, check_int4
 from model_store.safetensors_header import read_header
 from model_store.spec import ModelSpec
+from server.engine.capabilities import check_calibrated
 from server.engine.errors import LoadError
 from server.engine.network import AttentionWeights, FeedForwardWeights, Int4Weights, Linear, Network
 
@@ -61,13 +62,9 @@ def open_int4(directory: Path, spec: ModelSpec) -> Iterator[Callable[[str, Linea
         LoadError: the model is not calibrated, or the file is not of this model.
     """
     path = directory / INT4
+    check_calibrated(directory)
     try:
         check_int4(spec, read_header(path))
-    except FileNotFoundError:
-        raise LoadError(
-            f"{path} is not there, and dtype 'int4' needs it: `nash models publish NAME {directory} --calibrate-int4 "
-            "DATA` makes it from task data; or use 'int8'"
-        ) from None
     except InvalidRequestError as error:
         raise LoadError(f"{directory}: {error}") from error
     with safe_open(path, framework="pt") as file:

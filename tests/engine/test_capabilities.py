@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from server.engine import capabilities, cpus, cuda, engine
-from server.engine.capabilities import DTYPES, check_dtype, engine_name, speed_order, torch_bfloat16, why_not
+from server.engine.capabilities import DTYPES, check_machine, engine_name, speed_order, torch_bfloat16, why_not
 from server.engine.cuda import CudaDevice
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
@@ -106,9 +106,9 @@ def test_a_device_that_does_not_exist(t5_dir: Path, device: str) -> None:
 
 
 def test_a_dtype_that_does_not_exist() -> None:
-    check_dtype("auto")
+    check_machine(EngineConfig(dtype="auto"))
     with pytest.raises(LoadError, match=r"'int3' is not supported: use one of auto, float32, bfloat16, .*int8, int4$"):
-        check_dtype("int3")
+        check_machine(EngineConfig(dtype="int3"))
 
 
 def test_a_forced_set(machine: Machine, monkeypatch: pytest.MonkeyPatch, t5_dir: Path) -> None:
@@ -126,7 +126,8 @@ def test_a_forced_set(machine: Machine, monkeypatch: pytest.MonkeyPatch, t5_dir:
 
 
 def test_threads_above_the_quota(monkeypatch: pytest.MonkeyPatch, t5_dir: Path) -> None:
-    monkeypatch.setattr(engine, "usable_cpus", lambda: 1)
+    for module in (engine, capabilities):
+        monkeypatch.setattr(module, "usable_cpus", lambda: 1)
     with pytest.raises(LoadError, match=r"^threads is 2, and this process may use .*: give at most 1$"):
         Engine.load(t5_dir, EngineConfig(threads=2))
     before = torch.get_num_threads()
