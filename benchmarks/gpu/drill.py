@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.gpu.answers import engine_config
 from benchmarks.gpu.device import on_device, release
 from benchmarks.gpu.random_engine import RandomTensors
 from benchmarks.gpu.shapes import Scale, make_sources
@@ -52,18 +53,7 @@ def write_model(shape: dict[str, Any], directory: Path, scale: Scale) -> Path:
 
 
 def _config(scale: Scale, graphs: str = "off") -> EngineConfig:
-    """One that encodes all slots at once, which takes the most of its memory."""
-    longest = scale.source_tokens[1]
-    return EngineConfig(
-        dtype=scale.dtype,
-        device=scale.device,
-        backend="torch",
-        graphs=graphs,
-        slots=scale.drill_slots,
-        max_source_tokens=longest,
-        max_new_tokens=scale.new_tokens,
-        max_encode_tokens=scale.drill_slots * longest,
-    )
+    return engine_config(scale, slots=scale.drill_slots, graphs=graphs)
 
 
 def _caches(scale: Scale, directory: Path) -> dict[str, str]:
