@@ -38,11 +38,15 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard server/engine/n
 demo: $(INSTALLED)
 	$(BIN)/nash demo $(ARGS)
 
+# Two at a time, each file in one process: most of it waits for one core. ARGS="-n 8" is for a larger machine, and
+# ARGS="-n 0" for a debugger.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 test-all: $(INSTALLED)
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+	$(PYTEST) -m "not gpu" $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check $(CHECKED)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from server.engine.capabilities import torch_bfloat16
+
 # Up to this size a second copy of a matrix is worth its memory: a single row goes through MKL then, whose fixed cost
 # is lower than oneDNN's. Larger products are bound by memory bandwidth, where the two are close.
 SINGLE_ROW_COPY_BYTES = 4 * 2**20
@@ -118,11 +120,15 @@ class WideMatrix:
 
 def lay_out(weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
     """The map in the layout for its device and dtype; `single_rows`: it will often meet one row alone."""
-    packable = weight_OI.device.type == "cpu" and weight_OI.dtype in (torch.float32, torch.bfloat16)
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if packable and has_onednn:
+    if weight_OI.device.type == "cpu" and has_onednn and _onednn_takes(weight_OI.dtype):
         return PackedMatrix(weight_OI, bias_O, single_rows=single_rows)
     return PlainMatrix(weight_OI.contiguous(), bias_O)
+
+
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """On this processor; PyTorch's own product in bfloat16 is right on every one, if slow."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch_bfloat16() is None)
 
 
 def _apply(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None) -> Tensor:

@@ -337,7 +337,8 @@ def test_environments_are_made_once_and_whole(tmp_path: Path, monkeypatch: pytes
     assert not environments.is_installed(tmp_path, "openvino")
 
 
-def test_llama_cpp_is_built_once_for_each_instruction_set() -> None:
+def test_llama_cpp_is_built_once_for_each_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NASH_CPU_ISA", raising=False)
     for name in INSTRUCTION_SETS:
         environment = "llama.cpp" if name == "native" else f"llama.cpp-{name}"
         assert "CMAKE_ARGS" in environments.ENVIRONMENTS[environment].variables

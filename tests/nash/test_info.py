@@ -53,6 +53,7 @@ def test_the_document() -> None:
 
 
 def test_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NASH_CPU_ISA", raising=False)
     monkeypatch.setattr(cpus, "instruction_sets", lambda: ("avx2", "fma"))
     monkeypatch.setattr(cpus, "cpu_quota", lambda root=None: 1.5)
     monkeypatch.setattr("nash.cli.info.cpu_quota", lambda: 1.5)
