@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "abi.h"
+#include "fetch.h"
 #include "numbers.h"
 
 // Where a number stands in the cache of one slot and head.
@@ -103,19 +104,21 @@ void cache_keys_values(const Attention& attention, int width, int slot, int posi
 // Products of Q queries with 16 * T keys from position `t` on. Of bfloat16, queries come as factors. A score's sum is
 // one chain over the head's width, whatever Q and T are: it does not depend on who is computed beside it.
 template <int Q, int T>
-NASH_INLINE void score(const float* const (&queries)[Q], const float* keys, int t, int width, Floats (&sum)[Q][T]) {
+NASH_INLINE void score(const float* const (&queries)[Q], const float* keys, int t, int width, Fetch& ahead,
+                       Floats (&sum)[Q][T]) {
   const float* k = keys + static_cast<size_t>(t) * width;
   for (int e = 0; e < width; e++) {
 #pragma GCC unroll 4
     for (int j = 0; j < T; j++) {
       const Floats sixteen = load(k + (static_cast<size_t>(j) * width + e) * kNumbers);
+      if constexpr (Q == 1) fetch(ahead);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; q++) sum[q][j] = fma(splat(queries[q][e]), sixteen, sum[q][j]);
     }
   }
 }
 template <int Q, int T>
-NASH_INLINE void score(const Factor* const (&queries)[Q], const uint16_t* keys, int t, int width,
+NASH_INLINE void score(const Factor* const (&queries)[Q], const uint16_t* keys, int t, int width, Fetch& ahead,
                        Floats (&sum)[Q][T]) {
   const int pairs = (width + 1) / 2;
   const uint16_t* k = keys + static_cast<size_t>(t) * 2 * pairs;
@@ -123,6 +126,7 @@ NASH_INLINE void score(const Factor* const (&queries)[Q], const uint16_t* keys, 
 #pragma GCC unroll 4
     for (int j = 0; j < T; j++) {
       const Pairs sixteen = load_pairs(k + (static_cast<size_t>(j) * pairs + e) * 2 * kNumbers);
+      if constexpr (Q == 1) fetch(ahead);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; q++) sum[q][j] = add_pairs(sum[q][j], load_factor_pair(queries[q] + 2 * e), sixteen);
     }
@@ -131,7 +135,7 @@ NASH_INLINE void score(const Factor* const (&queries)[Q], const uint16_t* keys, 
 
 // 16 * C numbers of the context of Q queries, from `e` on: values times weights. What lies beyond `width` is not read.
 template <int Q, int C, bool Whole>
-NASH_INLINE void weigh(const float* const (&weights)[Q], const float* values, int count, int width, int e,
+NASH_INLINE void weigh(const float* const (&weights)[Q], const float* values, int count, int width, int e, Fetch& ahead,
                        Floats (&sum)[Q][C]) {
   const float* v = values + e;
   for (int t = 0; t < count; t++, v += width) {
@@ -139,6 +143,7 @@ NASH_INLINE void weigh(const float* const (&weights)[Q], const float* values, in
     for (int j = 0; j < C; j++) {
       const int at = j * kNumbers;
       const Floats sixteen = Whole ? load(v + at) : load(v + at, std::max(width - e - at, 0));
+      if constexpr (Q == 1) fetch(ahead);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; q++) sum[q][j] = fma(splat(weights[q][t]), sixteen, sum[q][j]);
     }
@@ -146,7 +151,7 @@ NASH_INLINE void weigh(const float* const (&weights)[Q], const float* values, in
 }
 template <int Q, int C, bool Whole>
 NASH_INLINE void weigh(const Factor* const (&weights)[Q], const uint16_t* values, int count, int width, int e,
-                       Floats (&sum)[Q][C]) {
+                       Fetch& ahead, Floats (&sum)[Q][C]) {
   const int stride = 2 * round_up(width, 2);
   const uint16_t* v = values + 2 * e;
   for (int t = 0; t < count; t += 2, v += stride) {
@@ -154,6 +159,7 @@ NASH_INLINE void weigh(const Factor* const (&weights)[Q], const uint16_t* values
     for (int j = 0; j < C; j++) {
       const int at = j * kNumbers;
       const Pairs sixteen = Whole ? load_pairs(v + 2 * at) : load_pairs(v + 2 * at, std::max(width - e - at, 0));
+      if constexpr (Q == 1) fetch(ahead);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; q++) sum[q][j] = add_pairs(sum[q][j], load_factor_pair(weights[q] + t), sixteen);
     }
@@ -170,8 +176,12 @@ struct Queries {
 
 // softmax(q K^T + bias) V over `count` keys of one head and slot. Each query has `room` numbers of `scores`: for count
 // rounded up to 16, and behind them for itself where the cache is in bfloat16.
+//
+// A single query reads each key and value once, from memory: values are fetched while keys are scored, and what lies at
+// `next`, the keys that come after these, while values are weighed.
 template <int Q, class T>
-void attend(const Queries& queries, const T* keys, const T* values, int count, int width, float* scores, int room) {
+void attend(const Queries& queries, const T* keys, const T* values, const T* next, int count, int width, float* scores,
+            int room) {
   using Form = std::conditional_t<std::is_same_v<T, float>, float, Factor>;
   constexpr int kKeys = Q == 1 ? 4 : kKeysByQueries;      // sixteens at once
   constexpr int kContext = Q == 1 ? 4 : kContextByQueries;
@@ -199,6 +209,7 @@ void attend(const Queries& queries, const T* keys, const T* values, int count, i
     most[q] = greater(most[q], sixteen);
     store(own[q] + t, sixteen);
   };
+  Fetch ahead = {reinterpret_cast<const char*>(values), kLineBytes};
   int t = 0;
   for (; t + kKeys * kNumbers <= count; t += kKeys * kNumbers) {
     Floats sum[Q][kKeys];
@@ -207,7 +218,7 @@ void attend(const Queries& queries, const T* keys, const T* values, int count, i
 #pragma GCC unroll 4
       for (int j = 0; j < kKeys; j++) sum[q][j] = zeros();
     }
-    score(form, keys, t, width, sum);
+    score(form, keys, t, width, ahead, sum);
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++) {
 #pragma GCC unroll 4
@@ -218,7 +229,7 @@ void attend(const Queries& queries, const T* keys, const T* values, int count, i
     Floats sum[Q][1];
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++) sum[q][0] = zeros();
-    score(form, keys, t, width, sum);
+    score(form, keys, t, width, ahead, sum);
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++) keep(q, t, sum[q][0]);
   }
@@ -239,6 +250,7 @@ void attend(const Queries& queries, const T* keys, const T* values, int count, i
     }
     inverse[q] = splat(1.f / sum(total));
   }
+  ahead.next = reinterpret_cast<const char*>(next);
   for (int e = 0; e < width; e += kContext * kNumbers) {
     Floats context[Q][kContext];
 #pragma GCC unroll 4
@@ -247,9 +259,9 @@ void attend(const Queries& queries, const T* keys, const T* values, int count, i
       for (int j = 0; j < kContext; j++) context[q][j] = zeros();
     }
     if (width - e >= kContext * kNumbers) {
-      weigh<Q, kContext, true>(weights, values, count, width, e, context);
+      weigh<Q, kContext, true>(weights, values, count, width, e, ahead, context);
     } else {
-      weigh<Q, kContext, false>(weights, values, count, width, e, context);
+      weigh<Q, kContext, false>(weights, values, count, width, e, ahead, context);
     }
     for (int q = 0; q < Q; q++) {
       float* out = queries.out + q * queries.stride + e;

@@ -8,12 +8,12 @@
 #include <limits>
 
 #include "abi.h"
+#include "fetch.h"
 #include "numbers.h"
 #include "share.h"
 
 constexpr int kTile = 2 * kNumbers;  // outputs of a tile
 constexpr int kBlock = 8;            // rows of a block, where rows are divided among threads
-constexpr size_t kLineBytes = 64;      // of the cache
 
 // int4: inputs of an output that share a scale, and the bytes of a tile's group: its scales, then two weights a byte.
 constexpr int kGroup = 32;
@@ -126,16 +126,6 @@ NASH_INLINE void clear(Floats (&sums)[N][S]) {
 #pragma GCC unroll 4
     for (int s = 0; s < S; s++) sums[r][s] = zeros();
   }
-}
-
-// Memory to have in the cache later, a little at each step of a product's loop.
-struct Fetch {
-  const char* next;
-  size_t step;  // bytes
-};
-NASH_INLINE void fetch(Fetch& ahead) {
-  __builtin_prefetch(ahead.next, 0, 2);
-  ahead.next += ahead.step;
 }
 
 // Products of N rows with S sixteens of outputs from `column` on, weights of a tile side by side. Each sum takes its
@@ -299,13 +289,15 @@ void product_block(const Matrix& m, const Inputs& in, int row, int column, Fetch
   }
 }
 
-// All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be. The last block
-// fetches what comes next: blocks after the first find their weights in the cache, and memory would rest meanwhile.
+// All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be. What comes next is
+// fetched by all of them alike, for memory to work at one pace all the time.
 template <int Most, int S, class Use>
 void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, const char* next, Use& use) {
   int row = rows.begin;
-  for (int blocks = (rows.end - row + Most - 1) / Most; blocks > 0; blocks--) {
-    const Fetch ahead = {next, blocks == 1 ? kLineBytes : 0};
+  const int all = (rows.end - row + Most - 1) / Most;
+  const size_t step = (kLineBytes + all - 1) / all, part = tile_bytes(m) * S / 2 / all;
+  for (int blocks = all; blocks > 0; blocks--, next += part) {
+    const Fetch ahead = {next, step};
     const int n = (rows.end - row + blocks - 1) / blocks;
     switch (n) {
       case 8: if constexpr (Most >= 8) product_block<8, S>(m, in, row, column, ahead, use); break;

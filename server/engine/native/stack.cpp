@@ -138,6 +138,9 @@ class Worker {
 
   // Rows of `x` [.][width] in the form that `m` takes, normed first where asked; `selected` rows of them, or all.
   Inputs inputs(const Matrix& m, const float* x, int width, int rows, const int32_t* selected, bool norm) {
+    if (m.dtype == kFloat32 && !selected && !norm) {  // as they are
+      return {reinterpret_cast<const uint8_t*>(x), width * sizeof(float), nullptr};
+    }
     const size_t stride = input_stride(m);
     const bool own = rows <= kPrivateRows;
     uint8_t* data = own ? space_.private_inputs + static_cast<size_t>(thread_) * kPrivateRows * space_.input_bytes
@@ -211,12 +214,14 @@ class Worker {
     const float* bias = attention.bias;
     if (bias) bias += (2 * head + 1) * attention.reach - 1 - rows_.positions[row];
     const Queries queries = {space_.queries + place, static_cast<size_t>(inner), bias, space_.context + place};
+    const auto attend_in = [&](const auto* keys, const auto* values) {
+      const auto* const own = keys + base;
+      attend<Q>(queries, own, values + base, own + attention.head_stride, count, width, scores, room);
+    };
     if (stack_.half) {
-      attend<Q>(queries, static_cast<const uint16_t*>(attention.keys) + base,
-                static_cast<const uint16_t*>(attention.values) + base, count, width, scores, room);
+      attend_in(static_cast<const uint16_t*>(attention.keys), static_cast<const uint16_t*>(attention.values));
     } else {
-      attend<Q>(queries, static_cast<const float*>(attention.keys) + base,
-                static_cast<const float*>(attention.values) + base, count, width, scores, room);
+      attend_in(static_cast<const float*>(attention.keys), static_cast<const float*>(attention.values));
     }
   }
 

@@ -86,7 +86,7 @@ class WorkOfPass {
   }
   void residual(const Matrix& m) {
     matrix(m, rows_.rows);
-    barriers_ += conversion_ + (stack_.norm_first ? 1 : 2);
+    barriers_ += (m.dtype == kFloat32 ? 0 : conversion_) + (stack_.norm_first ? 1 : 2);  // float32 stays as it is
   }
 
   const Stack& stack_;

@@ -1,0 +1,18 @@
+// Memory to have in the cache later.
+#pragma once
+
+#include <cstddef>
+
+#include "simd.h"
+
+constexpr size_t kLineBytes = 64;  // of the cache
+
+// A little of it at each step of a loop that works on something else.
+struct Fetch {
+  const char* next;
+  size_t step;  // bytes
+};
+NASH_INLINE void fetch(Fetch& ahead) {
+  __builtin_prefetch(ahead.next, 0, 2);
+  ahead.next += ahead.step;
+}
