@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 
 SHORT_TOKENS, LONG_TOKENS = 64, 1024
 STEPS_BEFORE = 8  # of the short request, before the long one arrives
+STEPS_ALONE = 200  # about as many as it makes beside the long one: a longest step is the longest of so many
+
+
+# Of the sorted steps of a run. Each is put over the same one of the steps alone.
+STEPS: dict[str, Callable[[list[float]], float]] = {
+    "median": statistics.median,
+    "p95": lambda steps: steps[int(0.95 * (len(steps) - 1))],
+    "longest": lambda steps: steps[-1],
+}
 
 
 @dataclass(frozen=True)
@@ -95,32 +105,34 @@ def measure(directory: Path, dtype: str, threads: int | None, turns: int) -> dic
     )
     engine = Engine.load(directory, config)
     alone(engine, 8)
-    steps_ms, spreads, firsts_ms, sliced, whole = [], [], [], [], []
+    steps_ms: dict[str, list[float]] = {name: [] for name in STEPS}
+    firsts_ms, sliced, whole = [], [], []
     for _ in range(turns):
-        gaps_ms, first_ms = alone(engine, 60)
-        steps_ms.append(statistics.median(gaps_ms))
-        spreads.append(max(gaps_ms) / steps_ms[-1])
+        gaps_ms, first_ms = alone(engine, STEPS_ALONE)
+        for name, choose in STEPS.items():
+            steps_ms[name].append(choose(sorted(gaps_ms)))
         firsts_ms.append(first_ms)
         sliced.append(beside(engine))
         pause_s, source_queue.LONGEST_PAUSE_S = source_queue.LONGEST_PAUSE_S, float("inf")
         whole.append(beside(engine))
         source_queue.LONGEST_PAUSE_S = pause_s
-    step_ms, first_ms = statistics.median(steps_ms), statistics.median(firsts_ms)
+    alone_ms = {name: statistics.median(each) for name, each in steps_ms.items()}
+    first_ms = statistics.median(firsts_ms)
 
     def figures(runs: list[Beside]) -> dict[str, float]:
         # The last step has both requests in it, and the long one's first attention over its whole source.
         gaps = [sorted(run.gaps_ms[:-1] or run.gaps_ms) for run in runs]
         return {
-            "median_step_over_alone": statistics.median(statistics.median(each) for each in gaps) / step_ms,
-            "p95_step_over_alone": statistics.median(each[int(0.95 * (len(each) - 1))] for each in gaps) / step_ms,
-            "longest_step_over_alone": statistics.median(each[-1] for each in gaps) / step_ms,
+            **{
+                f"{name}_step_over_alone": statistics.median(map(choose, gaps)) / alone_ms[name]
+                for name, choose in STEPS.items()
+            },
             "first_token_over_alone": statistics.median(run.first_token_ms for run in runs) / first_ms,
         }
 
     return {
         "dtype": dtype,
-        "step_alone_ms": step_ms,
-        "longest_step_alone_over_median": statistics.median(spreads),
+        "steps_alone_ms": alone_ms,
         "first_token_alone_ms": first_ms,
         "in_slices": figures(sliced),
         "at_once": figures(whole),

@@ -8,7 +8,7 @@ from server.engine.backend import Backend, SlicedBackend
 from server.engine.sequence import Row, Sequence
 
 LONGEST_PAUSE_S = 0.025  # of those that run, for newcomers encoded at once: nobody sees it in a text that grows
-SHARE = 0.45  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
+SHARE = 0.41  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
 
 
 class SourceQueue:
