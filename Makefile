@@ -53,6 +53,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.readme_table --check
+	$(BIN)/python -m benchmarks.peers table --check
 	$(BIN)/python -m benchmarks.experiments --check
 	$(BIN)/python -m deploy.grafana.dashboard --check
 	$(BIN)/pytest -q tests/test_house_rules.py

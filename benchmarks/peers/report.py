@@ -1,6 +1,7 @@
 """The results as Markdown and as a picture."""
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("peers.json", "peers-avx2.json")
 PICTURE = "docs/peers.png"
 SECTION = "peers"  # of the README, between its marks
+CUT_OFF = 3  # in the picture
 _TITLES = {peer.name: peer.title for peer in PEERS}
 
 Document = Mapping[str, Any]
@@ -145,7 +147,10 @@ def _shapes(document: Document) -> list[str]:
 
 
 def draw(document: Document, file: Path) -> None:
-    """Whole answers as bars, a panel for each shape and batch, float32 and int8 beside each other."""
+    """Whole answers as bars, a panel for each shape and batch, float32 and int8 beside each other.
+
+    A bar beyond CUT_OFF medians of its panel would leave no room for the others: it ends there, and says so.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -155,19 +160,24 @@ def draw(document: Document, file: Path) -> None:
     batches = sorted({block["batch"] for block in document["blocks"]})
     colours = {"float32": "#4c72b0", "int8": "#dd8452"}
     figure, panels = pyplot.subplots(
-        len(batches), len(shapes), figsize=(3.3 * len(shapes), 2.3 * len(batches)), squeeze=False, sharey=True
+        len(shapes), len(batches), figsize=(3.3 * len(batches), 0.8 + 2.1 * len(shapes)), squeeze=False, sharey=True
     )
     names = [peer.name for peer in reversed(PEERS)]
-    for i, batch in enumerate(batches):
-        for j, shape in enumerate(shapes):
+    for i, shape in enumerate(shapes):
+        for j, batch in enumerate(batches):
             panel = panels[i][j]
+            took_ms = {
+                dtype: {r["peer"]: r["total_ms"] for r in _rows(document, shape, dtype, batch) if "error" not in r}
+                for dtype in colours
+            }
+            longest_ms = CUT_OFF * statistics.median(ms for its in took_ms.values() for ms in its.values())
             for k, (dtype, colour) in enumerate(colours.items()):
-                rows = {row["peer"]: row for row in _rows(document, shape, dtype, batch) if "error" not in row}
-                ran = [name for name in names if name in rows]
-                places = [names.index(name) + 0.2 - 0.4 * k for name in ran]
-                bars = panel.barh(places, [rows[name]["total_ms"] for name in ran], 0.38, color=colour, label=dtype)
-                panel.bar_label(bars, fmt="%.0f", fontsize=6, padding=1)
-            panel.margins(x=0.15)
+                its = took_ms[dtype]
+                places = [names.index(name) + 0.2 - 0.4 * k for name in its]
+                bars = panel.barh(places, [min(ms, longest_ms) for ms in its.values()], 0.38, color=colour, label=dtype)
+                labels = [f"{ms:.0f}" + (" (cut off)" if ms > longest_ms else "") for ms in its.values()]
+                panel.bar_label(bars, labels, fontsize=6, padding=1)
+            panel.margins(x=0.25)
             panel.set_yticks(range(len(names)), [_TITLES[name] for name in names], fontsize=7)
             panel.tick_params(axis="x", labelsize=6)
             panel.set_title(f"{SHAPE_TITLES[shape]}, batch {batch}", fontsize=8)
