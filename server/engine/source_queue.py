@@ -8,14 +8,16 @@ from server.engine.backend import Backend, SlicedBackend
 from server.engine.sequence import Row, Sequence
 
 LONGEST_PAUSE_S = 0.025  # of those that run, for newcomers encoded at once: nobody sees it in a text that grows
-SHARE = 0.41  # of a step's time that goes into each long source after it: a step and its slice take under 1.5 steps
+LONGEST_STEP = 1.47  # of a step with the slice of a long source after it, in steps without
+LEAST_SHARE = 0.3  # of a step's time, for each long source: it goes on even where steps have become longer meanwhile
+_RECENT = 4  # steps
 
 
 class SourceQueue:
     """Sequences that have their slots, and whose sources the decoder cannot read yet.
 
     What takes longer than LONGEST_PAUSE_S while others run is encoded in slices, one source after the other in the
-    order of arrival; shorter sources do not wait for longer ones. Each source that waits adds its SHARE to the slices:
+    order of arrival; shorter sources do not wait for longer ones. Each source that waits adds its share to the slices:
     where many of them come, nobody's steps may hold up all newcomers.
     """
 
@@ -25,6 +27,8 @@ class SourceQueue:
         self._long: deque[Sequence] = deque()
         self._begun = False  # whether the first of them is under way
         self._credit_s = 0.0  # that slices left unused, for no block of rows fitted into it any more
+        self._alone_s = 0.0  # what a step takes where no slices are encoded, as seen lately
+        self._sliced_last = False  # whether the last `run` had slices
         self._position_s = 0.0  # what a position takes, as seen last; 0 before the first
         self.padding_tokens = 0  # positions that the last `run` computed for nothing
 
@@ -44,8 +48,11 @@ class SourceQueue:
             at_once, long = self._divided(batches)
             self._long.extend(long)
         ready = self._encode(at_once)
+        if step_s is not None and not self._sliced_last:
+            self._alone_s += (step_s - self._alone_s) / (_RECENT if self._alone_s else 1)
+        self._sliced_last = bool(self._long)
         if self._long and step_s is not None:
-            ready += self._run_slices(SHARE * step_s * len(self._long))
+            ready += self._run_slices(self._share_s(step_s) * len(self._long))
         elif self._long and not ready:
             ready = self._run_slices(None)
         return ready
@@ -72,6 +79,13 @@ class SourceQueue:
             else:
                 long.extend(batch)
         return at_once, long
+
+    def _share_s(self, step_s: float) -> float:
+        """What is left of the longest step for one source.
+
+        Beside slices a step itself takes longer: the encoder's weights have driven the decoder's out of the cache.
+        """
+        return max(LONGEST_STEP * min(self._alone_s, step_s) - step_s, LEAST_SHARE * step_s)
 
     def _encode(self, batches: Ordered[Ordered[Sequence]]) -> list[Sequence]:
         """Encode whole sources, and note what their positions took."""

@@ -113,6 +113,18 @@ def test_a_row_is_the_same_alone_and_in_any_company(t5_dir: Path, dtype: str) ->
             assert torch.equal(step(alone, position, [3], [token])[0], together[i, position])
 
 
+def test_rows_are_divided_where_pairs_of_bfloat16_stand_together(t5_dir: Path) -> None:
+    """More threads than tiles divide rows in blocks of eight; a pair across two blocks is the first one's."""
+    alone, divided = (load(t5_dir, "bfloat16", threads=threads) for threads in (1, 3))
+    divided.hold_threads(3)
+    for length in range(1, 26):
+        sources = [[5], [(7 * i) % 40 + 3 for i in range(length)]]
+        for backend in (alone, divided):
+            backend.encode(sources, [[0], [1]])
+        assert divided.active_threads() == 3
+        assert torch.equal(step(divided, 0, [0, 1], [0, 0]), step(alone, 0, [0, 1], [0, 0]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_tokens_of_a_sequence_in_one_step(t5_dir: Path, dtype: str) -> None:
     expected, backend = all_logits(load(t5_dir, dtype)), load(t5_dir, dtype)

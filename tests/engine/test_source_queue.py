@@ -6,11 +6,12 @@ import pytest
 
 from server.engine import source_queue
 from server.engine.sequence import GenerationParameters, Sequence
-from server.engine.source_queue import LONGEST_PAUSE_S, SHARE, SourceQueue
+from server.engine.source_queue import LEAST_SHARE, LONGEST_PAUSE_S, LONGEST_STEP, SourceQueue
 from tests.engine.made_up_backend import MadeUpBackend
 
 POSITION_S = 0.001
 STEP_S = 0.004
+SHARE = LONGEST_STEP - 1  # of a step that takes as long beside slices as without
 
 
 class Clock:
@@ -100,6 +101,28 @@ def test_a_long_source_takes_its_share_of_each_step(queue: SourceQueue, backend:
     assert runs == [*[[]] * (len(runs) - 1), [long]]
     assert max(filter(None, backend.slices)) < 2 * SHARE * STEP_S
     assert len(runs) == pytest.approx(LONG * POSITION_S / (SHARE * STEP_S), abs=1), "what a slice leaves is used later"
+
+
+def test_a_step_that_slices_make_longer_leaves_less_to_them(queue: SourceQueue, backend: SlicedMadeUpBackend) -> None:
+    assert queue.run([[newcomer(1, LONG)]], step_s=STEP_S) == []
+    backend.slices.clear()
+    queue._credit_s = 0.0
+    queue.run([], step_s=1.1 * STEP_S)
+    assert 1.1 * STEP_S + backend.slices[0] == pytest.approx(LONGEST_STEP * STEP_S)
+    queue._credit_s = 0.0
+    queue.run([], step_s=10 * STEP_S)  # others came
+    assert backend.slices[1] == pytest.approx(LEAST_SHARE * 10 * STEP_S)
+
+
+def test_steps_after_slices_are_the_measure_for_the_next_ones(queue: SourceQueue, backend: SlicedMadeUpBackend) -> None:
+    assert queue.run([[newcomer(1, LONG)]], step_s=STEP_S) == []
+    while queue:
+        queue.run([], step_s=STEP_S)
+    for _ in range(100):
+        queue.run([], step_s=3 * STEP_S)
+    backend.slices.clear()
+    queue.run([[newcomer(2, LONG)]], step_s=3 * STEP_S)
+    assert backend.slices == [pytest.approx(SHARE * 3 * STEP_S)]
 
 
 def test_each_one_that_waits_adds_its_share(queue: SourceQueue, backend: SlicedMadeUpBackend) -> None:

@@ -295,6 +295,7 @@ template <int Most, int S, class Use>
 void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, const char* next, Use& use) {
   int row = rows.begin;
   const int all = (rows.end - row + Most - 1) / Most;
+  if (all == 0) return;  // the one row of this share was taken by the thread that has the other of its pair
   const size_t step = (kLineBytes + all - 1) / all, part = tile_bytes(m) * S / 2 / all;
   for (int blocks = all; blocks > 0; blocks--, next += part) {
     const Fetch ahead = {next, step};
