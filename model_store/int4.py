@@ -7,20 +7,24 @@ It holds two tensors for each matrix [O, I] of the layers, G groups of 32 inputs
 
 Inputs beyond the last have the nibble 8. A matrix is the one that the engine multiplies with, what it folds into it
 included; NAME is its place in the engine's layers, as in `decoder.3.cross.key`. Embeddings and the output matrix are
-not there.
+not there. The file's metadata have the sha256 of the `model.safetensors` that it was made from: with other weights it
+would answer as those did.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store.errors import InvalidRequestError
-from model_store.safetensors_header import TensorInfo
+from model_store.safetensors_header import TensorInfo, read_header, read_metadata
 
 if TYPE_CHECKING:
     from model_store.spec import ModelSpec
 
 INT4 = "int4.safetensors"
 GROUP = 32  # inputs that share a step
+_MADE_FROM = "weights_sha256"  # among the metadata
 
 
 def int4_matrices(spec: "ModelSpec") -> Iterator[tuple[str, tuple[int, int]]]:
@@ -70,3 +74,22 @@ def check_int4(spec: "ModelSpec", tensors: Mapping[str, TensorInfo]) -> None:
                 f"{INT4}: {name!r} is {found.dtype} {list(found.shape)}, the model's shape calls for "
                 f"{dtype} {list(shape)}: calibrate the model again"
             )
+
+
+def origin_metadata(weights: Path) -> dict[str, str]:
+    """The file's metadata: from which weights it was made."""
+    with weights.open("rb") as file:
+        return {_MADE_FROM: hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def check_int4_file(spec: "ModelSpec", path: Path, weights: Path) -> None:
+    """Compare the file with the model's shape, and with the weights beside it.
+
+    Raises:
+        InvalidRequestError: it is torn, of another shape, or was made from other weights.
+    """
+    check_int4(spec, read_header(path))
+    if read_metadata(path) != origin_metadata(weights):
+        raise InvalidRequestError(
+            f"{path.name} was made from another {weights.name}, which has changed since: calibrate the model again"
+        )

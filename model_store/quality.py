@@ -4,6 +4,7 @@ A record stands beside its version in the store and is never changed. One dtype'
 float32's on the same rows under the same limits.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_origin
@@ -36,6 +37,8 @@ class QualityRecord:
         for name, kind in _TYPES.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}")
+        if not math.isfinite(self.value):
+            raise ValueError(f"value is {self.value!r}")
 
     @property
     def task(self) -> tuple[object, ...]:

@@ -60,6 +60,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise InvalidRequestError(f"{path.name} is not a whole safetensors file: {error}") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors.
+
+    Raises:
+        InvalidRequestError: as `read_header`.
+    """
+    read_header(path)
+    with path.open("rb") as file:
+        length = header_length(file.read(8), os.fstat(file.fileno()).st_size)
+        found: dict[str, str] = json.loads(file.read(length)).get("__metadata__", {})
+    return found
+
+
 def header_length(prefix: bytes, file_bytes: int) -> int:
     """The header's length in bytes out of the file's first eight.
 

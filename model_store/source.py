@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from model_store.errors import InvalidRequestError
 from model_store.families import family_of
-from model_store.int4 import INT4, check_int4
+from model_store.int4 import INT4, check_int4_file
 from model_store.manifest import FILE_NAME, Kind
 from model_store.safetensors_header import TensorInfo, read_header
 from model_store.spec import ModelSpec
@@ -111,7 +111,7 @@ def inspect(directory: Path) -> ModelSource:
     tensors = read_header(directory / WEIGHTS)
     _check_tensors(spec, tensors)
     if (directory / INT4).exists():
-        check_int4(spec, read_header(directory / INT4))
+        check_int4_file(spec, directory / INT4, directory / WEIGHTS)
     _check_tokenizer(directory / TOKENIZER, spec)
     used_names = {name for name, _ in spec.tensor_shapes()} | {"lm_head.weight"}
     used = [info for name, info in tensors.items() if name in used_names]

@@ -7,14 +7,15 @@ and a process that is killed leaves nothing behind that a reader could see.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from model_store.blobs import read_manifest
 from model_store.disk import link_if_absent, make_folder, private_folder, write_new
-from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
+from model_store.errors import InvalidRequestError, StoreAccessError
 from model_store.layout import Layout
 from model_store.manifest import Kind, Lineage, Manifest
 from model_store.pointers import (
@@ -28,8 +29,8 @@ from model_store.pointers import (
     utc_text,
 )
 from model_store.publish import Publication, Published, publish
-from model_store.quality import KIND as QUALITY
 from model_store.quality import QualityRecord
+from model_store.records import read_quality, read_record, record_paths
 from model_store.ref import Ref, check_name
 from model_store.verify import Problem, verify_store, verify_version
 from model_store.views import open_view
@@ -212,9 +213,7 @@ class Store:
             CorruptStoreError: one of them cannot be read.
         """
         version = self.resolve(ref)
-        folder = self._layout.measurements(version.name, version.digest)
-        paths = folder.iterdir() if folder.is_dir() else ()
-        return [_read_record(p) for p in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name))]
+        return [read_record(path) for path in record_paths(self._layout, version.name, version.digest)]
 
     def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
         """Keep what a version was found to be worth in a dtype; false where that was known already, which stays."""
@@ -226,10 +225,15 @@ class Store:
         Raises:
             CorruptStoreError: one of them cannot be read.
         """
-        try:
-            return [QualityRecord.of(each) for each in self.measurements(ref) if each.get("kind") == QUALITY]
-        except ValueError as error:
-            raise CorruptStoreError(f"a quality record of {ref} is damaged ({error}): remove it") from None
+        version = self.resolve(ref)
+        paths = record_paths(self._layout, version.name, version.digest)
+        return [record for path in paths if (record := read_quality(path)) is not None]
+
+    @contextmanager
+    def work_folder(self) -> Iterator[Path]:
+        """A fresh folder beside the store's own work in progress, gone afterwards."""
+        with private_folder(self._layout.tmp) as folder:
+            yield folder
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
         """The aliases of each version number of a model."""
@@ -250,16 +254,6 @@ class Store:
             aliases=aliases.get(version, ()),
             created_at=utc_text(self._layout.version(name, version).stat().st_mtime),
         )
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptStoreError(f"{path} is not JSON ({error}): remove it") from None
-    if not isinstance(record, dict):
-        raise CorruptStoreError(f"{path} is no record: remove it")
-    return record
 
 
 def _parsed(ref: Ref | str) -> Ref:

@@ -9,13 +9,14 @@ from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSc
 from model_store.layout import Layout
 from model_store.manifest import FileEntry
 from model_store.pointers import alias_names, live_versions, model_names, read_alias, read_version
+from model_store.records import read_quality, record_paths
 from model_store.safetensors_header import read_header
 from model_store.source import WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One bad file: `ref` needs it, `file` is its name in the model directory or the pointer's kind."""
+    """One bad file: `ref` needs it, `file` is its name in the model directory, the pointer's kind, or "measurement"."""
 
     ref: str
     file: str
@@ -44,11 +45,17 @@ def verify_version(layout: Layout, name: str, version: int) -> list[Problem]:
         manifest = read_manifest(layout, digest)
     except (CorruptStoreError, UnknownSchemaError) as error:
         return [Problem(ref=ref, file="manifest", what=str(error))]
-    return [
+    problems = [
         Problem(ref=ref, file=file.path, what=what)
         for file in manifest.files
         if (what := _file_problem(layout, file)) is not None
     ]
+    for path in record_paths(layout, name, digest):
+        try:
+            read_quality(path)
+        except CorruptStoreError as error:
+            problems.append(Problem(ref=ref, file="measurement", what=str(error)))
+    return problems
 
 
 def _file_problem(layout: Layout, file: FileEntry) -> str | None:

@@ -7,23 +7,24 @@ matrices as the engine multiplies with them, with the norms' weights and the sca
 
 import dataclasses
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_store.int4 import INT4
-from model_store.source import check_publishable, list_files
+from model_store.int4 import INT4, origin_metadata
+from model_store.source import WEIGHTS, check_publishable, list_files
 from nash.data import TokenizedPairs
 from nash.disk import full_disk_named
 from nash.errors import NashError
 from nash.model_folder import read_spec
 from nash.models import load_tokenizer
+from nash.progress import Stage, Watch
 from nash.rounding import round_by_data, round_nearest
 from nash.rows import Row
 from server.engine.backend import Feed
@@ -103,7 +104,13 @@ class _Observed:
 
 
 def calibrate(
-    folder: Path, rows: Sequence[Row], *, seed: int = 0, max_source_tokens: int = 512, max_target_tokens: int = 256
+    folder: Path,
+    rows: Sequence[Row],
+    console: Console,
+    *,
+    seed: int = 0,
+    max_source_tokens: int = 512,
+    max_target_tokens: int = 256,
 ) -> None:
     """Write `int4.safetensors` into a model's folder, calibrated on rows of its task that are drawn from those given.
 
@@ -128,28 +135,36 @@ def calibrate(
             break
         pairs.append(pair)
         tokens += sum(map(len, pair))
-    grams = _input_grams(folder, pairs)
+    with Stage("four bits: reading what the matrices are given", console, len(pairs), unit="rows") as stage:
+        grams = _input_grams(folder, pairs, stage.update)
     for name, gram_II in grams.items():
         if not bool(gram_II.isfinite().all()):
             raise NashError(f"{folder} gives {name} numbers that are not finite on these rows: its weights are damaged")
-    _write(folder, lambda name, weight_OI: round_by_data(weight_OI, grams[name]))
+    with Stage("four bits: rounding the matrices", console, len(grams)) as stage:
+
+        def rounded(name: str, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+            result = round_by_data(weight_OI, grams[name])
+            stage.update(stage.done + 1)
+            return result
+
+        _write(folder, rounded)
 
 
-@contextmanager
-def calibrated_copy(directory: Path, rows: Sequence[Row]) -> Iterator[Path]:
-    """A folder with the model in `directory` and its `int4.safetensors`, which goes with the context.
+def calibrated_copy(directory: Path, rows: Sequence[Row], folder: Path, console: Console) -> None:
+    """Put the model in `directory` and its `int4.safetensors` into an empty folder.
 
     Raises:
         model_store.errors.InvalidRequestError: the directory is not a publishable model.
+        DiskFullError: the folder's disk has no room.
         RequestError, server.engine.errors.EngineError: as `calibrate`.
     """
     check_publishable(directory)
-    with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary)
-        for name in list_files(directory):
-            shutil.copyfile(directory / name, copy / name)
-        calibrate(copy, rows)
-        yield copy
+    files = [directory / name for name in list_files(directory)]
+    with full_disk_named(folder, sum(file.stat().st_size for file in files)):
+        for file in files:
+            if file.name != INT4:  # an older one
+                shutil.copyfile(file, folder / file.name)
+    calibrate(folder, rows, console)
 
 
 def round_without_data(folder: Path) -> None:
@@ -171,12 +186,12 @@ def _write(folder: Path, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]
             pass
     partial = folder / f".{INT4}.partial"  # a run that is interrupted leaves nothing that looks whole
     with full_disk_named(folder, sum(tensor.nbytes for tensor in tensors.values())):
-        save_file(tensors, partial)
+        save_file(tensors, partial, metadata=origin_metadata(folder / WEIGHTS))
     partial.replace(folder / INT4)
 
 
 @torch.inference_mode()
-def _input_grams(folder: Path, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+def _input_grams(folder: Path, pairs: Sequence[Pair], watch: Watch = lambda done, all_: None) -> dict[str, Tensor]:
     """By name, the Gram matrix of what each matrix of the layers is given on these sources and targets."""
     spec = read_spec(folder)
     config = EngineConfig(
@@ -216,6 +231,7 @@ def _input_grams(folder: Path, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         )
         running.real_N = torch.ones(len(feed.tokens), dtype=torch.bool)
         backend.decode(feed)
+        watch(done, len(pairs))
     return {name: total for name, gram in grams.items() if (total := gram.total()) is not None}
 
 

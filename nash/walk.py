@@ -72,9 +72,8 @@ def walk(
         _make_model(recipe, task, run, console, plan, answers)
     model = run.path / "model"
     if recipe.quantization.int4 and not (model / INT4).exists():
-        console.print("calibrating four bits a weight")
         limits = {key: getattr(recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
-        calibrate(model, task.train_rows, seed=recipe.seed, **limits)
+        calibrate(model, task.train_rows, console, seed=recipe.seed, **limits)
 
 
 def _make_model(

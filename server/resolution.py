@@ -14,7 +14,7 @@ from model_store.ref import Ref, looks_like_path
 from model_store.source import TOKENIZER, WEIGHTS
 from model_store.spec import ModelSpec
 from model_store.store import Store
-from server.engine.capabilities import engine_name, why_not
+from server.engine.capabilities import AUTO, engine_name, why_not
 from server.engine.dtype_choice import with_dtype
 from server.engine.errors import LoadError
 from server.errors import SettingsError
@@ -66,7 +66,9 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
     directory = store.checkout(Ref(name=version.name, version=version.version))
     variant = ref.variant if ref.alias is not None else None
     spec = ModelSpec.from_config(_read_config(directory))
-    request, why, engine = _settled(request, spec, store.quality(version.ref))
+    # A damaged record is in nobody's way who names a dtype.
+    records = store.quality(version.ref) if request.engine.dtype == AUTO else ()
+    request, why, engine = _settled(request, spec, records)
     return ResolvedModel(
         ref=f"{ref.name}@{variant}" if variant else version.ref,
         model=ref.name,

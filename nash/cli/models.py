@@ -48,16 +48,21 @@ def publish(
     with ExitStack() as stack:
         folder = directory
         if calibrate_int4 is not None:
+            from nash.preflight import check_files, check_rows
+            from nash.recipe import DataLayout
+
+            layout = DataLayout(source_column=source_column, target_columns=[target_column], prefix=prefix)
+            check_rows(calibrate_int4, layout)
+            check_files(directory)
+            target.check_writable()
+
             from nash.int4 import calibrated_copy
             from nash.models import quiet_libraries
-            from nash.recipe import DataLayout
             from nash.rows import read_rows
 
             quiet_libraries()
-            layout = DataLayout(source_column=source_column, target_columns=[target_column], prefix=prefix)
-            rows = read_rows(calibrate_int4, layout)
-            progress_console().print(f"calibrating four bits a weight on rows of {calibrate_int4}")
-            folder = stack.enter_context(calibrated_copy(directory, rows))
+            folder = stack.enter_context(target.work_folder())
+            calibrated_copy(directory, read_rows(calibrate_int4, layout), folder, progress_console())
         done = target.publish(name, folder, kind=kind, alias=alias, lineage=lineage, licence=licence)
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})

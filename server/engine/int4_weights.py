@@ -14,18 +14,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model_store.errors import InvalidRequestError
-from model_store.int4 import GROUP, INT4, check_int4
-from model_store.safetensors_header import read_header
+from model_store.int4 import GROUP, INT4, check_int4_file
 from model_store.spec import ModelSpec
 from server.engine.capabilities import check_calibrated
+from server.engine.checkpoint import WEIGHTS_FILE
 from server.engine.errors import LoadError
 from server.engine.network import AttentionWeights, FeedForwardWeights, Int4Weights, Linear, Network
 
 _T = TypeVar("_T")
-
-# Of a calibrated matrix from the one that it stands for, as a share of its length. Four bits and their calibration make
-# it a few tenths; matrices that have nothing to do with each other are 1.4 apart.
-_MOST_DISTANCE = 0.7
 
 
 def map_matrices(layer: _T, change: Callable[[str, Linear], Linear], prefix: str) -> _T:
@@ -64,7 +60,7 @@ def open_int4(directory: Path, spec: ModelSpec) -> Iterator[Callable[[str, Linea
     path = directory / INT4
     check_calibrated(directory)
     try:
-        check_int4(spec, read_header(path))
+        check_int4_file(spec, path, directory / WEIGHTS_FILE)
     except InvalidRequestError as error:
         raise LoadError(f"{directory}: {error}") from error
     with safe_open(path, framework="pt") as file:
@@ -73,12 +69,9 @@ def open_int4(directory: Path, spec: ModelSpec) -> Iterator[Callable[[str, Linea
             # Copies: the file's tensors are windows into it, and the file may change.
             nibbles, steps = (file.get_tensor(f"{name}.{kind}").clone() for kind in ("nibbles", "steps"))
             int4 = Int4Weights(nibbles_OGB=nibbles, steps_OG=steps)
+            if not bool(steps.isfinite().all()):
+                raise LoadError(f"{path}: the steps of {name!r} are not all finite: calibrate the model again")
             weight_OI = dequantized(int4, linear.weight_OI.shape[1])
-            distance = torch.dist(weight_OI, linear.weight_OI.float()) / torch.linalg.vector_norm(linear.weight_OI)
-            if distance > _MOST_DISTANCE:
-                raise LoadError(
-                    f"{path}: {name!r} is not of these weights, which have changed since: calibrate the model again"
-                )
             return replace(linear, weight_OI=weight_OI.to(linear.weight_OI), int4=int4)
 
         yield calibrated

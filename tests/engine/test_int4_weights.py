@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model_store.errors import InvalidRequestError
 from model_store.int4 import GROUP, INT4
+from model_store.safetensors_header import read_metadata
 from model_store.spec import ModelSpec
+from model_store.store import Store
 from nash.int4 import round_without_data
 from server.engine.capabilities import torch_int8
 from server.engine.engine import Engine
@@ -130,10 +133,11 @@ def test_a_row_is_the_same_alone_and_in_company(
 @needs_native
 @torch.inference_mode()
 def test_what_is_not_finite_stays_in_its_row(t5_dir: Path, tmp_path: Path) -> None:
-    directory = rounded(shutil.copytree(t5_dir, tmp_path / "model"))
+    directory = shutil.copytree(t5_dir, tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     tensors["shared.weight"][7, 3] = torch.nan
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    rounded(directory)
     logits = backend_logits(load_native(directory), [[5, 1], [7, 1], [9, 1]], [[0, 4], [0, 4], [0, 7]])
     finite = logits[:, :, :7].isfinite().all(-1)
     assert finite.tolist() == [[True, True], [False, False], [True, False]]
@@ -167,10 +171,20 @@ def test_a_model_that_is_not_calibrated(t5_dir: Path) -> None:
 def test_weights_that_changed_since(t5_dir: Path, tmp_path: Path) -> None:
     directory = rounded(shutil.copytree(t5_dir, tmp_path / "model"))
     tensors = load_file(directory / "model.safetensors")
-    name = "decoder.block.1.layer.1.EncDecAttention.k.weight"
-    tensors[name] = torch.randn(tensors[name].shape)
+    tensors["encoder.final_layer_norm.weight"][0] += 1e-3
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LoadError, match=r"'decoder\.1\.cross\.key' is not of these weights.*: calibrate"):
+    with pytest.raises(LoadError, match=r"made from another model\.safetensors, which has changed since: calibrate"):
+        Engine.load(directory, CONFIG)
+    with pytest.raises(InvalidRequestError, match=r"was made from another model\.safetensors"):
+        Store(tmp_path / "store").publish("tiny", directory)
+
+
+def test_steps_that_are_not_finite(t5_dir: Path, tmp_path: Path) -> None:
+    directory = rounded(shutil.copytree(t5_dir, tmp_path / "model"))
+    tensors = load_file(directory / INT4)
+    tensors["decoder.1.cross.key.steps"][3, 0] = torch.nan
+    save_file(tensors, directory / INT4, metadata=read_metadata(directory / INT4))
+    with pytest.raises(LoadError, match=r"the steps of 'decoder\.1\.cross\.key' are not all finite: calibrate"):
         Engine.load(directory, CONFIG)
 
 

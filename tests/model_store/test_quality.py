@@ -92,13 +92,17 @@ def test_a_damaged_record_is_named(tmp_path: Path, model_dir: Path) -> None:
     file.chmod(0o644)
     for text, says in (
         (json.dumps(document | {"value": "good"}), "value is 'good'"),
+        (json.dumps(document | {"value": float("nan")}), "value is nan"),
         (json.dumps({k: v for k, v in document.items() if k != "rows"}), "rows is missing"),
         (json.dumps(document | {"instruction_sets": 3}), "instruction_sets is 3"),
         ("[]", "is no record"),
         ("{", "is not JSON"),
     ):
         file.write_text(text)
-        with pytest.raises(CorruptStoreError, match=says):
+        with pytest.raises(CorruptStoreError, match=says) as raised:
             store.quality("g2p")
+        assert str(file) in str(raised.value)
+        (problem,) = store.verify()
+        assert (problem.ref, problem.file, problem.what) == ("g2p:1", "measurement", str(raised.value))
     file.write_text(json.dumps(document | {"later": 1}))
     assert len(store.quality("g2p")) == 1

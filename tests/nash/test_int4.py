@@ -1,10 +1,12 @@
 """From a model and data to its `int4.safetensors`: whose inputs are counted, and what comes of them."""
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from tests.engine.family_reference import backend_logits
 from tests.nash.pruned_families import FAMILIES, build
 from tests.nash.tiny_training import build_task_model, task_rows
 from tests.tiny_models import build_tiny_t5
+
+QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +97,14 @@ def test_calibrated_answers_are_nearer_than_plainly_rounded_ones(name: str, tmp_
     exact = logits("float32")
     round_without_data(folder)
     plain = (logits("int4") - exact).norm()
-    calibrate(folder, rows, max_source_tokens=64, max_target_tokens=64)
+    calibrate(folder, rows, QUIET, max_source_tokens=64, max_target_tokens=64)
     assert 0 < (logits("int4") - exact).norm() < plain
 
 
 def test_equal_draws_give_equal_files(model_dir: Path, tmp_path: Path) -> None:
     folders = [own_copy(model_dir, tmp_path / str(i)) for i in range(3)]
     for folder, seed in zip(folders, (0, 0, 1), strict=True):
-        calibrate(folder, task_rows(30), seed=seed)
+        calibrate(folder, task_rows(30), QUIET, seed=seed)
     first, again, _ = ((folder / INT4).read_bytes() for folder in folders)
     assert first == again
     assert load_file(folders[0] / INT4).keys() == load_file(folders[2] / INT4).keys()
@@ -112,13 +116,19 @@ def test_damaged_weights(model_dir: Path, tmp_path: Path) -> None:
     tensors["decoder.block.0.layer.0.SelfAttention.o.weight"][0, 0] = torch.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NashError, match="its weights are damaged"):
-        calibrate(folder, task_rows(30))
+        calibrate(folder, task_rows(30), QUIET)
     assert not (folder / INT4).exists()
 
 
-def test_a_calibrated_copy_leaves_the_model_as_it_is(model_dir: Path) -> None:
+def test_a_calibrated_copy_leaves_the_model_as_it_is(model_dir: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in model_dir.iterdir()}
-    with calibrated_copy(model_dir, task_rows(30)) as copy:
-        assert {path.name for path in copy.iterdir()} == {*before, INT4}
-    assert not copy.exists()
+    said = io.StringIO()
+    calibrated_copy(model_dir, task_rows(30), tmp_path, Console(file=said))
+    assert {path.name for path in tmp_path.iterdir()} == {*before, INT4}
     assert {path.name: path.read_bytes() for path in model_dir.iterdir()} == before
+    matrices = len(load_file(tmp_path / INT4)) // 2
+    lines = said.getvalue().splitlines()
+    assert [line.partition(",")[0] for line in lines if "took" in line] == [
+        "four bits: reading what the matrices are given: 30/30 rows",
+        f"four bits: rounding the matrices: {matrices}/{matrices}",
+    ]
