@@ -14,7 +14,7 @@ from model_store.ref import Ref, looks_like_path
 from model_store.source import TOKENIZER, WEIGHTS
 from model_store.spec import ModelSpec
 from model_store.store import Store
-from server.engine.capabilities import AUTO, engine_name, why_not
+from server.engine.capabilities import AUTO, check_calibrated, engine_name, why_not
 from server.engine.dtype_choice import with_dtype
 from server.engine.errors import LoadError
 from server.errors import SettingsError
@@ -68,7 +68,7 @@ def _from_store(request: ModelRequest, store: Store) -> ResolvedModel:
     spec = ModelSpec.from_config(_read_config(directory))
     # A damaged record is in nobody's way who names a dtype.
     records = store.quality(version.ref) if request.engine.dtype == AUTO else ()
-    request, why, engine = _settled(request, spec, records)
+    request, why, engine = _settled(request, spec, directory, records)
     return ResolvedModel(
         ref=f"{ref.name}@{variant}" if variant else version.ref,
         model=ref.name,
@@ -98,7 +98,7 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
             raise InvalidRequestError(f"{directory} has no {file}: give the folder of a Hugging Face model")
     name = re.sub(r"[^a-z0-9._-]+", "-", directory.name.lower()).lstrip("._-")[:64] or "model"
     variant = "pruned" if spec.compact else "dense"
-    request, why, engine = _settled(request, spec, ())
+    request, why, engine = _settled(request, spec, directory, ())
     return ResolvedModel(
         ref=f"{name}@{variant}",
         model=name,
@@ -115,7 +115,9 @@ def _from_path(request: ModelRequest) -> ResolvedModel:
     )
 
 
-def _settled(request: ModelRequest, spec: ModelSpec, records: Sequence[QualityRecord]) -> tuple[ModelRequest, str, str]:
+def _settled(
+    request: ModelRequest, spec: ModelSpec, directory: Path, records: Sequence[QualityRecord]
+) -> tuple[ModelRequest, str, str]:
     """The request as it will be loaded, why in this dtype, and what will run it.
 
     A model with so many positions takes no longer sources, whatever was asked for.
@@ -127,6 +129,8 @@ def _settled(request: ModelRequest, spec: ModelSpec, records: Sequence[QualityRe
         config, choice = with_dtype(request.engine.within(spec.max_positions), records)
         refusal = why_not(config)
         if refusal is None:
+            if config.dtype == "int4":
+                check_calibrated(directory)
             return replace(request, engine=config), choice.why, engine_name(config)
     except LoadError as error:
         refusal = str(error)

@@ -10,6 +10,8 @@ from nash.cli import bench, demo, evaluate, export, finetune, info, loadtest, mo
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
+INTERRUPTED = 130  # as shells count SIGINT
+
 app = typer.Typer(
     name="nash",
     no_args_is_help=True,
@@ -59,6 +61,10 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted: nothing is left half done, and the same command goes on from there", file=sys.stderr)
+        raise
     except Exception as error:  # noqa: BLE001  nobody has foreseen it: still one line
         if debug:
             traceback.print_exc()

@@ -28,6 +28,12 @@ CUDA_SPEED = ("bfloat16", "float16", "float32")
 
 _WHOLE_NUMBERS = {"int8": "bnb-int8", "int4": "bnb-nf4"}  # and what stands for them on CUDA
 
+_CHOICES = {
+    "backend": ("auto", "native", "torch"),
+    "graphs": ("auto", "on", "off"),
+    "quantization": ("none", "bnb-int8", "bnb-nf4"),
+}
+
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
@@ -62,11 +68,10 @@ def check_threads(asked: int | None) -> None:
 
 def check_calibrated(directory: Path) -> None:
     """Raises: LoadError: a model has no weights in four bits."""
-    path = directory / INT4
-    if not path.exists():
+    if not (directory / INT4).exists():
         raise LoadError(
-            f"{path} is not there, and dtype 'int4' needs it: `nash models publish NAME {directory} --calibrate-int4 "
-            "DATA` makes it from task data; or use 'int8'"
+            f"the model has no {INT4}, which dtype 'int4' needs: `nash models publish NAME DIR --calibrate-int4 DATA`, "
+            f"with the folder it was published from, makes it from rows of its task; or use 'int8' ({directory})"
         )
 
 
@@ -105,6 +110,10 @@ def why_not(config: EngineConfig) -> str | None:
     Raises:
         LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
     """
+    for key, known in _CHOICES.items():
+        if getattr(config, key) not in known:
+            *others, last = map(repr, known)
+            return f"{key} {getattr(config, key)!r} is not known: use {', '.join(others)} or {last}"
     dtype, quantization = config.dtype, config.quantization
     if not _DEVICE.fullmatch(config.device):
         return f"device {config.device!r} is not known: use 'cpu', 'cuda' or 'cuda:1'"
@@ -116,6 +125,8 @@ def why_not(config: EngineConfig) -> str | None:
         return f"dtype {dtype!r} and quantization {quantization!r} exclude each other: name one"
     if dtype == "float64" and quantization != "none":
         return f"quantization {quantization!r} does not compute in float64: use 'bfloat16'"
+    if config.backend == "native" and (obstacle := why_not_native(config)) is not None:
+        return f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'"
     if config.device != "cpu":
         return _why_not_on_cuda(config)
     if dtype == "float16":

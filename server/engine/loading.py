@@ -26,12 +26,6 @@ _DTYPES = {
     "int4": torch.float32,  # the same
 }
 
-_CHOICES = {
-    "backend": ("auto", "native", "torch"),
-    "graphs": ("auto", "on", "off"),
-    "quantization": ("none", "bnb-int8", "bnb-nf4"),
-}
-
 
 def make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progress: Progress) -> Backend:
     """Load a model's weights into the backend that its configuration asks for, or into the first that can.
@@ -39,16 +33,10 @@ def make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progres
     Raises:
         LoadError: the configuration cannot hold together or be had on this machine, or the weights cannot be loaded.
     """
-    for key, known in _CHOICES.items():
-        if getattr(config, key) not in known:
-            *others, last = (repr(value) for value in known)
-            raise LoadError(f"{key} {getattr(config, key)!r} is not known: use {', '.join(others)} or {last}")
-    obstacle = why_not_native(config)
-    if config.backend == "native" and obstacle is not None:
-        raise LoadError(f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'")
     refusal = why_not(config)
     if refusal is not None:
         raise LoadError(refusal)
+    obstacle = why_not_native(config)
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
     if config.device.startswith("cuda:") and int(config.device[5:]) >= torch.cuda.device_count():

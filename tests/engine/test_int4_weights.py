@@ -164,7 +164,9 @@ def test_without_the_operator_pytorch_does_the_work(
 
 
 def test_a_model_that_is_not_calibrated(t5_dir: Path) -> None:
-    with pytest.raises(LoadError, match=r"is not there.* `nash models publish .*--calibrate-int4 DATA`"):
+    with pytest.raises(
+        LoadError, match=r"has no int4\.safetensors.* `nash models publish NAME DIR --calibrate-int4 DATA`"
+    ):
         Engine.load(t5_dir, CONFIG)
 
 

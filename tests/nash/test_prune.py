@@ -449,6 +449,7 @@ def test_an_interrupted_run_says_so_and_goes_on(task: Task, tmp_path: Path) -> N
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted: ")
     assert not (tmp_path / "out" / "compact").exists()
     document = nash(*arguments).document()
     assert Store(tmp_path / "store").resolve("reverse@pruned").digest == document["digest"]
