@@ -23,7 +23,7 @@ from server.engine.native import library as native
 from server.engine.native.arena import Arena
 from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
-from server.engine.source_queue import LONGEST_PAUSE_S
+from server.engine.source_queue import LONGEST_PAUSE_S, SourceQueue
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import hollow, ragged, shortened, write_compact
 from tests.engine.reference import random_sources
@@ -269,7 +269,8 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(
     t5_dir: Path, dtype: str, pause_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_queue, "LONGEST_PAUSE_S", pause_s)  # 0: every source beside others comes in slices
-    monkeypatch.setattr(source_queue, "SHARE", 1e-9)  # so that a slice is the fewest rows, now and then
+    # So that a slice is the fewest rows, now and then.
+    monkeypatch.setattr(SourceQueue, "_share_s", lambda queue, step_s: 1e-9 * step_s)
     plain = GenerationParameters(max_new_tokens=16)
     kinds = [
         plain,

@@ -201,7 +201,7 @@ def test_four_bits_besides(run: Run, task: Task, tmp_path: Path) -> None:
     settings = json.loads((out / "settings.json").read_text())
     (out / "settings.json").write_text(json.dumps(settings | {"quantization": {"int4": True}}))
     done = nash("prune", task.recipe(), "--int4", "--out", out, "--store", store, "--json")
-    assert "calibrating four bits a weight" in done.err
+    assert "four bits: rounding the matrices" in done.err
     assert done.document()["ref"] == "reverse@pruned"
     version = Store(store).resolve("reverse@pruned")
     assert INT4 in [file.path for file in version.manifest.files]
