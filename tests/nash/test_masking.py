@@ -72,7 +72,7 @@ def test_gates_start_open(spec: ModelSpec, kinds: GateKinds) -> None:
     assert all(bool((v == 1).all()) for v in own.expected().values())
     drawn = torch.stack([torch.cat([*own.draw().values()]) for _ in range(200)])
     assert (drawn == 1).float().mean().item() > 0.6
-    assert not torch.equal(drawn[0], drawn[1]), "draws repeat"
+    assert bool((drawn != drawn[0]).any()), "draws repeat"  # two of them may well be alike
 
 
 def test_what_has_no_gate_stays_open(spec: ModelSpec) -> None:
