@@ -213,11 +213,7 @@ void attend(const Queries& queries, const T* keys, const T* values, const T* nex
   int t = 0;
   for (; t + kKeys * kNumbers <= count; t += kKeys * kNumbers) {
     Floats sum[Q][kKeys];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; q++) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kKeys; j++) sum[q][j] = zeros();
-    }
+    clear(sum);
     score(form, keys, t, width, ahead, sum);
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++) {
@@ -227,8 +223,7 @@ void attend(const Queries& queries, const T* keys, const T* values, const T* nex
   }
   for (; t < count; t += kNumbers) {
     Floats sum[Q][1];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; q++) sum[q][0] = zeros();
+    clear(sum);
     score(form, keys, t, width, ahead, sum);
 #pragma GCC unroll 4
     for (int q = 0; q < Q; q++) keep(q, t, sum[q][0]);
@@ -253,11 +248,7 @@ void attend(const Queries& queries, const T* keys, const T* values, const T* nex
   ahead.next = reinterpret_cast<const char*>(next);
   for (int e = 0; e < width; e += kContext * kNumbers) {
     Floats context[Q][kContext];
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; q++) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kContext; j++) context[q][j] = zeros();
-    }
+    clear(context);
     if (width - e >= kContext * kNumbers) {
       weigh<Q, kContext, true>(weights, values, count, width, e, ahead, context);
     } else {

@@ -119,15 +119,6 @@ inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* o
   }
 }
 
-template <int N, int S>
-NASH_INLINE void clear(Floats (&sums)[N][S]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < N; r++) {
-#pragma GCC unroll 4
-    for (int s = 0; s < S; s++) sums[r][s] = zeros();
-  }
-}
-
 // Products of N rows with S sixteens of outputs from `column` on, weights of a tile side by side. Each sum takes its
 // terms in the order of the inputs, whatever N and S are: a row's result does not depend on its company.
 template <int N, int S>

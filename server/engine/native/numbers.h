@@ -9,6 +9,15 @@
 #include "abi.h"
 #include "simd.h"
 
+template <int N, int S>
+NASH_INLINE void clear(Floats (&sums)[N][S]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < N; r++) {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; s++) sums[r][s] = zeros();
+  }
+}
+
 // The first of the highest of n numbers, and its value: NaN where any of them is.
 struct Highest {
   float value;
