@@ -8,7 +8,7 @@ from server.engine.backend import Backend, SlicedBackend
 from server.engine.sequence import Row, Sequence
 
 LONGEST_PAUSE_S = 0.025  # of those that run, for newcomers encoded at once: nobody sees it in a text that grows
-LONGEST_STEP = 1.47  # of a step with the slice of a long source after it, in steps without
+LONGEST_STEP = 1.49  # of a step with the slice of a long source after it, in steps without
 LEAST_SHARE = 0.3  # of a step's time, for each long source: it goes on even where steps have become longer meanwhile
 _RECENT = 4  # steps
 
