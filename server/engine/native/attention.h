@@ -32,22 +32,22 @@ struct Layout<uint16_t> {
 };
 
 // Sixteen results that are one head's, from its number `e` on: a key, or a value.
-inline void store_key(float* cache, int position, int e, int width, Floats result) {
+inline void store_key(float* cache, int position, int e, int width, const Floats& result) {
   alignas(64) float lanes[kNumbers];
   store(lanes, result);
   float* place = cache + Layout<float>::key(position, e, width);
   for (int i = 0; i < kNumbers; i++) place[kNumbers * i] = lanes[i];
 }
-inline void store_key(uint16_t* cache, int position, int e, int width, Floats result) {
+inline void store_key(uint16_t* cache, int position, int e, int width, const Floats& result) {
   alignas(32) uint16_t lanes[kNumbers];
   store_bfloat16(lanes, result);
   uint16_t* place = cache + Layout<uint16_t>::key(position, e, width);
   for (int i = 0; i < kNumbers / 2; i++) std::memcpy(place + 32 * i, lanes + 2 * i, 4);
 }
-inline void store_value(float* cache, int position, int e, int width, Floats result) {
+inline void store_value(float* cache, int position, int e, int width, const Floats& result) {
   store(cache + Layout<float>::value(position, e, width), result);
 }
-inline void store_value(uint16_t* cache, int position, int e, int width, Floats result) {
+inline void store_value(uint16_t* cache, int position, int e, int width, const Floats& result) {
   alignas(32) uint16_t lanes[kNumbers];
   store_bfloat16(lanes, result);
   uint16_t* place = cache + Layout<uint16_t>::value(position, e, width);
@@ -64,7 +64,7 @@ inline void store_value(uint16_t* cache, int position, int e, int width, Floats 
 
 // Put sixteen results of a key and value projection into a slot; `column` counts keys first, then values.
 template <class T>
-void cache_keys_values(const Attention& attention, int width, int slot, int position, int column, Floats result) {
+void cache_keys_values(const Attention& attention, int width, int slot, int position, int column, const Floats& result) {
   const int inner = attention.heads * width, end = std::min(column + kNumbers, 2 * inner);
   T* const keys = static_cast<T*>(attention.keys) + slot * attention.slot_stride;
   T* const values = static_cast<T*>(attention.values) + slot * attention.slot_stride;

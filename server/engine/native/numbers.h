@@ -88,10 +88,9 @@ NASH_INLINE Floats normal_cdf(Floats x) {
   const Floats half_upper = splat(0.5f) * upper;
   return where_negative(x, half_upper, one - half_upper);
 }
-inline Floats activate(int32_t activation, Floats x) {
+// By reference: a Floats of two registers is copied to a call in halves, and its reading waits until they are written.
+inline Floats activate_smoothly(int32_t activation, const Floats& x) {
   switch (activation) {
-    case kRelu:  // with its operands the other way round it would make 0 of NaN
-      return greater(zeros(), x);
     case kGelu:
       return x * normal_cdf(x);
     case kGeluTanh: {
@@ -101,4 +100,8 @@ inline Floats activate(int32_t activation, Floats x) {
     default:
       return x * logistic(x);
   }
+}
+NASH_INLINE Floats activate(int32_t activation, const Floats& x) {
+  // With its operands the other way round it would make 0 of NaN.
+  return activation == kRelu ? greater(zeros(), x) : activate_smoothly(activation, x);
 }
