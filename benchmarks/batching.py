@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.shapes import SHAPES, build
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 
@@ -126,7 +127,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(shape).save_pretrained(folder)
         config = EngineConfig(dtype=options.dtype, threads=options.threads, slots=options.slots)
-        engine = Engine.load(Path(folder), config)
+        engine = Engine.load(Model.open(Path(folder)), config)
     requests = Requests(shape.vocab_size)
     _finish(engine, requests.make(**SHORT))
     result = {

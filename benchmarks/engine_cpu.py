@@ -29,6 +29,7 @@ from benchmarks.peers.adapters import Generator, ctranslate2
 from benchmarks.peers.adapters.generation import Transformers
 from benchmarks.peers.timing import timed
 from benchmarks.shapes import SHAPES, Shape, build, prune, save_with_tokenizer
+from model_store.model.model import Model
 from nash.latency import measure
 from server.engine.engine import Engine
 from server.engine.native.arena import Arena
@@ -66,7 +67,7 @@ def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -
         max_new_tokens=shape.new_tokens,
         max_encode_tokens=max(shape.batches) * shape.source_tokens,
     )
-    loaded = Engine.load(directory, config)
+    loaded = Engine.load(Model.open(directory), config)
 
     def run(batch: int) -> Run:
         workload = {"batch": batch, "source_tokens": shape.source_tokens, "repeats": 1}

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.environment import environment
+from model_store.find import FoundModel, find_model
 from model_store.store import Store
 from nash.evaluate import evaluate
 from nash.latency import FAST, Workload, measure_for, quantile
 from nash.metrics import quality
-from nash.model_folder import ResolvedModel, read_spec, resolve_model
 from nash.models import quiet_libraries
 from nash.recipe import DataLayout, MetricKind
 from nash.rows import Row, read_rows
@@ -31,16 +31,16 @@ THREADS = (1, 2)
 
 
 def qualities(
-    models: Sequence[ResolvedModel], rows: Sequence[Row], metric: MetricKind, config: EngineConfig
+    models: Sequence[FoundModel], rows: Sequence[Row], metric: MetricKind, config: EngineConfig
 ) -> list[dict[str, Any]]:
     """Metrics of every model, and the one that counts, in percent and more is better."""
-    found = [evaluate(model.folder, rows, metric, config).metrics for model in models]
+    found = [evaluate(model.model, rows, metric, config).metrics for model in models]
     return [{"dtype": config.dtype, "metrics": each, "quality": quality(metric, each)} for each in found]
 
 
-def times(models: Sequence[ResolvedModel], workload: Workload, seconds: float) -> list[dict[str, Any]]:
+def times(models: Sequence[FoundModel], workload: Workload, seconds: float) -> list[dict[str, Any]]:
     """Latency of every model, and how many times as fast as the first it is."""
-    engines = [Engine.load(model.folder, workload.config) for model in models]
+    engines = [Engine.load(model.model, workload.config) for model in models]
     fast = [quantile(runs, FAST) for runs in measure_for(engines, workload, seconds, fewest=21, most=2001)]
     same = {"dtype": workload.dtype, "threads": workload.threads}
     return [{**same, **asdict(latency), "speedup": fast[0].total_ms / latency.total_ms} for latency in fast]
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     quiet_libraries()
-    models = [resolve_model(model, Store(options.store)) for model in options.models]
+    models = [find_model(model, Store(options.store)) for model in options.models]
     rows = read_rows(options.data, DataLayout())
     known = [
         qualities(
@@ -100,9 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_table(document)
 
 
-def shape(model: ResolvedModel) -> dict[str, Any]:
+def shape(model: FoundModel) -> dict[str, Any]:
     """What is left of the dense model."""
-    spec = read_spec(model.folder)
+    spec = model.model.spec
     return {"ref": model.ref, "decoder_layers": len(spec.decoder), "encoder_sparsity": spec.encoder_sparsity}
 
 

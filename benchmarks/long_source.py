@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.environment import environment
 from benchmarks.shapes import T5_BASE, build, save_with_tokenizer
+from model_store.model.model import Model
 from server.engine import source_queue
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
@@ -103,7 +104,7 @@ def measure(directory: Path, dtype: str, threads: int | None, turns: int) -> dic
         max_new_tokens=512,
         ahead_s=0.0,  # a step at a time, to be looked at
     )
-    engine = Engine.load(directory, config)
+    engine = Engine.load(Model.open(directory), config)
     alone(engine, 8)
     steps_ms: dict[str, list[float]] = {name: [] for name in STEPS}
     firsts_ms, sliced, whole = [], [], []

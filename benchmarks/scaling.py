@@ -19,7 +19,8 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, config_of
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.spec import ModelSpec
 from nash.latency import FAST, Workload, measure_turns, quantile
 from nash.random_model import cut_spec, load_random_engine, uniform_widths
 
@@ -29,7 +30,7 @@ SPARSITIES = (0.15, 0.3, 0.45, 0.6)
 
 def models(shape: Shape) -> list[ModelSpec]:
     """The dense one, then one thing cut at a time."""
-    dense = ModelSpec.from_config(config_of(shape).to_dict())
+    dense = spec_of(config_of(shape).to_dict())
     fewer = [layers for layers in LAYERS if layers < shape.layers]
     return [
         dense,

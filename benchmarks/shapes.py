@@ -9,11 +9,11 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.spec import shortened
 from nash.compaction import compact, shorten_decoder
 from nash.layer_selection import select_layers
 from nash.masking import GateKinds, Gates
-from nash.parts import shortened
 
 ENCODER_SPARSITY = 0.3
 
@@ -98,7 +98,7 @@ def build(shape: Shape) -> T5ForConditionalGeneration:
 
 def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:
     """The model cut as `nash prune` cuts it, by gates that were never trained: all encoder layers alike."""
-    spec = ModelSpec.from_config(dense.config.to_dict())
+    spec = spec_of(dense.config.to_dict())
     kept = select_layers(spec.dense_decoder_layers, decoder_layers)
     gates = Gates(shortened(spec, kept), GateKinds())
     for sublayer, alpha in zip(gates.sublayers, gates.alphas(), strict=True):

@@ -20,7 +20,8 @@ import torch
 from benchmarks.engine_cpu import step_weights
 from benchmarks.environment import environment
 from benchmarks.shapes import ENCODER_SPARSITY, NAMED, Shape, config_of
-from model_store.spec import DecoderLayerSpec, ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.spec import DecoderLayerSpec, ModelSpec
 from nash.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
 from nash.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
@@ -29,7 +30,7 @@ DTYPES = ("float32", "int8")
 
 def models(shape: Shape, decoder_layers: int, vocabulary: int) -> dict[str, ModelSpec]:
     """All that are measured, by name; the dense one is the first."""
-    dense = ModelSpec.from_config(config_of(shape).to_dict())
+    dense = spec_of(config_of(shape).to_dict())
     heads, units = uniform_widths(dense, ENCODER_SPARSITY)
     pruned = cut_spec(dense, decoder_layers=decoder_layers, heads=heads, units=units)
     return {

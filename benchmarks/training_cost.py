@@ -26,13 +26,13 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, build, word_of
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.spec import shortened
 from nash.compaction import shorten_decoder
 from nash.data import TokenizedPairs
 from nash.distillation import DistillationMaps
 from nash.layer_selection import block_ends, select_layers
 from nash.masking import GateKinds, Gates
-from nash.parts import shortened
 from nash.pruning_training import StudentTrainer
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.rows import Row
@@ -75,7 +75,7 @@ class Stepper:
 
 def _trainer(kind: str, shape: Shape, decoder_layers: int, options: argparse.Namespace, out: Path) -> FinetuneTrainer:
     dense = build(shape)
-    spec = ModelSpec.from_config(dense.config.to_dict())
+    spec = spec_of(dense.config.to_dict())
     kept = select_layers(shape.layers, decoder_layers)
     student = shorten_decoder(dense, kept)
     batch_size = options.batch_size or BATCHES[shape.name]

@@ -11,21 +11,16 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from model_store.errors import InvalidRequestError
-from model_store.families import family_of
-from model_store.int4 import INT4, check_int4_file
 from model_store.manifest import FILE_NAME, Kind
-from model_store.safetensors_header import TensorInfo, read_header
-from model_store.spec import ModelSpec
+from model_store.model.int4 import check_int4_file
+from model_store.model.model import CONFIG, GENERATION, INT4, TOKENIZER, WEIGHTS, Model
+from model_store.model.spec import ModelSpec
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-TOKENIZER = "tokenizer.json"
-REQUIRED = (CONFIG, WEIGHTS, TOKENIZER, "generation_config.json")
+REQUIRED = (CONFIG, WEIGHTS, TOKENIZER, GENERATION)
 
 _TEXT_SUFFIXES = (".txt", ".md", ".toml", ".jsonl")
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
@@ -106,21 +101,18 @@ def inspect(directory: Path) -> ModelSource:
     """
     for path in sorted(directory.iterdir()):
         _check_content(path)
-    config = _read_object(directory / CONFIG)
-    spec = ModelSpec.from_config(config)
-    tensors = read_header(directory / WEIGHTS)
-    _check_tensors(spec, tensors)
+    model = Model.open(directory)
+    spec = model.spec
+    _check_tensors(model)
     if (directory / INT4).exists():
         check_int4_file(spec, directory / INT4, directory / WEIGHTS)
     _check_tokenizer(directory / TOKENIZER, spec)
-    used_names = {name for name, _ in spec.tensor_shapes()} | {"lm_head.weight"}
-    used = [info for name, info in tensors.items() if name in used_names]
     return ModelSource(
         spec=spec,
-        kind="pruned" if family_of(config["model_type"])[1] else "dense",
-        parameters=sum(info.elements for info in used),
-        tensor_bytes=sum(info.size_bytes for info in used),
-        dtype="+".join(sorted({_DTYPES[info.dtype] for info in used})),
+        kind="pruned" if model.pruned else "dense",
+        parameters=model.parameters,
+        tensor_bytes=model.tensor_bytes,
+        dtype="+".join(sorted({_DTYPES[info.dtype] for info in model.used})),
     )
 
 
@@ -165,13 +157,6 @@ def _read_json(path: Path) -> object:
     return content
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
-    if not isinstance(content, dict):
-        raise InvalidRequestError(f"{path.name} does not hold a JSON object: write it as save_pretrained does")
-    return content
-
-
 def _has_key(content: object, key: str) -> bool:
     left = [content]
     while left:
@@ -185,9 +170,9 @@ def _has_key(content: object, key: str) -> bool:
     return False
 
 
-def _check_tensors(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> None:
-    wanted = dict(spec.tensor_shapes())
-    allowed = wanted | dict(spec.optional_tensor_shapes())
+def _check_tensors(model: Model) -> None:
+    tensors, wanted = model.tensors, dict(model.layout.shapes())
+    allowed = wanted | dict(model.layout.optional_shapes())
     for name in wanted:
         if name not in tensors:
             raise InvalidRequestError(f"{WEIGHTS} has no tensor {name!r}, which {CONFIG} calls for")

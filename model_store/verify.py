@@ -8,10 +8,10 @@ from model_store.disk import damage
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
 from model_store.layout import Layout
 from model_store.manifest import FileEntry
+from model_store.model.model import WEIGHTS
+from model_store.model.safetensors_header import read_header
 from model_store.pointers import alias_names, live_versions, model_names, read_alias, read_version
 from model_store.records import read_quality, record_paths
-from model_store.safetensors_header import read_header
-from model_store.source import WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)

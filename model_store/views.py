@@ -9,8 +9,8 @@ from model_store.disk import damage, link_if_absent, make_folder, private_folder
 from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
 from model_store.layout import Layout
 from model_store.manifest import FileEntry, Manifest
-from model_store.safetensors_header import read_header
-from model_store.source import WEIGHTS
+from model_store.model.model import WEIGHTS
+from model_store.model.safetensors_header import read_header
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 

@@ -9,4 +9,4 @@ from pathlib import Path
 # torch and transformers take seconds to import, and most commands of the `nash` script need neither: those that do
 # import the model themselves.
 if not sys.argv or Path(sys.argv[0]).stem != "nash":
-    import nash.modeling_nash  # noqa: F401 - importing it registers it
+    import nash.modeling.compact  # noqa: F401 - importing it registers it

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
 
+from model_store.model.model import Model
 from nash.evaluate import evaluate
 from nash.latency import (
     FAST,
@@ -79,7 +79,7 @@ def evaluation_config(data: DataRecipe) -> EngineConfig:
 
 
 def check_assessable(
-    dense: Path, rows: Sequence[Row], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
+    dense: Model, rows: Sequence[Row], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
 ) -> None:
     """Find out before hours of training what `assess` would refuse of the dense model, the rows or the workload.
 
@@ -90,33 +90,33 @@ def check_assessable(
     check_references(metric, [row.targets for row in rows])
     with torch_threads_kept():
         Engine.load(dense, evaluation_config(data))
-    check_workload(dense, workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense)))
+    check_workload(dense, workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense.folder)))
 
 
 def assess(
-    dense: Path,
-    pruned: Path | None,
+    dense: Model,
+    pruned: Model | None,
     rows: Sequence[Row],
     metric: MetricKind,
     data: DataRecipe,
     console: Console,
     workload: WorkloadRecipe | None = None,
 ) -> Assessment:
-    """Evaluate the models in the folders on the rows, and measure them in turn.
+    """Evaluate the models on the rows, and measure them in turn.
 
     Latencies are those of the fast runs under the workload, one request alone if there is none; lengths that it leaves
     open are the rows' own.
     """
-    folders = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
+    models = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
     config = evaluation_config(data)
     metrics: list[dict[str, float]] = []
-    for name, folder in folders.items():
+    for name, model in models.items():
         with Stage(f"evaluating the {name} model", console, len(rows), unit="rows") as stage:
-            metrics.append(evaluate(folder, rows, metric, config, stage.update).metrics)
-    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense))
+            metrics.append(evaluate(model, rows, metric, config, stage.update).metrics)
+    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense.folder))
     title = f"measuring latency of {measured}"
     with Stage(title, console, LATENCY_REPEATS, unit="turns", steady=True) as stage:
-        engines = [Engine.load(folder, measured.config) for folder in folders.values()]
+        engines = [Engine.load(model, measured.config) for model in models.values()]
         turns = measure_turns(engines, measured, LATENCY_REPEATS, stage.update)
     figures = [Figures.of(each, quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
     if pruned is None:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model_store.model.layout import Sublayer
 from nash import losses
 from nash.compaction import shorten_decoder
 from nash.data import IGNORED, Collator, TokenizedPairs
 from nash.layer_selection import search_layers
 from nash.masking import Mask, masked
-from nash.parts import Parts, Sublayer, layers_of
+from nash.modeling.layers import layers_of
 from nash.repair import NormalEquations
 from nash.training import decoder_inputs
 
@@ -61,22 +62,28 @@ def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tup
 
 
 @torch.no_grad()
-def repair(compacted: PreTrainedModel, student: PreTrainedModel, parts: Parts, soft: Mask, batches: Batches) -> None:
+def repair(
+    compacted: PreTrainedModel,
+    student: PreTrainedModel,
+    sublayers: Sequence[Sublayer],
+    soft: Mask,
+    batches: Batches,
+) -> None:
     """Refit the output matrices of a compact model to what they gave in the student under its gates' own values.
 
-    `student` and `parts` are uncut, `soft` its gates' values before they were decided. Matrices are refitted in the
+    `student` and `sublayers` are uncut, `soft` its gates' values before they were decided. Matrices are refitted in the
     order in which they run, each from the inputs that the ones before it now give.
     """
     compacted.eval()
     student.eval()
-    for sublayer in parts.sublayers:
+    for sublayer in sublayers:
         if sublayer.out not in soft:
             continue
         matrix = _matrix(compacted, sublayer.out)
         if matrix is None:
             continue
         equations = NormalEquations.of_size(matrix.in_features, matrix.out_features)
-        with masked(student, parts, soft):
+        with masked(student, sublayers, soft):
             wanted = [outputs for _, outputs in _passes(student, sublayer, batches)]
         for target_NO, (inputs_NI, outputs_NO) in zip(wanted, _passes(compacted, sublayer, batches), strict=True):
             equations.add(inputs_NI, target_NO - outputs_NO)

@@ -1,15 +1,17 @@
 """From a gated student to a compact model that computes exactly the same."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of, with_kept
+from model_store.model.layout import Sublayer
+from model_store.model.spec import ModelSpec, shortened
 from nash.masking import HardenedGates
-from nash.modeling_nash import compact_class, compact_config
-from nash.parts import Parts, parts_of, shortened, with_kept
+from nash.modeling.compact import compact_class, compact_config
 
 
 def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
@@ -19,21 +21,22 @@ def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrain
     whichever layer comes first now. No layer is dropped at random any more while training (`layerdrop`): what is
     kept of the decoder is needed, and distillation compares every layer in every step.
     """
-    parts = parts_of(ModelSpec.from_config(teacher.config.to_dict()))
+    dense = spec_of(teacher.config.to_dict())
+    layout = layout_of(dense)
     config = copy.deepcopy(teacher.config)
-    setattr(config, parts.decoder_layers_key, len(kept))
+    setattr(config, layout.layers_keys["decoder"], len(kept))
     for key in ("encoder_layerdrop", "decoder_layerdrop"):
         if hasattr(config, key):
             setattr(config, key, 0.0)
     student: PreTrainedModel = type(teacher)(config)
-    state = {}
+    prefix, state = f"{layout.layers('decoder')}.", {}
     for name, tensor in teacher.state_dict().items():
-        if name in parts.stack_tensors or not name.startswith(parts.decoder_prefix):
+        if name in layout.stack_tensors or not name.startswith(prefix):
             state[name] = tensor
             continue
-        index, rest = name.removeprefix(parts.decoder_prefix).split(".", 1)
+        index, rest = name.removeprefix(prefix).split(".", 1)
         if int(index) in kept:
-            state[f"{parts.decoder_prefix}{kept.index(int(index))}.{rest}"] = tensor
+            state[f"{prefix}{kept.index(int(index))}.{rest}"] = tensor
     fill(student, state)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
@@ -51,7 +54,7 @@ def compact(
     kept = {name: tuple(bits.nonzero().flatten().tolist()) for name, bits in hardened.kept.items()}
     spec = with_kept(whole, kept)
     model = compact_class(spec)(compact_config(spec, student.config))
-    state = _cut(student.state_dict(), parts_of(whole), hardened)
+    state = _cut(student.state_dict(), layout_of(whole).sublayers(), hardened)
     wanted = model.state_dict()
     fill(model, {name: tensor for name, tensor in state.items() if name in wanted})
     model.generation_config = copy.deepcopy(student.generation_config)
@@ -59,10 +62,10 @@ def compact(
 
 
 @torch.no_grad()
-def _cut(student: dict[str, Tensor], parts: Parts, hardened: HardenedGates) -> dict[str, Tensor]:
+def _cut(student: dict[str, Tensor], sublayers: Sequence[Sublayer], hardened: HardenedGates) -> dict[str, Tensor]:
     """The student's tensors, without what was closed. A sublayer of which nothing is left keeps empty matrices."""
     state = dict(student)
-    for sublayer in parts.sublayers:
+    for sublayer in sublayers:
         if sublayer.out not in hardened.kept:
             continue
         rows = hardened.kept[sublayer.out].repeat_interleave(sublayer.columns)

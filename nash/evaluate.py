@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from model_store.model.model import Model
 from nash.metrics import METRICS
-from nash.model_folder import read_spec
 from nash.models import load_tokenizer
 from nash.progress import Watch
 from nash.recipe import MetricKind
@@ -25,26 +24,26 @@ class Evaluation:
 
 
 def evaluate(
-    folder: Path, rows: Sequence[Row], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
+    model: Model, rows: Sequence[Row], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
 ) -> Evaluation:
-    """Decode every row's source with the model in `folder` and compare with its targets.
+    """Decode every row's source with the model and compare with its targets.
 
     Sources longer than `config.max_source_tokens` are cut, as they are in training. `watch` is told how many of how
     many rows are decoded.
     """
-    predictions = predict(folder, [row.source for row in rows], config, watch)
+    predictions = predict(model, [row.source for row in rows], config, watch)
     return Evaluation(n=len(rows), metrics=METRICS[metric](predictions, [row.targets for row in rows]))
 
 
-def predict(folder: Path, sources: Sequence[str], config: EngineConfig, watch: Watch | None = None) -> list[str]:
+def predict(model: Model, sources: Sequence[str], config: EngineConfig, watch: Watch | None = None) -> list[str]:
     """The model's answers to the source texts, in their order, decoded as its generation_config.json says.
 
     So does the server where a request says nothing: beams, forced tokens, lengths and penalties are the model's own.
     """
-    config = config.within(read_spec(folder).max_positions)
-    tokenizer = load_tokenizer(folder)
+    config = config.within(model.spec.max_positions)
+    tokenizer = load_tokenizer(model.folder)
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
-    engine = Engine.load(folder, config)
+    engine = Engine.load(model, config)
     parameters = engine.defaults.resolve({"num_return_sequences": 1, "seed": SEED})
     answers = engine.generate(encoded, parameters, watch)
     return [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]

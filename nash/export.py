@@ -12,22 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.disk import sync_folder
-from model_store.families import family_of
-from model_store.int4 import INT4
-from model_store.safetensors_header import read_header
-from model_store.source import CONFIG, WEIGHTS, list_files
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.model import CONFIG, INT4, WEIGHTS, Model
+from model_store.model.spec import ModelSpec, shortened
+from model_store.source import list_files
 from nash.disk import full_disk_named
-from nash.model_folder import read_spec
-from nash.modeling_nash import stock_class
-from nash.parts import parts_of, shortened
+from nash.modeling.compact import stock_class
 from nash.preflight import check_free
 
 Format = Literal["hf", "hf-dense"]
 
 
-def export(folder: Path, form: Format, out: Path) -> None:
-    """Write the model in `folder` to the new folder `out`, whole or not at all.
+def export(model: Model, form: Format, out: Path) -> None:
+    """Write a model to the new folder `out`, whole or not at all.
 
     `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: all layers that are
     left have all heads and units again, those that were cut with zeros for weights. A dense model is one already. What
@@ -35,14 +32,12 @@ def export(folder: Path, form: Format, out: Path) -> None:
 
     Raises:
         RequestError: `out` is taken.
-        model_store.errors.InvalidRequestError: `folder` is no model directory.
+        model_store.errors.InvalidRequestError: what stands beside it has no place in a model directory.
         NashError: the disk is full.
     """
-    read_spec(folder)
-    names = list_files(folder)
-    read_header(folder / WEIGHTS)  # a torn file is not worth a copy
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    widened = form == "hf-dense" and family_of(config["model_type"])[1]
+    names = list_files(model.folder)
+    assert model.tensors  # a torn file is not worth a copy
+    widened = form == "hf-dense" and model.pruned
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Under a hidden name until it is whole: a run that is killed leaves nothing that looks like a model.
@@ -51,9 +46,9 @@ def export(folder: Path, form: Format, out: Path) -> None:
     try:
         for name in names:
             if not (widened and name in (CONFIG, WEIGHTS, INT4)):
-                shutil.copyfile(folder / name, partial / name)
+                shutil.copyfile(model.folder / name, partial / name)
         if widened:
-            _write_stock(folder, config, partial)
+            _write_stock(model, partial)
         for path in partial.iterdir():
             _sync(path)
         sync_folder(partial)
@@ -69,9 +64,9 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write_stock(folder: Path, config: dict[str, Any], partial: Path) -> None:
-    tensors = widen(load_file(folder / WEIGHTS), ModelSpec.from_config(config))
-    text = json.dumps(stock_config(config, tensors), indent=2) + "\n"
+def _write_stock(model: Model, partial: Path) -> None:
+    tensors = widen(load_file(model.weights), model.spec)
+    text = json.dumps(stock_config(model, tensors), indent=2) + "\n"
     with full_disk_named(partial.parent, sum(tensor.nbytes for tensor in tensors.values())):
         (partial / CONFIG).write_text(text, encoding="utf-8")
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
@@ -82,19 +77,15 @@ def stock_shape(compact: ModelSpec) -> ModelSpec:
     return shortened(compact, tuple(layer.origin for layer in compact.decoder))
 
 
-def stock_config(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """A compact model's `config.json` as one of its family's own."""
-    compact = ModelSpec.from_config(config)
-    parts = parts_of(compact)
+    compact = model.spec
     ours = {*compact.layer_config(), "dense_vocab_size"}
-    stock = {key: value for key, value in config.items() if key not in ours}
+    stock = {key: value for key, value in model.config.items() if key not in ours}
     stock["model_type"] = compact.family
     stock["architectures"] = [stock_class(compact).__name__]
-    stock[parts.encoder_layers_key], stock[parts.decoder_layers_key] = len(compact.encoder), len(compact.decoder)
-    if compact.facts.layout == "t5":
-        # transformers 5 looks at the tensors, and writes true whatever they are; older ones believe the flag.
-        stock["tie_word_embeddings"] = "lm_head.weight" not in tensors
-    return stock
+    layout = layout_of(compact)
+    return stock | layout.config | layout.output_config(own=f"{layout.output}.weight" in tensors)
 
 
 def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
@@ -104,9 +95,9 @@ def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
     is left adds its output's bias, in the families that have one.
     """
     stock = stock_shape(compact)
-    shapes, dtype = dict(stock.tensor_shapes()), next(iter(tensors.values())).dtype
+    shapes, dtype = dict(layout_of(stock).shapes()), next(iter(tensors.values())).dtype
     result = dict(tensors)
-    for narrow, whole in zip(parts_of(compact).sublayers, parts_of(stock).sublayers, strict=True):
+    for narrow, whole in zip(layout_of(compact).sublayers(), layout_of(stock).sublayers(), strict=True):
         numbers = torch.tensor(narrow.numbers, dtype=torch.long)
         rows = (numbers[:, None] * whole.columns + torch.arange(whole.columns)).flatten()
         for name in (f"{matrix}.{kind}" for matrix in whole.inputs for kind in ("weight", "bias")):

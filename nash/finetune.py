@@ -7,15 +7,16 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
+from model_store.find import FoundModel, find_model
+from model_store.model.model import Model
 from model_store.ref import check_name
-from model_store.safetensors_header import read_header
 from model_store.store import Store
 from nash.assess import RESULTS, Assessment, assess, check_assessable
 from nash.data import TokenizedPairs
 from nash.layer_dropout import LayerDropoutTrainer
+from nash.lengths import check_lengths
 from nash.lineage import input_digests, lineage_of, portable
 from nash.metrics import check_references
-from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
 from nash.models import DTYPES, load_dense, load_tokenizer, new_t5, save_model
 from nash.precision import check_precisions, choose_precision
 from nash.progress import Stage
@@ -61,11 +62,11 @@ def finetune(
         rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
         test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
         check_references(recipe.metric, [row.targets for row in test_rows])
-    start = None if recipe.model is None else resolve_model(recipe.model, store)
+    start = None if recipe.model is None else find_model(recipe.model, store)
     if start is not None:
-        check_lengths(read_spec(start.folder), data)
+        check_lengths(start.model.spec, data)
     if start is not None and not folder.is_dir():
-        check_assessable(start.folder, test_rows, recipe.metric, data)
+        check_assessable(start.model, test_rows, recipe.metric, data)
     inputs = input_digests(data, start, recipe.tokenizer)
     with RunFolder(out, portable(recipe), inputs) as run:
         if name is not None:
@@ -74,7 +75,7 @@ def finetune(
             _train(recipe, rows, validation_rows, start, run, console)
         known = run.read_json(RESULTS)
         if known is None:
-            found = assess(folder, None, test_rows, recipe.metric, data, console)
+            found = assess(Model.open(folder), None, test_rows, recipe.metric, data, console)
             run.write_json(RESULTS, found.document())
         else:
             found = Assessment.of(known)
@@ -85,12 +86,8 @@ def finetune(
         lineage = lineage_of(recipe, parent, inputs, precision)
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
-    tensors = read_header(folder / "model.safetensors").values()
-    side = Side(
-        parameters=sum(tensor.elements for tensor in tensors),
-        bytes=sum(tensor.size_bytes for tensor in tensors),
-        **vars(found.dense),
-    )
+    trained = Model.open(folder)
+    side = Side(parameters=trained.parameters, bytes=trained.tensor_bytes, **vars(found.dense))
     return FinetuneReport(ref=ref, digest=digest, n=found.n, dense=side)
 
 
@@ -98,11 +95,11 @@ def _train(
     recipe: FinetuneRecipe,
     rows: list[Row],
     validation_rows: list[Row],
-    start: ResolvedModel | None,
+    start: FoundModel | None,
     run: RunFolder,
     console: Console,
 ) -> None:
-    tokenizer_folder = recipe.tokenizer if start is None else start.folder
+    tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
     assert tokenizer_folder is not None  # the recipe has one or the other
     tokenizer = load_tokenizer(tokenizer_folder)
     with Stage("splitting the texts into tokens", console):
@@ -112,7 +109,7 @@ def _train(
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     set_seed(recipe.seed)
     if start is not None:
-        model = load_dense(start.folder)
+        model = load_dense(start.model)
     else:
         assert recipe.shape is not None
         model = new_t5(recipe.shape, tokenizer, recipe.data.max_target_tokens)

@@ -17,12 +17,12 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_store.int4 import INT4, origin_metadata
-from model_store.source import WEIGHTS, check_publishable, list_files
+from model_store.model.int4 import origin_metadata
+from model_store.model.model import INT4, Model
+from model_store.source import check_publishable, list_files
 from nash.data import TokenizedPairs
 from nash.disk import full_disk_named
 from nash.errors import NashError
-from nash.model_folder import read_spec
 from nash.models import load_tokenizer
 from nash.progress import Stage, Watch
 from nash.rounding import round_by_data, round_nearest
@@ -31,7 +31,7 @@ from server.engine.backend import Feed
 from server.engine.int4_weights import map_layers, quantized
 from server.engine.matrix import Matrix
 from server.engine.model import Remnant
-from server.engine.model_builder import Model, build_model
+from server.engine.model_builder import TorchModel, build_model
 from server.engine.network import Linear, Network
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import LENGTH_BUCKET, SOURCE_BUCKET, TorchBackend
@@ -104,7 +104,7 @@ class _Observed:
 
 
 def calibrate(
-    folder: Path,
+    model: Model,
     rows: Sequence[Row],
     console: Console,
     *,
@@ -115,11 +115,12 @@ def calibrate(
     """Write `int4.safetensors` into a model's folder, calibrated on rows of its task that are drawn from those given.
 
     Raises:
-        RequestError: the folder holds no model, or its tokenizer cannot be loaded.
+        RequestError: its tokenizer cannot be loaded.
         NashError: the model's numbers are not finite.
         server.engine.errors.EngineError: the model cannot be loaded.
     """
-    most = read_spec(folder).max_positions or max(max_source_tokens, max_target_tokens)
+    folder = model.folder
+    most = model.spec.max_positions or max(max_source_tokens, max_target_tokens)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(rows), generator=generator)[:_MOST_ROWS].tolist()
     tokenized = TokenizedPairs(
@@ -136,7 +137,7 @@ def calibrate(
         pairs.append(pair)
         tokens += sum(map(len, pair))
     with Stage("four bits: reading what the matrices are given", console, len(pairs), unit="rows") as stage:
-        grams = _input_grams(folder, pairs, stage.update)
+        grams = _input_grams(model, pairs, stage.update)
     for name, gram_II in grams.items():
         if not bool(gram_II.isfinite().all()):
             raise NashError(f"{folder} gives {name} numbers that are not finite on these rows: its weights are damaged")
@@ -147,7 +148,7 @@ def calibrate(
             stage.update(stage.done + 1)
             return result
 
-        _write(folder, rounded)
+        _write(model, rounded)
 
 
 def calibrated_copy(directory: Path, rows: Sequence[Row], folder: Path, console: Console) -> None:
@@ -164,15 +165,15 @@ def calibrated_copy(directory: Path, rows: Sequence[Row], folder: Path, console:
         for file in files:
             if file.name != INT4:  # an older one
                 shutil.copyfile(file, folder / file.name)
-    calibrate(folder, rows, console)
+    calibrate(Model.open(folder), rows, console)
 
 
-def round_without_data(folder: Path) -> None:
+def round_without_data(model: Model) -> None:
     """Write `int4.safetensors` by plain rounding, for measurements of speed: answers are worse than they need be."""
-    _write(folder, lambda _, weight_OI: round_nearest(weight_OI))
+    _write(model, lambda _, weight_OI: round_nearest(weight_OI))
 
 
-def _write(folder: Path, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]) -> None:
+def _write(model: Model, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]) -> None:
     tensors: dict[str, Tensor] = {}
 
     def keep(name: str, linear: Linear) -> Linear:
@@ -180,28 +181,29 @@ def _write(folder: Path, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]
         tensors[f"{name}.nibbles"], tensors[f"{name}.steps"] = int4.nibbles_OGB, int4.steps_OG
         return linear
 
-    with _network(folder, longest=1) as network:
+    folder = model.folder
+    with _network(model, longest=1) as network:
         changed = map_layers(network, keep)
         for _ in (*changed.encoder.layers, *changed.decoder.layers):  # they are rounded as they are read
             pass
     partial = folder / f".{INT4}.partial"  # a run that is interrupted leaves nothing that looks whole
     with full_disk_named(folder, sum(tensor.nbytes for tensor in tensors.values())):
-        save_file(tensors, partial, metadata=origin_metadata(folder / WEIGHTS))
+        save_file(tensors, partial, metadata=origin_metadata(model.weights))
     partial.replace(folder / INT4)
 
 
 @torch.inference_mode()
-def _input_grams(folder: Path, pairs: Sequence[Pair], watch: Watch = lambda done, all_: None) -> dict[str, Tensor]:
+def _input_grams(model: Model, pairs: Sequence[Pair], watch: Watch = lambda done, all_: None) -> dict[str, Tensor]:
     """By name, the Gram matrix of what each matrix of the layers is given on these sources and targets."""
-    spec = read_spec(folder)
+    spec = model.spec
     config = EngineConfig(
         slots=_SLOTS,
         max_source_tokens=max(len(source) for source, _ in pairs),
         max_new_tokens=max(len(target) for _, target in pairs),
     )
     positions = max(config.max_source_tokens + SOURCE_BUCKET, config.max_new_tokens + LENGTH_BUCKET)  # with padding
-    with _network(folder, longest=positions) as network:
-        model = build_model(
+    with _network(model, longest=positions) as network:
+        built = build_model(
             network,
             dtype=torch.float32,
             device=torch.device("cpu"),
@@ -209,8 +211,8 @@ def _input_grams(folder: Path, pairs: Sequence[Pair], watch: Watch = lambda done
             longest_target=positions,
         )
     running = _Pass(torch.ones(0))
-    model, grams = _observed(model, running)
-    backend = TorchBackend(spec, model, config, torch.float32, lambda line: None, buckets=())
+    observed, grams = _observed(built, running)
+    backend = TorchBackend(spec, observed, config, torch.float32, lambda line: None, buckets=())
     pairs = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
     done = 0
     while done < len(pairs):
@@ -244,7 +246,7 @@ _MATRICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def _observed(model: Model, running: _Pass) -> tuple[Model, dict[str, Gram]]:
+def _observed(model: TorchModel, running: _Pass) -> tuple[TorchModel, dict[str, Gram]]:
     """The model with a Gram matrix before every matrix of its layers, named as in `int4.safetensors`."""
     grams: dict[str, Gram] = {}
 
@@ -282,6 +284,6 @@ def _observed(model: Model, running: _Pass) -> tuple[Model, dict[str, Gram]]:
     return dataclasses.replace(model, encoder=encoder, decoder=decoder), grams
 
 
-def _network(folder: Path, longest: int) -> AbstractContextManager[Network]:
+def _network(model: Model, longest: int) -> AbstractContextManager[Network]:
     cpu = torch.device("cpu")
-    return open_network(folder, read_spec(folder), dtype=torch.float32, device=cpu, longest=longest)
+    return open_network(model, dtype=torch.float32, device=cpu, longest=longest)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from model_store.model.model import Model
 from nash.progress import Watch
 from server.engine.engine import Engine
 from server.engine.errors import EngineError
@@ -68,15 +68,15 @@ class Latency:
     tokens_per_s: float  # generated, of the whole batch: batch x new_tokens / total
 
 
-def measure(model: Engine | Path, *, batch: int, source_tokens: int, new_tokens: int, repeats: int = 5) -> Latency:
-    """Latency of one loaded engine, or of the model in a directory, which is loaded in float32 for the workload."""
+def measure(model: Engine | Model, *, batch: int, source_tokens: int, new_tokens: int, repeats: int = 5) -> Latency:
+    """Latency of one loaded engine, or of a model, which is loaded in float32 for the workload."""
     return measure_side_by_side(
         [model], batch=batch, source_tokens=source_tokens, new_tokens=new_tokens, repeats=repeats
     )[0]
 
 
 def measure_side_by_side(
-    models: Sequence[Engine | Path],
+    models: Sequence[Engine | Model],
     *,
     batch: int,
     source_tokens: int,
@@ -87,10 +87,10 @@ def measure_side_by_side(
 ) -> list[Latency]:
     """Latency of several models in the order given, run in turn (A B A B), so that a busy machine is busy for all.
 
-    Directories are loaded with `config`, its limits set to the workload; engines are measured as they are.
+    Models are loaded with `config`, its limits set to the workload; engines are measured as they are.
 
     Raises:
-        server.engine.errors.EngineError: a directory cannot be loaded, or an engine's limits are below the workload.
+        server.engine.errors.EngineError: a model cannot be loaded, or an engine's limits are below the workload.
     """
     workload = Workload(batch=batch, source_tokens=source_tokens, new_tokens=new_tokens)
     config = limited(config or EngineConfig(), workload)
@@ -142,7 +142,7 @@ def torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_workload(model: Path, workload: Workload) -> None:
+def check_workload(model: Model, workload: Workload) -> None:
     """Run a workload once: what the engine refuses of it is better known before hours of training.
 
     Raises:

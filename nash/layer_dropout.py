@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nash.parts import layers_of
+from nash.modeling.layers import layers_of
 from nash.training import FinetuneTrainer
 
 

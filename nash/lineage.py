@@ -6,17 +6,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from model_store.find import FoundModel
 from model_store.manifest import Lineage
+from model_store.model.model import files_digest, tokenizer_files
 from model_store.ref import looks_like_path
 from nash.data_formats import on_hub
-from nash.model_folder import ResolvedModel, files_digest, model_digest, tokenizer_paths
 from nash.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
 from nash.rows import data_digest
 
 _SPLITS = ("train", "validation", "test")
 
 
-def input_digests(data: DataRecipe, model: ResolvedModel | None, tokenizer: Path | None = None) -> dict[str, str]:
+def input_digests(data: DataRecipe, model: FoundModel | None, tokenizer: Path | None = None) -> dict[str, str]:
     """What a run reads, by content: a file or an alias may be another one when the run goes on.
 
     `tokenizer` is the folder of one that comes without a model.
@@ -24,9 +25,9 @@ def input_digests(data: DataRecipe, model: ResolvedModel | None, tokenizer: Path
     paths = {split: getattr(data, split) for split in _SPLITS}
     digests = {split: data_digest(path, data) for split, path in paths.items() if path is not None}
     if model is not None:
-        digests["model"] = model_digest(model.folder) if model.version is None else model.version.digest
+        digests["model"] = model.model.digest() if model.version is None else model.version.digest
     if tokenizer is not None:
-        digests["tokenizer"] = files_digest(tokenizer_paths(tokenizer))
+        digests["tokenizer"] = files_digest(*tokenizer_files(tokenizer))
     return digests
 
 

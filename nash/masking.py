@@ -5,7 +5,7 @@ feed-forward output matrix. Both sit in front of a linear map, so a gate's value
 on a whole sublayer multiplies all of its parts by one number: the product is each part's value.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.layout import Sublayer
+from model_store.model.spec import ModelSpec
 from nash import gates
-from nash.parts import Parts, Sublayer, parts_of
 
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
 
@@ -37,8 +38,8 @@ class GateKinds:
 
     def gated(self, spec: ModelSpec) -> tuple[Sublayer, ...]:
         """The sublayers over which sparsity is counted: attention first, then feed-forward."""
-        parts = parts_of(spec)
-        sublayers = parts.of("encoder") if self.stacks == "encoder" else parts.sublayers
+        layout = layout_of(spec)
+        sublayers = layout.sublayers("encoder") if self.stacks == "encoder" else layout.sublayers()
         return tuple(sorted(sublayers, key=lambda sublayer: not sublayer.has_heads))
 
     def on_parts(self, sublayer: Sublayer) -> bool:
@@ -145,10 +146,10 @@ def _alpha(width: int) -> nn.Parameter:
 
 
 @contextmanager
-def masked(student: PreTrainedModel, parts: Parts, mask: Mask) -> Iterator[None]:
-    """Within the block, the student computes under `mask`; `parts` are the student's."""
-    matrices = [student.get_submodule(s.out) for s in parts.sublayers if s.out in mask]
-    values = [mask[s.out].repeat_interleave(s.columns) for s in parts.sublayers if s.out in mask]
+def masked(student: PreTrainedModel, sublayers: Sequence[Sublayer], mask: Mask) -> Iterator[None]:
+    """Within the block, the student computes under `mask`; `sublayers` are the student's."""
+    matrices = [student.get_submodule(s.out) for s in sublayers if s.out in mask]
+    values = [mask[s.out].repeat_interleave(s.columns) for s in sublayers if s.out in mask]
     for matrix, by_column in zip(matrices, values, strict=True):
         setattr(matrix, "forward", _forward_under(matrix, by_column))  # noqa: B010 - mypy takes it for the class's
     try:

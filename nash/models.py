@@ -1,6 +1,5 @@
 """Loading and saving Hugging Face model directories."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-import nash.modeling_nash  # noqa: F401 - registers the classes that load_compact finds
-from model_store.families import family_of
+import nash.modeling.compact  # noqa: F401 - registers the classes that load_compact finds
+from model_store.model.model import Model, tokenizer_files
 from nash.disk import full_disk_named
 from nash.errors import RequestError
-from nash.model_folder import read_spec, tokenizer_paths
 from nash.recipe import T5Shape
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,17 +53,15 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def load_dense(folder: Path) -> PreTrainedModel:
+def load_dense(source: Model) -> PreTrainedModel:
     """A dense model in float32, ready to be trained.
 
     Raises:
-        RequestError: the directory holds no dense model of a supported family.
+        RequestError: it is pruned already, or transformers cannot load it.
     """
-    spec = read_spec(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if family_of(config["model_type"])[1]:
-        raise RequestError(f"{folder} holds a model that is already pruned: give the dense one it came from")
-    model = _load(folder)
+    if source.pruned:
+        raise RequestError(f"{source.folder} holds a model that is already pruned: give the dense one it came from")
+    model, spec = _load(source.folder), source.spec
     if model.config.decoder_start_token_id is None:  # training must begin targets as serving will
         model.config.decoder_start_token_id = spec.decoder_start_id
     if model.config.pad_token_id is None:
@@ -73,9 +69,9 @@ def load_dense(folder: Path) -> PreTrainedModel:
     return model
 
 
-def load_compact(folder: Path) -> PreTrainedModel:
+def load_compact(source: Model) -> PreTrainedModel:
     """A compact model in float32, ready to be trained."""
-    return _load(folder)
+    return _load(source.folder)
 
 
 def _load(folder: Path) -> PreTrainedModel:
@@ -125,14 +121,14 @@ def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: i
     return model
 
 
-def save_model(model: Any, tokenizer_files: Path, folder: Path, dtype: torch.dtype) -> None:
+def save_model(model: Any, tokenizer: Path, folder: Path, dtype: torch.dtype) -> None:
     """Write a model directory whole or not at all: weights in `dtype`, and the tokenizer's files as they are."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.to(dtype)
     with full_disk_named(folder.parent, sum(parameter.nbytes for parameter in model.parameters())):
         model.save_pretrained(partial)
-        for file in tokenizer_paths(tokenizer_files):
+        for file in tokenizer_files(tokenizer):
             shutil.copyfile(file, partial / file.name)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)

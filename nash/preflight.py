@@ -5,23 +5,24 @@ itself checks all of it again, with every row, the tokenizer and the weights.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from model_store.errors import InvalidRequestError
+from model_store.find import FoundModel, find_model
+from model_store.model.model import TOKENIZER, WEIGHTS, Model
+from model_store.model.spec import ModelSpec
 from model_store.ref import check_name
-from model_store.safetensors_header import read_header
-from model_store.source import CONFIG, TOKENIZER, WEIGHTS, check_publishable, list_files
-from model_store.spec import ModelSpec
+from model_store.source import check_publishable, list_files
 from model_store.store import Store
 from nash.data_formats import check_obtainable, is_split_folder, needs_datasets, split_path
 from nash.errors import RequestError
 from nash.layer_selection import select_layers
+from nash.lengths import check_lengths
 from nash.lineage import portable
 from nash.metrics import check_references
-from nash.model_folder import ResolvedModel, check_lengths, read_spec, resolve_model
 from nash.precision import check_precisions
 from nash.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
 from nash.rows import read_rows
@@ -50,19 +51,14 @@ def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None)
         check_references(metric, [row.targets for row in rows])
 
 
-def check_files(folder: Path, names: Iterable[str] = (CONFIG, WEIGHTS, TOKENIZER)) -> ModelSpec:
-    """Look for the files that a model directory is loaded from, and read its shape.
+def check_files(model: Model, *names: str) -> None:
+    """Look for the files that a model is loaded from: those that are named, else its weights and its tokenizer.
 
     Raises:
-        RequestError: one is missing, or config.json is of no supported model.
-        model_store.errors.InvalidRequestError: the weights' file is torn.
+        model_store.errors.InvalidRequestError: one is missing, or the weights' file is torn.
     """
-    spec = read_spec(folder)
-    for name in names:
-        if not (folder / name).is_file():
-            raise RequestError(f"{folder} has no {name}: save the model and its tokenizer there with save_pretrained")
-    read_header(folder / WEIGHTS)
-    return spec
+    model.require(*names or (WEIGHTS, TOKENIZER))
+    assert model.tensors  # read and checked
 
 
 def check_evaluate(
@@ -77,9 +73,9 @@ def check_evaluate(
     """
     check_machine(config)
     check_rows(split_path(data, split) if is_split_folder(data) else data, layout, metric)
-    folder = resolve_model(model, store).folder
-    check_files(folder)
-    check_machine(config, folder)
+    found = find_model(model, store).model
+    check_files(found)
+    check_machine(config, found)
 
 
 def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> None:
@@ -92,9 +88,9 @@ def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> No
     """
     check_machine(config)
     for model in models:
-        folder = resolve_model(model, store).folder
-        check_files(folder, (CONFIG, WEIGHTS))
-        check_machine(config, folder)
+        found = find_model(model, store).model
+        check_files(found, WEIGHTS)
+        check_machine(config, found)
 
 
 def check_export(model: str, out: Path, store: Store) -> None:
@@ -105,9 +101,7 @@ def check_export(model: str, out: Path, store: Store) -> None:
         model_store.errors.ModelStoreError: the store has no such model, or the folder is no model directory.
     """
     check_free(out)
-    folder = resolve_model(model, store).folder
-    read_spec(folder)
-    list_files(folder)
+    list_files(find_model(model, store).model.folder)
 
 
 def check_free(out: Path) -> None:
@@ -134,8 +128,9 @@ def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | 
     if not (out / "model").is_dir():
         check_precisions([recipe.training.precision])
     if recipe.model is not None:
-        folder = resolve_model(recipe.model, store).folder
-        recipe = _within_positions(recipe, check_files(folder))
+        start = find_model(recipe.model, store).model
+        check_files(start)
+        recipe = _within_positions(recipe, start.spec)
     elif recipe.tokenizer is not None and not (recipe.tokenizer / TOKENIZER).is_file():
         raise RequestError(f"{recipe.tokenizer} has no {TOKENIZER}: save the tokenizer there with save_pretrained")
     check_usable(out, portable(recipe))
@@ -156,11 +151,11 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
     check_machine(EngineConfig(dtype=recipe.workload.dtype, threads=recipe.workload.threads))
     if not (out / "model").is_dir():
         check_precisions(recipe.precisions)
-    model = resolve_model(recipe.model, store)
-    spec = check_dense(recipe.model, model)
-    asked_layers(recipe, spec)
-    recipe = _within_positions(recipe, spec)
-    check_apart(out, model.folder)
+    found = find_model(recipe.model, store)
+    check_dense(found)
+    asked_layers(recipe, found.model.spec)
+    recipe = _within_positions(recipe, found.model.spec)
+    check_apart(out, found.model.folder)
     check_usable(out, portable(recipe))
     _check_data(recipe.data, recipe.metric)
     store.check_writable()
@@ -176,9 +171,10 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
     """
     shared = points[0].recipe
     check_machine(EngineConfig(dtype=shared.workload.dtype, threads=shared.workload.threads))
-    model = resolve_model(shared.model, store)
-    spec = check_dense(shared.model, model)
-    check_apart(out, model.folder)
+    found = find_model(shared.model, store)
+    check_dense(found)
+    spec = found.model.spec
+    check_apart(out, found.model.folder)
     for point in points:
         try:
             check_words(point.recipe)
@@ -237,19 +233,17 @@ def check_apart(out: Path, model: Path) -> None:
         raise RequestError(f"{out} lies in the model's own folder {model}: choose another --out")
 
 
-def check_dense(name: str, model: ResolvedModel) -> ModelSpec:
+def check_dense(found: FoundModel) -> None:
     """Refuse a model that cannot be pruned, or, from outside the store, not be published beside the pruned one.
 
     Raises:
-        RequestError: it is pruned already, or of no supported family.
+        RequestError: it is pruned already.
         model_store.errors.InvalidRequestError: it is not a publishable model directory.
     """
-    spec = read_spec(model.folder)
-    if spec.compact:
-        raise RequestError(f"{name} is already pruned: give the dense model it came from")
-    if model.version is None:
-        check_publishable(model.folder)
-    return spec
+    if found.model.spec.compact:
+        raise RequestError(f"{found.ref} is already pruned: give the dense model it came from")
+    if found.version is None:
+        check_publishable(found.model.folder)
 
 
 def _within_positions(recipe: Recipe, spec: ModelSpec) -> Recipe:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from model_store.model.model import Model
 from model_store.quality import QualityRecord
 from model_store.store import Store
 from nash.assess import RESULTS, Assessment, assess, check_assessable, evaluation_config
@@ -41,11 +42,11 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     asked = recipe
     with Stage("reading the data", console):
         task = prepare(recipe, store)
-        check_apart(out, task.folder)
+        check_apart(out, task.model.folder)
     recipe = recipe.model_copy(update={"workload": with_dtype(recipe.workload, task.version, store, console)})
     if read_json(out / RESULTS) is None:
         with Stage("trying the model", console):
-            check_assessable(task.folder, task.test_rows, recipe.metric, recipe.data, recipe.workload)
+            check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
         plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
@@ -57,7 +58,13 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         known = run.read_json(RESULTS)
         if known is None:
             found = assess(
-                task.folder, out / "model", task.test_rows, recipe.metric, recipe.data, console, recipe.workload
+                task.model,
+                Model.open(out / "model"),
+                task.test_rows,
+                recipe.metric,
+                recipe.data,
+                console,
+                recipe.workload,
             )
             run.write_json(RESULTS, found.document())
         else:
@@ -72,14 +79,14 @@ def _quality(
     known = run.read_json(QUALITY)
     if known is None:
         assert found.pruned is not None
-        sides = {"dense": (task.folder, found.dense), "pruned": (run.path / "model", found.pruned)}
+        sides = {"dense": (task.model, found.dense), "pruned": (Model.open(run.path / "model"), found.pruned)}
         recorded = () if task.version is None else store.quality(task.version.ref)
         known = {
             name: [
                 record.document()
                 for record in quality_by_dtype(
                     name,
-                    folder,
+                    model,
                     task.test_rows,
                     "validation" if recipe.data.test is None else "test",
                     recipe.metric,
@@ -89,7 +96,7 @@ def _quality(
                     recorded=recorded if name == "dense" else (),
                 )
             ]
-            for name, (folder, figures) in sides.items()
+            for name, (model, figures) in sides.items()
         }
         run.write_json(QUALITY, known)
     return {name: [QualityRecord.of(each) for each in documents] for name, documents in known.items()}
@@ -102,8 +109,8 @@ def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, conso
         return SpeedPlan.of(known)
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
     with Stage(f"looking for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
-        measure = engine_measure(task.folder, workload)
-        kept = len(plan_vocabulary(task.folder, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
+        measure = engine_measure(task.model, workload)
+        kept = len(plan_vocabulary(task.model, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
         reach = gate_kinds(recipe.pruning).reach(task.spec)
         plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
     console.print(f"pruning to {plan}", soft_wrap=True)
@@ -135,7 +142,7 @@ def publish(
     assert found.speedup_quartiles is not None
     dense = task.version
     if dense is None:
-        published = store.publish(recipe.name, task.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
+        published = store.publish(recipe.name, task.model.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
         dense = store.resolve(f"{published.name}:{published.version}")
     lineage = lineage_of(recipe, dense.digest, task.inputs, read_json(out / PRECISION) or {})
     pruned = store.publish(

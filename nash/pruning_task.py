@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from model_store.spec import ModelSpec
+from model_store.find import find_model
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.data import TokenizedPairs
 from nash.errors import RequestError
+from nash.lengths import check_lengths
 from nash.lineage import input_digests
 from nash.masking import GateKinds
-from nash.model_folder import check_lengths, resolve_model
 from nash.models import load_tokenizer
 from nash.preflight import asked_layers, check_dense, check_words
 from nash.recipe import PruneRecipe, PruningRecipe
@@ -25,14 +26,18 @@ class Task:
     """What a run works on: the dense model, what is kept of its decoder, and the data."""
 
     inputs: dict[str, str]  # digests of what is read
-    folder: Path  # the dense model's files
+    model: Model  # the dense one
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
-    spec: ModelSpec
     tokenizer: PreTrainedTokenizerBase
     kept_layers: tuple[int, ...]
     train_rows: list[Row]
     validation_rows: list[Row]
     test_rows: list[Row]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The dense model's shape."""
+        return self.model.spec
 
 
 def prepare(recipe: PruneRecipe, store: Store) -> Task:
@@ -44,17 +49,17 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     data = recipe.data
     train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
     test_rows = validation_rows if data.test is None else read_rows(data.test, data)
-    model = resolve_model(recipe.model, store)
-    spec = check_dense(recipe.model, model)
+    found = find_model(recipe.model, store)
+    check_dense(found)
+    model, spec = found.model, found.model.spec
     check_lengths(spec, data)
     # After hours of training it would be late to learn any of this.
     tokenizer = load_tokenizer(model.folder)
     check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
     task = Task(
-        inputs=input_digests(data, model),
-        folder=model.folder,
-        version=model.version,
-        spec=spec,
+        inputs=input_digests(data, found),
+        model=model,
+        version=found.version,
         tokenizer=tokenizer,
         kept_layers=(),
         train_rows=train_rows,

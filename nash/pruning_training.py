@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
 from nash import distillation, gates, losses
 from nash.data import IGNORED, TokenizedPairs
 from nash.masking import Gates, masked
-from nash.parts import layers_of, parts_of
+from nash.modeling.layers import layers_of
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.training import FinetuneTrainer, decoder_inputs
 
@@ -72,7 +72,7 @@ class StudentTrainer(FinetuneTrainer):
         self.block_ends = block_ends
         self.pruning = pruning
         self.gates: Gates | None = None if pruning is None else student.gates
-        self.parts = parts_of(ModelSpec.from_config(student.config.to_dict()))
+        self.sublayers = layout_of(spec_of(student.config.to_dict())).sublayers()
         self.compared_layers = distillation.compared_layers(len(layers_of(teacher, "encoder")))
         self.source_items: Tensor | int | None = None
         self.figures = RunningMeans()
@@ -128,13 +128,13 @@ class StudentTrainer(FinetuneTrainer):
         """Scores [B, T, V] of the student, its gates at their values without noise."""
         if self.gates is None:
             return super().validation_logits(model, feed)
-        with masked(self.student, self.parts, self.gates.expected()):
+        with masked(self.student, self.sublayers, self.gates.expected()):
             return super().validation_logits(model, feed)
 
     def _run_student(self, model: nn.Module, feed: dict[str, Any]) -> Computed:
         with ExitStack() as stack:
             if self.gates is not None:
-                stack.enter_context(masked(self.student, self.parts, self.gates.draw()))
+                stack.enter_context(masked(self.student, self.sublayers, self.gates.draw()))
             encoder = stack.enter_context(distillation.recorded(layers_of(self.student, "encoder")))
             decoder = stack.enter_context(distillation.recorded(layers_of(self.student, "decoder")))
             return Computed(outputs=model(**feed), encoder_BSD=encoder, decoder_BTD=decoder)

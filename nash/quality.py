@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 from rich.console import Console
 
+from model_store.model.model import Model
 from model_store.quality import REFERENCE, QualityRecord, finding
 from nash.evaluate import evaluate
 from nash.metrics import HEADLINE, LOWER_IS_BETTER
@@ -49,7 +49,7 @@ def _digest(rows: Sequence[Row]) -> str:
 
 def quality_by_dtype(
     name: str,
-    folder: Path,
+    model: Model,
     rows: Sequence[Row],
     split: str,
     kind: MetricKind,
@@ -73,7 +73,7 @@ def quality_by_dtype(
         if not there:
             asked = replace(config, dtype=dtype)
             with Stage(f"evaluating the {name} model in {dtype}", console, len(rows), unit="rows") as stage:
-                metrics = evaluate(folder, rows, kind, asked, stage.update).metrics
+                metrics = evaluate(model, rows, kind, asked, stage.update).metrics
             there = [quality_record(metrics, kind, asked, rows, split)]
         records += there
         found = finding(dtype, records[0].device, records)

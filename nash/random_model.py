@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from model_store.families import compact_model_type
-from model_store.spec import EncoderLayerSpec, ModelSpec, dense_of
+from model_store.model.config import layout_of
+from model_store.model.families import compact_model_type
+from model_store.model.model import Model
+from model_store.model.spec import EncoderLayerSpec, ModelSpec, dense_of
 from nash.int4 import round_without_data
 from nash.latency import Workload
-from nash.parts import parts_of
 from nash.vocabulary import names_tokens
 from server.engine.engine import Engine
 
@@ -56,7 +57,7 @@ def write_random_model(folder: Path, spec: ModelSpec, dense_config: Mapping[str,
     (folder / "config.json").write_text(json.dumps(_config(spec, dense_config)), encoding="utf-8")
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, shape in spec.tensor_shapes():
+    for name, shape in layout_of(spec).shapes():
         # In half precision, for the disk's sake: the engine converts what it reads.
         tensors[name] = torch.empty(shape, dtype=torch.float16).normal_(std=_SCALE, generator=generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -66,9 +67,10 @@ def load_random_engine(spec: ModelSpec, dense_config: Mapping[str, Any], workloa
     """An engine for the workload with such a model, of which nothing is left on disk."""
     with tempfile.TemporaryDirectory() as folder:
         write_random_model(Path(folder), spec, dense_config)
+        model = Model.open(Path(folder))
         if workload.dtype == "int4":
-            round_without_data(Path(folder))
-        return Engine.load(Path(folder), workload.config)
+            round_without_data(model)
+        return Engine.load(model, workload.config)
 
 
 def _config(spec: ModelSpec, dense_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +81,5 @@ def _config(spec: ModelSpec, dense_config: Mapping[str, Any]) -> dict[str, Any]:
     if "decoder_vocab_size" in config:
         config["decoder_vocab_size"] = spec.target_vocab_size
     if spec != dense_of(spec):
-        parts = parts_of(spec)
-        config |= {parts.encoder_layers_key: len(spec.encoder), parts.decoder_layers_key: len(spec.decoder)}
-        config |= {"model_type": compact_model_type(spec.family), **spec.layer_config()}
+        config |= layout_of(spec).config | spec.layer_config() | {"model_type": compact_model_type(spec.family)}
     return config

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from model_store.config_fields import MOST_LAYERS_OR_HEADS
+from model_store.model.config_fields import MOST_LAYERS_OR_HEADS
 from model_store.ref import looks_like_path
 from nash.data_formats import HUB_PREFIX
 from nash.errors import RequestError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_store.int4 import GROUP
+from model_store.model.int4 import GROUP
 from nash.repair import DAMPING
 
 LEAST, MOST = -8, 7  # of the whole numbers

@@ -4,13 +4,12 @@ All of it is measured on models with random weights, so the shape is known, and 
 training. The gates then leave every layer another width; once they are decided the speed is looked at again.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from nash.cost_model import MOST_SPARSITY, Choice, CostModel, Cut, Timing, choose, fastest, fit
 from nash.errors import RequestError
 from nash.latency import Latency, Workload, measure_for, quantile, torch_threads_kept
@@ -171,13 +170,12 @@ def timing_of(latency: Latency) -> Timing:
     return Timing(encode_ms=latency.encode_ms, decode_ms=latency.total_ms - latency.encode_ms)
 
 
-def engine_measure(dense: Path, workload: Workload) -> Measure:
-    """Measures shapes on the engine, cut from the dense model in a folder, of which only the config is read."""
-    config = json.loads((dense / "config.json").read_text(encoding="utf-8"))
+def engine_measure(dense: Model, workload: Workload) -> Measure:
+    """Measures shapes on the engine, cut from the dense model, of which only the config is read."""
 
     def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
         with torch_threads_kept():
-            loaded = {spec: load_random_engine(spec, config, workload) for spec in dict.fromkeys(shapes)}
+            loaded = {spec: load_random_engine(spec, dense.config, workload) for spec in dict.fromkeys(shapes)}
             engines = list(loaded.values())
             turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS)
             runs = dict(zip(loaded, turns, strict=True))

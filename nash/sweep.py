@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from model_store.errors import InvalidRequestError
-from model_store.safetensors_header import read_header
+from model_store.model.model import Model
 from model_store.store import Store
 from nash.assess import Assessment, Figures, evaluation_config
 from nash.disk import full_disk_named
@@ -25,7 +25,6 @@ from nash.errors import DiskFullError, NashError, RequestError
 from nash.evaluate import evaluate
 from nash.latency import Latency, Workload, check_workload
 from nash.lineage import portable
-from nash.model_folder import read_spec
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
 from nash.progress import Stage, duration
@@ -73,7 +72,7 @@ def sweep(
             check_precisions(point.recipe.precisions)
     with Stage("reading the data", console):
         task = prepare(shared, store)
-    check_apart(out, task.folder)
+    check_apart(out, task.model.folder)
     tasks = {point.id: _aimed(point, task) for point in points}
     with RunFolder(out, sweep_settings(shared), task.inputs) as run:
         run.bind()
@@ -130,18 +129,18 @@ def _assess_dense(
     shared: PruneRecipe, task: Task, workload: Workload, run: RunFolder, console: Console
 ) -> dict[str, float]:
     """The dense model's metrics, once for all points."""
-    check_workload(task.folder, workload)
+    check_workload(task.model, workload)
     metrics: dict[str, float] | None = run.read_json("dense.json")
     if metrics is None:
-        metrics = _evaluate(shared, task, task.folder, "the dense model", console)
+        metrics = _evaluate(shared, task, task.model, "the dense model", console)
         run.write_json("dense.json", metrics)
     return metrics
 
 
-def _evaluate(recipe: PruneRecipe, task: Task, folder: Path, name: str, console: Console) -> dict[str, float]:
+def _evaluate(recipe: PruneRecipe, task: Task, model: Model, name: str, console: Console) -> dict[str, float]:
     rows, config = task.test_rows, evaluation_config(recipe.data)
     with Stage(f"evaluating {name}", console, len(rows), unit="rows") as stage:
-        return evaluate(folder, rows, recipe.metric, config, stage.update).metrics
+        return evaluate(model, rows, recipe.metric, config, stage.update).metrics
 
 
 def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, console: Console) -> list[Failure]:
@@ -178,11 +177,11 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
 
 
 def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
-    room = _size(task.folder)["bytes"]
+    room = _size(task.model)["bytes"]
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
         walk(point.recipe, task, run, console, answers=out)
-        metrics = _evaluate(point.recipe, task, run.path / "model", point.id, console)
+        metrics = _evaluate(point.recipe, task, Model.open(run.path / "model"), point.id, console)
         run.write_json(QUALITY, metrics)
         # A sweep has many points, and checkpoints are the largest part of each.
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
@@ -200,9 +199,9 @@ def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path,
             f"measuring latency of points {start + 1} to {start + len(block)} of {len(points)} beside the dense "
             f"model's, {workload}"
         )
-        folders = [_folder(out, point) / "model" for point in block]
+        models = [Model.open(_folder(out, point) / "model") for point in block]
         with Stage(title, console, unit="turns", steady=True) as stage:
-            measured = measure_block(task.folder, folders, workload, stage.update)
+            measured = measure_block(task.model, models, workload, stage.update)
         for point, figures in zip(block, measured, strict=True):
             with _run_folder(out, point, task) as run:
                 run.write_json(LATENCY, figures.document())
@@ -231,7 +230,7 @@ def _report(
         dense=DenseFigures(
             metrics=dense,
             decoder_layers=len(task.spec.decoder),
-            **_size(task.folder),
+            **_size(task.model),
             **_side_of(Latency(**means)),
         ),
         points=[_figures(point, side, out) for point, side in zip(points, latencies, strict=True)],
@@ -241,19 +240,18 @@ def _report(
 
 
 def _figures(point: Point, latency: SideBySide, out: Path) -> PointFigures:
-    folder = _folder(out, point) / "model"
-    spec = read_spec(folder)
+    model = Model.open(_folder(out, point) / "model")
     return PointFigures(
         id=point.id,
         method=point.method,
         shape=point.shape,
-        decoder_layers=len(spec.decoder),
-        encoder_cut=spec.encoder_sparsity,
+        decoder_layers=len(model.spec.decoder),
+        encoder_cut=model.spec.encoder_sparsity,
         seed=point.seed,
         metrics=read_json(_folder(out, point) / QUALITY),
         speedup=latency.speedup,
         speedup_quartiles=latency.speedup_quartiles,
-        **_size(folder),
+        **_size(model),
         **_side_of(latency.pruned),
     )
 
@@ -267,12 +265,8 @@ def _side_of(latency: Latency) -> dict[str, Any]:
     return {"encoder_ms": latency.encode_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
 
 
-def _size(folder: Path) -> dict[str, Any]:
-    tensors = read_header(folder / "model.safetensors").values()
-    return {
-        "parameters": sum(tensor.elements for tensor in tensors),
-        "bytes": sum(tensor.size_bytes for tensor in tensors),
-    }
+def _size(model: Model) -> dict[str, Any]:
+    return {"parameters": model.parameters, "bytes": model.tensor_bytes}
 
 
 def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:

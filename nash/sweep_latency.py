@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
+from model_store.model.model import Model
 from nash.latency import FAST, Latency, Workload, measure_for, quantile, speedup_quartiles, torch_threads_kept
 from nash.progress import Watch
 from server.engine.engine import Engine
@@ -44,14 +44,14 @@ class SideBySide:
 
 
 def measure_block(
-    dense: Path, pruned: Sequence[Path], workload: Workload, watch: Watch | None = None
+    dense: Model, pruned: Sequence[Model], workload: Workload, watch: Watch | None = None
 ) -> list[SideBySide]:
     """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once.
 
     `watch` is told how many of how many turns are done.
     """
     with torch_threads_kept():
-        engines = [Engine.load(folder, workload.config) for folder in (dense, *pruned)]
+        engines = [Engine.load(model, workload.config) for model in (dense, *pruned)]
         turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS, watch=watch)
         dense_runs, *pruned_runs = turns
     fast = quantile(dense_runs, FAST)

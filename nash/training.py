@@ -22,7 +22,8 @@ from transformers import (
     TrainerState,
 )
 
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.spec import ModelSpec
 from nash import losses
 from nash.data import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.disk import full_disk_named
@@ -55,7 +56,7 @@ class FinetuneTrainer(Seq2SeqTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """`validation` pairs have their loss logged after every epoch; nothing is trained on them."""
-        spec = ModelSpec.from_config(model.config.to_dict())
+        spec = spec_of(model.config.to_dict())
         for each in [pairs] if validation is None else [pairs, validation]:
             check_tokens(each, spec)
         self.optimization = optimization

@@ -21,9 +21,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from model_store.model.model import Model
 from nash.compaction import fill
 from nash.errors import RequestError
-from nash.model_folder import read_spec
 from nash.models import load_dense, load_tokenizer, save_model
 from nash.tokenizer_file import closed, document_of, fallback_ids, special_ids, text_of, trimmed
 
@@ -91,7 +91,7 @@ def names_tokens(key: str) -> bool:
 
 
 def trim_vocabulary(
-    dense: Path, out: Path, texts: Iterable[str], held_out: Mapping[str, Sequence[str]]
+    dense: Model, out: Path, texts: Iterable[str], held_out: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """Write the dense model to the folder `out` with the vocabulary that the texts need, whole or not at all.
 
@@ -101,26 +101,26 @@ def trim_vocabulary(
         RequestError: the vocabulary cannot be trimmed, or a text would not be tokenized as before.
     """
     texts = list(dict.fromkeys(texts))
-    plan = plan_vocabulary(dense, texts)
+    plan, before = plan_vocabulary(dense, texts), dense.folder
     tokenizer = out.with_name(f".{out.name}.tokenizer")
     shutil.rmtree(tokenizer, ignore_errors=True)  # of a run that was killed
     try:
-        write_tokenizer(dense, tokenizer, plan)
-        check_texts(dense, tokenizer, plan, texts)
-        coverage = {split: measure_coverage(dense, tokenizer, plan, each) for split, each in held_out.items()}
+        write_tokenizer(before, tokenizer, plan)
+        check_texts(before, tokenizer, plan, texts)
+        coverage = {split: measure_coverage(before, tokenizer, plan, each) for split, each in held_out.items()}
         save_model(trim_model(load_dense(dense), plan), tokenizer, out, torch.float32)
     finally:
         shutil.rmtree(tokenizer, ignore_errors=True)
     return {**asdict(plan.report), "coverage": {split: asdict(each) for split, each in coverage.items()}}
 
 
-def plan_vocabulary(folder: Path, texts: Iterable[str]) -> VocabularyPlan:
-    """Choose the tokens that the texts need, for the model in a folder.
+def plan_vocabulary(model: Model, texts: Iterable[str]) -> VocabularyPlan:
+    """Choose the tokens that the texts need.
 
     Raises:
-        RequestError: the folder's model or tokenizer is of a kind that cannot be trimmed.
+        RequestError: the model or its tokenizer is of a kind that cannot be trimmed.
     """
-    spec = read_spec(folder)
+    spec, folder = model.spec, model.folder
     if not spec.shared_embedding:
         raise RequestError(
             f"{folder} has separate vocabularies for sources and targets, which cannot be trimmed: leave trim_vocab out"

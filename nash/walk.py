@@ -16,8 +16,9 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
-from model_store.int4 import INT4
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
+from model_store.model.model import Model
+from model_store.model.spec import shortened
 from nash.calibration import calibration_batches, closest_layers, repair
 from nash.compaction import compact, shorten_decoder
 from nash.data import TokenizedPairs
@@ -25,9 +26,7 @@ from nash.distillation import DistillationMaps
 from nash.int4 import calibrate
 from nash.layer_selection import block_ends
 from nash.masking import Gates
-from nash.model_folder import read_spec
 from nash.models import DTYPES, load_compact, load_dense, load_tokenizer, save_model
-from nash.parts import parts_of, shortened
 from nash.precision import choose_precision
 from nash.preflight import asked_layers
 from nash.progress import Stage
@@ -70,8 +69,8 @@ def walk(
     """
     if not (run.path / "model").is_dir():
         _make_model(recipe, task, run, console, plan, answers)
-    model = run.path / "model"
-    if recipe.quantization.int4 and not (model / INT4).exists():
+    model = Model.open(run.path / "model")
+    if recipe.quantization.int4 and not model.calibrated:
         limits = {key: getattr(recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
         calibrate(model, task.train_rows, console, seed=recipe.seed, **limits)
 
@@ -105,12 +104,12 @@ def _trimmed(task: Task, run: RunFolder, console: Console) -> Task:
     if report is None or not folder.is_dir():
         held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
         with Stage("trimming the vocabulary", console):
-            report = trim_vocabulary(task.folder, folder, texts_of(task.train_rows), held_out)
+            report = trim_vocabulary(task.model, folder, texts_of(task.train_rows), held_out)
         run.write_json(VOCABULARY, report)
     console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
     for split, coverage in report["coverage"].items():
         console.print(f"{split}: {Coverage(**coverage)}", soft_wrap=True)
-    return replace(task, folder=folder, spec=read_spec(folder), tokenizer=load_tokenizer(folder))
+    return replace(task, model=Model.open(folder), tokenizer=load_tokenizer(folder))
 
 
 def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, console: Console) -> Task:
@@ -122,12 +121,12 @@ def _chosen(recipe: PruneRecipe, task: Task, run: RunFolder, answers: Path, cons
             with Stage(f"looking for the {keep} decoder layers that stay closest to all", console):
                 pairs = TokenizedPairs.under(recipe.data, task.train_rows, task.tokenizer)
                 batches = calibration_batches(pairs, task.spec.pad_id, recipe.seed)
-                known = closest_layers(load_dense(task.folder), keep, batches)
+                known = closest_layers(load_dense(task.model), keep, batches)
             run.write_json(LAYERS, known)
         kept = tuple(known)
     rows = task.train_rows
     if recipe.distillation.sequence_level:
-        rows = with_teacher_answers(rows, task.folder, recipe.data, answers, console)
+        rows = with_teacher_answers(rows, task.model, recipe.data, answers, console)
     return replace(task, kept_layers=kept, train_rows=rows)
 
 
@@ -136,7 +135,7 @@ def _prune_phase(
 ) -> None:
     """Train the student with gates, harden them, and write the compact model they leave to the run's `compact`."""
     set_seed(recipe.seed)
-    teacher = load_dense(task.folder)
+    teacher = load_dense(task.model)
     student = shorten_decoder(teacher, task.kept_layers)
     student.gates = Gates(shortened(task.spec, task.kept_layers), gate_kinds(recipe.pruning))
     student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
@@ -157,30 +156,30 @@ def _prune_phase(
                 sparsity = settle(
                     plan,
                     with_vocabulary(task.spec, task.spec.dense_vocab_size),
-                    lambda sparsity: ModelSpec.from_config(cut(sparsity).config.to_dict()),
-                    engine_measure(task.folder, plan.workload),
+                    lambda sparsity: spec_of(cut(sparsity).config.to_dict()),
+                    engine_measure(task.model, plan.workload),
                     most_sparsity=gate_kinds(recipe.pruning).reach(task.spec),
                 )
             run.write_json(SETTLED, sparsity)
     compacted = cut(sparsity)
     if recipe.pruning.repair and sparsity:
-        parts = parts_of(shortened(task.spec, task.kept_layers))
+        sublayers = layout_of(shortened(task.spec, task.kept_layers)).sublayers()
         with Stage("refitting what feeds on cut parts", console):
             batches = calibration_batches(texts.train, task.spec.pad_id, recipe.seed)
-            repair(compacted, student, parts, gates.expected(), batches)
-    save_model(compacted, task.folder, run.path / "compact", torch.float32)
+            repair(compacted, student, sublayers, gates.expected(), batches)
+    save_model(compacted, task.model.folder, run.path / "compact", torch.float32)
 
 
 def _final_phase(recipe: PruneRecipe, task: Task, texts: _Texts, run: RunFolder, console: Console) -> None:
     """Fine-tune the compact model with its teacher and write it to the run's `model`."""
     set_seed(recipe.seed)
-    teacher = load_dense(task.folder)
-    student = load_compact(run.path / "compact")
+    teacher = load_dense(task.model)
+    student = load_compact(Model.open(run.path / "compact"))
     if recipe.final_training.epochs:
         student.maps = DistillationMaps(task.spec.d_model, len(task.kept_layers))
         _train(recipe, task, texts, student, teacher, run, console, pruning=None)
         del student.maps
-    save_model(student.to("cpu"), task.folder, run.path / "model", DTYPES[recipe.save_dtype])
+    save_model(student.to("cpu"), task.model.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
 def _train(

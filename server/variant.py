@@ -15,7 +15,7 @@ from server.errors import InvalidRequestError, RequestError, UnavailableError
 from server.generation import Generation, GenerationRequest, Mode
 from server.messages import Ready
 from server.metrics import Metrics, ModelDescription, VariantMetrics
-from server.resolution import ResolvedModel
+from server.resolution import ResolvedVariant
 from server.settings import Settings
 from server.supervisor import Supervisor
 from server.tokenization import TextCodec
@@ -41,9 +41,9 @@ class TextRequest:
 
 
 class Variant:
-    """A `ResolvedModel` that runs."""
+    """A `ResolvedVariant` that runs."""
 
-    def __init__(self, resolved: ResolvedModel, settings: Settings, metrics: Metrics, *, baseline: bool) -> None:
+    def __init__(self, resolved: ResolvedVariant, settings: Settings, metrics: Metrics, *, baseline: bool) -> None:
         """`baseline`: whether the metrics compare the model's other variants with this one.
 
         Raises:
@@ -54,9 +54,11 @@ class Variant:
         self.variant = resolved.variant
         self.version = resolved.version
         self.ref = resolved.ref
-        self.codec = TextCodec.load(resolved.directory, resolved.spec.eos_id)
+        self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
-        self.supervisor = Supervisor(resolved.ref, resolved.directory, resolved.request.engine, settings, self.metrics)
+        self.supervisor = Supervisor(
+            resolved.ref, resolved.found.model.folder, resolved.request.engine, settings, self.metrics
+        )
 
     async def admit(self, request: TextRequest, mode: Mode) -> list[Generation]:
         """Tokenize every text and accept all of them, or none; what is refused is counted.
@@ -127,7 +129,7 @@ class Variant:
             check_parameters(
                 parameters,
                 limits=ready.limits,
-                vocab_size=self.resolved.spec.target_vocab_size,
+                vocab_size=self.resolved.found.model.spec.target_vocab_size,
                 eos_ids=ready.defaults.eos_ids,
             )
         except BadRequestError as error:
@@ -143,13 +145,13 @@ def _in_the_callers_words(message: str, request: TextRequest) -> str:
     return f"parameters.{message}"
 
 
-def _description(resolved: ResolvedModel, baseline: bool) -> ModelDescription:
+def _description(resolved: ResolvedVariant, baseline: bool) -> ModelDescription:
     return ModelDescription(
         version="" if resolved.version is None else str(resolved.version),
         digest=resolved.digest or "",
         parent=resolved.parent or "",
-        decoder_layers=len(resolved.spec.decoder),
-        encoder_sparsity=round(resolved.spec.encoder_sparsity, 4),
+        decoder_layers=len(resolved.found.model.spec.decoder),
+        encoder_sparsity=round(resolved.found.model.spec.encoder_sparsity, 4),
         dtype=resolved.request.engine.dtype,
         baseline=baseline,
         engine=resolved.engine,

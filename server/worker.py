@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from model_store.errors import ModelStoreError
+from model_store.model.model import Model
 from server.engine.errors import BadRequestError, EngineError, LoadError
 from server.engine.generation_config import GenerationDefaults
 from server.engine.sequence import EngineLimits, GenerationParameters, Sequence, Status, TokenEvent
@@ -228,7 +229,9 @@ def _token_report(event: TokenEvent, token: int, sequence: Sequence) -> TokenRep
 def _load_engine(load: Load) -> WorkerEngine:
     from server.engine.engine import Engine  # torch comes with it, and the loop above needs none
 
-    engine = Engine.load(Path(load.directory), load.config, lambda line: print(line, file=sys.stderr, flush=True))
+    engine = Engine.load(
+        Model.open(Path(load.directory)), load.config, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     # The first step pays for much that later ones find done; no caller is to wait for it.
     (first,) = engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
     if first.error is not None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from examples.g2p.prepare import PHONEMES, build_tokenizer, pronunciations, split_of
-from nash.model_folder import read_spec
+from model_store.model.model import Model
 from nash.recipe import FinetuneRecipe, PruneRecipe, read_recipe
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
@@ -46,7 +46,7 @@ def answers(sources: list[list[int]]) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load(MODEL, EngineConfig(slots=16, max_source_tokens=64, max_new_tokens=64))
+    return Engine.load(Model.open(MODEL), EngineConfig(slots=16, max_source_tokens=64, max_new_tokens=64))
 
 
 def test_each_word_alone_gets_the_tokens_of_transformers(
@@ -138,7 +138,7 @@ def test_the_pruning_recipes_are_valid(name: str) -> None:
 def test_the_teachers_recipes_give_the_shipped_shapes(folder: Path) -> None:
     recipe = read_recipe(FinetuneRecipe, folder / "finetune.toml")
     assert recipe.shape is not None
-    shipped = read_spec(folder / "model")
+    shipped = Model.open(folder / "model").spec
     assert (recipe.shape.encoder_layers, recipe.shape.decoder_layers) == (6, 6)
     assert (len(shipped.encoder), len(shipped.decoder)) == (6, 6)
     assert (recipe.shape.d_model, recipe.shape.num_heads, recipe.shape.d_ff) == (
@@ -151,7 +151,7 @@ def test_the_teachers_recipes_give_the_shipped_shapes(folder: Path) -> None:
 def test_the_demonstrations_recipe_needs_no_bfloat16_and_prunes_what_is_shipped_dense() -> None:
     recipe = read_recipe(PruneRecipe, DEMO / "prune.toml")
     assert Path(recipe.model) == DEMO / "model"
-    assert not read_spec(DEMO / "model").compact
+    assert not Model.open(DEMO / "model").spec.compact
     assert {recipe.prune_training.precision, recipe.final_training.precision} == {"float32"}
 
 

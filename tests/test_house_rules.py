@@ -17,6 +17,7 @@ FOLDERS = (*PACKAGES, "deploy", "tests", "benchmarks", "examples")
 # What each part may import of ours. The longest matching prefix decides.
 ALLOWED = {
     "model_store": {"model_store"},
+    "model_store.model": {"model_store.model", "model_store.errors"},
     "server.engine": {"server.engine", "model_store"},
     "server.api": {"server", "model_store"},
     "server": {"server", "model_store"},

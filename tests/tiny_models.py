@@ -16,6 +16,9 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import T5Config, T5ForConditionalGeneration
 
+from model_store.model.config import spec_of
+from model_store.model.model import Model
+
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 CHARACTERS = string.ascii_lowercase + " "
 VOCABULARY = {
@@ -111,3 +114,10 @@ def _draw(name: str, parameter: torch.Tensor) -> None:
         parameter.normal_(std=gain * parameter.shape[1] ** -0.5)
     else:
         parameter.normal_(std=parameter.shape[1] ** -0.5)
+
+
+def model_without_files(name: str = "nowhere") -> Model:
+    """A tiny T5's shape in a folder that is not there, for what reads no file."""
+    config: dict[str, Any] = {"model_type": "t5", "vocab_size": len(VOCABULARY), "d_model": 32, "d_kv": 8, "d_ff": 64}
+    config |= {"num_heads": 4, "num_layers": 2}
+    return Model(folder=Path(name), config=config, spec=spec_of(config))

@@ -16,7 +16,7 @@ from benchmarks.gpu.device import on_device, peak_memory, release, repeat, secon
 from benchmarks.gpu.random_engine import load, used_buckets
 from benchmarks.gpu.shapes import Scale, make_sources, read_bytes
 from benchmarks.gpu.staged import Recorder
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
 from server.engine.backend import Feed
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
@@ -88,7 +88,7 @@ def bart_large(record: Recorder, scale: Scale) -> None:
 
 def _measure_batches(record: Recorder, scale: Scale, name: str) -> None:
     shape = scale.shapes[name]
-    spec = ModelSpec.from_config(shape)
+    spec = spec_of(shape)
     config = engine_config(scale, slots=max(scale.batches), graphs="on")
     sources = {batch: make_sources(spec, batch, scale.source_tokens) for batch in scale.batches}
     longest = {batch: max(map(len, of_batch)) for batch, of_batch in sources.items()}

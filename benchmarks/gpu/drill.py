@@ -17,7 +17,8 @@ from benchmarks.gpu.device import on_device, release
 from benchmarks.gpu.random_engine import RandomTensors
 from benchmarks.gpu.shapes import Scale, make_sources
 from benchmarks.gpu.staged import Recorder, one_line
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig, GenerationParameters
@@ -45,9 +46,9 @@ def write_model(shape: dict[str, Any], directory: Path, scale: Scale) -> Path:
     """A folder with random weights; `shape`: its config.json."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    spec = ModelSpec.from_config(shape)
+    spec = spec_of(shape)
     tensors = RandomTensors(spec, dtype=torch.bfloat16, device=torch.device(scale.device))
-    read = {name: tensors.read(name).cpu() for name, _ in spec.tensor_shapes()}
+    read = {name: tensors.read(name).cpu() for name, _ in layout_of(spec).shapes()}
     save_file(read, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
@@ -57,14 +58,14 @@ def _config(scale: Scale, graphs: str = "off") -> EngineConfig:
 
 
 def _caches(scale: Scale, directory: Path) -> dict[str, str]:
-    return _told(lambda: Engine.load(directory, replace(_config(scale), slots=10**8)), "LoadError")
+    return _told(lambda: Engine.load(Model.open(directory), replace(_config(scale), slots=10**8)), "LoadError")
 
 
 def _encoder(scale: Scale, directory: Path) -> dict[str, str]:
     """Weights and caches fit, and half of what the rehearsal takes beside them."""
     held, most = _memory_of(directory, _config(scale))
     with _memory_limit(scale.device, (held + most) // 2):
-        return _told(lambda: Engine.load(directory, _config(scale)), "LoadError")
+        return _told(lambda: Engine.load(Model.open(directory), _config(scale)), "LoadError")
 
 
 def _graphs(scale: Scale, directory: Path) -> dict[str, str]:
@@ -72,13 +73,13 @@ def _graphs(scale: Scale, directory: Path) -> dict[str, str]:
     _, most = _memory_of(directory, _config(scale))
     config = replace(_config(scale), graphs="on")
     with _memory_limit(scale.device, most + _ROOM_BYTES):
-        return _told(lambda: Engine.load(directory, config), "LoadError")
+        return _told(lambda: Engine.load(Model.open(directory), config), "LoadError")
 
 
 def _step(scale: Scale, directory: Path) -> dict[str, Any]:
     """An engine is loaded, and somebody else takes the rest of the memory; later it comes back."""
     release(scale.device)
-    engine = Engine.load(directory, _config(scale, "on"))
+    engine = Engine.load(Model.open(directory), _config(scale, "on"))
     parameters = GenerationParameters(max_new_tokens=scale.new_tokens, ignore_eos=True)
     sources = make_sources(engine.spec, scale.drill_slots, scale.source_tokens)
     before = [sequence.tokens for sequence in engine.generate(sources, parameters)]
@@ -104,7 +105,7 @@ def _told(work: Callable[[], object], expected: str) -> dict[str, str]:
 def _memory_of(directory: Path, config: EngineConfig) -> tuple[int, int]:
     """Bytes of the device that a loaded engine holds, and the most that it had while it was loaded."""
     release(config.device)
-    engine = Engine.load(directory, config)
+    engine = Engine.load(Model.open(directory), config)
     if config.device == "cpu":
         return 0, 0
     held, most = torch.cuda.memory_allocated(config.device), torch.cuda.max_memory_reserved(config.device)

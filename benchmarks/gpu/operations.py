@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend
 from benchmarks.gpu.device import cudnn_attention, on_device, recorded, release, repeat, seconds
 from benchmarks.gpu.shapes import Scale
 from benchmarks.gpu.staged import Recorder
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.spec import ModelSpec
 from server.engine.attention import Attention, FusedAttention, ProductAttention, SumAttention
 from server.engine.matrix import PlainMatrix
 
@@ -115,7 +116,7 @@ def _chosen_attention(record: Recorder, scale: Scale) -> dict[str, str]:
     chosen = {}
     dtype, longest, batch = getattr(torch, scale.dtype), scale.source_tokens[1], max(scale.batches)
     for name in ("flan-t5-xl", "bart-large", "t5-base"):
-        spec = ModelSpec.from_config(scale.shapes[name])
+        spec = spec_of(scale.shapes[name])
         heads, width = spec.num_heads, spec.head_dim
         bias_1HSS = torch.zeros(1, heads, longest, longest, dtype=dtype, device=scale.device)
         padding_B11S = torch.zeros(batch, 1, 1, longest, dtype=dtype, device=scale.device)
@@ -147,7 +148,7 @@ def _choice(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
 @on_device
 def parts_of_steps(record: Recorder, scale: Scale) -> None:
     """Attention in each form, and products of few rows, in graphs and from cold memory."""
-    xl, base = (ModelSpec.from_config(scale.shapes[name]) for name in ("flan-t5-xl", "t5-base"))
+    xl, base = (spec_of(scale.shapes[name]) for name in ("flan-t5-xl", "t5-base"))
     cases = {
         f"{kind}, {name}, batch {batch}": (spec, batch, positions)
         for name, spec, batches in (("t5-base", base, (1,)), ("flan-t5-xl", xl, scale.batches))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.gpu.device import peak_memory, release, settle
 from benchmarks.gpu.staged import Recorder
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
+from model_store.model.spec import ModelSpec
 from server.engine.engine import Engine
 from server.engine.generation_config import GenerationDefaults
 from server.engine.sequence import EngineConfig, GenerationParameters
@@ -23,7 +24,7 @@ class RandomTensors:
     """A model's tensors, random and small enough that nothing overflows; implements `checkpoint.Tensors`."""
 
     def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._shapes = dict(spec.tensor_shapes())
+        self._shapes = dict(layout_of(spec).shapes())
         self._dtype = dtype
         self._device = device
 
@@ -49,7 +50,7 @@ def load(
     """An engine with random weights; `shape`: its config.json. What loading took is recorded as the part `name`."""
     release(config.device)
     started_s = time.perf_counter()
-    spec = ModelSpec.from_config(shape)
+    spec = spec_of(shape)
     config = config.within(spec.max_positions)
     device, dtype = torch.device(config.device), getattr(torch, config.dtype)
     tensors = RandomTensors(spec, dtype=torch.promote_types(dtype, torch.float32), device=device)

@@ -4,7 +4,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.spec import ModelSpec
 
 TARGET_OF_PUBLISHED = 0.7
 TARGET_STEP_MS = 0.5  # T5-base, batch 1
@@ -141,7 +142,7 @@ def step_weight_bytes(spec: ModelSpec) -> int:
     """
     once = ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj", "encoder_attn.v_proj", "embed", "bias.w")
     decoder = 0
-    for name, shape in spec.tensor_shapes():
+    for name, shape in layout_of(spec).shapes():
         if "decoder." in name and len(shape) == 2 and not any(part in name for part in once):
             decoder += shape[0] * shape[1]
     return 2 * (decoder + spec.target_vocab_size * spec.d_model)

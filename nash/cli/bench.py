@@ -38,15 +38,15 @@ def command(
 
     import torch
 
+    from model_store.find import find_model
     from nash.latency import Workload, measure_side_by_side
-    from nash.model_folder import resolve_model
     from nash.models import quiet_libraries
     from nash.progress import Stage
     from server.engine.dtype_choice import choose_dtype
     from server.engine.engine import Engine
 
     quiet_libraries()
-    resolved = [resolve_model(model, opened) for model in models]
+    resolved = [find_model(model, opened) for model in models]
     choices = [
         choose_dtype(asked, () if model.version is None else opened.quality(model.version.ref)) for model in resolved
     ]
@@ -58,7 +58,7 @@ def command(
         configs = [Workload(**lengths, dtype=choice.dtype, threads=threads).config for choice in choices]
         title = f"batch {size}, {source_tokens} tokens in and {new_tokens} out"
         with Stage(title, progress_console(), repeats, unit="turns", steady=True) as stage:
-            engines = [Engine.load(model.folder, config) for model, config in zip(resolved, configs, strict=True)]
+            engines = [Engine.load(model.model, config) for model, config in zip(resolved, configs, strict=True)]
             latencies = measure_side_by_side(
                 engines,
                 batch=size,

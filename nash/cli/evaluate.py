@@ -69,9 +69,9 @@ def command(
     )
     check_evaluate(model, data, split, layout, metric, asked, opened)
 
+    from model_store.find import find_model
     from nash.data_formats import is_split_folder, split_path
     from nash.evaluate import evaluate
-    from nash.model_folder import resolve_model
     from nash.models import quiet_libraries
     from nash.progress import Stage
     from nash.quality import quality_record
@@ -82,12 +82,12 @@ def command(
     file = split_path(data, split) if is_split_folder(data) else data
     split = split if is_split_folder(data) else data.stem
     rows = read_rows(file, layout)
-    resolved = resolve_model(model, opened)
+    resolved = find_model(model, opened)
     known = () if resolved.version is None else opened.quality(resolved.version.ref)
     config, choice = with_dtype(asked, known)
     progress_console().print(f"{resolved.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)
     with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
-        result = evaluate(resolved.folder, rows, metric, config, stage.update)
+        result = evaluate(resolved.model, rows, metric, config, stage.update)
     document: dict[str, Any] = {
         "ref": resolved.ref,
         "n": result.n,

@@ -28,11 +28,11 @@ def command(
 
     check_export(model, out, Store(store))
 
+    from model_store.find import find_model
     from nash.export import export
-    from nash.model_folder import resolve_model
 
-    resolved = resolve_model(model, Store(store))
-    export(resolved.folder, form, out)
+    resolved = find_model(model, Store(store))
+    export(resolved.model, form, out)
     if as_json:
         print_json({"path": str(out.absolute())})
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from model_store.model.model import Model
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def publish(
 
             layout = DataLayout(source_column=source_column, target_columns=[target_column], prefix=prefix)
             check_rows(calibrate_int4, layout)
-            check_files(directory)
+            check_files(Model.open(directory))
             target.check_writable()
 
             from nash.int4 import calibrated_copy

@@ -32,7 +32,7 @@ def model_routes(service: Service) -> APIRouter:
 
 def _model_document(service: Service, variant: Variant) -> dict[str, Any]:
     ready = variant.supervisor.ready
-    spec = variant.resolved.spec
+    spec = variant.resolved.found.model.spec
     return {
         "ref": variant.ref,
         "model": variant.model,

@@ -6,9 +6,8 @@ is refused in one line, and no library is asked for what it cannot do.
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
-from model_store.int4 import INT4
+from model_store.model.model import INT4, Model
 from server.engine.cpus import share_of_the_machine, torch_instruction_sets, usable_cpus
 from server.engine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
 from server.engine.errors import LoadError
@@ -37,10 +36,10 @@ _CHOICES = {
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
-def check_machine(config: EngineConfig, directory: Path | None = None) -> None:
+def check_machine(config: EngineConfig, model: Model | None = None) -> None:
     """Refuse what this machine cannot run, before anything is imported or read. `dtype` may be "auto".
 
-    `directory`: the model that is to be run so, where it is at hand.
+    `model`: the one that is to be run so, where it is at hand.
 
     Raises:
         LoadError: it lacks the dtype, the device, the set of instructions that NASH_CPU_ISA asks for or so many
@@ -51,8 +50,8 @@ def check_machine(config: EngineConfig, directory: Path | None = None) -> None:
     refusal = None if config.dtype == AUTO else why_not(config)
     if refusal is not None:
         raise LoadError(refusal)
-    if directory is not None and config.dtype == "int4":
-        check_calibrated(directory)
+    if model is not None and config.dtype == "int4":
+        check_calibrated(model)
 
 
 def check_threads(asked: int | None) -> None:
@@ -66,12 +65,12 @@ def check_threads(asked: int | None) -> None:
         raise LoadError(f"threads is {asked}, and this process may use {share_of_the_machine()}: give at most {usable}")
 
 
-def check_calibrated(directory: Path) -> None:
+def check_calibrated(model: Model) -> None:
     """Raises: LoadError: a model has no weights in four bits."""
-    if not (directory / INT4).exists():
+    if not model.calibrated:
         raise LoadError(
             f"the model has no {INT4}, which dtype 'int4' needs: `nash models publish NAME DIR --calibrate-int4 DATA`, "
-            f"with the folder it was published from, makes it from rows of its task; or use 'int8' ({directory})"
+            f"with the folder it was published from, makes it from rows of its task; or use 'int8' ({model.folder})"
         )
 
 

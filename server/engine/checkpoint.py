@@ -9,10 +9,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.errors import LoadError
 
-WEIGHTS_FILE = "model.safetensors"
 _DTYPES = ("F64", "F32", "F16", "BF16")  # integers, and floats of eight bits, mean nothing without their scales
 
 
@@ -52,31 +53,29 @@ class Checkpoint:
 
 
 @contextmanager
-def open_checkpoint(
-    directory: Path, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device
-) -> Iterator[Checkpoint]:
-    """The weights of the model in `directory`, which must be of the shape `spec`; closed with the context.
+def open_checkpoint(model: Model, *, dtype: torch.dtype, device: torch.device) -> Iterator[Checkpoint]:
+    """The weights of a model, checked against its shape; closed with the context.
 
     Raises:
-        LoadError: the file is missing or no safetensors file, or its tensors are not those of `spec`.
+        LoadError: the file is missing or no safetensors file, or its tensors are not those of the shape.
     """
-    path = directory / WEIGHTS_FILE
+    path = model.weights
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             found = {name: tuple(each.get_shape()) for name, each in slices.items()}
-            _check(path, found, spec)
+            _check(path, found, model.spec)
             _check_dtypes(path, {name: each.get_dtype() for name, each in slices.items()})
             yield Checkpoint(file, frozenset(found), dtype=dtype, device=device)
     except FileNotFoundError:
-        raise LoadError(f"{path} is not there: a model directory holds config.json and {WEIGHTS_FILE}") from None
+        raise LoadError(f"{path} is not there: a model directory holds config.json and {path.name}") from None
     except SafetensorError as error:
         raise LoadError(f"{path} is not a safetensors file ({error}): copy or pull the model again") from error
 
 
 def _check(path: Path, found: dict[str, tuple[int, ...]], spec: ModelSpec) -> None:
-    wanted = dict(spec.tensor_shapes())
-    allowed = wanted | dict(spec.optional_tensor_shapes())
+    wanted = dict(layout_of(spec).shapes())
+    allowed = wanted | dict(layout_of(spec).optional_shapes())
     for name in wanted:
         if name not in found:
             raise LoadError(f"{path} lacks the tensor {name!r} that its config.json calls for")

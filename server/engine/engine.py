@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.backend import AheadBackend, Backend, Feed
 from server.engine.beam import BeamSearch, Candidate
 from server.engine.capabilities import check_threads, engine_name
@@ -22,7 +22,7 @@ from server.engine.decoding import Chosen, Decoding, Want, choose
 from server.engine.dtype_choice import with_dtype
 from server.engine.errors import BadRequestError
 from server.engine.generation_config import GenerationDefaults, with_seed
-from server.engine.loading import make_backend, read_defaults, read_json
+from server.engine.loading import make_backend, read_defaults
 from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import (
     EngineConfig,
@@ -92,8 +92,8 @@ class Engine:
         self._decodings: dict[int, Decoding] = {}  # by the id of a sequence that waits or runs
 
     @classmethod
-    def load(cls, directory: Path, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
-        """Load a model directory: config.json, generation_config.json (optional), model.safetensors.
+    def load(cls, model: Model, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
+        """Load a model's weights and its defaults.
 
         `progress` is told in lines what takes long. What is known of a version's quality is not known here: "auto" in
         place of a dtype is float32, and who has records asks `dtype_choice` before.
@@ -102,16 +102,14 @@ class Engine:
             LoadError: a file is missing or broken, the weights do not fit the config, the dtype, the device or so many
                 threads are not available, the caches do not fit into memory, or the model wants to be decoded in a way
                 that this engine has not.
-            model_store.errors.UnsupportedModelError: config.json describes another architecture.
         """
         config = with_dtype(config)[0]
         threads = _threads(config)
         torch.set_num_threads(threads)
         config = replace(config, threads=threads)
-        spec = ModelSpec.from_config(read_json(directory / "config.json"))
-        config = config.within(spec.max_positions)
-        defaults = read_defaults(directory, spec, config)
-        return cls(spec, make_backend(directory, spec, config, progress), config, defaults=defaults)
+        config = config.within(model.spec.max_positions)
+        defaults = read_defaults(model, config)
+        return cls(model.spec, make_backend(model, config, progress), config, defaults=defaults)
 
     @property
     def idle(self) -> bool:

@@ -1,4 +1,4 @@
-"""Weights in four bits, as `int4.safetensors` has them: model_store/int4.py describes the file.
+"""Weights in four bits, as `int4.safetensors` has them: model_store/model/int4.py describes the file.
 
 Axes: O outputs and I inputs of a matrix, G groups of inputs, B the 16 bytes of a group.
 """
@@ -6,7 +6,6 @@ Axes: O outputs and I inputs of a matrix, G groups of inputs, B the 16 bytes of 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,10 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model_store.errors import InvalidRequestError
-from model_store.int4 import GROUP, INT4, check_int4_file
-from model_store.spec import ModelSpec
+from model_store.model.int4 import GROUP, check_int4_file
+from model_store.model.model import INT4, Model
 from server.engine.capabilities import check_calibrated
-from server.engine.checkpoint import WEIGHTS_FILE
 from server.engine.errors import LoadError
 from server.engine.network import AttentionWeights, FeedForwardWeights, Int4Weights, Linear, Network
 
@@ -51,18 +49,18 @@ def map_layers(network: Network, change: Callable[[str, Linear], Linear]) -> Net
 
 
 @contextmanager
-def open_int4(directory: Path, spec: ModelSpec) -> Iterator[Callable[[str, Linear], Linear]]:
-    """What puts the calibrated weights of the model in `directory` into its matrices; lasts as long as the context.
+def open_int4(model: Model) -> Iterator[Callable[[str, Linear], Linear]]:
+    """What puts a model's calibrated weights into its matrices; lasts as long as the context.
 
     Raises:
         LoadError: the model is not calibrated, or the file is not of this model.
     """
-    path = directory / INT4
-    check_calibrated(directory)
+    path = model.folder / INT4
+    check_calibrated(model)
     try:
-        check_int4_file(spec, path, directory / WEIGHTS_FILE)
+        check_int4_file(model.spec, path, model.weights)
     except InvalidRequestError as error:
-        raise LoadError(f"{directory}: {error}") from error
+        raise LoadError(f"{model.folder}: {error}") from error
     with safe_open(path, framework="pt") as file:
 
         def calibrated(name: str, linear: Linear) -> Linear:

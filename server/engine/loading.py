@@ -1,12 +1,9 @@
-"""From a model directory and a configuration to what an engine is made of."""
-
-import json
-from pathlib import Path
-from typing import Any
+"""From a model and a configuration to what an engine is made of."""
 
 import torch
 
-from model_store.spec import ModelSpec
+from model_store.errors import InvalidRequestError
+from model_store.model.model import Model
 from server.engine.backend import Backend
 from server.engine.capabilities import why_not, why_not_native
 from server.engine.errors import BadRequestError, LoadError
@@ -27,7 +24,7 @@ _DTYPES = {
 }
 
 
-def make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progress: Progress) -> Backend:
+def make_backend(model: Model, config: EngineConfig, progress: Progress) -> Backend:
     """Load a model's weights into the backend that its configuration asks for, or into the first that can.
 
     Raises:
@@ -42,21 +39,23 @@ def make_backend(directory: Path, spec: ModelSpec, config: EngineConfig, progres
     if config.device.startswith("cuda:") and int(config.device[5:]) >= torch.cuda.device_count():
         raise LoadError(f"device {config.device!r} is not there: this machine has {torch.cuda.device_count()}, from 0")
     if config.backend != "torch" and obstacle is None:
-        return NativeBackend.load(directory, spec, config)
-    return TorchBackend.load(directory, spec, config, _DTYPES[config.dtype], progress)
+        return NativeBackend.load(model, config)
+    return TorchBackend.load(model, config, _DTYPES[config.dtype], progress)
 
 
-def read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> GenerationDefaults:
+def read_defaults(model: Model, config: EngineConfig) -> GenerationDefaults:
     """Of generation_config.json, or of config.json where it is not there: older models say it all in one.
 
     Raises:
         LoadError: the file cannot be read, or says what this engine has not or its limits do not allow.
     """
-    path = directory / "generation_config.json"
-    if not path.exists():
-        path = directory / "config.json"
+    try:
+        path, content = model.generation
+    except InvalidRequestError as error:
+        raise LoadError(str(error)) from error
+    spec = model.spec
     defaults = read_generation_config(
-        read_json(path),
+        content,
         path=path,
         vocab_size=spec.target_vocab_size,
         eos_id=spec.eos_id,
@@ -73,20 +72,3 @@ def read_defaults(directory: Path, spec: ModelSpec, config: EngineConfig) -> Gen
     except BadRequestError as error:
         raise LoadError(f"{path}, or how the model is loaded: {error}") from error
     return defaults
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A model directory's JSON object.
-
-    Raises:
-        LoadError: the file is not there or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LoadError(f"{path} is not there: a model directory holds config.json") from None
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} is not JSON ({error}): copy or pull the model again") from error
-    if not isinstance(content, dict):
-        raise LoadError(f"{path} holds {type(content).__name__}, not an object: copy or pull the model again")
-    return content

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.spec import ModelSpec
 from server.engine.bitsandbytes_matrix import BYTES_PER_WEIGHT
 from server.engine.int8_matrix import int8_products_are_exact
 
@@ -62,7 +63,7 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> int:
         in_layers = BYTES_PER_WEIGHT[quantization]
     # The output matrix holds a norm or a layout of its own, so a tied one is there twice.
     count = spec.target_vocab_size * spec.d_model * output
-    for name, shape in spec.tensor_shapes():
+    for name, shape in layout_of(spec).shapes():
         if dtype == torch.float16 and name.endswith("DenseReluDense.wo.weight"):
             each = 4.0
         elif len(shape) == 2 and (".block." in name or ".layers." in name) and "relative" not in name:

@@ -42,7 +42,7 @@ _Stack = StackWeights[EncoderLayerWeights] | StackWeights[DecoderLayerWeights]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class TorchModel:
     """Both stacks, ready to run, and the memory that their weights take."""
 
     encoder: Encoder
@@ -58,7 +58,7 @@ def build_model(
     quantization: str = "none",
     longest_source: int,
     longest_target: int,
-) -> Model:
+) -> TorchModel:
     """Read the weights, one layer at a time, and lay them out to compute in `dtype` on `device`.
 
     `quantization`: "int8" for all matrices; "int4", "bnb-int8" or "bnb-nf4" for those of the layers. With "int4" they
@@ -79,7 +79,7 @@ class _Builder:
         # A norm that leads leaves its factor to the matrices that read it.
         self._factor = self._norm.factor
 
-    def build(self, longest_source: int, longest_target: int) -> Model:
+    def build(self, longest_source: int, longest_target: int) -> TorchModel:
         network = self._network
         source_tokens_VD = self._tokens(network.encoder)
         target_tokens_VD = source_tokens_VD
@@ -121,7 +121,7 @@ class _Builder:
             output=self._output(),
             head_dim=network.head_dim,
         )
-        return Model(encoder=encoder, decoder=decoder, nbytes=self._nbytes)
+        return TorchModel(encoder=encoder, decoder=decoder, nbytes=self._nbytes)
 
     def _leading_norm(self) -> RowNorm:
         network = self._network

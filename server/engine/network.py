@@ -35,7 +35,7 @@ Layer = TypeVar("Layer")
 class Int4Weights:
     """A matrix in four bits a weight, each group of 32 inputs of an output in steps of its own."""
 
-    nibbles_OGB: Tensor  # uint8; two inputs a byte, as model_store/int4.py says
+    nibbles_OGB: Tensor  # uint8; two inputs a byte, as model_store/model/int4.py says
     steps_OG: Tensor  # float16
 
 

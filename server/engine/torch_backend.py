@@ -6,19 +6,19 @@ Axes: B sources in an encoder batch, S positions of the longest, N rows of a ste
 import math
 from collections.abc import Sequence as Collection
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.backend import Feed
 from server.engine.bitsandbytes_matrix import BYTES_PER_WEIGHT, check_bitsandbytes
 from server.engine.cache import KeyValueCache, cache_bytes
 from server.engine.errors import LoadError
 from server.engine.memory import available_bytes, weight_bytes
 from server.engine.model import DecoderViews
-from server.engine.model_builder import Model, build_model
+from server.engine.model_builder import TorchModel, build_model
 from server.engine.network import Network
 from server.engine.sequence import EngineConfig
 from server.engine.static_step import Bucket, Progress, StaticSteps, StepBuffers, make_buckets
@@ -39,7 +39,7 @@ class TorchBackend:
     def __init__(
         self,
         spec: ModelSpec,
-        model: Model,
+        model: TorchModel,
         config: EngineConfig,
         dtype: torch.dtype,
         progress: Progress,
@@ -74,29 +74,28 @@ class TorchBackend:
     @classmethod
     def load(
         cls,
-        directory: Path,
-        spec: ModelSpec,
+        model: Model,
         config: EngineConfig,
         dtype: torch.dtype,
         progress: Progress = lambda line: None,
     ) -> "TorchBackend":
-        """Load `model.safetensors` of a model of the shape `spec`; `progress` is told how CUDA's recordings get on.
+        """Load a model's weights; `progress` is told how CUDA's recordings get on.
 
         Raises:
-            LoadError: the file is missing or broken, its tensors are not those of `spec`, or weights and caches do
+            LoadError: the file is missing or broken, its tensors are not those of its shape, or weights and caches do
                 not fit into the memory that is left.
         """
         device = torch.device(config.device)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # graphs are recorded and replayed on the current one
         quantization = _quantization(config)
-        _check_memory(spec, config, dtype, available_bytes(device))
+        _check_memory(model.spec, config, dtype, available_bytes(device))
         if quantization in BYTES_PER_WEIGHT:
             check_bitsandbytes(quantization, dtype=dtype, device=device)
         with open_network(
-            directory, spec, dtype=dtype, device=device, longest=longest_positions(config), int4=config.dtype == "int4"
+            model, dtype=dtype, device=device, longest=longest_positions(config), int4=config.dtype == "int4"
         ) as network:
-            return cls.build(network, spec, config, dtype, progress)
+            return cls.build(network, model.spec, config, dtype, progress)
 
     @classmethod
     def build(

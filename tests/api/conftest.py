@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from model_store.model.model import Model
 from server.engine.sequence import EngineConfig, Sequence
 from tests.running_server import RunningServer, publish_tiny_models
 
@@ -43,7 +44,9 @@ def direct(tiny_dense: Path) -> Direct:
     from server.engine.engine import Engine
     from tests.tiny_models import build_tokenizer
 
-    engine = Engine.load(tiny_dense, EngineConfig(threads=1, slots=4, max_source_tokens=64, max_new_tokens=200))
+    engine = Engine.load(
+        Model.open(tiny_dense), EngineConfig(threads=1, slots=4, max_source_tokens=64, max_new_tokens=200)
+    )
     tokenizer = build_tokenizer()
 
     def generate(text: str, **given: Any) -> Sequence:

@@ -18,7 +18,7 @@ from benchmarks.gpu.random_engine import RandomTensors, used_buckets
 from benchmarks.gpu.report import report
 from benchmarks.gpu.shapes import FULL, MINIATURE, make_sources, step_weight_bytes
 from benchmarks.gpu.staged import Recorder
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
 from server.engine.torch_backend import graph_buckets
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +165,7 @@ def test_the_marked_tests_are_found() -> None:
 
 
 def test_nine_graphs_of_seventy_two_are_recorded() -> None:
-    spec = ModelSpec.from_config(FULL.shapes["flan-t5-xl"])
+    spec = spec_of(FULL.shapes["flan-t5-xl"])
     config = engine_config(FULL, slots=128, graphs="on")
     longest = {n: max(map(len, make_sources(spec, n, FULL.source_tokens))) for n in FULL.batches}
     buckets = used_buckets(config, longest, FULL.new_tokens)
@@ -177,9 +177,9 @@ def test_nine_graphs_of_seventy_two_are_recorded() -> None:
 
 @pytest.mark.parametrize("shape", FULL.shapes)
 def test_weights_made_on_the_device_are_finite_and_the_same_each_time(shape: str) -> None:
-    spec = ModelSpec.from_config(MINIATURE.shapes[shape])
+    spec = spec_of(MINIATURE.shapes[shape])
     tensors = RandomTensors(spec, dtype=torch.float32, device=torch.device("cpu"))
-    for name, size in spec.tensor_shapes():
+    for name, size in layout_of(spec).shapes():
         first, second = tensors.read(name), tensors.read(name)
         assert tuple(first.shape) == size
         assert first.isfinite().all()
@@ -191,7 +191,7 @@ def test_weights_made_on_the_device_are_finite_and_the_same_each_time(shape: str
 def test_the_shapes_are_the_published_ones() -> None:
     counts = {}
     for name, config in FULL.shapes.items():
-        shapes = dict(ModelSpec.from_config(config).tensor_shapes())
+        shapes = dict(layout_of(spec_of(config)).shapes())
         counts[name] = sum(torch.Size(shape).numel() for shape in shapes.values())
     assert {name: round(count / 1e6) for name, count in counts.items()} == {
         "flan-t5-xl": 2784,  # of 2850; the output matrix, its own in the original, is made from the embedding
@@ -200,7 +200,7 @@ def test_the_shapes_are_the_published_ones() -> None:
         "t5-small": 61,
     }
     # 24 layers of four square matrices of self-attention, two of cross-attention, three of 2048 by 5120; the output.
-    xl = ModelSpec.from_config(FULL.shapes["flan-t5-xl"])
+    xl = spec_of(FULL.shapes["flan-t5-xl"])
     assert step_weight_bytes(xl) == 2 * (24 * (6 * 2048**2 + 3 * 2048 * 5120) + 2048 * 32128)
 
 

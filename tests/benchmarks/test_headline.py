@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import headline
+from model_store.model.model import Model
 from nash.evaluate import evaluate
 from nash.recipe import DataLayout
 from nash.rows import read_rows
@@ -34,6 +35,6 @@ def test_it_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert of_dense["speedup"] == 1.0
         assert of_other["speedup"] == of_dense["total_ms"] / of_other["total_ms"]
     config = EngineConfig(max_source_tokens=8, max_new_tokens=5)
-    found = evaluate(dense, read_rows(data, DataLayout()), "exact", config).metrics
+    found = evaluate(Model.open(dense), read_rows(data, DataLayout()), "exact", config).metrics
     assert first["quality"][0]["metrics"] == found
     assert str(dense) in capsys.readouterr().out

@@ -18,7 +18,8 @@ from benchmarks.peers.measure import Places, Plan, Results, Selection
 from benchmarks.peers.protocol import PeerError, Process
 from benchmarks.peers.timing import timed
 from benchmarks.readme_table import rewritten
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
+from model_store.model.spec import ModelSpec
 
 FAKE = "tests.benchmarks.fake_peer"
 PLAN = Plan(source_tokens=3, new_tokens=4, settle_s=0.0)
@@ -350,7 +351,7 @@ def test_llama_cpp_is_built_once_for_each_instruction_set(monkeypatch: pytest.Mo
 def test_the_shapes_are_what_they_are_called() -> None:
     assert list(models.SHAPES) == list(SHAPE_TITLES)
     for name, parameters in (("t5-small", 60_506_624), ("t5-base", 222_903_552), ("bart-base", 139_420_416)):
-        assert counted(ModelSpec.from_config(models.SHAPES[name].config.to_dict())) == parameters  # as published
+        assert counted(spec_of(models.SHAPES[name].config.to_dict())) == parameters  # as published
     marian = models.SHAPES["marian"].config
     assert (marian.vocab_size, marian.d_model, marian.encoder_layers, marian.decoder_layers) == (65001, 512, 6, 6)
     sources = models.SHAPES["marian"].sources(4, 16)
@@ -359,7 +360,7 @@ def test_the_shapes_are_what_they_are_called() -> None:
 
 
 def counted(spec: ModelSpec) -> int:
-    return sum(torch.Size(shape).numel() for _, shape in spec.tensor_shapes())
+    return sum(torch.Size(shape).numel() for _, shape in layout_of(spec).shapes())
 
 
 def test_every_dtype_of_every_peer_has_an_adapter() -> None:

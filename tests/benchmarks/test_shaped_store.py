@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import shaped_store
+from model_store.model.model import Model
 from model_store.store import Store
 from nash.latency import measure_side_by_side
 
@@ -24,5 +25,7 @@ def test_both_models_and_the_workload_are_there(tmp_path: Path, monkeypatch: pyt
     assert len(rows) == shaped_store.TEXTS
     assert all(3 <= len(row["source"].split()) <= 8 for row in rows)
     folders = [store.checkout(version.ref) for version in (dense, pruned)]
-    latencies = measure_side_by_side(folders, batch=1, source_tokens=8, new_tokens=5, repeats=1)
+    latencies = measure_side_by_side(
+        [Model.open(folder) for folder in folders], batch=1, source_tokens=8, new_tokens=5, repeats=1
+    )
     assert all(latency.total_ms > 0 for latency in latencies)

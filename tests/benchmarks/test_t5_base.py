@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import t5_base
 from benchmarks.shapes import NAMED, T5_BASE
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.spec import ModelSpec
 from nash.latency import Latency
 
 
@@ -39,7 +40,7 @@ def test_the_shapes_are_what_they_are_called() -> None:
 
 def parameters(spec: ModelSpec) -> int:
     total = 0
-    for _, shape in spec.tensor_shapes():
+    for _, shape in layout_of(spec).shapes():
         size = 1
         for axis in shape:
             size *= axis

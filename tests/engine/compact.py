@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_store.families import compact_model_type
-from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.families import compact_model_type
+from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 
 # Of the tiny dense model's 4 encoder and 3 decoder layers with 4 heads and 64 units: every kind of empty sublayer,
 # both stacks with an empty first self-attention (the place of the bias table), and a layer with nothing left.
@@ -47,7 +48,7 @@ def write_compact(dense_dir: Path, spec: ModelSpec, directory: Path) -> Path:
     """The dense checkpoint with everything cut away that `spec` does not keep."""
     dense = load_file(dense_dir / "model.safetensors")
     tensors: dict[str, Tensor] = {}
-    for name, shape in [*spec.tensor_shapes(), *_untied(dense, spec)]:
+    for name, shape in [*layout_of(spec).shapes(), *_untied(dense, spec)]:
         parts = name.split(".")
         if len(parts) < 5 or "relative_attention_bias" in name:
             tensors[name] = dense[name]

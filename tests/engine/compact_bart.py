@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_store.families import compact_model_type
-from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.families import compact_model_type
+from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 
 
 def ragged(dense: ModelSpec) -> ModelSpec:
@@ -46,7 +47,7 @@ def hollow(dense: ModelSpec) -> ModelSpec:
 def write_compact(dense_dir: Path, spec: ModelSpec, directory: Path) -> Path:
     """The dense checkpoint with everything cut away that `spec` does not keep."""
     config = spec.layer_config() | {"model_type": compact_model_type(spec.family)}
-    shapes = dict(spec.tensor_shapes())
+    shapes = dict(layout_of(spec).shapes())
     tensors = {}
     for name, tensor in _layers_of(spec, load_file(dense_dir / "model.safetensors")).items():
         if ".layers." in name and name not in shapes:  # nothing is left that would read it

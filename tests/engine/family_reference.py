@@ -1,6 +1,5 @@
 """A family's model in transformers and in the engine, and what either says."""
 
-import json
 import random
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.backend import Backend, Feed
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend
@@ -17,10 +17,6 @@ from tests.tiny_families import FIRST_TOKEN, Case
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 STEPS = 21
-
-
-def spec_of(directory: Path) -> ModelSpec:
-    return ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
 
 
 def texts(spec: ModelSpec, lengths: list[int], *, seed: int = 0) -> list[list[int]]:
@@ -55,7 +51,7 @@ def expected_logits(model: PreTrainedModel, source: list[int], target: list[int]
 
 def load_backend(directory: Path, dtype: str, *, slots: int) -> TorchBackend:
     config = EngineConfig(dtype=dtype, slots=slots, max_source_tokens=70, max_new_tokens=STEPS)
-    return TorchBackend.load(directory, spec_of(directory), config, getattr(torch, dtype))
+    return TorchBackend.load(Model.open(directory), config, getattr(torch, dtype))
 
 
 def check(ours: Tensor, expected: Tensor, tolerance: float) -> None:

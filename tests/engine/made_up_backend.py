@@ -6,7 +6,7 @@ from collections.abc import Sequence as Collection
 import torch
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
 from server.engine.backend import Feed, GreedyStep
 from server.engine.engine import Engine
 from server.engine.generation_config import GenerationDefaults
@@ -118,7 +118,7 @@ def make_engine(
     **config: float,
 ) -> tuple[Engine, MadeUpBackend]:
     """An engine over a made-up backend."""
-    spec = ModelSpec.from_config(
+    spec = spec_of(
         {
             "model_type": "t5",
             "vocab_size": VOCABULARY,

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.backend import Feed
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend
@@ -103,7 +104,7 @@ def engine_logits(
     config = EngineConfig(
         dtype=dtype, slots=count, max_source_tokens=max(len(s) for s in sources), max_new_tokens=steps
     )
-    backend = TorchBackend.load(directory, spec, config, getattr(torch, dtype))
+    backend = TorchBackend.load(Model.open(directory), config, getattr(torch, dtype))
     backend.encode(sources, [[slot] for slot in range(count)])
     rows = list(range(count))
     by_step = [

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
+from model_store.model.model import Model
 from server.engine import bitsandbytes_matrix
 from server.engine.bitsandbytes_matrix import BYTES_PER_WEIGHT, check_bitsandbytes, quantize
 from server.engine.engine import Engine
@@ -16,7 +17,7 @@ from server.engine.errors import LoadError
 from server.engine.memory import weight_bytes
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend
-from tests.engine.family_reference import backend_logits, load_backend, spec_of, targets, texts
+from tests.engine.family_reference import backend_logits, load_backend, targets, texts
 from tests.tiny_families import CASES, build_tiny
 
 ERRORS = {"bnb-int8": 0.02, "bnb-nf4": 0.13}  # of a product of normal numbers
@@ -64,10 +65,10 @@ def test_what_a_weight_takes(kind: str, bytes_each: float) -> None:
 @pytest.mark.parametrize("kind", ERRORS)
 @torch.inference_mode()
 def test_logits_are_near_and_less_memory_is_wanted(directory: Path, kind: str) -> None:
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec, 4)
     config = replace(CONFIG, dtype="float32", quantization=kind)
-    engine = Engine.load(directory, config)
+    engine = Engine.load(Model.open(directory), config)
     assert isinstance(engine._backend, TorchBackend)
     ours = backend_logits(engine._backend, sources, wanted)
     expected = backend_logits(load_backend(directory, "float32", slots=4), sources, wanted)
@@ -88,7 +89,7 @@ def test_logits_are_near_and_less_memory_is_wanted(directory: Path, kind: str) -
 )
 def test_what_cannot_be_is_refused_with_the_remedy(directory: Path, changes: dict[str, str], message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        Engine.load(directory, replace(CONFIG, **changes))  # type: ignore[arg-type]
+        Engine.load(Model.open(directory), replace(CONFIG, **changes))  # type: ignore[arg-type]
 
 
 def test_without_the_library_or_its_operations_loading_ends_in_an_error(
@@ -100,7 +101,7 @@ def test_without_the_library_or_its_operations_loading_ends_in_an_error(
         with pytest.raises(
             LoadError, match=r"quantization 'bnb-int8' needs bitsandbytes .*: install it, or use 'none'"
         ):
-            Engine.load(directory, config)
+            Engine.load(Model.open(directory), config)
 
     class Broken:
         def int8_vectorwise_quant(self, x: torch.Tensor) -> None:
@@ -123,10 +124,10 @@ def test_the_engine_does_not_load_it_for_nothing() -> None:
 @torch.inference_mode()
 def test_on_cuda_it_is_near_and_can_be_recorded(directory: Path, kind: str) -> None:
     pytest.importorskip("bitsandbytes")
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec, 4)
     expected = backend_logits(load_backend(directory, "float32", slots=4), sources, wanted)
     for graphs in ("on", "off"):
         config = replace(CONFIG, dtype="bfloat16", device="cuda", quantization=kind, graphs=graphs)
-        ours = backend_logits(TorchBackend.load(directory, spec, config, torch.bfloat16), sources, wanted).cpu()
+        ours = backend_logits(TorchBackend.load(Model.open(directory), config, torch.bfloat16), sources, wanted).cpu()
         assert (ours - expected).norm() < 5 * ERRORS[kind] * expected.norm()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_store.model.model import Model
 from server.engine import capabilities, cpus, cuda, engine
 from server.engine.capabilities import DTYPES, check_machine, engine_name, speed_order, torch_bfloat16, why_not
 from server.engine.cuda import CudaDevice
@@ -68,7 +69,7 @@ def test_what_pytorch_cannot_do_names_what_the_machine_has(machine: Machine, t5_
     with pytest.raises(
         LoadError, match=rf"^dtype '{dtype}' is not possible in PyTorch on this CPU: .* avx2, fma, f16c"
     ):
-        Engine.load(t5_dir, EngineConfig(dtype=dtype))
+        Engine.load(Model.open(t5_dir), EngineConfig(dtype=dtype))
 
 
 def test_with_the_operator(machine: Machine) -> None:
@@ -102,7 +103,7 @@ def test_a_driver_is_asked_or_is_not_there() -> None:
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "CPU", "meta"])
 def test_a_device_that_does_not_exist(t5_dir: Path, device: str) -> None:
     with pytest.raises(LoadError, match=f"^device '{device}' is not known: use 'cpu', 'cuda' or 'cuda:1'$"):
-        Engine.load(t5_dir, EngineConfig(device=device))
+        Engine.load(Model.open(t5_dir), EngineConfig(device=device))
 
 
 def test_a_dtype_that_does_not_exist() -> None:
@@ -122,18 +123,18 @@ def test_a_forced_set(machine: Machine, monkeypatch: pytest.MonkeyPatch, t5_dir:
     with pytest.raises(
         LoadError, match=r"^NASH_CPU_ISA is 'neon', which does not run on this processor: .* avx512-bf16, avx2$"
     ):
-        Engine.load(t5_dir, EngineConfig())
+        Engine.load(Model.open(t5_dir), EngineConfig())
 
 
 def test_threads_above_the_quota(monkeypatch: pytest.MonkeyPatch, t5_dir: Path) -> None:
     for module in (engine, capabilities):
         monkeypatch.setattr(module, "usable_cpus", lambda: 1)
     with pytest.raises(LoadError, match=r"^threads is 2, and this process may use .*: give at most 1$"):
-        Engine.load(t5_dir, EngineConfig(threads=2))
+        Engine.load(Model.open(t5_dir), EngineConfig(threads=2))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        Engine.load(t5_dir, EngineConfig())
+        Engine.load(Model.open(t5_dir), EngineConfig())
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -147,6 +148,7 @@ from server.engine.capabilities import DTYPES, torch_bfloat16
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig, GenerationParameters
+from model_store.model.model import Model
 
 outcomes = {}
 for dtype, quantization, graphs in itertools.product(DTYPES, ("none", "bnb-int8", "bnb-nf4"), ("auto", "on")):
@@ -156,7 +158,7 @@ for dtype, quantization, graphs in itertools.product(DTYPES, ("none", "bnb-int8"
     )
     name = f"{dtype} {quantization} {graphs}"
     try:
-        engine = Engine.load(Path(sys.argv[1]), config)
+        engine = Engine.load(Model.open(Path(sys.argv[1])), config)
         answers = engine.generate([[5, 6, 1], [7, 1]], GenerationParameters(max_new_tokens=3, ignore_eos=True))
         outcomes[name] = [answer.error or "" for answer in answers]
     except LoadError as error:

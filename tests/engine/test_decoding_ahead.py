@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from model_store.model.model import Model
 from server.engine.capabilities import why_not_native
 from server.engine.decoding import Decoding
 from server.engine.engine import Engine
@@ -170,7 +171,10 @@ def test_plain_steps_are_those_that_are_plain(made: int, prefix: int, fields: di
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_the_native_steps_are_the_same_steps(t5_dir: Path, dtype: str) -> None:
     config = replace(CONFIG, dtype=dtype)
-    ahead, stepwise = Engine.load(t5_dir, config), Engine.load(t5_dir, replace(config, ahead_s=0.0))
+    ahead, stepwise = (
+        Engine.load(Model.open(t5_dir), config),
+        Engine.load(Model.open(t5_dir), replace(config, ahead_s=0.0)),
+    )
     for free in (PLAIN, GenerationParameters(max_new_tokens=24)):
         expected = stepwise.generate(SOURCES, free)
         assert [one.tokens for one in ahead.generate(SOURCES, free)] == [one.tokens for one in expected]
@@ -183,7 +187,7 @@ def test_the_native_steps_are_the_same_steps(t5_dir: Path, dtype: str) -> None:
 
 @needs_native
 def test_the_native_steps_stop_in_time(t5_dir: Path) -> None:
-    engine = Engine.load(t5_dir, replace(CONFIG, ahead_s=1e-7))
+    engine = Engine.load(Model.open(t5_dir), replace(CONFIG, ahead_s=1e-7))
     engine.step_stats = replace(engine.step_stats, decode_s=0.0)
     (one,), _ = run(engine, (SOURCES[0], PLAIN))
     assert engine.step_stats.steps == 1
@@ -199,7 +203,7 @@ def test_of_equal_logits_the_native_steps_take_the_first_as_ever(t5_dir: Path, t
     half = len(shared) // 2
     shared[half : 2 * half] = shared[:half]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    ahead, stepwise = (Engine.load(tmp_path, replace(CONFIG, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
+    ahead, stepwise = (Engine.load(Model.open(tmp_path), replace(CONFIG, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
     tokens = [one.tokens for one in ahead.generate(SOURCES, PLAIN)]
     assert tokens == [one.tokens for one in stepwise.generate(SOURCES, PLAIN)]
     assert all(token < half or token == len(shared) - 1 for each in tokens for token in each)
@@ -210,14 +214,14 @@ def test_of_equal_logits_the_native_steps_take_the_first_as_ever(t5_dir: Path, t
 def test_native_steps_that_are_not_finite(t5_dir: Path, tmp_path: Path, poison: float) -> None:
     (tmp_path / "config.json").write_text((t5_dir / "config.json").read_text())
     tensors = load_file(t5_dir / "model.safetensors")
-    said = Engine.load(t5_dir, CONFIG).generate(SOURCES, PLAIN)
+    said = Engine.load(Model.open(t5_dir), CONFIG).generate(SOURCES, PLAIN)
     late = next(
         token for one in said for token in one.tokens[4:] if token not in one.tokens[:4] and token not in SOURCES[0]
     )
     tensors["lm_head.weight"] = tensors["shared.weight"].clone()
     tensors["shared.weight"][late] = torch.tensor(poison)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    ahead, stepwise = (Engine.load(tmp_path, replace(CONFIG, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
+    ahead, stepwise = (Engine.load(Model.open(tmp_path), replace(CONFIG, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
     results = [
         [(one.status, one.error, one.tokens) for one in engine.generate(SOURCES, PLAIN)] for engine in (ahead, stepwise)
     ]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
 from tests.engine.generation_reference import Comparison, Reference, generate_reference
@@ -138,7 +139,7 @@ def reference_model(model_dir: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def engine(model_dir: Path, model_name: str) -> Engine:
-    return Engine.load(model_dir, replace(CONFIG, backend=(MODELS | OTHERS)[model_name][1]))
+    return Engine.load(Model.open(model_dir), replace(CONFIG, backend=(MODELS | OTHERS)[model_name][1]))
 
 
 def load_model(directory: Path) -> PreTrainedModel:
@@ -211,7 +212,7 @@ def test_much_mixed_traffic(engine: Engine, reference_model: PreTrainedModel) ->
 
 @pytest.mark.parametrize("build", [build_t5, build_v1_1])
 def test_the_answers_are_of_interest(build: Callable[[Path], Path], tmp_path: Path) -> None:
-    engine, sources = Engine.load(build(tmp_path / "model"), CONFIG), random_sources(40, longest=20)
+    engine, sources = Engine.load(Model.open(build(tmp_path / "model")), CONFIG), random_sources(40, longest=20)
     for kind in ("greedy", "four"):
         answers = [sequence.tokens for sequence in engine.generate(sources, KINDS[kind])]
         assert len({tuple(answer) for answer in answers}) > 10
@@ -220,7 +221,7 @@ def test_the_answers_are_of_interest(build: Callable[[Path], Path], tmp_path: Pa
 
 def test_scores_are_computed_in_float64_where_the_model_is(tmp_path: Path) -> None:
     directory = build_t5(tmp_path / "model")
-    engine = Engine.load(directory, replace(CONFIG, dtype="float64", backend="torch"))
+    engine = Engine.load(Model.open(directory), replace(CONFIG, dtype="float64", backend="torch"))
     model, comparison = load_reference(directory, torch.float64), Comparison()
     for source in random_sources(5, longest=20, seed=9):
         (sequence,) = engine.generate([source], BEAMS["four"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from model_store.model.model import Model
 from server.engine import dtype_choice
 from server.engine.dtype_choice import choose_dtype, with_dtype
 from server.engine.engine import Engine
@@ -64,5 +65,7 @@ def test_a_machine_with_nothing_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_that_knows_no_records_is_float32(t5_dir: Path) -> None:
-    asked, plain = (Engine.load(t5_dir, EngineConfig(dtype=dtype, slots=1)) for dtype in ("auto", "float32"))
+    asked, plain = (
+        Engine.load(Model.open(t5_dir), EngineConfig(dtype=dtype, slots=1)) for dtype in ("auto", "float32")
+    )
     assert asked.memory_bytes() == plain.memory_bytes()

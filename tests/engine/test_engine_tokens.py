@@ -1,7 +1,6 @@
 """Greedy tokens against transformers' `generate`: alone, in batches, and with sequences joining and leaving."""
 
 import itertools
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, FinishReason, GenerationParameters, Sequence, Status
 from tests.engine.compact import hollow, ragged, shortened, write_compact, write_zeroed
@@ -34,7 +34,7 @@ def answers(dense_dir: Path) -> list[Answer]:
 
 
 def test_alone_and_in_full_batches(dense_dir: Path, answers: list[Answer]) -> None:
-    engine, ties = Engine.load(dense_dir, CONFIG), NearTies()
+    engine, ties = Engine.load(Model.open(dense_dir), CONFIG), NearTies()
     for sequence, answer in zip(engine.generate(SOURCES, PARAMETERS), answers, strict=True):
         ties.check(sequence.tokens, answer)
     for source, answer in itertools.islice(zip(SOURCES, answers, strict=True), 8):
@@ -47,7 +47,7 @@ def test_alone_and_in_full_batches(dense_dir: Path, answers: list[Answer]) -> No
 @pytest.mark.parametrize("seed", range(3))
 def test_joining_and_leaving_at_random_steps(dense_dir: Path, answers: list[Answer], seed: int) -> None:
     config = replace(CONFIG, ahead_s=(0.0, CONFIG.ahead_s, 60.0)[seed])
-    engine, ties, generator = Engine.load(dense_dir, config), NearTies(), random.Random(seed)
+    engine, ties, generator = Engine.load(Model.open(dense_dir), config), NearTies(), random.Random(seed)
     arrivals, live, cancelled = list(range(len(SOURCES))), {}, 0
     generator.shuffle(arrivals)
     while arrivals or not engine.idle:
@@ -80,9 +80,9 @@ def test_joining_and_leaving_at_random_steps(dense_dir: Path, answers: list[Answ
 def test_a_compact_model_answers_as_the_dense_one_with_zeroed_parts(
     t5_dir: Path, cut: Callable[[ModelSpec], ModelSpec], tmp_path: Path
 ) -> None:
-    spec = cut(ModelSpec.from_config(json.loads((t5_dir / "config.json").read_text())))
+    spec = cut(Model.open(t5_dir).spec)
     zeroed = load_reference(write_zeroed(t5_dir, spec, tmp_path / "zeroed"))
-    engine = Engine.load(write_compact(t5_dir, spec, tmp_path / "compact"), CONFIG)
+    engine = Engine.load(Model.open(write_compact(t5_dir, spec, tmp_path / "compact")), CONFIG)
     ties = NearTies()
     references = reference_answers(zeroed, SOURCES[:12], NEW_TOKENS)
     for sequence, answer in zip(engine.generate(SOURCES[:12], PARAMETERS), references, strict=True):
@@ -91,7 +91,7 @@ def test_a_compact_model_answers_as_the_dense_one_with_zeroed_parts(
 
 
 def test_an_answer_ends_at_the_end_token_or_at_its_length(t5_dir: Path) -> None:
-    engine = Engine.load(t5_dir, CONFIG)
+    engine = Engine.load(Model.open(t5_dir), CONFIG)
     sequences = engine.generate(SOURCES, PARAMETERS)
     ended = [s for s in sequences if s.finish_reason is FinishReason.EOS]
     cut = [s for s in sequences if s.finish_reason is FinishReason.LENGTH]
@@ -109,7 +109,7 @@ def test_an_answer_ends_at_the_end_token_or_at_its_length(t5_dir: Path) -> None:
 def test_logprobs_are_those_of_the_reference(t5_dir: Path) -> None:
     wanting = GenerationParameters(max_new_tokens=8, logprobs=True, ignore_eos=True)
     plain = GenerationParameters(max_new_tokens=8, ignore_eos=True)
-    engine, model = Engine.load(t5_dir, CONFIG), load_reference(t5_dir)
+    engine, model = Engine.load(Model.open(t5_dir), CONFIG), load_reference(t5_dir)
     with_logprobs = Sequence(id=1, source_ids=SOURCES[0], parameters=wanting)
     without = Sequence(id=2, source_ids=SOURCES[1], parameters=plain)
     engine.add(with_logprobs)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_store.model.model import Model
 from server.engine.backend import Feed
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
@@ -16,7 +17,6 @@ from tests.engine.family_reference import (
     expected_logits,
     load_backend,
     load_reference,
-    spec_of,
     targets,
     texts,
 )
@@ -37,8 +37,8 @@ def family_dir(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @torch.inference_mode()
 def test_every_step_s_logits_for_sources_of_mixed_lengths(case: Case, family_dir: Path, dtype: str) -> None:
-    spec, reference = spec_of(family_dir), load_reference(case, family_dir, dtype)
-    sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec_of(family_dir), 4)
+    spec, reference = Model.open(family_dir).spec, load_reference(case, family_dir, dtype)
+    sources, wanted = texts(spec, [5, 70, 1, 33]), targets(Model.open(family_dir).spec, 4)
     ours = backend_logits(load_backend(family_dir, dtype, slots=4), sources, wanted)
     for source, target, logits in zip(sources, wanted, ours, strict=True):
         check(logits, expected_logits(reference, source, target), TOLERANCES[dtype])
@@ -47,8 +47,8 @@ def test_every_step_s_logits_for_sources_of_mixed_lengths(case: Case, family_dir
 @torch.inference_mode()
 def test_rows_that_join_and_leave(case: Case, family_dir: Path) -> None:
     """The second leaves, the last takes its slot, a newcomer the last's: positions and lengths differ by row."""
-    spec, reference = spec_of(family_dir), load_reference(case, family_dir, "float32")
-    sources, wanted = texts(spec, [5, 44, 12, 29]), targets(spec_of(family_dir), 4)
+    spec, reference = Model.open(family_dir).spec, load_reference(case, family_dir, "float32")
+    sources, wanted = texts(spec, [5, 44, 12, 29]), targets(Model.open(family_dir).spec, 4)
     expected = [expected_logits(reference, s, t) for s, t in zip(sources, wanted, strict=True)]
     backend = load_backend(family_dir, "float32", slots=3)
     backend.encode(sources[:3], [[0], [1], [2]])
@@ -82,8 +82,8 @@ def test_rows_that_join_and_leave(case: Case, family_dir: Path) -> None:
 @torch.inference_mode()
 def test_several_tokens_of_a_sequence_in_one_step(case: Case, family_dir: Path) -> None:
     """A prefix of five, one of one, and a sequence without, of which only the last rows' logits are wanted."""
-    spec, reference = spec_of(family_dir), load_reference(case, family_dir, "float32")
-    sources, wanted = texts(spec, [9, 20, 3]), targets(spec_of(family_dir), 3)
+    spec, reference = Model.open(family_dir).spec, load_reference(case, family_dir, "float32")
+    sources, wanted = texts(spec, [9, 20, 3]), targets(Model.open(family_dir).spec, 3)
     expected = [expected_logits(reference, s, t) for s, t in zip(sources, wanted, strict=True)]
     backend = load_backend(family_dir, "float32", slots=3)
     backend.encode(sources, [[0], [1], [2]])
@@ -107,8 +107,8 @@ def test_several_tokens_of_a_sequence_in_one_step(case: Case, family_dir: Path) 
 
 @torch.inference_mode()
 def test_beams_share_a_source_and_change_places(case: Case, family_dir: Path) -> None:
-    spec, reference = spec_of(family_dir), load_reference(case, family_dir, "float32")
-    (source, other), (first, second) = texts(spec, [14, 6]), targets(spec_of(family_dir), 2)
+    spec, reference = Model.open(family_dir).spec, load_reference(case, family_dir, "float32")
+    (source, other), (first, second) = texts(spec, [14, 6]), targets(Model.open(family_dir).spec, 2)
     backend = load_backend(family_dir, "float32", slots=4)
     backend.encode([other, source], [[0], [1, 2, 3]])
     beams = [first, first, second, first]
@@ -124,7 +124,7 @@ def test_beams_share_a_source_and_change_places(case: Case, family_dir: Path) ->
 
 @torch.inference_mode()
 def test_bfloat16_is_near_float64(case: Case, family_dir: Path) -> None:
-    spec, theirs = spec_of(family_dir), load_reference(case, family_dir, "bfloat16")
+    spec, theirs = Model.open(family_dir).spec, load_reference(case, family_dir, "bfloat16")
     exact = load_reference(case, family_dir, "float64")
     sources, wanted = texts(spec, [30, 7]), targets(spec, 2)
     ours = backend_logits(load_backend(family_dir, "bfloat16", slots=2), sources, wanted)
@@ -135,8 +135,8 @@ def test_bfloat16_is_near_float64(case: Case, family_dir: Path) -> None:
 
 
 def test_a_model_with_so_many_positions_takes_no_more(case: Case, family_dir: Path) -> None:
-    spec = spec_of(family_dir)
-    engine = Engine.load(family_dir, EngineConfig(slots=1, max_source_tokens=100, max_new_tokens=90))
+    spec = Model.open(family_dir).spec
+    engine = Engine.load(Model.open(family_dir), EngineConfig(slots=1, max_source_tokens=100, max_new_tokens=90))
     limits = (engine.limits.max_source_tokens, engine.limits.max_new_tokens)
     assert limits == ((100, 90) if spec.max_positions is None else (75, 75))
 
@@ -146,7 +146,7 @@ def test_generated_padding_has_no_position_in_m2m_100(tmp_path: Path) -> None:
     """As transformers does it one token at a time; a whole target at once is counted in another way there."""
     case = CASES["m2m_100"]
     directory = build_tiny(case, tmp_path / "model")
-    spec, reference = spec_of(directory), load_reference(case, directory, "float32")
+    spec, reference = Model.open(directory).spec, load_reference(case, directory, "float32")
     (source,), target = texts(spec, [9]), [spec.decoder_start_id, 9, spec.pad_id, 4]
     backend = load_backend(directory, "float32", slots=1)
     backend.encode([source], [[0]])

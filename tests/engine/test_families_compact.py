@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.errors import UnsupportedModelError
-from model_store.spec import ModelSpec, dense_of
+from model_store.model.config import layout_of
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec, dense_of
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig
@@ -21,7 +23,6 @@ from tests.engine.family_reference import (
     expected_logits,
     load_backend,
     load_reference,
-    spec_of,
     targets,
     texts,
 )
@@ -46,14 +47,14 @@ def dense_dir(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_are_those_of_the_dense_model_with_zeroed_parts(
     case: Case, dense_dir: Path, cut: Callable[[ModelSpec], ModelSpec], dtype: str, tmp_path: Path
 ) -> None:
-    dense = spec_of(dense_dir)
+    dense = Model.open(dense_dir).spec
     spec = cut(dense)
     compact_dir = write_compact(dense_dir, spec, tmp_path / "compact")
-    assert spec_of(compact_dir) == spec
+    assert Model.open(compact_dir).spec == spec
     assert dense_of(spec) == dense
     held = load_file(compact_dir / "model.safetensors")
     assert {n: tuple(t.shape) for n, t in held.items() if "layers" in n} == {
-        n: shape for n, shape in spec.tensor_shapes() if "layers" in n
+        n: shape for n, shape in layout_of(spec).shapes() if "layers" in n
     }
     reference = load_reference(case, write_zeroed(dense_dir, spec, tmp_path / "zeroed"), dtype)
     sources, wanted = texts(dense, [11, 40, 2]), targets(dense, 3)
@@ -63,7 +64,7 @@ def test_logits_are_those_of_the_dense_model_with_zeroed_parts(
 
 
 def test_a_compact_model_is_smaller_in_memory(dense_dir: Path, tmp_path: Path) -> None:
-    compact_dir = write_compact(dense_dir, ragged(spec_of(dense_dir)), tmp_path / "compact")
+    compact_dir = write_compact(dense_dir, ragged(Model.open(dense_dir).spec), tmp_path / "compact")
     dense, compact = (load_backend(d, "float32", slots=2).memory_bytes() for d in (dense_dir, compact_dir))
     assert compact["weights"] < dense["weights"]
     # 2 of 6 self-attention heads with room for 32 positions, 3 of 6 cross-attention heads with room for 72.
@@ -92,11 +93,11 @@ def test_weights_that_do_not_fit_are_named(
     (tmp_path / "config.json").write_bytes((dense_dir / "config.json").read_bytes())
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(LoadError, match=message):
-        Engine.load(tmp_path, EngineConfig(slots=1))
+        Engine.load(Model.open(tmp_path), EngineConfig(slots=1))
 
 
 def test_a_config_that_the_engine_cannot_run_is_refused_by_key_and_value(dense_dir: Path, tmp_path: Path) -> None:
     config = json.loads((dense_dir / "config.json").read_text()) | {"activation_function": "gelu_fast"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="activation_function is 'gelu_fast': it must be relu or gelu"):
-        Engine.load(tmp_path, EngineConfig(slots=1))
+        Engine.load(Model.open(tmp_path), EngineConfig(slots=1))

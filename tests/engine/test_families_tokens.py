@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_store.model.model import Model
 from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig
-from tests.engine.family_reference import load_reference, spec_of, texts
+from tests.engine.family_reference import load_reference, texts
 from tests.tiny_families import CASES, build_tiny
 
 LENGTHS = [5, 60, 1, 33, 17, 20]
@@ -25,8 +26,8 @@ def test_greedy_and_beams(name: str, backend: str, tmp_path: Path) -> None:
         pytest.skip(obstacle)
     directory = build_tiny(CASES[name], tmp_path / "model")
     reference = load_reference(CASES[name], directory, "float32")
-    sources = texts(spec_of(directory), LENGTHS)
-    engine = Engine.load(directory, config)
+    sources = texts(Model.open(directory).spec, LENGTHS)
+    engine = Engine.load(Model.open(directory), config)
     for beams in (1, 4):
         parameters = replace(engine.defaults.parameters, max_new_tokens=NEW_TOKENS, num_beams=beams)
         for source, sequence in zip(sources, engine.generate(sources, parameters), strict=True):

@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
+from model_store.model.model import Model
 from server.engine.matrix import WideMatrix
 from server.engine.model import FeedForward
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend
-from tests.engine.family_reference import backend_logits, expected_logits, load_backend, spec_of, targets, texts
+from tests.engine.family_reference import backend_logits, expected_logits, load_backend, targets, texts
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5
 
@@ -24,7 +25,7 @@ def test_t5_s_wo_stays_in_float32_where_float16_would_overflow(tmp_path: Path) -
         if name.endswith("DenseReluDense.wo.weight"):
             tensors[name] *= 1e5  # the residual is beyond float16's 65504 from the first of them on
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     backend = load_backend(directory, "float16", slots=3)
     sources, wanted = texts(spec, [9, 30, 2]), targets(spec, 3)
     ours = backend_logits(backend, sources, wanted)
@@ -60,9 +61,9 @@ def test_the_rule_is_t5_s_alone(family: str, wide: bool, tmp_path: Path) -> None
 @torch.inference_mode()
 def test_on_cuda_it_is_near_too(tmp_path: Path) -> None:
     directory = build_tiny(CASES["mt5"], tmp_path / "model")
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [9, 30, 2]), targets(spec, 3)
     expected = backend_logits(load_backend(directory, "float32", slots=3), sources, wanted)
     config = EngineConfig(dtype="float16", device="cuda", slots=3, max_source_tokens=70, max_new_tokens=21)
-    ours = backend_logits(TorchBackend.load(directory, spec, config, torch.float16), sources, wanted).cpu()
+    ours = backend_logits(TorchBackend.load(Model.open(directory), config, torch.float16), sources, wanted).cpu()
     assert (ours - expected).norm() < 0.02 * expected.norm()

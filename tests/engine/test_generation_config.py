@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError, LoadError
 from server.engine.generation_config import GenerationDefaults, read_generation_config, with_seed
@@ -170,7 +171,7 @@ def test_the_defaults_of_a_model_are_transformers(tmp_path: Path, where: str) ->
         (directory / "generation_config.json").unlink()
         own = json.loads((directory / where).read_text())
     (directory / where).write_text(json.dumps(own | wanted))
-    engine = Engine.load(directory, EngineConfig(slots=3, max_source_tokens=20, max_new_tokens=20))
+    engine = Engine.load(Model.open(directory), EngineConfig(slots=3, max_source_tokens=20, max_new_tokens=20))
     model, comparison = load_reference(directory), Comparison()
     resolved = engine.defaults.resolve({})
     assert resolved.max_new_tokens == 13
@@ -184,4 +185,4 @@ def test_defaults_that_the_engine_has_no_room_for_are_refused_at_load(tmp_path: 
     directory = build_tiny_t5(tmp_path / "model")
     (directory / "generation_config.json").write_text('{"num_beams": 4}')
     with pytest.raises(LoadError, match=r"generation_config\.json, or how .* num_beams is 4: it must be from 1 to 3"):
-        Engine.load(directory, EngineConfig(slots=3))
+        Engine.load(Model.open(directory), EngineConfig(slots=3))

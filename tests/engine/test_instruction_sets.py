@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
 from server.engine.native import sets
@@ -15,7 +16,7 @@ from server.engine.native.library import library
 from server.engine.native.sets import VARIABLE, available_sets, chosen_set
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend
-from tests.engine.family_reference import STEPS, backend_logits, load_backend, spec_of, targets, texts
+from tests.engine.family_reference import STEPS, backend_logits, load_backend, targets, texts
 
 
 @pytest.fixture
@@ -57,19 +58,19 @@ def test_a_set_that_is_not_there_is_refused(
 ) -> None:
     monkeypatch.setenv(VARIABLE, forced)
     with pytest.raises(LoadError, match=message):
-        Engine.load(t5_dir, EngineConfig())
+        Engine.load(Model.open(t5_dir), EngineConfig())
 
 
 @pytest.mark.usefixtures("_machine")
 def test_without_the_operator_pytorch_does_the_work(t5_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sets, "built", lambda each: False)
-    assert type(Engine.load(t5_dir, EngineConfig())._backend) is TorchBackend
+    assert type(Engine.load(Model.open(t5_dir), EngineConfig())._backend) is TorchBackend
     reason = "it was not built, for want of a C\\+\\+ compiler; this processor would run avx512"
     with pytest.raises(LoadError, match=f"backend 'native' is not possible: {reason}"):
-        Engine.load(t5_dir, EngineConfig(backend="native"))
+        Engine.load(Model.open(t5_dir), EngineConfig(backend="native"))
     monkeypatch.setattr(sets, "processor_features", lambda: frozenset({"sse2"}))
     with pytest.raises(LoadError, match="backend 'native' is not possible: this processor has neither AVX2 with FMA"):
-        Engine.load(t5_dir, EngineConfig(backend="native"))
+        Engine.load(Model.open(t5_dir), EngineConfig(backend="native"))
 
 
 @pytest.mark.skipif(len(available_sets()) < 2, reason="this machine has no two sets")
@@ -79,14 +80,14 @@ def test_all_sets_say_the_same(dense_dir: Path, dtype: str, monkeypatch: pytest.
     to a cache or an activation's step. Where an instruction multiplies pairs of bfloat16, activations are rounded as
     well: this set need only be as near to what is exact.
     """
-    spec = spec_of(dense_dir)
+    spec = Model.open(dense_dir).spec
     sources, wanted = texts(spec, [5, 60, 1, 33, 17, 9]), targets(spec, 6)
     config = EngineConfig(dtype=dtype, slots=6, max_source_tokens=70, max_new_tokens=STEPS)
     logits: dict[str, Tensor] = {}
     for name in available_sets():
         monkeypatch.setenv(VARIABLE, name)
         assert library() is not None
-        logits[name] = backend_logits(NativeBackend.load(dense_dir, spec, config), sources, wanted)
+        logits[name] = backend_logits(NativeBackend.load(Model.open(dense_dir), config), sources, wanted)
     exact = backend_logits(load_backend(dense_dir, "float64", slots=6), sources, wanted)
     first = logits.popitem()[1]  # the set that the most processors have
     for name, others in logits.items():

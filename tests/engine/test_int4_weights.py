@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_store.errors import InvalidRequestError
-from model_store.int4 import GROUP, INT4
-from model_store.safetensors_header import read_metadata
-from model_store.spec import ModelSpec
+from model_store.model.int4 import GROUP
+from model_store.model.model import INT4, Model
+from model_store.model.safetensors_header import read_metadata
+from model_store.model.spec import ModelSpec
 from model_store.store import Store
 from nash.int4 import round_without_data
 from server.engine.capabilities import torch_int8
@@ -27,7 +28,7 @@ from server.engine.native.building import int4_tiles
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import hollow, ragged, write_compact
-from tests.engine.family_reference import backend_logits, spec_of, targets, texts
+from tests.engine.family_reference import backend_logits, targets, texts
 
 CONFIG = EngineConfig(dtype="int4", slots=9, max_source_tokens=70, max_new_tokens=21, threads=2)
 needs_native = pytest.mark.skipif(native.library() is None, reason="the native operator is not here")
@@ -39,16 +40,16 @@ def int4_dir(dense_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rounded(directory: Path) -> Path:
-    round_without_data(directory)
+    round_without_data(Model.open(directory))
     return directory
 
 
 def load_native(directory: Path, **changes: object) -> NativeBackend:
-    return NativeBackend.load(directory, spec_of(directory), replace(CONFIG, **changes))  # type: ignore[arg-type]
+    return NativeBackend.load(Model.open(directory), replace(CONFIG, **changes))  # type: ignore[arg-type]
 
 
 def load_torch(directory: Path, dtype: str = "int4") -> TorchBackend:
-    return TorchBackend.load(directory, spec_of(directory), replace(CONFIG, dtype=dtype), torch.float32)
+    return TorchBackend.load(Model.open(directory), replace(CONFIG, dtype=dtype), torch.float32)
 
 
 def draw(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ def test_the_operators_tiles() -> None:
 
 @torch.inference_mode()
 def test_pytorch_multiplies_with_the_rounded_weights(int4_dir: Path) -> None:
-    spec = spec_of(int4_dir)
+    spec = Model.open(int4_dir).spec
     sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec, 4)
     expected, ours = (backend_logits(load_torch(int4_dir, dtype), sources, wanted) for dtype in ("float32", "int4"))
     assert 0 < (ours - expected).norm() < 0.8 * expected.norm()
@@ -94,13 +95,13 @@ def test_pytorch_multiplies_with_the_rounded_weights(int4_dir: Path) -> None:
 @torch.inference_mode()
 def test_logits_are_those_of_the_dequantized_weights(dense_dir: Path, gated: bool, tmp_path: Path) -> None:
     """Without attention, whose keys and values the operator keeps in bfloat16, as it keeps embeddings."""
-    dense = spec_of(dense_dir)
+    dense = Model.open(dense_dir).spec
     layers = tuple(replace(layer, self_heads=(), cross_heads=(), ffn=layer.ffn - gated) for layer in dense.decoder)
     directory = write_compact(dense_dir, replace(dense, decoder=layers), tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     tensors["shared.weight"] = tensors["shared.weight"].bfloat16().float()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    spec = spec_of(rounded(directory))
+    spec = Model.open(rounded(directory)).spec
     same: list[Tensor] = []
     for rows in (1, 2, 3, 5, 9):
         sources, wanted = texts(spec, [3] * rows), targets(spec, rows)
@@ -120,8 +121,8 @@ def test_a_row_is_the_same_alone_and_in_company(
 ) -> None:
     directory = int4_dir
     if cut is not None:
-        directory = rounded(write_compact(dense_dir, cut(spec_of(dense_dir)), tmp_path / "cut"))
-    spec = spec_of(directory)
+        directory = rounded(write_compact(dense_dir, cut(Model.open(dense_dir).spec), tmp_path / "cut"))
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [9, 40, 2, 17, 33, 8, 70, 1, 12]), targets(spec, 9)
     together = backend_logits(load_native(directory), sources, wanted)
     assert together.isfinite().all()
@@ -155,7 +156,7 @@ def test_without_the_operator_pytorch_does_the_work(
     t5_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sets, "available_sets", lambda: ())
-    engine = Engine.load(rounded(shutil.copytree(t5_dir, tmp_path / "model")), CONFIG)
+    engine = Engine.load(Model.open(rounded(shutil.copytree(t5_dir, tmp_path / "model"))), CONFIG)
     assert isinstance(engine._backend, TorchBackend)
     sources = texts(engine.spec, [9, 40, 2])
     parameters = GenerationParameters(max_new_tokens=21, ignore_eos=True)
@@ -167,7 +168,7 @@ def test_a_model_that_is_not_calibrated(t5_dir: Path) -> None:
     with pytest.raises(
         LoadError, match=r"has no int4\.safetensors.* `nash models publish NAME DIR --calibrate-int4 DATA`"
     ):
-        Engine.load(t5_dir, CONFIG)
+        Engine.load(Model.open(t5_dir), CONFIG)
 
 
 def test_weights_that_changed_since(t5_dir: Path, tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_weights_that_changed_since(t5_dir: Path, tmp_path: Path) -> None:
     tensors["encoder.final_layer_norm.weight"][0] += 1e-3
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoadError, match=r"made from another model\.safetensors, which has changed since: calibrate"):
-        Engine.load(directory, CONFIG)
+        Engine.load(Model.open(directory), CONFIG)
     with pytest.raises(InvalidRequestError, match=r"was made from another model\.safetensors"):
         Store(tmp_path / "store").publish("tiny", directory)
 
@@ -187,7 +188,7 @@ def test_steps_that_are_not_finite(t5_dir: Path, tmp_path: Path) -> None:
     tensors["decoder.1.cross.key.steps"][3, 0] = torch.nan
     save_file(tensors, directory / INT4, metadata=read_metadata(directory / INT4))
     with pytest.raises(LoadError, match=r"the steps of 'decoder\.1\.cross\.key' are not all finite: calibrate"):
-        Engine.load(directory, CONFIG)
+        Engine.load(Model.open(directory), CONFIG)
 
 
 def test_a_file_that_is_damaged_or_of_another_shape(t5_dir: Path, tmp_path: Path) -> None:
@@ -195,10 +196,10 @@ def test_a_file_that_is_damaged_or_of_another_shape(t5_dir: Path, tmp_path: Path
     tensors = load_file(directory / INT4)
     save_file(tensors | {"encoder.0.ffn.into.steps": torch.ones(3, 1).half()}, directory / INT4)
     with pytest.raises(LoadError, match=r"'encoder\.0\.ffn\.into\.steps' is F16 \[3, 1\].* calls for F16 \[64, 1\]"):
-        Engine.load(directory, CONFIG)
+        Engine.load(Model.open(directory), CONFIG)
     (directory / INT4).write_bytes((directory / INT4).read_bytes()[:-5])
     with pytest.raises(LoadError, match=r"int4\.safetensors is not a whole safetensors file"):
-        Engine.load(directory, CONFIG)
+        Engine.load(Model.open(directory), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -210,4 +211,4 @@ def test_a_file_that_is_damaged_or_of_another_shape(t5_dir: Path, tmp_path: Path
 )
 def test_what_it_does_not_go_with(changes: dict[str, str], message: str, t5_dir: Path) -> None:
     with pytest.raises(LoadError, match=message):
-        Engine.load(t5_dir, replace(CONFIG, **changes))  # type: ignore[arg-type]
+        Engine.load(Model.open(t5_dir), replace(CONFIG, **changes))  # type: ignore[arg-type]

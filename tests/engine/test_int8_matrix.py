@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers.activations import ACT2FN
 
+from model_store.model.model import Model
 from server.engine import capabilities, int8_matrix
 from server.engine.engine import Engine
 from server.engine.int8_matrix import Int8Matrix
@@ -18,13 +19,13 @@ from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.torch_backend import TorchBackend
 from tests.engine.compact import write_compact
-from tests.engine.family_reference import backend_logits, spec_of, targets, texts
+from tests.engine.family_reference import backend_logits, targets, texts
 
 CONFIG = EngineConfig(dtype="int8", backend="torch", slots=5, max_source_tokens=70, max_new_tokens=21)
 
 
 def load(directory: Path, dtype: str) -> TorchBackend:
-    return TorchBackend.load(directory, spec_of(directory), replace(CONFIG, dtype=dtype), torch.float32)
+    return TorchBackend.load(Model.open(directory), replace(CONFIG, dtype=dtype), torch.float32)
 
 
 def make_pair(outputs: int, inputs: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Int8Matrix, Int8Matrix]:
@@ -83,7 +84,7 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 
 @torch.inference_mode()
 def test_logits_are_near(dense_dir: Path) -> None:
-    spec = spec_of(dense_dir)
+    spec = Model.open(dense_dir).spec
     sources, wanted = texts(spec, [5, 70, 1, 33]), targets(spec, 4)
     expected, ours = (backend_logits(load(dense_dir, dtype), sources, wanted) for dtype in ("float32", "int8"))
     assert 0 < (ours - expected).norm() < 0.1 * expected.norm()
@@ -93,16 +94,16 @@ def test_logits_are_near(dense_dir: Path) -> None:
 @torch.inference_mode()
 def test_logits_are_those_of_the_native_operator(dense_dir: Path, tmp_path: Path) -> None:
     """Without attention, whose keys and values the operator keeps in bfloat16, as it keeps embeddings."""
-    dense = spec_of(dense_dir)
+    dense = Model.open(dense_dir).spec
     layers = tuple(replace(layer, self_heads=(), cross_heads=()) for layer in dense.decoder)
     directory = write_compact(dense_dir, replace(dense, decoder=layers), tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     tensors["shared.weight"] = tensors["shared.weight"].bfloat16().float()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [3] * 5), targets(spec, 5)
     exact, ours = (backend_logits(load(directory, dtype), sources, wanted) for dtype in ("float32", "int8"))
-    theirs = backend_logits(NativeBackend.load(directory, spec, replace(CONFIG, backend="auto")), sources, wanted)
+    theirs = backend_logits(NativeBackend.load(Model.open(directory), replace(CONFIG, backend="auto")), sources, wanted)
     error, difference = (ours - exact).abs().amax(-1), (ours - theirs).abs().amax(-1)
     same = difference <= 1e-5 * ours.abs().max()
     assert same.float().mean() > 0.9  # elsewhere a number stood between two steps
@@ -111,7 +112,7 @@ def test_logits_are_those_of_the_native_operator(dense_dir: Path, tmp_path: Path
 
 def test_an_answer_is_the_same_alone_and_in_company(t5_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "torch_int8", lambda: None)  # refused where it is slow, right everywhere
-    engine = Engine.load(t5_dir, CONFIG)
+    engine = Engine.load(Model.open(t5_dir), CONFIG)
     assert isinstance(engine._backend, TorchBackend)
     sources = texts(engine.spec, [9, 40, 2, 17, 33, 8, 70])
     parameters = GenerationParameters(max_new_tokens=21, ignore_eos=True)

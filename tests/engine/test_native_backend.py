@@ -1,7 +1,6 @@
 """The native operator against PyTorch in float64, and against itself in other company."""
 
 import gc
-import json
 import random
 import threading
 from collections.abc import Callable
@@ -14,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine import source_queue
 from server.engine.backend import Feed
 from server.engine.engine import Engine
@@ -36,12 +36,8 @@ CONFIG = EngineConfig(slots=7, max_source_tokens=37, max_new_tokens=24, max_enco
 DTYPES = ("float32", "bfloat16", "int8")
 
 
-def spec_of(directory: Path) -> ModelSpec:
-    return ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
-
-
 def load(directory: Path, dtype: str = "float32", **changes: Any) -> NativeBackend:
-    return NativeBackend.load(directory, spec_of(directory), replace(CONFIG, dtype=dtype, **changes))
+    return NativeBackend.load(Model.open(directory), replace(CONFIG, dtype=dtype, **changes))
 
 
 def step(backend: NativeBackend | TorchBackend, position: int, slots: list[int], tokens: list[int]) -> Tensor:
@@ -58,7 +54,7 @@ def all_logits(backend: NativeBackend | TorchBackend) -> Tensor:
 
 
 def exact_logits(directory: Path) -> Tensor:
-    return all_logits(TorchBackend.load(directory, spec_of(directory), CONFIG, torch.float64))
+    return all_logits(TorchBackend.load(Model.open(directory), CONFIG, torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +73,7 @@ def cut_or_whole(
     if request.param is None:
         return dense
     cut: Callable[[ModelSpec], ModelSpec] = request.param
-    directory = write_compact(dense[0], cut(spec_of(dense[0])), tmp_path_factory.mktemp("cut") / "model")
+    directory = write_compact(dense[0], cut(Model.open(dense[0]).spec), tmp_path_factory.mktemp("cut") / "model")
     return directory, exact_logits(directory)
 
 
@@ -92,7 +88,7 @@ def test_logits_are_those_of_float64(cut_or_whole: tuple[Path, Tensor]) -> None:
 def pytorch_s_error(dense: tuple[Path, Tensor]) -> float:
     """How far bfloat16 takes PyTorch from what is exact."""
     directory, expected = dense
-    theirs = TorchBackend.load(directory, spec_of(directory), CONFIG, torch.bfloat16)
+    theirs = TorchBackend.load(Model.open(directory), CONFIG, torch.bfloat16)
     return float((all_logits(theirs) - expected).norm())
 
 
@@ -280,7 +276,7 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(
         replace(plain, max_new_tokens=12, prefix_ids=(5, 6, 7)),
     ]
     config = replace(CONFIG, dtype=dtype, threads=1)
-    engine, solo = (Engine.load(t5_dir, replace(config, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
+    engine, solo = (Engine.load(Model.open(t5_dir), replace(config, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
     chance, alive, several, ahead, sliced = random.Random(0), [], 0, 0, 0
     for number in range(60):
         alive.append(
@@ -392,7 +388,7 @@ def test_the_engine_takes_it_where_it_can(t5_dir: Path) -> None:
         (EngineConfig(backend="torch"), TorchBackend),
         (EngineConfig(dtype="float64"), TorchBackend),
     ):
-        assert type(Engine.load(t5_dir, config)._backend) is kind
+        assert type(Engine.load(Model.open(t5_dir), config)._backend) is kind
 
 
 @pytest.mark.parametrize(
@@ -405,4 +401,4 @@ def test_the_engine_takes_it_where_it_can(t5_dir: Path) -> None:
 )
 def test_what_cannot_be_is_refused_with_the_remedy(t5_dir: Path, config: EngineConfig, message: str) -> None:
     with pytest.raises(LoadError, match=message):
-        Engine.load(t5_dir, config)
+        Engine.load(Model.open(t5_dir), config)

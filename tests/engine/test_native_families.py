@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig
 from tests.engine.compact_bart import hollow, ragged, write_compact
-from tests.engine.family_reference import STEPS, backend_logits, load_backend, spec_of, targets, texts
+from tests.engine.family_reference import STEPS, backend_logits, load_backend, targets, texts
 from tests.tiny_families import CASES, build_tiny
 
 pytestmark = pytest.mark.usefixtures("instruction_set")
@@ -41,8 +42,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name, cut = MODELS[request.param]
     directory = build_tiny(CASES[name], tmp_path_factory.mktemp("family") / "model")
     if cut is not None:
-        directory = write_compact(directory, cut(spec_of(directory)), directory.parent / "compact")
-    spec = spec_of(directory)
+        directory = write_compact(directory, cut(Model.open(directory).spec), directory.parent / "compact")
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [5, 60, 1, 33]), targets(spec, 4)
     exact = backend_logits(load_backend(directory, "float64", slots=4), sources, wanted)
     return Case(directory, sources, wanted, exact)
@@ -52,7 +53,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_it_computes_what_pytorch_does(case: Case, dtype: str) -> None:
     config = EngineConfig(dtype=dtype, slots=4, max_source_tokens=70, max_new_tokens=STEPS)
-    backend = NativeBackend.load(case.directory, spec_of(case.directory), config)
+    backend = NativeBackend.load(Model.open(case.directory), config)
     ours = backend_logits(backend, case.sources, case.targets)
     largest = max(1.0, case.exact.abs().max().item())
     assert (ours - case.exact).abs().max().item() <= TOLERANCES[dtype] * largest

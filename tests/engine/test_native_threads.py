@@ -1,7 +1,6 @@
 """The native operator in more threads than there are processors: nothing that it computes depends on how many."""
 
 import faulthandler
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine.backend import Feed
 from server.engine.capabilities import why_not_native
 from server.engine.native import library as native
@@ -39,12 +39,11 @@ def _no_hanging() -> Iterator[None]:
 
 def outcome(directory: Path, dtype: str, threads: int) -> Tensor:
     """[sequences, 1 + steps, vocabulary]: a decoder prefix of seven rows, then steps, all sequences side by side."""
-    spec = ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
     count = len(SOURCES)
     config = EngineConfig(
         dtype=dtype, slots=count, max_source_tokens=37, max_new_tokens=24, max_encode_tokens=900, threads=threads
     )
-    backend = NativeBackend.load(directory, spec, config)
+    backend = NativeBackend.load(Model.open(directory), config)
     backend.hold_threads(threads)
     slots = range(count)
     backend.encode(SOURCES, [[slot] for slot in slots])
@@ -78,7 +77,7 @@ def test_the_number_of_threads_changes_no_bit(
 ) -> None:
     directory = t5_dir
     if cut is not None:
-        spec = ModelSpec.from_config(json.loads((t5_dir / "config.json").read_text()))
+        spec = Model.open(t5_dir).spec
         directory = write_compact(t5_dir, cut(spec), tmp_path / "cut")
     expected = outcome(directory, dtype, 1)
     for threads in (2, 3, 8, 32) if cut else (3, 128):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_store.model.model import Model
 from server.engine.backend import Feed
 from server.engine.native import library as native
 from server.engine.native.backend import NativeBackend
@@ -24,7 +25,7 @@ from server.engine.native.sets import VARIABLE, available_sets
 from server.engine.sequence import EngineConfig
 from tests.engine.compact import ragged, write_compact
 from tests.engine.conftest import ARM_COMPILER
-from tests.engine.family_reference import backend_logits, load_backend, spec_of, texts
+from tests.engine.family_reference import backend_logits, load_backend, texts
 from tests.engine.native_recording import Call, Recording
 from tests.missing_programs import skip_or_fail
 from tests.tiny_families import CASES, build_tiny
@@ -52,7 +53,7 @@ ALIKE, AS_NEAR = 0.2, 2.0
 
 def _compact_t5(directory: Path) -> Path:
     dense = build_tiny_t5(directory.parent / "dense", head_dim=24)
-    return write_compact(dense, ragged(spec_of(dense)), directory)
+    return write_compact(dense, ragged(Model.open(dense).spec), directory)
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
@@ -88,7 +89,7 @@ class Recorded:
 
 
 def record(directory: Path, dtype: str, recording: Recording) -> Passes:
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     sources = texts(spec, SOURCE_LENGTHS)
     count = len(sources)
     config = EngineConfig(
@@ -99,7 +100,7 @@ def record(directory: Path, dtype: str, recording: Recording) -> Passes:
         max_encode_tokens=count * STEPS,
         threads=2,
     )
-    backend = NativeBackend.load(directory, spec, config)
+    backend = NativeBackend.load(Model.open(directory), config)
     recording.add(backend)
     rows = list(range(count))
     backend.encode(sources, [[row] for row in rows])
@@ -149,7 +150,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         passes = {dtype: record(directory, dtype, recording) for dtype in DTYPES}
     file = directory.parent / "recording"
     recording.write(file)
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     double = load_backend(directory, "float64", slots=len(SOURCE_LENGTHS))
     sources = texts(spec, SOURCE_LENGTHS)
     exact = {dtype: backend_logits(double, sources, passes[dtype].targets) for dtype in DTYPES}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
 from tests.engine.reference import random_sources
@@ -31,7 +32,7 @@ KINDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_integrity_is_kept_and_nothing_grows(t5_dir: Path, backend: str) -> None:
-    engine, chance = Engine.load(t5_dir, replace(CONFIG, backend=backend)), random.Random(0)
+    engine, chance = Engine.load(Model.open(t5_dir), replace(CONFIG, backend=backend)), random.Random(0)
     requests = REQUESTS if backend == "native" else REQUESTS // 4
     alive: dict[int, Sequence] = {}
     ended = dict.fromkeys((Status.FINISHED, Status.CANCELLED), 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_store.model.model import Model
 from server.engine.backend import Feed
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
@@ -16,7 +17,7 @@ from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 from server.engine.source_queue import SourceQueue
 from server.engine.static_step import Bucket, make_buckets
 from server.engine.torch_backend import TorchBackend
-from tests.engine.family_reference import spec_of, targets, texts
+from tests.engine.family_reference import targets, texts
 from tests.engine.recorded_operations import Recording
 from tests.tiny_families import CASES, build_tiny
 
@@ -32,11 +33,11 @@ class Twins:
     """An eager backend behind an engine, and a replaying one that does the same and is compared at every step."""
 
     def __init__(self, directory: Path, config: EngineConfig) -> None:
-        self.engine = Engine.load(directory, config)
+        self.engine = Engine.load(Model.open(directory), config)
         assert isinstance(self.engine._backend, TorchBackend)
         self.replaying = self.engine._backend
         eager = replace(config, graphs="off")
-        self.eager = TorchBackend.load(directory, spec_of(directory), eager, getattr(torch, config.dtype))
+        self.eager = TorchBackend.load(Model.open(directory), eager, getattr(torch, config.dtype))
         self.paths = {"graph": 0, "eager": 0}
         self.differences: list[float] = []
         self.engine._backend = self  # type: ignore[assignment]
@@ -120,10 +121,10 @@ def test_random_traffic_gives_the_logits_of_the_eager_path(directory: Path, dtyp
 
 @torch.inference_mode()
 def test_rows_that_fill_up_a_bucket_disturb_nobody(directory: Path) -> None:
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     config = replace(CONFIG, slots=5)
-    backend = TorchBackend.load(directory, spec, config, torch.float32)
-    alone = TorchBackend.load(directory, spec, config, torch.float32)
+    backend = TorchBackend.load(Model.open(directory), config, torch.float32)
+    alone = TorchBackend.load(Model.open(directory), config, torch.float32)
     sources, wanted = texts(spec, [30, 9, 3, 12, 61]), targets(spec, 5)
     for slot in (3, 4):  # what was there before leaves no trace
         backend.encode([sources[slot]], [[slot]])
@@ -154,9 +155,9 @@ def test_the_buckets_are_few_and_the_largest_comes_first() -> None:
 
 @torch.inference_mode()
 def test_a_step_takes_the_smallest_bucket_that_holds_it(directory: Path) -> None:
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     config = replace(CONFIG, slots=4)
-    backend = TorchBackend.load(directory, spec, config, torch.float32)
+    backend = TorchBackend.load(Model.open(directory), config, torch.float32)
     assert backend._steps is not None
     taken: list[Bucket] = []
     for step in backend._steps._steps:
@@ -188,7 +189,7 @@ def test_recording_begins_with_the_largest_and_shares_its_memory(
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 10000))
-    steps = TorchBackend.load(directory, spec_of(directory), replace(CONFIG, slots=3), torch.float32)._steps
+    steps = TorchBackend.load(Model.open(directory), replace(CONFIG, slots=3), torch.float32)._steps
     assert steps is not None
     lines: list[str] = []
     assert steps.record(torch.device("cuda"), lines.append) == 4000
@@ -208,7 +209,7 @@ def test_what_does_not_fit_while_loading_is_told_with_the_remedy(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, slots=3, max_encode_tokens=150)
-    backend = TorchBackend.load(directory, spec_of(directory), config, torch.float32)
+    backend = TorchBackend.load(Model.open(directory), config, torch.float32)
     assert backend._steps is not None
     encoded: list[list[list[int]]] = []
     monkeypatch.setattr(backend, "encode", lambda sources, slots: encoded.append(sources))
@@ -230,8 +231,8 @@ def test_what_does_not_fit_while_loading_is_told_with_the_remedy(
 def test_recorded_steps_give_what_eager_ones_do(directory: Path, dtype: str) -> None:
     lines: list[str] = []
     config = replace(CONFIG, dtype=dtype, device="cuda", graphs="auto", slots=4)
-    engine = Engine.load(directory, config, lines.append)
-    eager = Engine.load(directory, replace(config, graphs="off"))
+    engine = Engine.load(Model.open(directory), config, lines.append)
+    eager = Engine.load(Model.open(directory), replace(config, graphs="off"))
     assert [line.split(",")[1] for line in lines] == [f" steps of {n} rows are recorded" for n in (4, 2, 1)]
     sources = texts(engine.spec, [5, 70, 1, 33, 9, 12])
     parameters = GenerationParameters(max_new_tokens=40, ignore_eos=True)

@@ -1,16 +1,18 @@
 """What the PyTorch backend does beside its arithmetic: memory, the rows that are wanted, slots in any order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from model_store.model.model import Model
 from server.engine.backend import Feed
 from server.engine.errors import LoadError
 from server.engine.sequence import EngineConfig
 from server.engine.torch_backend import TorchBackend, graph_buckets, longest_positions
 from server.engine.weights import open_network
-from tests.engine.family_reference import load_backend, spec_of, targets, texts
+from tests.engine.family_reference import load_backend, targets, texts
 from tests.tiny_families import CASES, build_tiny
 
 
@@ -23,7 +25,9 @@ def test_what_does_not_fit_is_refused_with_the_numbers_before_it_is_read(directo
     config = EngineConfig(slots=10**8, max_source_tokens=70, max_new_tokens=20)
     message = r"0 MB of weights and the caches of 100000000 slots with 70 source and 20 new tokens need \d+ MB, but \d+"
     with pytest.raises(LoadError, match=message):
-        TorchBackend.load(tmp_path, spec_of(directory), config, torch.float32)  # there are no weights
+        TorchBackend.load(
+            replace(Model.open(directory), folder=tmp_path), config, torch.float32
+        )  # there are no weights
 
 
 def test_the_stated_cache_is_what_the_layers_of_all_slots_hold(directory: Path) -> None:
@@ -34,7 +38,7 @@ def test_the_stated_cache_is_what_the_layers_of_all_slots_hold(directory: Path) 
 
 @torch.inference_mode()
 def test_slots_in_any_order_and_logits_of_some_rows(directory: Path) -> None:
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     sources, wanted = texts(spec, [8, 3, 19]), targets(spec, 3)
     ordered, shuffled = (load_backend(directory, "float64", slots=3) for _ in range(2))
     for backend in (ordered, shuffled):
@@ -53,7 +57,7 @@ def test_slots_in_any_order_and_logits_of_some_rows(directory: Path) -> None:
 
 @torch.inference_mode()
 def test_a_cleared_slot_holds_nothing_that_was_not_finite(directory: Path) -> None:
-    spec = spec_of(directory)
+    spec = Model.open(directory).spec
     backend = load_backend(directory, "float32", slots=2)
     backend.encode(texts(spec, [4, 30]), [[0], [1]])
     for cache in (*backend._self_cache.layers, *backend._cross_cache.layers):
@@ -67,12 +71,12 @@ def test_a_cleared_slot_holds_nothing_that_was_not_finite(directory: Path) -> No
 
 @torch.inference_mode()
 def test_of_the_recorded_sizes_some_may_be_left_out(directory: Path) -> None:
-    spec, cpu = spec_of(directory), torch.device("cpu")
+    spec, cpu = Model.open(directory).spec, torch.device("cpu")
     config = EngineConfig(graphs="on", backend="torch", slots=4, max_source_tokens=70, max_new_tokens=69)
-    every = TorchBackend.load(directory, spec, config, torch.float64)
+    every = TorchBackend.load(Model.open(directory), config, torch.float64)
     buckets = [bucket for bucket in graph_buckets(config) if bucket.rows == 2]
     longest = longest_positions(config)
-    with open_network(directory, spec, dtype=torch.float64, device=cpu, longest=longest) as network:
+    with open_network(Model.open(directory), dtype=torch.float64, device=cpu, longest=longest) as network:
         some = TorchBackend.build(network, spec, config, torch.float64, buckets=buckets)
     paths = []
     for rows in (1, 2, 3):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model_store.families import compact_model_type
-from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
+from model_store.model.config import layout_of, spec_of
+from model_store.model.families import compact_model_type
+from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 from model_store.store import Store
 from tests.tiny_models import build_tiny_t5
 
@@ -25,7 +26,7 @@ def built_compact_t5(built_t5: Path, tmp_path_factory: pytest.TempPathFactory) -
     directory = tmp_path_factory.mktemp("compact") / "model"
     shutil.copytree(built_t5, directory)
     config = json.loads((built_t5 / "config.json").read_text())
-    fields = dict(vars(ModelSpec.from_config(config)))
+    fields = dict(vars(spec_of(config)))
     fields["encoder"] = (
         EncoderLayerSpec(heads=(0, 2), ffn=10),
         EncoderLayerSpec(heads=(), ffn=64),
@@ -36,7 +37,7 @@ def built_compact_t5(built_t5: Path, tmp_path_factory: pytest.TempPathFactory) -
     spec = ModelSpec(**fields)
     config |= spec.layer_config() | {"model_type": compact_model_type("t5"), "num_decoder_layers": 1}
     (directory / "config.json").write_text(json.dumps(config))
-    tensors = {name: torch.zeros(shape) for name, shape in spec.tensor_shapes()}
+    tensors = {name: torch.zeros(shape) for name, shape in layout_of(spec).shapes()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 
 from model_store.errors import InvalidRequestError
-from model_store.safetensors_header import TensorInfo, header_length, parse_header, read_header
+from model_store.model.safetensors_header import TensorInfo, header_length, parse_header, read_header
 
 VALID = save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "empty": torch.zeros(0, 5)})
 

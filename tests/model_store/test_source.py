@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
-from model_store.int4 import INT4
+from model_store.model.model import INT4, Model
 from model_store.ref import Ref
 from model_store.source import inspect, list_files
 from model_store.store import Store
@@ -252,13 +252,13 @@ def test_not_a_directory(tmp_path: Path) -> None:
 
 
 def test_four_bits_of_the_model_itself_are_accepted(model_dir: Path) -> None:
-    round_without_data(model_dir)
+    round_without_data(Model.open(model_dir))
     assert INT4 in list_files(model_dir)
     assert inspect(model_dir) == inspect(build_tiny_t5(model_dir.parent / "plain"))
 
 
 def test_four_bits_of_another_model_are_refused(model_dir: Path) -> None:
-    round_without_data(model_dir)
+    round_without_data(Model.open(model_dir))
     tensors = load_file(model_dir / INT4)
     for changed, message in (
         ({key: value for key, value in tensors.items() if key != "encoder.0.ffn.out.steps"}, "lacks the tensor"),

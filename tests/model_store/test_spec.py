@@ -19,8 +19,10 @@ from transformers import (
 )
 
 from model_store.errors import UnsupportedModelError
-from model_store.families import compact_model_type
-from model_store.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
+from model_store.model.config import layout_of, spec_of
+from model_store.model.families import compact_model_type
+from model_store.model.model import Model
+from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec, dense_of
 from tests.tiny_families import CASES, build_tiny
 
 CONFIG: dict[str, Any] = {
@@ -33,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "num_decoder_layers": 3,
     "num_heads": 4,
 }
-DENSE = ModelSpec.from_config(CONFIG)
+DENSE = spec_of(CONFIG)
 COMPACT_CONFIG = CONFIG | DENSE.layer_config() | {"model_type": compact_model_type("t5")}
 
 HEADS = st.sets(st.integers(0, 3)).map(lambda heads: tuple(sorted(heads)))
@@ -54,7 +56,7 @@ def compact_specs(draw: st.DrawFn) -> ModelSpec:
 def test_round_trip_through_json(spec: ModelSpec) -> None:
     config = CONFIG | spec.layer_config()
     config |= {"model_type": compact_model_type("t5"), "num_decoder_layers": len(spec.decoder)}
-    assert ModelSpec.from_config(json.loads(json.dumps(config))) == spec
+    assert spec_of(json.loads(json.dumps(config))) == spec
     assert dense_of(spec) == DENSE
     assert spec.compact is (spec != DENSE)
     assert 0.0 <= spec.encoder_sparsity <= 1.0
@@ -65,7 +67,7 @@ def test_sparsity_is_what_is_missing_of_the_encoder_tensors(spec: ModelSpec) -> 
     def prunable(of: ModelSpec) -> int:
         return sum(
             torch.Size(shape).numel()
-            for name, shape in of.tensor_shapes()
+            for name, shape in layout_of(of).shapes()
             if name.startswith("encoder.block") and "norm" not in name and "relative" not in name
         )
 
@@ -78,7 +80,7 @@ def test_tensor_shapes_are_those_of_transformers(gated: bool) -> None:
     with torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config(**{k: v for k, v in config.items() if k != "model_type"}))
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert dict(ModelSpec.from_config(config).tensor_shapes()) == expected
+    assert dict(layout_of(spec_of(config)).shapes()) == expected
 
 
 def test_dense_spec() -> None:
@@ -87,7 +89,7 @@ def test_dense_spec() -> None:
     assert (DENSE.pad_id, DENSE.eos_id, DENSE.decoder_start_id) == (0, 1, 0)
     assert (DENSE.relative_buckets, DENSE.relative_max_distance, DENSE.layer_norm_eps) == (32, 128, 1e-6)
     assert [layer.origin for layer in DENSE.decoder] == [0, 1, 2]
-    assert len(ModelSpec.from_config(CONFIG | {"num_decoder_layers": None}).decoder) == 4
+    assert len(spec_of(CONFIG | {"num_decoder_layers": None}).decoder) == 4
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_dense_spec() -> None:
     ],
 )
 def test_scaling_of_the_logits(keys: dict[str, bool], scaled: bool) -> None:
-    assert ModelSpec.from_config(CONFIG | keys).scale_logits is scaled
+    assert spec_of(CONFIG | keys).scale_logits is scaled
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_scaling_of_the_logits(keys: dict[str, bool], scaled: bool) -> None:
     ],
 )
 def test_feed_forward_kinds_are_those_of_transformers(kind: str, gated: bool, activation: str) -> None:
-    spec = ModelSpec.from_config(CONFIG | {"feed_forward_proj": kind})
+    spec = spec_of(CONFIG | {"feed_forward_proj": kind})
     theirs = T5Config(feed_forward_proj=kind)
     assert (spec.gated_ffn, spec.activation) == (gated, activation)
     assert (theirs.is_gated_act, theirs.dense_act_fn) == (gated, activation)
@@ -151,7 +153,7 @@ DECODER_LAYER = {"self_heads": [0], "cross_heads": [0], "ffn": 1, "origin": 0}
 )
 def test_bad_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        ModelSpec.from_config(CONFIG | changes)
+        spec_of(CONFIG | changes)
 
 
 @pytest.mark.parametrize(
@@ -173,19 +175,19 @@ def test_bad_configs(changes: dict[str, Any], message: str) -> None:
 )
 def test_bad_compact_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message) as caught:
-        ModelSpec.from_config(COMPACT_CONFIG | changes)
+        spec_of(COMPACT_CONFIG | changes)
     assert len(str(caught.value)) < 300
 
 
 def test_a_trimmed_vocabulary_is_something_cut() -> None:
-    assert not ModelSpec.from_config(CONFIG).compact
-    trimmed = ModelSpec.from_config(CONFIG | {"dense_vocab_size": 31})
+    assert not spec_of(CONFIG).compact
+    trimmed = spec_of(CONFIG | {"dense_vocab_size": 31})
     assert trimmed.compact
     assert (trimmed.vocab_size, trimmed.dense_vocab_size) == (30, 31)
 
 
 def test_eos_as_a_list_of_one() -> None:
-    assert ModelSpec.from_config(CONFIG | {"eos_token_id": [2]}).eos_id == 2
+    assert spec_of(CONFIG | {"eos_token_id": [2]}).eos_id == 2
 
 
 BART_CONFIG: dict[str, Any] = {
@@ -204,10 +206,10 @@ BART_CONFIG: dict[str, Any] = {
 @pytest.mark.parametrize("name", CASES)
 def test_every_family_s_checkpoint_holds_the_tensors_of_its_spec(name: str, tmp_path: Path) -> None:
     directory = build_tiny(CASES[name], tmp_path / "model")
-    spec = ModelSpec.from_config(json.loads((directory / "config.json").read_text()))
+    spec = Model.open(directory).spec
     with safe_open(directory / "model.safetensors", framework="pt") as file:
         found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    wanted, optional = dict(spec.tensor_shapes()), dict(spec.optional_tensor_shapes())
+    wanted, optional = dict(layout_of(spec).shapes()), dict(layout_of(spec).optional_shapes())
     assert not wanted.keys() & optional.keys()
     assert not wanted.keys() - found.keys()
     assert found == {key: (wanted | optional)[key] for key in found}
@@ -217,14 +219,14 @@ def test_every_family_s_checkpoint_holds_the_tensors_of_its_spec(name: str, tmp_
 def test_every_family_s_spec_goes_through_json(name: str, tmp_path: Path) -> None:
     directory = build_tiny(CASES[name], tmp_path / "model")
     config = json.loads((directory / "config.json").read_text())
-    dense = ModelSpec.from_config(config)
+    dense = spec_of(config)
     assert dense_of(dense) == dense
     encoder = (EncoderLayerSpec(heads=(0,), ffn=7), *dense.encoder[1:])
     decoder = (dataclasses.replace(dense.decoder[1], cross_heads=(), ffn=dense.decoder_d_ff),)
     spec = dataclasses.replace(dense, encoder=encoder, decoder=decoder)
     layers = "num_decoder_layers" if dense.facts.layout == "t5" else "decoder_layers"
     changes = {"model_type": f"nash_{config['model_type']}", layers: 1}
-    read = ModelSpec.from_config(json.loads(json.dumps(config | spec.layer_config() | changes)))
+    read = spec_of(json.loads(json.dumps(config | spec.layer_config() | changes)))
     assert read == spec
     assert read.compact
     assert dense_of(read) == dense
@@ -239,7 +241,7 @@ def test_every_family_s_spec_goes_through_json(name: str, tmp_path: Path) -> Non
     [("bart", BartConfig), ("mbart", MBartConfig), ("marian", MarianConfig), ("pegasus", PegasusConfig)],
 )
 def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, config_class: type[Any]) -> None:
-    spec = ModelSpec.from_config(BART_CONFIG | {"model_type": family, "vocab_size": 60000})
+    spec = spec_of(BART_CONFIG | {"model_type": family, "vocab_size": 60000})
     theirs = config_class(**{k: v for k, v in BART_CONFIG.items() if k != "model_type"})
     assert (spec.pad_id, spec.eos_id) == (theirs.pad_token_id, theirs.eos_token_id)
     start = theirs.decoder_start_token_id
@@ -250,7 +252,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, config
 
 
 def test_m2m_100_without_its_defaults() -> None:
-    spec = ModelSpec.from_config(BART_CONFIG | {"model_type": "m2m_100"})
+    spec = spec_of(BART_CONFIG | {"model_type": "m2m_100"})
     theirs = M2M100Config()
     assert (spec.activation, spec.scale_embedding) == (theirs.activation_function, theirs.scale_embedding)
     assert (spec.pad_id, spec.eos_id) == (theirs.pad_token_id, theirs.eos_token_id)
@@ -259,7 +261,7 @@ def test_m2m_100_without_its_defaults() -> None:
 
 
 def test_mt5_is_gated_and_never_scaled() -> None:
-    spec = ModelSpec.from_config(CONFIG | {"model_type": "mt5", "tie_word_embeddings": True})
+    spec = spec_of(CONFIG | {"model_type": "mt5", "tie_word_embeddings": True})
     assert (spec.family, spec.gated_ffn, spec.activation, spec.scale_logits) == ("mt5", True, "gelu_new", False)
 
 
@@ -284,4 +286,4 @@ def test_mt5_is_gated_and_never_scaled() -> None:
 )
 def test_bad_configs_of_bart_s_layout(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        ModelSpec.from_config(BART_CONFIG | changes)
+        spec_of(BART_CONFIG | changes)

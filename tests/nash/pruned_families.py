@@ -20,13 +20,13 @@ from transformers import (
 from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec, shortened
 from nash.compaction import compact, shorten_decoder
 from nash.export import export
 from nash.masking import HardenedGates, masked
-from nash.model_folder import read_spec
 from nash.models import save_model
-from nash.parts import parts_of, shortened
 from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
 from tests.tiny_models import TOKENIZER_CONFIG, build_tokenizer
 
@@ -56,13 +56,13 @@ class Pruned:
 
     @property
     def dense(self) -> ModelSpec:
-        return read_spec(self.dense_dir)
+        return Model.open(self.dense_dir).spec
 
     @contextmanager
     def masked_student(self) -> Iterator[PreTrainedModel]:
         """The uncut student under its mask."""
         student = shorten_decoder(read(self.dense_dir), self.kept_layers).eval()
-        with masked(student, parts_of(shortened(self.dense, self.kept_layers)), self.hardened.mask()):
+        with masked(student, layout_of(shortened(self.dense, self.kept_layers)).sublayers(), self.hardened.mask()):
             yield student
 
     def by_definition(self) -> PreTrainedModel:
@@ -90,7 +90,7 @@ def every_form(pruned: Pruned, folder: Path) -> Iterator[tuple[str, PreTrainedMo
     yield "compact", compacted
     save_model(compacted, pruned.dense_dir, folder / "compact", torch.get_default_dtype())
     yield "read back", read(folder / "compact")
-    export(folder / "compact", "hf-dense", folder / "dense")
+    export(Model.open(folder / "compact"), "hf-dense", folder / "dense")
     yield "exported", read(folder / "dense")
 
 
@@ -110,7 +110,9 @@ def build(case: Case, folder: Path, *, seed: int = 0) -> Path:
 def decided(spec: ModelSpec, kept_layers: tuple[int, ...], kept: Mapping[str, list[bool]], seed: int) -> HardenedGates:
     """A decision on the named sublayers, with random values in (0.1, 1]."""
     generator, dtype = torch.Generator().manual_seed(seed), torch.get_default_dtype()
-    bits = {s.out: torch.tensor(kept[s.out]) for s in parts_of(shortened(spec, kept_layers)).sublayers if s.out in kept}
+    bits = {
+        s.out: torch.tensor(kept[s.out]) for s in layout_of(shortened(spec, kept_layers)).sublayers() if s.out in kept
+    }
     values = {name: 1 - 0.9 * torch.rand(len(b), generator=generator, dtype=dtype) for name, b in bits.items()}
     return HardenedGates(values=values, kept=bits)
 
@@ -157,7 +159,7 @@ def decisions(draw: st.DrawFn, spec: ModelSpec) -> tuple[tuple[int, ...], Harden
     )
     both = draw(st.booleans())
     kept: dict[str, list[bool]] = {}
-    for sublayer in parts_of(shortened(spec, kept_layers)).sublayers:
+    for sublayer in layout_of(shortened(spec, kept_layers)).sublayers():
         if sublayer.stack == "encoder" or both:
             some = st.lists(st.booleans(), min_size=sublayer.parts, max_size=sublayer.parts)
             kept[sublayer.out] = draw(st.just([False] * sublayer.parts) | some)

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model_store.model.config import layout_of
+from model_store.model.model import Model
+from model_store.model.spec import shortened
 from nash import calibration
 from nash.calibration import ROWS, calibration_batches, closest_layers, repair
 from nash.compaction import compact, shorten_decoder
 from nash.data import IGNORED
 from nash.masking import GateKinds, Gates, HardenedGates, Mask, masked
-from nash.model_folder import read_spec
 from nash.models import load_dense
-from nash.parts import parts_of, shortened
 from nash.training import decoder_inputs
 from tests.nash.pruned_families import FAMILIES, build
 from tests.nash.tiny_training import KEPT_LAYERS, build_task_model, task_pairs
@@ -48,9 +49,9 @@ def test_batches_are_a_seeded_draw(model_dir: Path) -> None:
 def test_a_layer_that_does_nothing_is_the_one_to_drop(
     model_dir: Path, batches: list[dict[str, Tensor]], idle: int
 ) -> None:
-    teacher = load_dense(model_dir)
+    teacher = load_dense(Model.open(model_dir))
     with torch.no_grad():
-        for sublayer in parts_of(read_spec(model_dir)).of("decoder"):
+        for sublayer in layout_of(Model.open(model_dir).spec).sublayers("decoder"):
             out = teacher.get_submodule(sublayer.out)
             out.weight.mul_(0.0 if sublayer.layer == idle else 3.0)
     others = tuple(i for i in range(3) if i != idle)
@@ -63,7 +64,7 @@ def test_a_choice_that_changes_nothing_costs_nothing(
 ) -> None:
     """Every family's scores are what its output matrix makes of the decoder's states."""
     build(FAMILIES[name], tmp_path)
-    teacher = load_dense(tmp_path)
+    teacher = load_dense(Model.open(tmp_path))
     size = getattr(teacher.config, "decoder_vocab_size", None) or teacher.config.vocab_size
     pairs = torch.arange(4, 10) % size
     batch = {"input_ids": pairs[None], "attention_mask": torch.ones(1, 6, dtype=torch.long), "labels": pairs[None]}
@@ -88,8 +89,8 @@ def outputs(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Tensor:
 
 def cut(model_dir: Path, target: float, kinds: GateKinds) -> tuple[PreTrainedModel, Mask, HardenedGates]:
     """A student whose gates have settled somewhere in between, and the decision that is made of it."""
-    spec = shortened(read_spec(model_dir), KEPT_LAYERS)
-    student = shorten_decoder(load_dense(model_dir), KEPT_LAYERS)
+    spec = shortened(Model.open(model_dir).spec, KEPT_LAYERS)
+    student = shorten_decoder(load_dense(Model.open(model_dir)), KEPT_LAYERS)
     own = Gates(spec, kinds)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -102,9 +103,9 @@ def cut(model_dir: Path, target: float, kinds: GateKinds) -> tuple[PreTrainedMod
 def test_a_repaired_model_is_nearer_to_the_student_before_the_cut(
     model_dir: Path, batches: list[dict[str, Tensor]], kinds: GateKinds
 ) -> None:
-    dense = read_spec(model_dir)
+    dense = Model.open(model_dir).spec
     student, soft, hardened = cut(model_dir, 0.5, kinds)
-    parts = parts_of(shortened(dense, KEPT_LAYERS))
+    parts = layout_of(shortened(dense, KEPT_LAYERS)).sublayers()
     unseen = calibration_batches(task_pairs(model_dir, 150), pad_id=0, seed=5)
     with masked(student, parts, soft):
         wanted = [outputs(student, data) for data in (batches, unseen)]
@@ -123,12 +124,12 @@ def test_a_repaired_model_is_nearer_to_the_student_before_the_cut(
 
 def test_what_can_be_made_up_for_is(model_dir: Path, batches: list[dict[str, Tensor]]) -> None:
     """Every unit exists twice and one of each pair is cut: the other can give all that both gave."""
-    dense = read_spec(model_dir)
-    student = shorten_decoder(load_dense(model_dir), KEPT_LAYERS)
-    parts = parts_of(shortened(dense, KEPT_LAYERS))
+    dense = Model.open(model_dir).spec
+    student = shorten_decoder(load_dense(Model.open(model_dir)), KEPT_LAYERS)
+    parts = layout_of(shortened(dense, KEPT_LAYERS)).sublayers()
     kept = {}
     with torch.no_grad():
-        for sublayer in parts.of("encoder"):
+        for sublayer in layout_of(shortened(dense, KEPT_LAYERS)).sublayers("encoder"):
             if not sublayer.has_heads:
                 half = sublayer.parts // 2
                 (into,) = (student.get_submodule(name) for name in sublayer.inputs)
@@ -143,10 +144,10 @@ def test_what_can_be_made_up_for_is(model_dir: Path, batches: list[dict[str, Ten
 
 
 def test_a_sublayer_of_which_nothing_is_left_is_passed_over(model_dir: Path, batches: list[dict[str, Tensor]]) -> None:
-    dense = read_spec(model_dir)
+    dense = Model.open(model_dir).spec
     student, soft, hardened = cut(model_dir, 0.5, GateKinds())
     gone = next(iter(hardened.kept))
     kept = {name: torch.zeros_like(bits) if name == gone else bits for name, bits in hardened.kept.items()}
     compacted = compact(student, dense, KEPT_LAYERS, HardenedGates(values=hardened.values, kept=kept))
-    repair(compacted, student, parts_of(shortened(dense, KEPT_LAYERS)), soft, batches)
+    repair(compacted, student, layout_of(shortened(dense, KEPT_LAYERS)).sublayers(), soft, batches)
     assert outputs(compacted, batches).isfinite().all()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.main import get_command
 
+from model_store.model.model import Model
 from model_store.store import Store
 from nash.cli.main import app
 from nash.metrics import METRICS
@@ -105,7 +106,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 @torch.inference_mode()
 def greedy(model_dir: Path, sources: list[str], max_new_tokens: int) -> list[str]:
     """What transformers answers."""
-    model, tokenizer = load_dense(model_dir).eval(), load_tokenizer(model_dir)
+    model, tokenizer = load_dense(Model.open(model_dir)).eval(), load_tokenizer(model_dir)
     answers = []
     for source in sources:
         ids = torch.tensor([tokenizer(source).input_ids])

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model_store.errors import InvalidRequestError, NotFoundError
-from model_store.int4 import INT4
+from model_store.model.model import INT4, Model
 from model_store.store import Store
 from nash.cli.models import app
 from server.engine.engine import Engine
@@ -149,7 +149,7 @@ def test_publish_calibrated(run: Run, model: Path, root: Path, tmp_path: Path) -
     done = run("publish", "g2p", model, "--calibrate-int4", data, *columns)
     assert run("publish", "g2p", model, "--calibrate-int4", data, *columns) == done | {"created": False}
     assert {file["path"] for file in run("show", "g2p")["files"]} == {p.name for p in model.iterdir()} | {INT4}
-    engine = Engine.load(Store(root).checkout("g2p"), EngineConfig(dtype="int4", slots=1))
+    engine = Engine.load(Model.open(Store(root).checkout("g2p")), EngineConfig(dtype="int4", slots=1))
     [answer] = engine.generate([[5, 6, 1]], GenerationParameters(max_new_tokens=3, ignore_eos=True))
     assert len(answer.tokens) == 3
     assert "column 'source' is missing" in str(refused(root, "publish", "g2p", model, "--calibrate-int4", data))

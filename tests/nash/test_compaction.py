@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, spec_of
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec, shortened
 from nash.compaction import compact, fill, shorten_decoder
 from nash.masking import HardenedGates
-from nash.model_folder import read_spec
+from nash.modeling.layers import layers_of
 from nash.models import load_dense, save_model
-from nash.parts import layers_of, parts_of, shortened
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters
 from tests.engine.family_reference import backend_logits, check, expected_logits, load_backend, targets, texts
@@ -59,7 +60,7 @@ def check_random_model(data: st.DataObject, case: Case) -> None:
     with TemporaryDirectory() as name, torch.random.fork_rng():
         folder = Path(name)
         dense_dir = build(data.draw(shapes(case)), folder / "teacher", seed=data.draw(st.integers(0, 999)))
-        spec = read_spec(dense_dir)
+        spec = Model.open(dense_dir).spec
         kept_layers, hardened = data.draw(decisions(spec))
         check_forms(Pruned(dense_dir=dense_dir, kept_layers=kept_layers, hardened=hardened), folder)
 
@@ -91,14 +92,14 @@ def test_every_form_computes_the_same_far_and_wide(case: Case, data: st.DataObje
 def cut(spec: ModelSpec, kept_layers: tuple[int, ...], gone: Mapping[tuple[str, int, str], object]) -> HardenedGates:
     """Half of every sublayer's parts, and nothing of those that are `gone`."""
     kept = {}
-    for s in parts_of(shortened(spec, kept_layers)).sublayers:
+    for s in layout_of(shortened(spec, kept_layers)).sublayers():
         half = [(p + s.layer) % 2 == 0 for p in range(s.parts)]
         kept[s.out] = [False] * s.parts if (s.stack, s.layer, s.kind) in gone else half
     return decided(spec, kept_layers, kept, seed=0)
 
 
 def hollow(spec: ModelSpec, kept_layers: tuple[int, ...]) -> HardenedGates:
-    sublayers = parts_of(shortened(spec, kept_layers)).sublayers
+    sublayers = layout_of(shortened(spec, kept_layers)).sublayers()
     return cut(spec, kept_layers, dict.fromkeys((s.stack, s.layer, s.kind) for s in sublayers))
 
 
@@ -111,7 +112,7 @@ def ragged(spec: ModelSpec, kept_layers: tuple[int, ...]) -> HardenedGates:
 
 @pytest.mark.parametrize(("how", "kept_layers"), [(ragged, (0, 1)), (hollow, (0, 1)), (ragged, (1,))])
 def test_empty_sublayers(dense_dir: Path, how: type, kept_layers: tuple[int, ...], tmp_path: Path) -> None:
-    hardened = how(read_spec(dense_dir), kept_layers)
+    hardened = how(Model.open(dense_dir).spec, kept_layers)
     check_forms(Pruned(dense_dir=dense_dir, kept_layers=kept_layers, hardened=hardened), tmp_path)
 
 
@@ -123,7 +124,7 @@ def _double() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_double")
 def test_in_float64_there_is_no_excuse(dense_dir: Path, tmp_path: Path) -> None:
-    spec = read_spec(dense_dir)
+    spec = Model.open(dense_dir).spec
     pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=ragged(spec, (0, 1)))
     forms = every_form(pruned, tmp_path)
     expected = logits(next(forms)[1], spec)
@@ -133,7 +134,7 @@ def test_in_float64_there_is_no_excuse(dense_dir: Path, tmp_path: Path) -> None:
 
 
 def test_the_engine_answers_as_the_compact_model(case: Case, dense_dir: Path, tmp_path: Path) -> None:
-    spec = read_spec(dense_dir)
+    spec = Model.open(dense_dir).spec
     pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=ragged(spec, (0, 1)))
     save_model(pruned.compact(), dense_dir, tmp_path / "compact", torch.float32)
     model = read(tmp_path / "compact")
@@ -141,7 +142,9 @@ def test_the_engine_answers_as_the_compact_model(case: Case, dense_dir: Path, tm
     ours = backend_logits(load_backend(tmp_path / "compact", "float32", slots=3), sources, wanted)
     for source, target, scores in zip(sources, wanted, ours, strict=True):
         check(scores, expected_logits(model, source, target), 1e-5)
-    engine = Engine.load(tmp_path / "compact", EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=NEW_TOKENS))
+    engine = Engine.load(
+        Model.open(tmp_path / "compact"), EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=NEW_TOKENS)
+    )
     parameters = GenerationParameters(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
     for source, sequence in zip(sources, engine.generate(sources, parameters), strict=True):
         answer = model.generate(
@@ -155,7 +158,7 @@ def test_a_shortened_decoder_is_the_teacher_without_the_layers_between(
     dense_dir: Path, kept_layers: tuple[int, ...]
 ) -> None:
     """The oracle takes the teacher's layers out of its list, and moves T5's bias table to the first one left."""
-    teacher, spec = load_dense(dense_dir).eval(), read_spec(dense_dir)
+    teacher, spec = load_dense(Model.open(dense_dir)).eval(), Model.open(dense_dir).spec
     expected = copy.deepcopy(teacher)
     layers: Any = layers_of(expected, "decoder")
     left: Any = nn.ModuleList(layers[i] for i in kept_layers)
@@ -167,8 +170,8 @@ def test_a_shortened_decoder_is_the_teacher_without_the_layers_between(
     setattr(stack, next(name for name, child in stack.named_children() if child is layers), left)
     student = shorten_decoder(teacher, kept_layers).eval()
     assert torch.equal(logits(student, spec), logits(expected, spec))
-    assert ModelSpec.from_config(student.config.to_dict()).dense_decoder_layers == len(kept_layers)
-    assert read_spec(dense_dir) == ModelSpec.from_config(teacher.config.to_dict()), "the teacher itself was changed"
+    assert spec_of(student.config.to_dict()).dense_decoder_layers == len(kept_layers)
+    assert Model.open(dense_dir).spec == spec_of(teacher.config.to_dict()), "the teacher itself was changed"
 
 
 def tied(model: nn.Module) -> set[frozenset[str]]:
@@ -180,21 +183,23 @@ def tied(model: nn.Module) -> set[frozenset[str]]:
 
 
 def test_what_is_tied_stays_tied_and_nothing_else_is(dense_dir: Path, tmp_path: Path) -> None:
-    teacher, spec = load_dense(dense_dir), read_spec(dense_dir)
+    teacher, spec = load_dense(Model.open(dense_dir)), Model.open(dense_dir).spec
     student = shorten_decoder(teacher, (0, 1))
     compacted = compact(student, spec, (0, 1), ragged(spec, (0, 1)))
     save_model(compacted, dense_dir, tmp_path / "c", torch.float32)
     back = read(tmp_path / "c")
     assert tied(student) == tied(compacted) == tied(back) == tied(teacher)
-    assert ModelSpec.from_config(back.config.to_dict()).scale_logits == spec.scale_logits
+    assert spec_of(back.config.to_dict()).scale_logits == spec.scale_logits
     for name in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(getattr(back, name)().weight, getattr(teacher, name)().weight)
 
 
 def test_a_compact_model_learns(dense_dir: Path) -> None:
     """Every parameter has a gradient but the tables that are never trained, and a small step lowers the loss."""
-    spec = read_spec(dense_dir)
-    model = compact(shorten_decoder(load_dense(dense_dir), (0, 1)), spec, (0, 1), ragged(spec, (0, 1))).eval()
+    spec = Model.open(dense_dir).spec
+    model = compact(
+        shorten_decoder(load_dense(Model.open(dense_dir)), (0, 1)), spec, (0, 1), ragged(spec, (0, 1))
+    ).eval()
     ids = torch.randint(3, 30, (2, 5), generator=torch.Generator().manual_seed(0))
     before = model(input_ids=ids, labels=ids).loss
     before.backward()
@@ -213,23 +218,25 @@ def test_a_compact_model_learns(dense_dir: Path) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_cached_generation_equals_uncached(dense_dir: Path, num_beams: int) -> None:
-    spec = read_spec(dense_dir)
-    model = compact(shorten_decoder(load_dense(dense_dir), (0, 1)), spec, (0, 1), ragged(spec, (0, 1))).eval()
+    spec = Model.open(dense_dir).spec
+    model = compact(
+        shorten_decoder(load_dense(Model.open(dense_dir)), (0, 1)), spec, (0, 1), ragged(spec, (0, 1))
+    ).eval()
     cached, uncached = (generated(model, spec, num_beams=num_beams, use_cache=cache) for cache in (True, False))
     assert_same_answers(cached, uncached)
     assert uncached.margin > 0
 
 
 def test_the_compact_model_says_what_it_is(case: Case, dense_dir: Path) -> None:
-    dense = read_spec(dense_dir)
-    model = compact(shorten_decoder(load_dense(dense_dir), (1,)), dense, (1,), ragged(dense, (1,)))
-    spec = ModelSpec.from_config(model.config.to_dict())
+    dense = Model.open(dense_dir).spec
+    model = compact(shorten_decoder(load_dense(Model.open(dense_dir)), (1,)), dense, (1,), ragged(dense, (1,)))
+    spec = spec_of(model.config.to_dict())
     assert [layer.heads for layer in spec.encoder] == [(), (), (0, 2)][: len(spec.encoder)]
     assert [layer.ffn for layer in spec.encoder] == [21, 0, 21][: len(spec.encoder)]
     assert [(layer.origin, layer.self_heads, layer.cross_heads) for layer in spec.decoder] == [(1, (), (0, 2))]
     assert (spec.dense_encoder_layers, spec.dense_decoder_layers) == (len(spec.encoder), 2)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wanted, allowed = dict(spec.tensor_shapes()), dict(spec.optional_tensor_shapes())
+    wanted, allowed = dict(layout_of(spec).shapes()), dict(layout_of(spec).optional_shapes())
     assert {name: shape for name, shape in shapes.items() if name in wanted} == wanted
     assert all(allowed[name] == shape for name, shape in shapes.items() if name not in wanted)
     assert type(model).__name__ == "Nash" + case.model.__name__
@@ -237,7 +244,7 @@ def test_the_compact_model_says_what_it_is(case: Case, dense_dir: Path) -> None:
 
 
 def test_tensors_of_another_model_are_not_filled_in(dense_dir: Path) -> None:
-    model = load_dense(dense_dir)
+    model = load_dense(Model.open(dense_dir))
     state = model.state_dict()
     name = next(iter(state))
     with pytest.raises(ValueError, match=r"missing or unknown: \['more'\]"):

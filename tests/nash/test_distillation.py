@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from model_store.model.model import Model
 from nash.distillation import DistillationMaps, compared_layers, decoder_loss, encoder_loss, match_layers, recorded
 from nash.models import load_dense
 
@@ -79,7 +80,7 @@ def test_decoder_loss_has_a_map_for_each_layer() -> None:
 
 
 def test_recorded_states_are_transformers_hidden_states(dense_dir: Path) -> None:
-    model = load_dense(dense_dir).eval()
+    model = load_dense(Model.open(dense_dir)).eval()
     ids = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), recorded(model.encoder.block) as encoder, recorded(model.decoder.block) as decoder:
         outputs = model(input_ids=ids, decoder_input_ids=ids, output_hidden_states=True)

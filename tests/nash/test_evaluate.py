@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from model_store.model.model import Model
 from nash.evaluate import evaluate, predict
 from nash.models import load_dense, load_tokenizer
 from nash.rows import Row
@@ -32,7 +33,7 @@ def set_generation(folder: Path, **fields: Any) -> None:
 
 @torch.inference_mode()
 def of_transformers(folder: Path) -> list[str]:
-    model, tokenizer = load_dense(folder).eval(), load_tokenizer(folder)
+    model, tokenizer = load_dense(Model.open(folder)).eval(), load_tokenizer(folder)
     outputs = [model.generate(torch.tensor([tokenizer(source).input_ids]))[0] for source in SOURCES]
     return [tokenizer.decode(output, skip_special_tokens=True) for output in outputs]
 
@@ -49,28 +50,28 @@ def of_transformers(folder: Path) -> list[str]:
 )
 def test_the_models_own_settings(folder: Path, fields: dict[str, Any]) -> None:
     set_generation(folder, max_new_tokens=24)
-    plain = predict(folder, SOURCES, CONFIG)
+    plain = predict(Model.open(folder), SOURCES, CONFIG)
     set_generation(folder, **fields)
-    answers = predict(folder, SOURCES, CONFIG)
+    answers = predict(Model.open(folder), SOURCES, CONFIG)
     assert answers == of_transformers(folder)
     assert answers != plain
     rows = [Row(source=source, targets=("a target", answer)) for source, answer in zip(SOURCES, answers, strict=True)]
-    assert evaluate(folder, rows, "exact", CONFIG).metrics == {"exact_match": 100.0}
+    assert evaluate(Model.open(folder), rows, "exact", CONFIG).metrics == {"exact_match": 100.0}
 
 
 def test_sampling_gives_the_same_figures_every_time(folder: Path) -> None:
     set_generation(folder, max_new_tokens=12)
-    greedy = predict(folder, SOURCES, CONFIG)
+    greedy = predict(Model.open(folder), SOURCES, CONFIG)
     set_generation(folder, max_new_tokens=12, do_sample=True, temperature=2.0, num_return_sequences=3)
-    sampled = predict(folder, SOURCES, CONFIG)
-    assert sampled == predict(folder, SOURCES, CONFIG)
+    sampled = predict(Model.open(folder), SOURCES, CONFIG)
+    assert sampled == predict(Model.open(folder), SOURCES, CONFIG)
     assert sampled != greedy
 
 
 def test_what_the_engine_is_loaded_for_bounds_the_models_lengths(folder: Path) -> None:
     set_generation(folder, max_new_tokens=24, min_new_tokens=20)
-    long = predict(folder, SOURCES, CONFIG)
-    short = predict(folder, SOURCES, EngineConfig(max_source_tokens=32, max_new_tokens=5))
+    long = predict(Model.open(folder), SOURCES, CONFIG)
+    short = predict(Model.open(folder), SOURCES, EngineConfig(max_source_tokens=32, max_new_tokens=5))
     assert all(len(answer) <= 5 for answer in short)
     assert any(len(answer) > 5 for answer in long)
 
@@ -78,7 +79,7 @@ def test_what_the_engine_is_loaded_for_bounds_the_models_lengths(folder: Path) -
 def test_columns_of_a_table(folder: Path, tmp_path: Path) -> None:
     set_generation(folder, max_new_tokens=6)
     asked = ["say abc", "say z"]
-    answers = predict(folder, asked, CONFIG)
+    answers = predict(Model.open(folder), asked, CONFIG)
     table = tmp_path / "data" / "test.csv"
     table.parent.mkdir()
     table.write_text(f"q,a,b\nabc,no,{answers[0]}\nz,no,\n")

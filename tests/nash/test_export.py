@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
+from model_store.model.config import layout_of
+from model_store.model.model import Model
+from model_store.model.spec import shortened
 from model_store.source import check_publishable
 from model_store.store import Store
 from nash.export import stock_shape
-from nash.model_folder import read_spec
 from nash.models import save_model
-from nash.parts import parts_of, shortened
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters
 from tests.engine.family_reference import texts
@@ -29,9 +30,9 @@ KEPT_LAYERS = (1,)
 
 def prune(dense_dir: Path, folder: Path) -> Path:
     """A compact model with one decoder layer, half of every part, and two sublayers gone."""
-    spec = read_spec(dense_dir)
+    spec = Model.open(dense_dir).spec
     kept = {}
-    for i, sublayer in enumerate(parts_of(shortened(spec, KEPT_LAYERS)).sublayers):
+    for i, sublayer in enumerate(layout_of(shortened(spec, KEPT_LAYERS)).sublayers()):
         kept[sublayer.out] = [i not in (1, 4) and part % 2 == 1 for part in range(sublayer.parts)]
     pruned = Pruned(dense_dir=dense_dir, kept_layers=KEPT_LAYERS, hardened=decided(spec, KEPT_LAYERS, kept, 0))
     save_model(pruned.compact(), dense_dir, folder, torch.float32)
@@ -84,7 +85,7 @@ def test_stock_transformers_alone_loads_the_export(families: tuple[str, ...], tm
         compact_dir = prune(build(FAMILIES[name], tmp_path / name / "teacher"), tmp_path / name / "compact")
         dense_dir = tmp_path / name / "dense"
         assert nash("export", compact_dir, "--format", "hf-dense", "--out", dense_dir).code == 0
-        spec = read_spec(compact_dir)
+        spec = Model.open(compact_dir).spec
         feed = batch(spec) | {"decoder_input_ids": batch(spec)["input_ids"][:, :5]}
         (dense_dir / "feed.json").write_text(json.dumps({key: tensor.tolist() for key, tensor in feed.items()}))
         with torch.no_grad():
@@ -102,9 +103,9 @@ def test_a_stock_checkpoint_is_the_dense_models_shape(compact_dir: Path, store: 
     out = tmp_path / "new" / "dense"
     document = nash("export", "m@pruned", "--format", "hf-dense", "--out", out, "--store", store, "--json").document()
     assert document == {"path": str(out)}
-    compact, stock = read_spec(compact_dir), read_spec(out)
+    compact, stock = Model.open(compact_dir).spec, Model.open(out).spec
     assert not stock.compact
-    assert dict(stock.tensor_shapes()) == dict(stock_shape(compact).tensor_shapes())
+    assert dict(layout_of(stock).shapes()) == dict(layout_of(stock_shape(compact)).shapes())
     assert (len(stock.encoder), len(stock.decoder)) == (3, 1)
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["BartForConditionalGeneration"]
@@ -121,18 +122,18 @@ def test_a_trimmed_vocabulary_is_the_stock_models_own(compact_dir: Path, tmp_pat
     shutil.copytree(compact_dir, tmp_path / "trimmed")
     config = json.loads((compact_dir / "config.json").read_text())
     (tmp_path / "trimmed" / "config.json").write_text(json.dumps(config | {"dense_vocab_size": 1000}))
-    assert read_spec(tmp_path / "trimmed").dense_vocab_size == 1000
+    assert Model.open(tmp_path / "trimmed").spec.dense_vocab_size == 1000
     assert nash("export", tmp_path / "trimmed", "--format", "hf-dense", "--out", tmp_path / "dense").code == 0
-    assert not read_spec(tmp_path / "dense").compact
+    assert not Model.open(tmp_path / "dense").spec.compact
 
 
 def test_the_engine_answers_alike(compact_dir: Path, tmp_path: Path) -> None:
     assert nash("export", compact_dir, "--format", "hf-dense", "--out", tmp_path / "dense").code == 0
     config = EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=8)
-    sources = texts(read_spec(compact_dir), [3, 9])
+    sources = texts(Model.open(compact_dir).spec, [3, 9])
     parameters = GenerationParameters(max_new_tokens=8)
     ours, theirs = (
-        [sequence.tokens for sequence in Engine.load(folder, config).generate(sources, parameters)]
+        [sequence.tokens for sequence in Engine.load(Model.open(folder), config).generate(sources, parameters)]
         for folder in (compact_dir, tmp_path / "dense")
     )
     assert ours == theirs
@@ -156,7 +157,7 @@ def test_half_precision_stays(dense_dir: Path, tmp_path: Path) -> None:
     save_model(AutoModelForSeq2SeqLM.from_pretrained(compact_dir), dense_dir, tmp_path / "half", torch.bfloat16)
     assert nash("export", tmp_path / "half", "--format", "hf-dense", "--out", tmp_path / "dense").code == 0
     assert {t.dtype for t in load_file(tmp_path / "dense" / "model.safetensors").values()} == {torch.bfloat16}
-    spec = read_spec(compact_dir)
+    spec = Model.open(compact_dir).spec
     half, dense = (logits(read(tmp_path / name), spec) for name in ("half", "dense"))
     assert_same(dense, half)
 
@@ -226,7 +227,7 @@ def test_killed_half_way_it_leaves_nothing_that_looks_whole(compact_dir: Path, t
     assert not (tmp_path / "out").exists()
     assert all(path.name.startswith(".out.") and path.name.endswith(".partial") for path in tmp_path.iterdir())
     assert nash(*arguments).code == 0
-    assert not read_spec(tmp_path / "out").compact
+    assert not Model.open(tmp_path / "out").spec.compact
 
 
 def test_a_failure_leaves_nothing(compact_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_store.int4 import INT4, int4_matrices
+from model_store.model.int4 import int4_matrices
+from model_store.model.model import INT4, Model
 from nash.data import TokenizedPairs
 from nash.errors import NashError
 from nash.int4 import _input_grams, calibrate, calibrated_copy, round_without_data
-from nash.model_folder import read_spec
 from nash.models import load_dense, load_tokenizer
 from nash.rows import Row
 from nash.training import decoder_inputs
@@ -46,7 +46,7 @@ def pairs_of(folder: Path, rows: list[Row]) -> list[tuple[list[int], list[int]]]
 def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path) -> None:
     """With a norm's weights taken away where they are folded into the matrix; padding counts nowhere."""
     pairs = pairs_of(model_dir, task_rows(40))
-    model = load_dense(model_dir).eval()
+    model = load_dense(Model.open(model_dir)).eval()
     inputs: dict[str, list[Tensor]] = {}
     ours_by_theirs = {
         "encoder.1.attention.key": "encoder.block.1.layer.0.SelfAttention.k",
@@ -72,8 +72,8 @@ def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path
         labels = torch.tensor([target])
         batch = {"input_ids": torch.tensor([source]), "attention_mask": torch.ones(1, len(source)), "labels": labels}
         model(**decoder_inputs(model, batch))
-    grams = _input_grams(model_dir, pairs)
-    assert grams.keys() == {name for name, _ in int4_matrices(read_spec(model_dir))}
+    grams = _input_grams(Model.open(model_dir), pairs)
+    assert grams.keys() == {name for name, _ in int4_matrices(Model.open(model_dir).spec)}
     for name, seen in inputs.items():
         x_NI = torch.cat([x.flatten(0, 1) for x in seen]).double()
         expected, found = x_NI.T @ x_NI, grams[name].double()
@@ -86,25 +86,25 @@ def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path
 @torch.inference_mode()
 def test_calibrated_answers_are_nearer_than_plainly_rounded_ones(name: str, tmp_path: Path) -> None:
     folder = build_tiny_t5(tmp_path / "m", gated=True) if name == "t5" else build(FAMILIES[name], tmp_path / "m")
-    rows, spec = task_rows(300), read_spec(folder)
+    rows, spec = task_rows(300), Model.open(folder).spec
     pairs = [pair for pair in pairs_of(folder, rows) if len(pair[1]) >= 6][:12]
     sources, targets = [source for source, _ in pairs], [[spec.decoder_start_id, *target[:5]] for _, target in pairs]
 
     def logits(dtype: str) -> Tensor:
         config = EngineConfig(dtype=dtype, slots=12, max_source_tokens=64, max_new_tokens=16)
-        return backend_logits(TorchBackend.load(folder, spec, config, torch.float32), sources, targets)
+        return backend_logits(TorchBackend.load(Model.open(folder), config, torch.float32), sources, targets)
 
     exact = logits("float32")
-    round_without_data(folder)
+    round_without_data(Model.open(folder))
     plain = (logits("int4") - exact).norm()
-    calibrate(folder, rows, QUIET, max_source_tokens=64, max_target_tokens=64)
+    calibrate(Model.open(folder), rows, QUIET, max_source_tokens=64, max_target_tokens=64)
     assert 0 < (logits("int4") - exact).norm() < plain
 
 
 def test_equal_draws_give_equal_files(model_dir: Path, tmp_path: Path) -> None:
     folders = [own_copy(model_dir, tmp_path / str(i)) for i in range(3)]
     for folder, seed in zip(folders, (0, 0, 1), strict=True):
-        calibrate(folder, task_rows(30), QUIET, seed=seed)
+        calibrate(Model.open(folder), task_rows(30), QUIET, seed=seed)
     first, again, _ = ((folder / INT4).read_bytes() for folder in folders)
     assert first == again
     assert load_file(folders[0] / INT4).keys() == load_file(folders[2] / INT4).keys()
@@ -116,7 +116,7 @@ def test_damaged_weights(model_dir: Path, tmp_path: Path) -> None:
     tensors["decoder.block.0.layer.0.SelfAttention.o.weight"][0, 0] = torch.nan
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NashError, match="its weights are damaged"):
-        calibrate(folder, task_rows(30), QUIET)
+        calibrate(Model.open(folder), task_rows(30), QUIET)
     assert not (folder / INT4).exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from model_store.model.model import Model
 from model_store.store import Store
 from nash.cli.main import app
 from nash.latency import Latency, Workload, measure, measure_side_by_side, measure_turns, quantile, speedup_quartiles
@@ -21,18 +22,18 @@ from tests.tiny_models import build_tiny_t5
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_t5(tmp_path_factory.mktemp("latency") / "model")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model.open(build_tiny_t5(tmp_path_factory.mktemp("latency") / "model"))
 
 
-def test_the_figures_hang_together(model: Path) -> None:
+def test_the_figures_hang_together(model: Model) -> None:
     latency = measure(model, batch=3, source_tokens=10, new_tokens=12, repeats=3)
     assert 0 < latency.encode_ms < latency.total_ms
     assert 0 < latency.step_ms * 12 < 2 * latency.total_ms
     assert latency.tokens_per_s == pytest.approx(1e3 * 3 * 12 / latency.total_ms, rel=0.5)
 
 
-def test_models_take_turns_and_lengths_are_forced(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_take_turns_and_lengths_are_forced(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     config = EngineConfig(slots=2, max_source_tokens=7, max_new_tokens=5)
     engines = [Engine.load(model, config) for _ in range(2)]
     added: list[tuple[int, int, int]] = []
@@ -69,7 +70,7 @@ def test_the_spread_is_that_of_turns() -> None:
     assert speedup_quartiles(runs_of(2, 4, 6, 8, 10), runs_of(2, 2, 2, 2, 2)) == (2.0, 4.0)
 
 
-def test_a_workload_is_an_engine_of_its_size(model: Path) -> None:
+def test_a_workload_is_an_engine_of_its_size(model: Model) -> None:
     workload = Workload(batch=3, source_tokens=6, new_tokens=4, dtype="int8", threads=1)
     config = workload.config
     assert (config.slots, config.max_source_tokens, config.max_new_tokens) == (3, 6, 4)
@@ -79,13 +80,13 @@ def test_a_workload_is_an_engine_of_its_size(model: Path) -> None:
     assert str(workload) == "3 requests together, 6 tokens in and 4 out, int8"
 
 
-def test_an_engine_whose_limits_are_too_low_is_refused(model: Path) -> None:
+def test_an_engine_whose_limits_are_too_low_is_refused(model: Model) -> None:
     engine = Engine.load(model, EngineConfig(max_source_tokens=4))
     with pytest.raises(BadRequestError, match="the source has 5 tokens"):
         measure(engine, batch=1, source_tokens=5, new_tokens=2)
 
 
-def test_a_generation_that_fails_is_no_measurement(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generation_that_fails_is_no_measurement(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at its first step, at several thousand tokens a second."""
     workload = Workload(batch=2, source_tokens=6, new_tokens=4)
     engine = Engine.load(model, replace(workload.config, ahead_s=0.0))
@@ -95,12 +96,12 @@ def test_a_generation_that_fails_is_no_measurement(model: Path, monkeypatch: pyt
         measure_turns([engine], workload, 1)
 
 
-def test_bench_prints_one_array(model: Path) -> None:
-    arguments = ["bench", str(model), str(model), "--batch", "1", "--batch", "2", "--source-tokens", "4"]
+def test_bench_prints_one_array(model: Model) -> None:
+    arguments = ["bench", str(model.folder), str(model.folder), "--batch", "1", "--batch", "2", "--source-tokens", "4"]
     result = CliRunner().invoke(app, [*arguments, "--new-tokens", "3", "--repeats", "1", "--threads", "1", "--json"])
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
-    assert [(row["ref"], row["batch"]) for row in rows] == [(str(model), batch) for batch in (1, 1, 2, 2)]
+    assert [(row["ref"], row["batch"]) for row in rows] == [(str(model.folder), batch) for batch in (1, 1, 2, 2)]
     named = {"ref", "dtype", "dtype_why", "engine", "threads", "batch", "source_tokens", "new_tokens"}
     figures = {"encode_ms", "step_ms", "total_ms", "tokens_per_s"}
     for row in rows:
@@ -110,10 +111,10 @@ def test_bench_prints_one_array(model: Path) -> None:
         assert all(row[name] > 0 for name in figures)
 
 
-def test_bench_takes_of_each_version_the_fastest_dtype_whose_quality_holds(model: Path, tmp_path: Path) -> None:
+def test_bench_takes_of_each_version_the_fastest_dtype_whose_quality_holds(model: Model, tmp_path: Path) -> None:
     fastest = speed_order(EngineConfig())[0]
     store = Store(tmp_path / "store")
-    store.publish("tiny", model, alias="dense")
+    store.publish("tiny", model.folder, alias="dense")
     other = build_tiny_t5(tmp_path / "other", seed=3)
     store.publish("tiny", other, alias="other")
     for dtype, value in ((fastest, 90.0), ("float32", 90.0)):
@@ -129,15 +130,15 @@ def test_bench_takes_of_each_version_the_fastest_dtype_whose_quality_holds(model
         assert f"tiny@dense in {fastest} (its quality holds" in result.stderr
 
 
-def test_a_dtype_that_does_not_exist_is_refused_at_once(model: Path) -> None:
-    outcome = nash("bench", str(model), "--dtype", "int3")
+def test_a_dtype_that_does_not_exist_is_refused_at_once(model: Model) -> None:
+    outcome = nash("bench", str(model.folder), "--dtype", "int3")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "dtype 'int3' is not supported: use one of auto, float32, " in outcome.err
 
 
-def test_bench_shows_a_table(model: Path) -> None:
+def test_bench_shows_a_table(model: Model) -> None:
     result = CliRunner().invoke(
-        app, ["bench", str(model), "--source-tokens", "4", "--new-tokens", "3", "--repeats", "1"]
+        app, ["bench", str(model.folder), "--source-tokens", "4", "--new-tokens", "3", "--repeats", "1"]
     )
     assert result.exit_code == 0
     assert "tokens/s" in result.stdout

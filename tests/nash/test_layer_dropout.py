@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from model_store.model.model import Model
 from nash.compaction import shorten_decoder
 from nash.layer_dropout import LayerDropoutTrainer, draw, only_layers
+from nash.modeling.layers import layers_of
 from nash.models import load_dense
-from nash.parts import layers_of
 from nash.recipe import OptimizationRecipe
 from nash.training import train
 from tests.nash.test_training import Interrupt
@@ -27,7 +28,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(model_dir: Path, out: Path, rate: float, *callbacks: Interrupt) -> LayerDropoutTrainer:
     set_seed(0)
     return LayerDropoutTrainer(
-        load_dense(model_dir),
+        load_dense(Model.open(model_dir)),
         task_pairs(model_dir, 16),
         OptimizationRecipe(max_steps=6, batch_size=4, learning_rate=0.01, checkpoint_steps=2),
         rate=rate,
@@ -56,7 +57,7 @@ def test_layers_are_drawn_at_the_rate_and_the_first_one_stays() -> None:
 
 @pytest.mark.parametrize("kept", [(0,), (0, 2), (0, 1, 2)])
 def test_within_the_block_the_model_is_the_shortened_one(model_dir: Path, kept: tuple[int, ...]) -> None:
-    model = load_dense(model_dir).eval()
+    model = load_dense(Model.open(model_dir)).eval()
     before = outputs(model)
     with only_layers(model, kept):
         found = outputs(model)
@@ -67,7 +68,7 @@ def test_within_the_block_the_model_is_the_shortened_one(model_dir: Path, kept: 
 
 @pytest.mark.parametrize("family", ["bart", "marian", "m2m_100", "mt5"])
 def test_every_family(family: str, tmp_path: Path) -> None:
-    model = load_dense(build_tiny(CASES[family], tmp_path / "model")).eval()
+    model = load_dense(Model.open(build_tiny(CASES[family], tmp_path / "model"))).eval()
     with only_layers(model, (0,)):
         found = outputs(model)
     torch.testing.assert_close(found, outputs(shorten_decoder(model, (0,)).eval()), rtol=0, atol=0)
@@ -75,7 +76,7 @@ def test_every_family(family: str, tmp_path: Path) -> None:
 
 
 def test_layers_that_are_left_out_get_no_gradient(model_dir: Path) -> None:
-    model = load_dense(model_dir)
+    model = load_dense(Model.open(model_dir))
     with only_layers(model, (0, 2)):
         torch.autograd.backward(outputs(model).sum())
     got = [next(layer.parameters()).grad is not None for layer in layers_of(model, "decoder")]
@@ -83,7 +84,7 @@ def test_layers_that_are_left_out_get_no_gradient(model_dir: Path) -> None:
 
 
 def test_an_error_brings_the_layers_back(model_dir: Path) -> None:
-    model = load_dense(model_dir)
+    model = load_dense(Model.open(model_dir))
     with pytest.raises(IndexError), only_layers(model, (0,)):
         model(input_ids=torch.tensor([[10**6]]), decoder_input_ids=torch.tensor([[0]]))
     assert len(layers_of(model, "decoder")) == LAYERS

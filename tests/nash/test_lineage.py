@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from model_store.find import FoundModel
+from model_store.model.model import Model
 from nash.lineage import input_digests, lineage_of, portable
-from nash.model_folder import ResolvedModel
 from nash.recipe import DataRecipe, PruneRecipe, build_recipe, read_recipe
 
 TRAIN = "hub:abisee/cnn_dailymail@refs/pr/3:3.0.0:train"
@@ -57,7 +58,7 @@ def test_a_run_notices_another_tokenizer_or_other_settings_of_a_model(dense_dir:
     rows.write_text('{"source": "a", "target": "b"}\n')
     data = DataRecipe(train=rows, validation=rows)
     folder = Path(shutil.copytree(dense_dir, tmp_path / "dense"))
-    model = ResolvedModel(ref="dense", folder=folder, version=None)
+    model = FoundModel(ref="dense", model=Model.open(folder), version=None)
     before = input_digests(data, model), input_digests(data, None, folder)
     assert (input_digests(data, model), input_digests(data, None, folder)) == before
     for name, changes in (("generation_config.json", (True, False)), ("tokenizer.json", (True, True))):

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of, with_kept
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from nash import gates
 from nash.masking import GateKinds, Gates, HardenedGates, masked
-from nash.model_folder import read_spec
 from nash.models import load_dense
-from nash.parts import parts_of, with_kept
 from tests.tiny_families import CASES, build_tiny
 
 COFI = GateKinds(sublayers=True, stacks="both")
@@ -26,13 +26,13 @@ KINDS = {
 
 @pytest.fixture
 def spec(dense_dir: Path) -> ModelSpec:
-    return read_spec(dense_dir)
+    return Model.open(dense_dir).spec
 
 
 @pytest.fixture(scope="module")
 def bart(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     """Its decoder's feed-forward has another width than its encoder's."""
-    return read_spec(build_tiny(CASES["bart"], tmp_path_factory.mktemp("bart") / "model"))
+    return Model.open(build_tiny(CASES["bart"], tmp_path_factory.mktemp("bart") / "model")).spec
 
 
 def spread(own: Gates) -> Gates:
@@ -121,15 +121,15 @@ def test_the_decision_is_the_models_sparsity(spec: ModelSpec, target: float) -> 
 def test_the_realised_sparsity_is_the_targets_within_one_gate(bart: ModelSpec, kinds: GateKinds, target: float) -> None:
     target = min(target, kinds.reach(bart))
     own = spread(Gates(bart, kinds))
-    compact = parts_of(left(bart, own.harden(target))).sublayers
+    compact = layout_of(left(bart, own.harden(target))).sublayers()
     gated = {s.out for s in own.sublayers}
     closed = sum(
         (before.parts - after.parts) * before.part_weights
-        for before, after in zip(parts_of(bart).sublayers, compact, strict=True)
+        for before, after in zip(layout_of(bart).sublayers(), compact, strict=True)
     )
     assert all(
         before.parts == after.parts
-        for before, after in zip(parts_of(bart).sublayers, compact, strict=True)
+        for before, after in zip(layout_of(bart).sublayers(), compact, strict=True)
         if before.out not in gated
     )
     total = sum(s.parts * s.part_weights for s in own.sublayers)
@@ -165,11 +165,11 @@ def test_reach(spec: ModelSpec, kinds: GateKinds) -> None:
 
 
 def test_a_mask_lives_within_its_block(dense_dir: Path, spec: ModelSpec) -> None:
-    model = load_dense(dense_dir).eval()
+    model = load_dense(Model.open(dense_dir)).eval()
     ids = torch.tensor([[5, 6, 7, 1]])
     mask = spread(Gates(spec, COFI)).harden(0.5).mask()
     with torch.no_grad():
         before = model(input_ids=ids, decoder_input_ids=ids).logits
-        with masked(model, parts_of(spec), mask):
+        with masked(model, layout_of(spec).sublayers(), mask):
             assert not torch.allclose(model(input_ids=ids, decoder_input_ids=ids).logits, before)
         assert torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, before)

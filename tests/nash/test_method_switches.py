@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from model_store.model.model import Model
 from model_store.store import Store
 from nash.errors import RequestError
 from nash.evaluate import predict
-from nash.model_folder import read_spec
 from nash.prune import prune
 from nash.recipe import PruneRecipe, build_recipe
 from nash.rows import Row
@@ -56,7 +56,7 @@ def recipe_of(task: Path, **overrides: Any) -> PruneRecipe:
 
 def test_cofi_cuts_both_stacks(task: Path, tmp_path: Path) -> None:
     run(task, tmp_path / "out", pruning__gated_stacks="both", pruning__gate_sublayers=True, pruning__decoder_layers=3)
-    spec = read_spec(tmp_path / "out" / "model")
+    spec = Model.open(tmp_path / "out" / "model").spec
     assert len(spec.decoder) == 3
     widths = [(len(x.self_heads), len(x.cross_heads), x.ffn) for x in spec.decoder]
     assert widths != [(spec.num_heads, spec.num_heads, spec.decoder_d_ff)] * 3
@@ -67,7 +67,7 @@ def test_layers_by_what_their_loss_does(task: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(task, out, pruning__layer_selection="auto", pruning__encoder_sparsity=0.0)
     chosen = json.loads((out / "layers.json").read_text())
-    assert [layer.origin for layer in read_spec(out / "model").decoder] == chosen
+    assert [layer.origin for layer in Model.open(out / "model").spec.decoder] == chosen
     others = next(pair for pair in ([0, 1], [1, 2]) if pair != chosen)
     (out / "layers.json").write_text(json.dumps(others))
     for stage in ("compact", "model"):
@@ -75,7 +75,7 @@ def test_layers_by_what_their_loss_does(task: Path, tmp_path: Path) -> None:
             file.unlink()
         (out / stage).rmdir()
     run(task, out, pruning__layer_selection="auto", pruning__encoder_sparsity=0.0)
-    assert [layer.origin for layer in read_spec(out / "model").decoder] == others
+    assert [layer.origin for layer in Model.open(out / "model").spec.decoder] == others
 
 
 def test_repair_changes_the_cut_matrices_alone(task: Path, tmp_path: Path) -> None:
@@ -101,14 +101,14 @@ def test_the_teachers_own_answers(task: Path, tmp_path: Path) -> None:
     answers = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
     config = EngineConfig(max_source_tokens=16, max_new_tokens=16)
     assert answers[0] == "kept from before"
-    assert answers[1:] == predict(task / "dense", [row.source for row in rows[1:]], config)
+    assert answers[1:] == predict(Model.open(task / "dense"), [row.source for row in rows[1:]], config)
 
 
 def test_no_final_phase(task: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(task, out, final_training__epochs=0.0)
     assert not (out / "final_log.jsonl").exists()
-    assert read_spec(out / "model") == read_spec(out / "compact")
+    assert Model.open(out / "model").spec == Model.open(out / "compact").spec
 
 
 @pytest.mark.parametrize(
@@ -137,5 +137,5 @@ def test_rows_without_an_answer_keep_their_targets(task: Path, tmp_path: Path) -
     data = recipe_of(task).data
     rows = [Row(source="a", targets=("x",)), Row(source="b", targets=("y", "z"))]
     (tmp_path / FILE).write_text('" "\n"found"\n')
-    answered = with_teacher_answers(rows, task / "dense", data, tmp_path, Console(quiet=True))
+    answered = with_teacher_answers(rows, Model.open(task / "dense"), data, tmp_path, Console(quiet=True))
     assert answered == [rows[0], Row(source="b", targets=("found",))]

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from model_store.model.model import tokenizer_files
 from nash.errors import RequestError
-from nash.model_folder import tokenizer_paths
 from nash.models import new_t5
 from nash.recipe import T5Shape
 
@@ -21,7 +21,7 @@ def test_the_files_of_a_tokenizer(tmp_path: Path) -> None:
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "target_vocab.json", "source.spm", "target.spm"}
     for name in (*files, "config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
-    assert {path.name for path in tokenizer_paths(tmp_path)} == files
+    assert {path.name for path in tokenizer_files(tmp_path)} == files
 
 
 @pytest.mark.parametrize("missing", ["pad_token", "eos_token"])

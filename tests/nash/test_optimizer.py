@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model_store.model.model import Model
 from nash.distillation import DistillationMaps
 from nash.masking import GateKinds, Gates
-from nash.model_folder import read_spec
 from nash.models import load_dense
 from nash.optimizer import MuonAdamW, orthogonalize, parameter_groups
 from tests.tiny_models import build_tiny_t5
@@ -148,8 +148,8 @@ def test_parameter_groups(tmp_path: Path) -> None:
     directory = build_tiny_t5(
         tmp_path / "m", d_model=16, heads=2, d_ff=8, encoder_layers=2, decoder_layers=1, tied=False
     )
-    model = load_dense(directory)
-    model.gates = Gates(read_spec(directory), GateKinds())
+    model = load_dense(Model.open(directory))
+    model.gates = Gates(Model.open(directory).spec, GateKinds())
     model.maps = DistillationMaps(16, 1)
     names = {id(p): name for name, p in model.named_parameters()}
     frozen = model.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_(False)

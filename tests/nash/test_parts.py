@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from model_store.model.config import layout_of, with_kept
+from model_store.model.model import Model
+from model_store.model.spec import shortened
 from nash.data import IGNORED
 from nash.distillation import recorded
-from nash.model_folder import read_spec
+from nash.modeling.layers import layers_of
 from nash.models import load_dense
 from nash.optimizer import parameter_groups
-from nash.parts import layers_of, parts_of, shortened, with_kept
 from nash.training import shift_right
 from tests.nash.pruned_families import FAMILIES, batch, build
 
@@ -25,14 +27,14 @@ def dense_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def model(dense_dir: Path) -> PreTrainedModel:
-    return load_dense(dense_dir).eval()
+    return load_dense(Model.open(dense_dir)).eval()
 
 
 def test_every_hidden_matrix_is_a_sublayers(dense_dir: Path, model: PreTrainedModel) -> None:
     """And has the shape that the description gives it."""
-    spec = read_spec(dense_dir)
+    spec = Model.open(dense_dir).spec
     named: list[str] = []
-    for sublayer in parts_of(spec).sublayers:
+    for sublayer in layout_of(spec).sublayers():
         width = sublayer.parts * sublayer.columns
         weights = [model.get_submodule(name).weight for name in (*sublayer.inputs, sublayer.out)]
         assert {tuple(w.shape) for w in weights[:-1]} == {(width, spec.d_model)}
@@ -46,7 +48,7 @@ def test_every_hidden_matrix_is_a_sublayers(dense_dir: Path, model: PreTrainedMo
 
 
 def test_norms_belong_to_one_sublayer_each(dense_dir: Path, model: PreTrainedModel) -> None:
-    norms = [sublayer.norm for sublayer in parts_of(read_spec(dense_dir)).sublayers]
+    norms = [sublayer.norm for sublayer in layout_of(Model.open(dense_dir).spec).sublayers()]
     assert len(norms) == len(set(norms))
     layers = [module for stack in ("encoder", "decoder") for module in layers_of(model, stack)]
     inside = {id(m) for layer in layers for name, m in layer.named_modules() if name.endswith("layer_norm")}
@@ -54,24 +56,24 @@ def test_norms_belong_to_one_sublayer_each(dense_dir: Path, model: PreTrainedMod
 
 
 def test_what_is_left(dense_dir: Path) -> None:
-    spec = read_spec(dense_dir)
+    spec = Model.open(dense_dir).spec
     whole = shortened(spec, (1,))
     assert [layer.origin for layer in whole.decoder] == [1]
     assert shortened(whole, (0, 1)) == spec
-    attention, ffn, *_, own, cross, last = parts_of(whole).sublayers
+    attention, ffn, *_, own, cross, last = layout_of(whole).sublayers()
     kept = {attention.out: (1,), ffn.out: (0, 3, 4), own.out: (), cross.out: (0, 2), last.out: ()}
     left = with_kept(whole, kept)
     assert (left.encoder[0].heads, left.encoder[0].ffn) == ((1,), 3)
     assert left.encoder[1:] == whole.encoder[1:]
     assert (left.decoder[0].self_heads, left.decoder[0].cross_heads, left.decoder[0].ffn) == ((), (0, 2), 0)
-    assert {s.out: s.numbers for s in parts_of(left).sublayers if s.out in kept and s.has_heads} == {
+    assert {s.out: s.numbers for s in layout_of(left).sublayers() if s.out in kept and s.has_heads} == {
         name: numbers for name, numbers in kept.items() if name not in (ffn.out, last.out)
     }
     assert with_kept(left, {cross.out: (1,)}).decoder[0].cross_heads == (2,), "parts are counted among those left"
 
 
 def test_recorded_states_are_transformers_hidden_states(model: PreTrainedModel, dense_dir: Path) -> None:
-    feed = batch(read_spec(dense_dir))
+    feed = batch(Model.open(dense_dir).spec)
     targets = feed["input_ids"][:, :5]
     with (
         torch.no_grad(),
@@ -91,7 +93,7 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else(dense_dir: Path, model:
     matrices, rest = parameter_groups(model, muon=True, weight_decay=0.1)
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)] for p in matrices["params"]}
-    sublayers = parts_of(read_spec(dense_dir)).sublayers
+    sublayers = layout_of(Model.open(dense_dir).spec).sublayers()
     assert found == {f"{name}.weight" for s in sublayers for name in (*s.inputs, s.out)}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {names[id(p)] for p in rest["params"]} == trained - found

@@ -14,11 +14,11 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from model_store.model.model import Model
 from model_store.store import Store
 from nash.cli.main import app
 from nash.cli.serve import MODEL_KEYS
 from nash.lineage import portable
-from nash.model_folder import read_spec
 from nash.preflight import check_prune
 from nash.recipe import PruneRecipe, build_recipe
 from server.settings import ModelRequest
@@ -163,7 +163,7 @@ def test_refused_before_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_lengths_that_are_not_given_follow_the_model(tmp_path: Path) -> None:
     build_tiny(CASES["bart"], tmp_path / "model")
     build_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
-    positions = read_spec(tmp_path / "model").max_positions
+    positions = Model.open(tmp_path / "model").spec.max_positions
     assert positions is not None
     assert positions < 256
     (tmp_path / "rows.jsonl").write_text(ROW)

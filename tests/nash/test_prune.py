@@ -14,9 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from model_store.int4 import INT4
+from model_store.model.model import INT4, Model
 from model_store.store import Store
-from nash.model_folder import read_spec
 from nash.models import load_dense
 from nash.training import last_checkpoint
 from server.engine.capabilities import engine_name, speed_order
@@ -118,7 +117,7 @@ def test_what_is_in_the_store(run: Run, task: Task) -> None:
     assert manifest.lineage.seed == 0
     assert manifest.lineage.data.keys() == {"train", "validation", "test"}
     assert str(task.folder) not in json.dumps(manifest.lineage.recipe), "a digest must not depend on folders"
-    spec = read_spec(store.checkout("reverse@pruned"))
+    spec = Model.open(store.checkout("reverse@pruned")).spec
     one_gate = spec.head_weights / (3 * (3 * spec.head_weights + spec.d_ff * spec.unit_weights))
     assert spec.encoder_sparsity == pytest.approx(SPARSITY, abs=one_gate)
     assert [layer.origin for layer in spec.decoder] == [0, 2]
@@ -191,7 +190,7 @@ def test_flags_alone(run: Run, task: Task, tmp_path: Path) -> None:
     assert document["ref"] == "reverse@s"
     stored = Store(store).resolve("reverse@s")
     assert stored.manifest.lineage.parent == Store(store).resolve("reverse@dense").digest
-    spec = read_spec(Store(store).checkout("reverse@s"))
+    spec = Model.open(Store(store).checkout("reverse@s")).spec
     assert (len(spec.decoder), spec.encoder_sparsity) == (1, 0.0)
 
 
@@ -205,7 +204,7 @@ def test_four_bits_besides(run: Run, task: Task, tmp_path: Path) -> None:
     assert done.document()["ref"] == "reverse@pruned"
     version = Store(store).resolve("reverse@pruned")
     assert INT4 in [file.path for file in version.manifest.files]
-    Engine.load(Store(store).checkout(version.ref), EngineConfig(dtype="int4", slots=1))
+    Engine.load(Model.open(Store(store).checkout(version.ref)), EngineConfig(dtype="int4", slots=1))
 
 
 def test_a_table_for_people(run: Run, task: Task) -> None:
@@ -282,7 +281,7 @@ def test_what_could_not_be_published_is_refused_before_training(
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("config.json", "[]", "holds no JSON object"),
+        ("config.json", "[]", "does not hold a JSON object"),
         ("tokenizer_config.json", "[]", "cannot be loaded"),
         (
             "tokenizer_config.json",
@@ -340,7 +339,7 @@ def test_padding_that_the_configuration_leaves_open(task: Task, tmp_path: Path) 
     shutil.copytree(task.folder / "dense", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
-    assert load_dense(model).config.pad_token_id == PAD_ID
+    assert load_dense(Model.open(model)).config.pad_token_id == PAD_ID
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
+from model_store.model.model import Model
 from model_store.store import Store
-from nash.model_folder import read_spec
 from tests.nash.command_line import nash
 from tests.nash.pruned_families import FAMILIES, assert_same, build, logits, read
 from tests.nash.tiny_training import task_rows
@@ -63,7 +63,7 @@ def prune(family: str, gates: str, folder: Path) -> Path:
 
 def check(family: str, gates: str, folder: Path) -> None:
     published = prune(family, gates, folder)
-    dense, spec = read_spec(folder / "dense"), read_spec(published)
+    dense, spec = Model.open(folder / "dense").spec, Model.open(published).spec
     assert (spec.family, len(spec.encoder), len(spec.decoder)) == (dense.family, len(dense.encoder), 1)
     whole = spec.decoder[0].ffn == dense.decoder_d_ff and len(spec.decoder[0].self_heads) == dense.num_heads
     if gates == NASH:

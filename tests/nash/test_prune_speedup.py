@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from model_store.spec import ModelSpec
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from model_store.store import Store
 from nash.latency import Latency, Workload
-from nash.model_folder import read_spec
 from nash.run_folder import RunFolder
 from tests.nash.command_line import Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
@@ -58,8 +58,8 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(measured=[], workloads=[])
 
-    def engine_measure(dense: Path, workload: Workload) -> Callable[[Sequence[ModelSpec]], list[Latency]]:
-        assert read_spec(dense).dense_decoder_layers == 3
+    def engine_measure(dense: Model, workload: Workload) -> Callable[[Sequence[ModelSpec]], list[Latency]]:
+        assert dense.spec.dense_decoder_layers == 3
         machine.workloads.append(workload)
         return machine.measure
 
@@ -87,7 +87,7 @@ def prune(folder: Path, tmp_path: Path, *flags: object, recipe: str = RECIPE) ->
 def test_from_the_asked_speed_to_the_report(folder: Path, tmp_path: Path, machine: Machine) -> None:
     document: Any = prune(folder, tmp_path, "--json").document()
     # Dense: 3 layers and the encoder are 9 ms. Of 4.5 ms one layer leaves 2.5 for the encoder; two would leave 0.5.
-    spec = read_spec(Store(tmp_path / "store").checkout("reverse@pruned"))
+    spec = Model.open(Store(tmp_path / "store").checkout("reverse@pruned")).spec
     assert len(spec.decoder) == document["decoder_layers"] == 1
     assert spec.encoder_sparsity == pytest.approx(1 / 6, abs=0.06)
     assert (document["asked"], document["measured"]) == (2.0, document["speedup"])
@@ -159,7 +159,9 @@ def test_nothing_is_measured_beside_another_run(folder: Path, tmp_path: Path, ma
 def test_a_trimmed_vocabulary_is_compared_with_the_whole_one(folder: Path, tmp_path: Path, machine: Machine) -> None:
     recipe = RECIPE.replace("speedup = 2", "speedup = 2\ntrim_vocab = true")
     document = prune(folder, tmp_path, "--json", recipe=recipe).document()
-    dense, pruned = (read_spec(Store(tmp_path / "store").checkout(f"reverse@{alias}")) for alias in ("dense", "pruned"))
+    dense, pruned = (
+        Model.open(Store(tmp_path / "store").checkout(f"reverse@{alias}")).spec for alias in ("dense", "pruned")
+    )
     assert pruned.vocab_size < dense.vocab_size
     assert len(machine.measured) == 3, "the probes, the chosen shape, and what the gates decided"
     for reference, *cut in machine.measured:

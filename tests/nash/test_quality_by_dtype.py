@@ -1,10 +1,9 @@
 """Which dtypes are evaluated for a version's records, with made-up answers."""
 
-from pathlib import Path
-
 import pytest
 from rich.console import Console
 
+from model_store.model.model import Model
 from nash import quality
 from nash.evaluate import Evaluation
 from nash.progress import Watch
@@ -12,6 +11,7 @@ from nash.quality import quality_by_dtype, quality_record
 from nash.rows import Row
 from server.engine.sequence import EngineConfig
 from tests.quality_records import record
+from tests.tiny_models import model_without_files
 
 CONFIG = EngineConfig(max_source_tokens=64, max_new_tokens=32)
 ROWS = [Row(source="a", targets=("b",))] * 100
@@ -31,7 +31,7 @@ def test_down_to_the_first_that_holds(
     """Of an error rate: less is better."""
     asked: list[str] = []
 
-    def made_up(folder: Path, rows: list[Row], kind: str, config: EngineConfig, watch: Watch) -> Evaluation:
+    def made_up(model: Model, rows: list[Row], kind: str, config: EngineConfig, watch: Watch) -> Evaluation:
         asked.append(config.dtype)
         return Evaluation(n=len(rows), metrics={"word_error_rate": figures[config.dtype]})
 
@@ -39,7 +39,7 @@ def test_down_to_the_first_that_holds(
     monkeypatch.setattr(quality, "speed_order", lambda config: ("int8", "bfloat16", "float32"))
     records = quality_by_dtype(
         "dense",
-        Path("nowhere"),
+        model_without_files(),
         ROWS,
         "test",
         "phonemes",
@@ -57,7 +57,7 @@ def test_what_is_recorded_is_not_evaluated_again(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(quality, "speed_order", lambda config: ("int8", "float32"))
     records = quality_by_dtype(
         "dense",
-        Path("nowhere"),
+        model_without_files(),
         ROWS,
         "test",
         "exact",

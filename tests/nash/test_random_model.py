@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.model import Model
 from nash.random_model import cut_spec, uniform_widths, with_vocabulary, write_random_model
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters
@@ -34,7 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         for family in ("bart", "marian")
     },
 }
-SPECS = {name: ModelSpec.from_config(config) for name, config in FAMILIES.items()}
+SPECS = {name: spec_of(config) for name, config in FAMILIES.items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -44,7 +45,7 @@ def test_the_engine_runs_every_shape(name: str, heads: int | None, tmp_path: Pat
     spec = dense if heads is None else cut_spec(dense, decoder_layers=1, heads=heads, units=7 * heads)
     spec = with_vocabulary(spec, 20)
     write_random_model(tmp_path, spec, FAMILIES[name])
-    engine = Engine.load(tmp_path, EngineConfig(dtype="int8", threads=1, slots=1))
+    engine = Engine.load(Model.open(tmp_path), EngineConfig(dtype="int8", threads=1, slots=1))
     assert engine.spec == spec
     [sequence] = engine.generate([[3, 4, 5]], GenerationParameters(max_new_tokens=4, ignore_eos=True))
     assert len(sequence.tokens) == 4
@@ -55,7 +56,7 @@ def test_tokens_that_a_smaller_vocabulary_has_not(name: str, tmp_path: Path) -> 
     """What a configuration forces or forbids has nothing to do with the speed."""
     config = FAMILIES[name] | {"forced_bos_token_id": 29, "suppress_tokens": [28], "bad_words_ids": [[27], [3, 26]]}
     write_random_model(tmp_path, with_vocabulary(SPECS[name], 20), config)
-    assert Engine.load(tmp_path, EngineConfig(threads=1, slots=1)).spec.vocab_size == 20
+    assert Engine.load(Model.open(tmp_path), EngineConfig(threads=1, slots=1)).spec.vocab_size == 20
 
 
 @pytest.mark.parametrize("name", FAMILIES)

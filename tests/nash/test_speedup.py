@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_store.spec import EncoderLayerSpec, ModelSpec
+from model_store.model.config import spec_of
+from model_store.model.model import Model
+from model_store.model.spec import EncoderLayerSpec, ModelSpec
 from nash.cost_model import CostModel, Timing
 from nash.errors import RequestError
 from nash.latency import Latency, Workload
-from nash.model_folder import read_spec
 from nash.models import load_tokenizer
 from nash.random_model import cut_spec, uniform_widths
 from nash.recipe import DataRecipe, WorkloadRecipe
@@ -19,7 +20,7 @@ from nash.rows import Row
 from nash.speedup import SpeedPlan, cut_of, engine_measure, make_plan, probes, settle
 from nash.workload import workload_of
 
-DENSE = ModelSpec.from_config(
+DENSE = spec_of(
     {"model_type": "t5", "vocab_size": 100, "d_model": 64, "d_kv": 8, "num_heads": 8, "d_ff": 256, "num_layers": 6}
 )
 WORKLOAD = Workload(batch=1, source_tokens=16, new_tokens=10)
@@ -191,10 +192,10 @@ def test_the_engine_measures(dense_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     """Figures in the order of the shapes, one engine a shape, and torch's threads as they were."""
     monkeypatch.setattr("nash.speedup._TURNS_S", 0.0)
     before = torch.get_num_threads()
-    dense = read_spec(dense_dir)
+    dense = Model.open(dense_dir).spec
     small = cut_spec(dense, decoder_layers=1, heads=1, units=3)
     workload = Workload(batch=2, source_tokens=5, new_tokens=4, threads=2)
-    first, second, again = engine_measure(dense_dir, workload)([dense, small, dense])
+    first, second, again = engine_measure(Model.open(dense_dir), workload)([dense, small, dense])
     assert torch.get_num_threads() == before
     assert first == again != second
     assert 0 < second.encode_ms < second.total_ms

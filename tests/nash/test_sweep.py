@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from model_store.model.model import Model
 from model_store.store import Store
 from nash import disk, sweep, sweep_latency, teacher_answers
-from nash.model_folder import model_digest
 from nash.recipe import PruneRecipe
 from nash.training import last_checkpoint
 from nash.walk import walk as whole_walk
@@ -104,7 +104,7 @@ class Run:
         return nash("sweep", recipe, "--out", self.out, "--store", self.store, "--json", *flags)
 
     def models(self) -> dict[str, str]:
-        return {folder.name: model_digest(folder / "model") for folder in (self.out / "points").iterdir()}
+        return {folder.name: Model.open(folder / "model").digest() for folder in (self.out / "points").iterdir()}
 
 
 @pytest.fixture(scope="module")

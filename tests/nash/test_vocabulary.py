@@ -25,13 +25,14 @@ from transformers import (
     T5Tokenizer,
 )
 
+from model_store.model.config import spec_of
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from model_store.source import check_publishable
-from model_store.spec import ModelSpec
 from model_store.store import Store
 from nash.compaction import compact, shorten_decoder
 from nash.errors import RequestError
 from nash.latency import Latency, Workload
-from nash.model_folder import read_spec
 from nash.models import load_tokenizer, save_model
 from nash.speedup import Measure
 from nash.tokenizer_file import document_of
@@ -78,7 +79,7 @@ def text(tokens: Sequence[int]) -> str:
 def build(case: Case, folder: Path, *, seed: int = 0) -> Path:
     """A random model whose tokens are the words w0, w1 and so on."""
     build_tiny(case, folder, seed=seed)
-    spec = read_spec(folder)
+    spec = Model.open(folder).spec
     vocabulary = {word(i): i for i in range(spec.vocab_size)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=word(spec.eos_id)))
     tokenizer.pre_tokenizer = Whitespace()
@@ -117,7 +118,7 @@ def assert_exact(model: PreTrainedModel, trimmed: PreTrainedModel, plan: Vocabul
 
 
 def pruned(data: st.DataObject, dense: PreTrainedModel) -> PreTrainedModel:
-    spec = ModelSpec.from_config(dense.config.to_dict())
+    spec = spec_of(dense.config.to_dict())
     kept_layers, hardened = data.draw(decisions(spec))
     return compact(shorten_decoder(dense, kept_layers), spec, kept_layers, hardened)
 
@@ -135,7 +136,7 @@ def test_what_is_kept_has_the_same_logits_and_embeddings(name: str, data: st.Dat
     tokens = data.draw(st.lists(st.integers(FIRST_TOKEN, VOCAB_SIZE - 1), min_size=1, max_size=12))
     with tempfile.TemporaryDirectory() as directory, float64() if data.draw(st.booleans()) else nullcontext():
         folder, out = build(case, Path(directory) / "dense"), Path(directory) / "trimmed"
-        plan, spec = plan_vocabulary(folder, [text(tokens)]), read_spec(folder)
+        plan, spec = plan_vocabulary(Model.open(folder), [text(tokens)]), Model.open(folder).spec
         assert set(tokens) <= set(plan.kept)
         assert len(plan.kept) < VOCAB_SIZE
         write_tokenizer(folder, out / "tokenizer", plan)
@@ -148,7 +149,7 @@ def test_what_is_kept_has_the_same_logits_and_embeddings(name: str, data: st.Dat
             assert_exact(model, trimmed, plan)
             save_model(trimmed, out / "tokenizer", out / "model", torch.get_default_dtype())
             assert_exact(model, read(out / "model"), plan)
-            found = read_spec(out / "model")
+            found = Model.open(out / "model").spec
             assert (found.vocab_size, found.dense_vocab_size) == (len(plan.kept), VOCAB_SIZE)
             assert found.compact
             for token in ("pad_id", "eos_id", "decoder_start_id"):
@@ -159,15 +160,17 @@ def test_what_is_kept_has_the_same_logits_and_embeddings(name: str, data: st.Dat
 def test_answers_of_kept_tokens_are_the_same(name: str, tmp_path: Path) -> None:
     """By transformers and by the engine."""
     folder = build(FAMILIES[name], tmp_path / "dense")
-    sources = [[FIRST_TOKEN + 2 * i, 30 - i, 11 + i, read_spec(folder).eos_id] for i in range(4)]
+    sources = [[FIRST_TOKEN + 2 * i, 30 - i, 11 + i, Model.open(folder).spec.eos_id] for i in range(4)]
     parameters = GenerationParameters(max_new_tokens=NEW_TOKENS)
-    answers = [sequence.tokens for sequence in Engine.load(folder, EngineConfig()).generate(sources, parameters)]
-    trim_vocabulary(folder, tmp_path / "trimmed", map(text, sources + answers), {})
-    plan = plan_vocabulary(folder, map(text, sources + answers))
+    answers = [
+        sequence.tokens for sequence in Engine.load(Model.open(folder), EngineConfig()).generate(sources, parameters)
+    ]
+    trim_vocabulary(Model.open(folder), tmp_path / "trimmed", map(text, sources + answers), {})
+    plan = plan_vocabulary(Model.open(folder), map(text, sources + answers))
     check_publishable(tmp_path / "trimmed")
-    assert read_spec(tmp_path / "trimmed").vocab_size == len(plan.kept) < VOCAB_SIZE
+    assert Model.open(tmp_path / "trimmed").spec.vocab_size == len(plan.kept) < VOCAB_SIZE
     new_sources = [[plan.new_ids[i] for i in source] for source in sources]
-    engine = Engine.load(tmp_path / "trimmed", EngineConfig())
+    engine = Engine.load(Model.open(tmp_path / "trimmed"), EngineConfig())
     found = [sequence.tokens for sequence in engine.generate(new_sources, parameters)]
     assert found == [[plan.new_ids[i] for i in answer] for answer in answers]
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
@@ -190,9 +193,9 @@ def test_configurations_name_tokens_by_their_new_ids(tmp_path: Path) -> None:
         "max_new_tokens": 9,
     }
     path.write_text(json.dumps(json.loads(path.read_text()) | named))
-    plan = plan_vocabulary(folder, [text([5, 7])])
+    plan = plan_vocabulary(Model.open(folder), [text([5, 7])])
     assert plan.kept == (0, 1, 2, 5, 7, 20, 30)
-    trim_vocabulary(folder, tmp_path / "trimmed", [text([5, 7])], {})
+    trim_vocabulary(Model.open(folder), tmp_path / "trimmed", [text([5, 7])], {})
     found = json.loads((tmp_path / "trimmed" / "generation_config.json").read_text())
     assert (found["eos_token_id"], found["forced_bos_token_id"]) == ([2, 5], 6)
     assert (found["suppress_tokens"], found["bad_words_ids"]) == ([3], [[3, 4], [4]])
@@ -221,7 +224,7 @@ def with_config(tokenizer: PreTrainedTokenizerBase | Tokenizer, folder: Path, *,
 def test_other_texts_are_counted(kind: str, tmp_path: Path) -> None:
     texts, others = lines()[:50], [*lines()[:2], lines()[900] + " ☃"]
     folder, out = with_config(trained(kind), tmp_path / "dense", rows=750), tmp_path / "trimmed"
-    plan = plan_vocabulary(folder, texts)
+    plan = plan_vocabulary(Model.open(folder), texts)
     report = plan.report
     assert report.dense == 750
     assert report.kept == len(plan.kept) == report.data + report.special + report.merged + report.fallback < 700
@@ -261,7 +264,7 @@ CLASSES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
 def test_the_classes_of_transformers_read_what_is_written(name: str, tmp_path: Path) -> None:
     folder, out = with_config(CLASSES[name](), tmp_path / "dense"), tmp_path / "trimmed"
     texts = lines()[:100]
-    plan = plan_vocabulary(folder, texts)
+    plan = plan_vocabulary(Model.open(folder), texts)
     assert len(plan.kept) < 0.9 * plan.report.dense
     write_tokenizer(folder, out, plan)
     check_texts(folder, out, plan, texts)
@@ -284,7 +287,7 @@ def test_files_that_number_tokens(tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<pad>": 0}))
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<pad>"}))
     (folder / "merges.txt").write_text("a b")
-    plan = plan_vocabulary(folder, ["zebra"])
+    plan = plan_vocabulary(Model.open(folder), ["zebra"])
     write_tokenizer(folder, out, plan)
     assert json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"] == added, "they come first"
     assert json.loads((out / "added_tokens.json").read_text()) == {"<pad>": 0}
@@ -294,7 +297,7 @@ def test_files_that_number_tokens(tmp_path: Path) -> None:
 
 def test_a_text_that_would_change_is_named(tmp_path: Path) -> None:
     folder, out = with_config(trained("unigram"), tmp_path / "dense"), tmp_path / "trimmed"
-    plan = plan_vocabulary(folder, lines()[:3])
+    plan = plan_vocabulary(Model.open(folder), lines()[:3])
     write_tokenizer(folder, out, plan)
     with pytest.raises(RequestError, match="the text 'Unseen' would not be tokenized as before"):
         check_texts(folder, out, plan, [*lines()[:3], "Unseen", "Another"])
@@ -303,13 +306,13 @@ def test_a_text_that_would_change_is_named(tmp_path: Path) -> None:
 def test_two_vocabularies_are_refused(tmp_path: Path) -> None:
     folder = build(FAMILIES["marian, two vocabularies"], tmp_path / "dense")
     with pytest.raises(RequestError, match="separate vocabularies for sources and targets, which cannot be trimmed"):
-        plan_vocabulary(folder, ["w5"])
+        plan_vocabulary(Model.open(folder), ["w5"])
 
 
 def test_tokens_beyond_the_model_are_refused(tmp_path: Path) -> None:
     folder = with_config(trained("unigram"), tmp_path / "dense", rows=300)
     with pytest.raises(RequestError, match=r"uses the token id 3\d\d, its model has a vocabulary of 300"):
-        plan_vocabulary(folder, lines()[:50])
+        plan_vocabulary(Model.open(folder), lines()[:50])
 
 
 def test_a_configuration_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
@@ -317,12 +320,12 @@ def test_a_configuration_that_cannot_be_served_is_refused(tmp_path: Path) -> Non
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"force_words_ids": [[5]]}))
     with pytest.raises(RequestError, match="has force_words_ids, which cannot be served: remove it"):
-        plan_vocabulary(folder, ["w5"])
+        plan_vocabulary(Model.open(folder), ["w5"])
 
 
 def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     folder = build(FAMILIES["t5"], tmp_path / "dense")
-    plan = plan_vocabulary(folder, ["w5 w6"])
+    plan = plan_vocabulary(Model.open(folder), ["w5 w6"])
     with pytest.raises(ValueError, match=f"the model has {len(plan.kept)} tokens, the plan is for {VOCAB_SIZE}"):
         trim_model(trim_model(read(folder), plan), plan)
 
@@ -351,7 +354,7 @@ def test_prune_trims_first(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for alias, size in {"dense": VOCAB_SIZE, "pruned": 8}.items():
         folder = store.checkout(f"words@{alias}")
-        assert read_spec(folder).vocab_size == len(load_tokenizer(folder)) == size
+        assert Model.open(folder).spec.vocab_size == len(load_tokenizer(folder)) == size
     spec = store.resolve("words@pruned").manifest.spec
     assert (spec.vocab_size, spec.dense_vocab_size) == (8, VOCAB_SIZE)
     assert store.resolve("words@dense").manifest.spec.dense_vocab_size is None
@@ -385,4 +388,4 @@ def test_an_asked_speed_counts_the_trimmed_vocabulary(tmp_path: Path, monkeypatc
     for side_by_side in measured:
         sizes = [spec.vocab_size for spec in side_by_side]
         assert sizes == [VOCAB_SIZE, *[8] * (len(sizes) - 1)]
-    assert len(read_spec(tmp_path / "out" / "model").decoder) == 1
+    assert len(Model.open(tmp_path / "out" / "model").spec.decoder) == 1

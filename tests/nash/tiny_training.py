@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
+from model_store.model.model import Model
+from model_store.model.spec import shortened
 from nash.compaction import shorten_decoder
 from nash.data import TokenizedPairs
 from nash.distillation import DistillationMaps
 from nash.layer_selection import block_ends
 from nash.masking import GateKinds, Gates
-from nash.model_folder import read_spec
 from nash.models import load_dense, load_tokenizer
-from nash.parts import shortened
 from nash.pruning_training import StudentTrainer
 from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.rows import Row
@@ -55,7 +55,7 @@ def finetune_trainer(
     """Fine-tunes the dense model; every step is logged."""
     set_seed(0)
     trainer = FinetuneTrainer(
-        load_dense(directory),
+        load_dense(Model.open(directory)),
         task_pairs(directory, rows),
         OptimizationRecipe(**FLOAT32 | optimization),
         output_dir=out,
@@ -79,13 +79,13 @@ def student_trainer(
 ) -> StudentTrainer:
     """Trains a student with two of three decoder layers, the pruning phase where `pruning` is given."""
     set_seed(0)
-    teacher = load_dense(directory)
+    teacher = load_dense(Model.open(directory))
     student = shorten_decoder(teacher, KEPT_LAYERS)
     _perturb(student)
     student.maps = DistillationMaps(teacher.config.d_model, len(KEPT_LAYERS))
     if pruning is not None:
         kinds = GateKinds(heads=pruning.gate_heads, units=pruning.gate_units)
-        student.gates = Gates(shortened(read_spec(directory), KEPT_LAYERS), kinds)
+        student.gates = Gates(shortened(Model.open(directory).spec, KEPT_LAYERS), kinds)
     trainer = StudentTrainer(
         student,
         teacher,

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from prometheus_client import CollectorRegistry
 
+from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
 from server.messages import FrameBuffer, Stats, decode_report, encode
@@ -27,7 +28,7 @@ DESCRIPTION = ModelDescription(
 
 def steps_by_path(directory: Path, config: EngineConfig) -> dict[str, float]:
     """What the metric says after one sequence with a prefix and three more tokens."""
-    engine = Engine.load(directory, config)
+    engine = Engine.load(Model.open(directory), config)
     collector = StatsCollector(engine.limits)
     parameters = GenerationParameters(max_new_tokens=4, ignore_eos=True, prefix_ids=(5, 6))
     engine.add(Sequence(id=0, source_ids=[7, 8, 1], parameters=parameters))

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import InvalidRequestError, NotFoundError, UnsupportedModelError
-from model_store.spec import ModelSpec
+from model_store.model.config import spec_of
 from model_store.store import Store
 from server.engine import cpus
 from server.engine.capabilities import engine_name, speed_order
 from server.engine.sequence import EngineConfig
 from server.errors import SettingsError
-from server.resolution import ResolvedModel, resolve_models
+from server.resolution import ResolvedVariant, resolve_models
 from server.settings import ModelRequest
 from tests.quality_records import record
 from tests.tiny_families import CASES, build_tiny
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def resolve(folder: Path, *refs: str) -> list[ResolvedModel]:
+def resolve(folder: Path, *refs: str) -> list[ResolvedVariant]:
     requests = tuple(ModelRequest(ref=ref, engine=EngineConfig()) for ref in refs)
     return list(resolve_models(requests, Store(folder / "store")))
 
@@ -41,7 +41,7 @@ def test_a_variant_is_called_by_its_alias_else_by_its_version(folder: Path) -> N
     assert by_alias.version == 1
     (bare,) = resolve(folder, "tiny")
     assert (bare.ref, bare.variant) == ("tiny:1", "v1")
-    assert (bare.directory / "model.safetensors").is_file()
+    assert (bare.found.model.folder / "model.safetensors").is_file()
 
 
 def test_a_path_gives_a_legal_name_and_its_kind(folder: Path) -> None:
@@ -54,12 +54,12 @@ def test_a_compact_model_is_called_pruned(folder: Path, tmp_path: Path) -> None:
     directory = tmp_path / "small"
     shutil.copytree(folder / "My Model", directory)
     config = json.loads((directory / "config.json").read_text())
-    dense = ModelSpec.from_config(config)
+    dense = spec_of(config)
     compact = dataclasses.replace(dense, decoder=dense.decoder[:1])
     config |= {"model_type": "nash_t5", "num_decoder_layers": 1, **compact.layer_config()}
     (directory / "config.json").write_text(json.dumps(config))
     (model,) = resolve(folder, str(directory))
-    assert (model.ref, model.spec.compact) == ("small@pruned", True)
+    assert (model.ref, model.found.model.spec.compact) == ("small@pruned", True)
 
 
 def test_a_model_with_so_many_positions_is_asked_for_no_more(folder: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_model_with_so_many_positions_is_asked_for_no_more(folder: Path, tmp_p
         (directory / "tokenizer.json").touch()
         (model,) = resolve(folder, str(directory))
         assert (model.request.engine.max_source_tokens, model.request.engine.max_new_tokens) == limits
-        assert model.spec.family == name
+        assert model.found.model.spec.family == name
 
 
 def test_the_dtype_is_settled_by_the_versions_records_and_said(
@@ -111,7 +111,7 @@ def test_two_of_one_name_are_refused(folder: Path) -> None:
 def test_what_is_not_there_or_no_model_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="other"):
         resolve(folder, "other@dense")
-    with pytest.raises(InvalidRequestError, match="is no folder"):
+    with pytest.raises(InvalidRequestError, match="is not a folder"):
         resolve(folder, "./nothing")
     with pytest.raises(InvalidRequestError, match=r"config\.json"):
         resolve(folder, str(tmp_path))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.adapters import Generator
+from model_store.model.model import Model
 
 PACKAGES = ("torch",)
 _MOST_BATCH, _MOST_TOKENS = 32, 64
@@ -26,7 +27,7 @@ def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
         max_new_tokens=_MOST_TOKENS,
         max_encode_tokens=_MOST_BATCH * _MOST_TOKENS,
     )
-    return _Engine(Engine.load(model, config), threads)
+    return _Engine(Engine.load(Model.open(model), config), threads)
 
 
 class _Engine:

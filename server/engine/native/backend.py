@@ -4,12 +4,13 @@ import ctypes
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model_store.spec import ModelSpec
+from model_store.model.config import layout_of
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
 from server.engine import network
 from server.engine.backend import Feed, GreedyStep
 from server.engine.cpus import usable_cpus
@@ -36,18 +37,18 @@ class NativeBackend:
     has_own_threads = True
 
     @classmethod
-    def load(cls, directory: Path, spec: ModelSpec, config: EngineConfig) -> "NativeBackend":
-        """Load `model.safetensors` of a model of the shape `spec`; `capabilities` says whether that can be.
+    def load(cls, model: Model, config: EngineConfig) -> "NativeBackend":
+        """Load a model's weights; `capabilities` says whether that can be.
 
         Raises:
-            LoadError: the file is missing or broken, its tensors are not those of `spec`, or the caches do not fit
+            LoadError: the file is missing or broken, its tensors are not those of its shape, or the caches do not fit
                 into the memory that is left.
         """
         longest = max(config.max_source_tokens, config.max_new_tokens + 1)
         cpu = torch.device("cpu")
         int4 = config.dtype == "int4"
-        with open_network(directory, spec, dtype=torch.float32, device=cpu, longest=longest, int4=int4) as net:
-            _check_memory(_weight_bytes(spec, config), CachePlan(net, config).nbytes, config)
+        with open_network(model, dtype=torch.float32, device=cpu, longest=longest, int4=int4) as net:
+            _check_memory(_weight_bytes(model.spec, config), CachePlan(net, config).nbytes, config)
             return cls(net, config)
 
     def __init__(self, net: network.Network, config: EngineConfig) -> None:
@@ -271,7 +272,7 @@ def _weight_bytes(spec: ModelSpec, config: EngineConfig) -> int:
     """What the weights will take, about: packed they are a little larger, and an output matrix is there beside the
     embedding that it is tied to, because a norm is folded into it.
     """
-    tensors = sum(math.prod(shape) for _, shape in spec.tensor_shapes())
+    tensors = sum(math.prod(shape) for _, shape in layout_of(spec).shapes())
     in_layers, in_output, looked_up = _BYTES[config.dtype]
     embedding, output = spec.vocab_size * spec.d_model, spec.target_vocab_size * spec.d_model
     return math.ceil((tensors - embedding) * in_layers + output * in_output + embedding * looked_up)

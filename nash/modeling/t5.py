@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, T5Config
 from transformers.models.t5.modeling_t5 import T5Attention, T5Block
 
-from model_store.config_fields import Heads
-from model_store.spec import ModelSpec
+from model_store.model.config_fields import Heads
+from model_store.model.spec import ModelSpec
 
 
 class CompactAttention(T5Attention):

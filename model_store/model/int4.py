@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store.errors import InvalidRequestError
-from model_store.safetensors_header import TensorInfo, read_header, read_metadata
+from model_store.model.model import INT4
+from model_store.model.safetensors_header import TensorInfo, read_header, read_metadata
 
 if TYPE_CHECKING:
-    from model_store.spec import ModelSpec
+    from model_store.model.spec import ModelSpec
 
-INT4 = "int4.safetensors"
 GROUP = 32  # inputs that share a step
 _MADE_FROM = "weights_sha256"  # among the metadata
 

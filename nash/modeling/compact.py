@@ -5,6 +5,7 @@ classes know the models.
 """
 
 import copy
+from collections.abc import Callable, Mapping
 
 from transformers import (
     AutoConfig,
@@ -20,9 +21,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from model_store.families import compact_model_type
-from model_store.spec import ModelSpec
-from nash.configuration_nash import (
+from model_store.model.config import layout_of, spec_of
+from model_store.model.families import compact_model_type
+from model_store.model.spec import ModelSpec
+from nash.modeling.bart import shrink_bart
+from nash.modeling.configuration import (
     NashBartConfig,
     NashM2M100Config,
     NashMarianConfig,
@@ -31,9 +34,10 @@ from nash.configuration_nash import (
     NashPegasusConfig,
     NashT5Config,
 )
-from nash.modeling_nash_bart import shrink_bart
-from nash.modeling_nash_t5 import shrink_t5
-from nash.parts import parts_of
+from nash.modeling.t5 import shrink_t5
+
+# Gives the layers of a fresh model of a layout the widths of a spec.
+_SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {"t5": shrink_t5, "bart": shrink_bart}
 
 
 class CompactModel(PreTrainedModel):
@@ -41,9 +45,8 @@ class CompactModel(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        spec = ModelSpec.from_config(config.to_dict())
-        shrink = shrink_t5 if spec.facts.layout == "t5" else shrink_bart
-        shrink(self, spec)
+        spec = spec_of(config.to_dict())
+        _SHRINK[spec.facts.layout](self, spec)
 
 
 class NashT5ForConditionalGeneration(CompactModel, T5ForConditionalGeneration):
@@ -112,11 +115,11 @@ def stock_class(spec: ModelSpec) -> type[PreTrainedModel]:
 
 def compact_config(spec: ModelSpec, dense: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of a model of shape `spec` that was cut from one with the configuration `dense`."""
-    parts, model = parts_of(spec), compact_class(spec)
+    model = compact_class(spec)
     fields = copy.deepcopy(dense.to_dict())
     fields.pop("model_type")
     fields["architectures"] = [model.__name__]
-    fields[parts.encoder_layers_key], fields[parts.decoder_layers_key] = len(spec.encoder), len(spec.decoder)
+    fields |= layout_of(spec).config
     return model.config_class(**fields, **spec.layer_config())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_store.spec import ModelSpec
+from model_store.model.spec import ModelSpec
 
 
 class BiasAlone(nn.Module):

@@ -13,13 +13,18 @@ ByT5, v1.1 and FLAN are T5; NLLB is M2M100. A stack whose norms come first has a
 """
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
 from model_store.errors import UnsupportedModelError
 
 COMPACT_PREFIX = "nash_"  # of a compact model's `model_type`, before its family
+
+# Of the names that transformers has for activations. SiLU is swish.
+ACTIVATIONS = MappingProxyType(
+    {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new", "silu": "silu", "swish": "silu"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,53 +40,51 @@ class Family:
     eos_id: int
     decoder_start_id: int
     feed_forward: str = "relu"  # as `feed_forward_proj` or `activation_function` would call it
+    starts_with_bos: bool = False  # where config.json names no start: translators begin with a language, named later
+    scales_embedding: bool = False  # by d_model^0.5, likewise
+    scales_logits: bool | None = None  # by d_model^-0.5; None: as config.json says
+    may_have_two_vocabularies: bool = False  # of sources and of targets
 
+
+_T5 = Family(layout="t5", positions="relative", logits_bias=False, pad_id=0, eos_id=1, decoder_start_id=0)
+_BART = Family(
+    layout="bart",
+    norm_first=False,
+    embeds_norm=True,
+    positions="learned",
+    pad_id=1,
+    eos_id=2,
+    decoder_start_id=2,
+    feed_forward="gelu",
+)
 
 FAMILIES = MappingProxyType(
     {
-        "t5": Family(layout="t5", positions="relative", logits_bias=False, pad_id=0, eos_id=1, decoder_start_id=0),
-        "mt5": Family(
-            layout="t5",
-            positions="relative",
-            logits_bias=False,
-            pad_id=0,
-            eos_id=1,
-            decoder_start_id=0,
-            feed_forward="gated-gelu",
-        ),
-        "bart": Family(
-            layout="bart",
-            norm_first=False,
-            embeds_norm=True,
-            positions="learned",
-            pad_id=1,
-            eos_id=2,
-            decoder_start_id=2,
-            feed_forward="gelu",
-        ),
-        "mbart": Family(
-            layout="bart",
-            embeds_norm=True,
-            positions="learned",
-            pad_id=1,
-            eos_id=2,
-            decoder_start_id=0,
-            feed_forward="gelu",
-        ),
-        "marian": Family(
-            layout="bart",
-            norm_first=False,
+        "t5": _T5,
+        # It never scales, though its configs say that its matrices are tied.
+        "mt5": replace(_T5, feed_forward="gated-gelu", scales_logits=False),
+        "bart": _BART,
+        "mbart": replace(_BART, norm_first=True, decoder_start_id=0, starts_with_bos=True),
+        "marian": replace(
+            _BART,
+            embeds_norm=False,
             positions="sinusoidal",
             pad_id=58100,
             eos_id=0,
             decoder_start_id=58100,
-            feed_forward="gelu",
+            may_have_two_vocabularies=True,
         ),
-        "pegasus": Family(
-            layout="bart", positions="sinusoidal", pad_id=0, eos_id=1, decoder_start_id=0, feed_forward="gelu"
+        "pegasus": replace(
+            _BART, norm_first=True, embeds_norm=False, positions="sinusoidal", pad_id=0, eos_id=1, decoder_start_id=0
         ),
-        "m2m_100": Family(
-            layout="bart", positions="endless", logits_bias=False, pad_id=1, eos_id=2, decoder_start_id=2
+        "m2m_100": replace(
+            _BART,
+            norm_first=True,
+            embeds_norm=False,
+            positions="endless",
+            logits_bias=False,
+            feed_forward="relu",
+            scales_embedding=True,
         ),
     }
 )

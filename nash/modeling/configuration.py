@@ -14,7 +14,7 @@ from transformers import (
     T5Config,
 )
 
-from model_store.families import compact_model_type
+from model_store.model.families import compact_model_type
 
 
 @dataclass(kw_only=True)

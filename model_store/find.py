@@ -1,0 +1,45 @@
+"""A model by what a user calls it: a folder, or a REF of one in the store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_store.errors import InvalidRequestError, NotFoundError
+from model_store.model.model import Model
+from model_store.ref import Ref, looks_like_path
+from model_store.store import Store, StoredVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model and where it was found."""
+
+    ref: str  # as it was asked for
+    model: Model
+    version: StoredVersion | None  # None for a folder outside the store
+
+
+def find_model(path_or_ref: str, store: Store) -> FoundModel:
+    """Find and open a model; one in the store is verified.
+
+    Raises:
+        InvalidRequestError: there is none, or its `config.json` cannot be read.
+        UnsupportedModelError: it is of another architecture.
+        ModelStoreError: the store is damaged, or cannot be read.
+    """
+    if looks_like_path(path_or_ref):
+        folder = Path(path_or_ref)
+        if not folder.is_dir():
+            raise InvalidRequestError(
+                f"{path_or_ref} is not a folder: give the folder of a model, "
+                "or NAME, NAME@ALIAS or NAME:VERSION of one in the store"
+            )
+        return FoundModel(ref=path_or_ref, model=Model.open(folder), version=None)
+    try:
+        version = store.resolve(path_or_ref)
+    except (NotFoundError, InvalidRequestError) as error:
+        if Path(path_or_ref).is_dir():
+            raise type(error)(f"{error}; a folder of that name is here: write ./{path_or_ref}") from error
+        raise
+    # An alias may move at any time: from here on it is the version that counts.
+    folder = store.checkout(Ref(name=version.name, version=version.version))
+    return FoundModel(ref=path_or_ref, model=Model.open(folder), version=version)

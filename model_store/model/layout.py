@@ -1,0 +1,215 @@
+"""What a layout of checkpoints calls things: the keys of `config.json`, the tensors, and the sublayers by module name.
+
+A layout is a file of its own (`t5.py`, `bart.py`), and no branch on one stands anywhere else: the engine reads weights,
+the pruner gates, cuts, exports and compares by the names that it gives.
+
+A sublayer without heads or units leaves the residual as it is, but for what its biases and its norm add where there are
+any: those of its output matrix, and a norm that comes last.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from model_store.model import config_fields as fields
+from model_store.model.families import Family
+from model_store.model.spec import ModelSpec
+
+Stack = Literal["encoder", "decoder"]
+Kind = Literal["self_attention", "cross_attention", "feed_forward"]
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+STACKS: tuple[Stack, ...] = ("encoder", "decoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SublayerNames:
+    """The modules of one sublayer."""
+
+    inputs: tuple[str, ...]  # query, key and value; or the feed-forward's gate, where it has one, and its first matrix
+    out: str
+    norm: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sublayer:
+    """An attention or a feed-forward: parts of equal size side by side between its input matrices and its output.
+
+    Part p holds the rows p * columns to (p + 1) * columns of every input matrix (and of its bias), and the same columns
+    of the output matrix, whose bias belongs to no part.
+    """
+
+    stack: Stack
+    layer: int  # its number in the stack as it is
+    kind: Kind
+    names: SublayerNames
+    numbers: tuple[int, ...]  # the heads that are there, as the dense model counts them; units just count up
+    columns: int  # of the output matrix that one part has: the head's width, or 1
+    part_weights: int  # weights that one part holds in all matrices, biases not counted
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Module names of the input matrices."""
+        return self.names.inputs
+
+    @property
+    def out(self) -> str:
+        """Module name of the output matrix; also the sublayer's key in masks."""
+        return self.names.out
+
+    @property
+    def norm(self) -> str:
+        """Module name of the norm."""
+        return self.names.norm
+
+    @property
+    def parts(self) -> int:
+        """How many heads or units are there."""
+        return len(self.numbers)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the parts are attention heads; else they are feed-forward units."""
+        return self.kind != "feed_forward"
+
+
+class Layout(ABC):
+    """The names of one layout, for a model of the shape `spec`.
+
+    The tensors of a module `Name` are `Name.weight`, and `Name.bias` where there are biases.
+    """
+
+    layers_keys: ClassVar[Mapping[Stack, str]]  # of config.json: how many layers a stack has
+    biases: ClassVar[bool]  # whether matrices and norms have any; norms that have take the mean away
+    scaled_scores: ClassVar[bool]  # whether attention multiplies its scores by head_dim^-0.5
+    output: ClassVar[str]  # the output matrix, where it has one of its own
+    logits_bias: ClassVar[str | None]  # the tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    @classmethod
+    @abstractmethod
+    def widths(cls, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+        """Every field of a spec that is about neither single layers nor tokens, out of a parsed `config.json`.
+
+        Raises:
+            UnsupportedModelError: a field is missing or senseless.
+        """
+
+    @classmethod
+    def layer_counts(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Layers of the encoder and of the decoder, out of a parsed `config.json`.
+
+        Raises:
+            UnsupportedModelError: one is missing or senseless.
+        """
+        encoder, decoder = (
+            fields.count(config, cls.layers_keys[stack], most=fields.MOST_LAYERS_OR_HEADS) for stack in STACKS
+        )
+        return encoder, decoder
+
+    @property
+    def config(self) -> dict[str, int]:
+        """The keys of `config.json` that say how many layers there are."""
+        return {
+            self.layers_keys["encoder"]: len(self.spec.encoder),
+            self.layers_keys["decoder"]: len(self.spec.decoder),
+        }
+
+    def output_config(self, *, own: bool) -> dict[str, bool]:
+        """The keys of a stock `config.json` that say whether the checkpoint has an output matrix of its own."""
+        del own
+        return {}
+
+    @abstractmethod
+    def layers(self, stack: Stack) -> str:
+        """The module that holds a stack's layers by number."""
+
+    @abstractmethod
+    def sublayer(self, stack: Stack, layer: int, kind: Kind) -> SublayerNames:
+        """The modules of one sublayer."""
+
+    @abstractmethod
+    def embeddings(self, stack: Stack) -> tuple[str, ...]:
+        """The modules that may hold a stack's embedding: the first that is in a checkpoint counts."""
+
+    @abstractmethod
+    def final_norm(self, stack: Stack) -> str:
+        """The norm behind a stack whose norms come first."""
+
+    def embedding_norm(self, stack: Stack) -> str:
+        """The norm behind the embedding, in families that have one."""
+        raise NotImplementedError(f"no family of this layout has a norm behind the {stack}'s embedding")
+
+    def positions(self, stack: Stack) -> str:
+        """The table of positions, in families that have one."""
+        raise NotImplementedError(f"no family of this layout has a table of the {stack}'s positions")
+
+    def bias_tables(self, stack: Stack) -> tuple[str, ...]:
+        """The tables of relative positions, which always have all of the dense model's heads: none, or one."""
+        del stack
+        return ()
+
+    @property
+    def stack_tensors(self) -> frozenset[str]:
+        """Tensors that stand under a layer's name and belong to its whole stack."""
+        return frozenset()
+
+    @abstractmethod
+    def stack_shapes(self) -> Shapes:
+        """Name and shape of every tensor that belongs to no sublayer and must be there."""
+
+    @abstractmethod
+    def optional_shapes(self) -> Shapes:
+        """Name and shape of every tensor that a checkpoint of this shape may hold besides."""
+
+    def shapes(self) -> Shapes:
+        """Name and shape of every tensor that a checkpoint of this shape must hold."""
+        yield from self.stack_shapes()
+        for sublayer in self.sublayers():
+            width = sublayer.parts * sublayer.columns
+            if width:
+                for matrix in sublayer.inputs:
+                    yield f"{matrix}.weight", (width, self.spec.d_model)
+                    if self.biases:
+                        yield f"{matrix}.bias", (width,)
+                yield f"{sublayer.out}.weight", (self.spec.d_model, width)
+            if self.biases:
+                yield f"{sublayer.out}.bias", (self.spec.d_model,)
+            if width or not self.spec.facts.norm_first:
+                yield from self.norm_shapes(sublayer.norm)
+
+    def norm_shapes(self, name: str) -> Shapes:
+        """The tensors of one norm."""
+        yield f"{name}.weight", (self.spec.d_model,)
+        if self.biases:
+            yield f"{name}.bias", (self.spec.d_model,)
+
+    def sublayers(self, *stacks: Stack) -> tuple[Sublayer, ...]:
+        """The sublayers of a model of this shape, or of some of its stacks, in the order in which the layers run."""
+        return tuple(
+            Sublayer(
+                stack=stack,
+                layer=layer,
+                kind=kind,
+                names=self.sublayer(stack, layer, kind),
+                numbers=numbers,
+                columns=1 if kind == "feed_forward" else self.spec.head_dim,
+                part_weights=self.spec.unit_weights if kind == "feed_forward" else self.spec.head_weights,
+            )
+            for stack, layer, kind, numbers in _parts(self.spec)
+            if not stacks or stack in stacks
+        )
+
+
+def _parts(spec: ModelSpec) -> Iterator[tuple[Stack, int, Kind, tuple[int, ...]]]:
+    """Every sublayer in the order in which the layers run, with the numbers of its parts."""
+    for i, layer in enumerate(spec.encoder):
+        yield "encoder", i, "self_attention", layer.heads
+        yield "encoder", i, "feed_forward", tuple(range(layer.ffn))
+    for i, decoder_layer in enumerate(spec.decoder):
+        yield "decoder", i, "self_attention", decoder_layer.self_heads
+        yield "decoder", i, "cross_attention", decoder_layer.cross_heads
+        yield "decoder", i, "feed_forward", tuple(range(decoder_layer.ffn))

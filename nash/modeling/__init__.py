@@ -1,0 +1,1 @@
+"""Compact models as classes of transformers, for training and for whoever loads them with it."""
