@@ -17,19 +17,44 @@ void divide_evenly(int32_t count, int32_t thread, int32_t threads, int32_t* begi
   begin_and_end[1] = own.end;
 }
 
-// Counts [tiles][rows] how often each output is computed, and [threads] how many are whose, of `tiles` that are those of
-// two matrices, the first one with `first` tiles.
-void divide_products(int32_t first, int32_t tiles, int32_t rows, int32_t block, int32_t threads, int32_t* computed,
-                     int32_t* loads) {
+// Counts [tiles][rows] how often each output is computed, and [threads] how many are whose, where nobody takes from others.
+void divide_products(int32_t tiles, int32_t rows, int32_t block, int32_t threads, int32_t* computed, int32_t* loads) {
   for (int thread = 0; thread < threads; thread++) {
     const Division division(tiles, rows, block, thread, threads);
-    const auto count = [&](int before, int tile, Share own) {
-      for (int row = own.begin; row < own.end; row++) computed[(before + tile) * rows + row]++;
+    division.each([&](int tile, Share own) {
+      for (int row = own.begin; row < own.end; row++) computed[tile * rows + row]++;
       loads[thread] += own.end - own.begin;
-    };
-    division.each(0, first, [&](int tile, Share own) { count(0, tile, own); });
-    division.each(first, tiles - first, [&](int tile, Share own) { count(first, tile, own); });
+    });
   }
+}
+
+// Outputs that were not computed exactly once, in so many runs of so many divisions each; thread 1 is slow. `loads`
+// [size]: the rows that each thread had in all.
+int32_t share_products(int32_t size, const int32_t* domains, int32_t tiles, int32_t rows, int32_t divisions, int32_t runs,
+                       int32_t slow_us, int64_t* loads) {
+  Placement placement;
+  if (domains) placement.domains.assign(domains, domains + size);
+  Pool pool(size, placement);
+  pool.hold(size);
+  std::vector<std::atomic<int32_t>> computed(tiles * rows);
+  int32_t wrong = 0;
+  for (int run = 0; run < runs; run++) {
+    for (auto& count : computed) count = 0;
+    pool.run(Work{}, [&](int thread, int threads) {
+      for (int i = 0; i < divisions; i++) {
+        const Sharing sharing = pool.sharing(thread, i);
+        const Division division(tiles, rows, 8, thread, threads, &sharing);
+        division.each([&](int tile, Share own) {
+          for (int row = own.begin; row < own.end; row++) computed[tile * rows + row]++;
+          loads[thread] += own.end - own.begin;
+          if (thread == 1 && slow_us) std::this_thread::sleep_for(std::chrono::microseconds(slow_us));
+        });
+        pool.barrier(thread);
+      }
+    });
+    for (const auto& count : computed) wrong += count != divisions;
+  }
+  return wrong;
 }
 
 // How often a thread saw another one behind it or ahead of it after a barrier, in runs of all counts of threads.

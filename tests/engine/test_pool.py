@@ -68,12 +68,10 @@ def test_every_unit_is_one_threads(driver: ctypes.CDLL) -> None:
             assert sizes[0] == max(sizes) <= min(sizes) + 1
 
 
-def divide(
-    driver: ctypes.CDLL, first: int, tiles: int, rows: int, threads: int, block: int = 8
-) -> tuple[list[int], list[int]]:
+def divide(driver: ctypes.CDLL, tiles: int, rows: int, threads: int, block: int = 8) -> tuple[list[int], list[int]]:
     """How often each output is computed, and how many are each thread's."""
     computed, loads = (ctypes.c_int32 * (tiles * rows))(), (ctypes.c_int32 * threads)()
-    driver.divide_products(first, tiles, rows, block, threads, computed, loads)
+    driver.divide_products(tiles, rows, block, threads, computed, loads)
     return list(computed), list(loads)
 
 
@@ -82,7 +80,7 @@ def test_every_output_is_computed_once(driver: ctypes.CDLL) -> None:
     for threads in range(1, 129):
         for _ in range(12):
             tiles, rows = chosen.choice([1, 2, 16, 24, 36, 48, 64, 96, chosen.randint(1, 200)]), chosen.randint(1, 70)
-            computed, loads = divide(driver, chosen.randint(0, tiles), tiles, rows, threads)
+            computed, loads = divide(driver, tiles, rows, threads)
             assert set(computed) == {1}, (threads, tiles, rows)
             assert loads[0] > 0
 
@@ -90,19 +88,56 @@ def test_every_output_is_computed_once(driver: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("threads", [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128])
 @pytest.mark.parametrize("tiles", [16, 24, 48, 64, 96, 1004])
 def test_rows_are_divided_where_tiles_alone_are_uneven(driver: ctypes.CDLL, tiles: int, threads: int) -> None:
-    _, one_row = divide(driver, tiles, tiles, 1, threads)
+    _, one_row = divide(driver, tiles, 1, threads)
     assert max(one_row) == -(-tiles // threads)  # tiles stay whole
     assert one_row.count(0) == max(0, threads - tiles)
-    _, loads = divide(driver, tiles, tiles, 128, threads)
+    _, loads = divide(driver, tiles, 128, threads)
     assert min(loads) > 0
     assert max(loads) <= 1.34 * tiles * 128 / threads
 
 
 def test_tiles_stay_whole_where_that_is_even(driver: ctypes.CDLL) -> None:
     for threads in (2, 4, 8, 16):
-        _, loads = divide(driver, 0, 16, 32, threads)
+        _, loads = divide(driver, 16, 32, threads)
         assert set(loads) == {16 * 32 // threads}
         assert all(load % 32 == 0 for load in loads)
+
+
+def share_out(driver: ctypes.CDLL, domains: list[int], tiles: int, rows: int, **how: int) -> list[int]:
+    """The rows that each thread had, all outputs being computed once in every division."""
+    size, loads = len(domains), (ctypes.c_int64 * len(domains))()
+    how = {"divisions": 3, "runs": 20, "slow_us": 0} | how
+    wrong = driver.share_products(size, (ctypes.c_int32 * size)(*domains), tiles, rows, *how.values(), loads)
+    assert wrong == 0
+    return list(loads)
+
+
+@pytest.mark.parametrize("domains", [[0], [0, 0], [0, 0, 0], [0] * 8, [0] * 11, [0, 0, 0, 1, 1, 1]])
+def test_every_output_is_computed_once_where_threads_take_from_each_other(
+    driver: ctypes.CDLL, domains: list[int]
+) -> None:
+    for tiles, rows in ((1, 16), (2, 40), (7, 64), (16, 17), (24, 130)):
+        loads = share_out(driver, domains, tiles, rows)
+        assert sum(loads) == 3 * 20 * tiles * rows
+
+
+def test_a_slow_thread_is_relieved(driver: ctypes.CDLL) -> None:
+    swift, slow = share_out(driver, [0, 0], 32, 64, slow_us=500)
+    assert swift > 2 * slow
+
+
+def test_few_rows_stay_where_they_are(driver: ctypes.CDLL) -> None:
+    swift, slow = share_out(driver, [0, 0], 32, 15, slow_us=500)
+    assert swift == slow
+
+
+def test_nothing_is_taken_from_another_cache_domain(driver: ctypes.CDLL) -> None:
+    other, slow = share_out(driver, [0, 1], 32, 64, slow_us=500)
+    assert other == slow
+
+
+def test_the_numbers_of_divisions_may_run_out(driver: ctypes.CDLL) -> None:
+    share_out(driver, [0, 0], 3, 16, divisions=1, runs=2**14 + 10)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 32, 128])

@@ -333,8 +333,8 @@ void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& 
   }
 }
 
-// This thread's part of the outputs, by a division that counts the tiles of this matrix from the first on.
+// This thread's part of the outputs, by a division of the tiles of this matrix alone.
 template <class Use>
 void product(const Matrix& m, const Inputs& in, const Division& division, Use&& use) {
-  division.each(0, tiles(m), [&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });
+  division.each([&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });
 }

@@ -18,6 +18,7 @@
 #endif
 
 #include "pace.h"
+#include "share.h"
 
 // Tell the processor that this thread waits in a loop.
 inline void relax() {
@@ -52,7 +53,7 @@ class Pool {
  public:
   // Throws std::system_error or std::bad_alloc where a thread cannot be made; none is left behind.
   explicit Pool(int size, const Placement& placement = {}, uint32_t first_phase = 0)
-      : size_(size), members_(new Member[size]) {
+      : size_(size), members_(new Member[size]), left_(new Left[size]) {
     watch_forks();
     born_ = forks();
     for (int thread = 0; thread < size; thread++) {
@@ -104,6 +105,12 @@ class Pool {
 
   int size() const { return size_; }
   int active() const { return active_; }  // threads of the last run
+
+  // With whom a thread may share the division of the run that has this index.
+  Sharing sharing(int thread, int division) const {
+    const Group& group = groups_[members_[thread].group];
+    return {left_.get(), group.begin, std::min(group.end, active_), first_number_ + static_cast<uint64_t>(division)};
+  }
 
   // Wait for all threads of the run; what each did before is seen by all afterwards.
   void barrier(int thread) {
@@ -160,11 +167,20 @@ class Pool {
   void run_in(int threads, F& function) {
     active_ = forked() ? 1 : threads;
     if (active_ == 1) return function(0, 1);
+    number_divisions();
     job_ = [](void* f, int thread, int count) { (*static_cast<std::remove_reference_t<F>*>(f))(thread, count); };
     argument_ = const_cast<void*>(static_cast<const void*>(&function));
     call_others(0);
     function(0, active_);
     barrier(0);
+  }
+  // Numbers for the divisions of a run that no division before had, as far as anybody can see.
+  void number_divisions() {
+    constexpr uint64_t kOfARun = 1 << 14, kEnd = uint64_t{1} << Left::kNumberBits;
+    first_number_ += kOfARun;
+    if (first_number_ + kOfARun <= kEnd) return;
+    for (int thread = 0; thread < size_; thread++) left_[thread].word.store(0, std::memory_order_relaxed);
+    first_number_ = kOfARun;
   }
   // Thread 0 calls its own group and the first of each other group, who calls the rest of that one.
   void call_others(int thread) {
@@ -267,6 +283,8 @@ class Pool {
   void* argument_ = nullptr;
   std::vector<Group> groups_;
   std::unique_ptr<Member[]> members_;
+  std::unique_ptr<Left[]> left_;
+  uint64_t first_number_ = 0;  // of the divisions of this run
   std::unique_ptr<Meeting[]> meetings_;
   std::atomic<bool> stop_{false};
   std::unique_ptr<Pace> pace_;

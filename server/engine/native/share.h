@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 struct Share {
@@ -16,18 +17,59 @@ inline Share share(int count, int thread, int threads) {
   return {begin, begin + each + (thread < rest ? 1 : 0)};
 }
 
+// What is left of one thread's share of a division: the division's number, and a range of units. Whoever finds the number
+// of an earlier division there knows that nothing of the share is done.
+struct alignas(128) Left {
+  static constexpr int kUnitBits = 18, kNumberBits = 64 - 2 * kUnitBits;
+  std::atomic<uint64_t> word{0};
+
+  // Take half of what is left of `whole`, at least one unit: from its front, or from its back. Empty where nothing is.
+  Share take(uint64_t number, Share whole, bool front) {
+    uint64_t seen = word.load(std::memory_order_relaxed);
+    for (;;) {
+      const Share left = seen >> (2 * kUnitBits) == number ? unpacked(seen) : whole;
+      if (left.begin >= left.end) return {0, 0};
+      const int count = (left.end - left.begin + 1) / 2;
+      const Share taken = front ? Share{left.begin, left.begin + count} : Share{left.end - count, left.end};
+      const Share rest = front ? Share{taken.end, left.end} : Share{left.begin, taken.begin};
+      // Barriers order what is computed; this orders nothing but who computes it.
+      if (word.compare_exchange_weak(seen, packed(number, rest), std::memory_order_relaxed)) return taken;
+    }
+  }
+
+ private:
+  static uint64_t packed(uint64_t number, Share s) {
+    return number << (2 * kUnitBits) | static_cast<uint64_t>(s.begin) << kUnitBits | static_cast<uint64_t>(s.end);
+  }
+  static Share unpacked(uint64_t word) {
+    constexpr uint64_t mask = (uint64_t{1} << kUnitBits) - 1;
+    return {static_cast<int>(word >> kUnitBits & mask), static_cast<int>(word & mask)};
+  }
+};
+
+// Threads that may take from each other: those of one cache domain, from the `first` to before the `last`. `number` is
+// another for every division, and the same for all threads.
+struct Sharing {
+  Left* left;  // of each thread
+  int first, last;
+  uint64_t number;
+};
+
 // A thread's part of the products between two barriers: all rows by the tiles of all their matrices, counted through.
 //
 // Tiles alone are divided where that is even, because each weight is then read by one thread. Where it is not (16 tiles
 // among 24 threads), rows are divided as well, in whole blocks: more threads work, and each of them reads its tiles for
 // itself. The sum over inputs is never divided: its order, and so its last bit, would depend on the number of threads.
+//
+// A thread that is done takes from those that share a cache with it what they have not begun: on a machine with other
+// work one processor is slower than the next, now this one, now that. Of few rows a unit takes less than the looking.
 class Division {
  public:
-  Division(int tiles, int rows, int block, int thread, int threads)
-      : rows_(rows), block_(block), blocks_((rows + block - 1) / block) {
+  Division(int tiles, int rows, int block, int thread, int threads, const Sharing* sharing = nullptr)
+      : rows_(rows), block_(block), blocks_((rows + block - 1) / block), thread_(thread), threads_(threads) {
     if (tiles % threads != 0) {
       int64_t least = kFull * largest(tiles, threads);
-      for (int groups = 2; groups <= blocks_; groups *= 2) {
+      for (int groups = 2; groups <= blocks_ && static_cast<int64_t>(tiles) * groups < kMostUnits; groups *= 2) {
         // The longest share, in tiles for all rows; a tenth more for weights that more threads read.
         const int64_t longest = (kFull + kFull / 10) * largest(tiles * static_cast<int64_t>(groups), threads) / groups;
         if (longest < least) {
@@ -36,31 +78,50 @@ class Division {
         }
       }
     }
-    own_ = share(tiles * groups_, thread, threads);
+    units_ = tiles * groups_;
+    if (sharing && threads > 1 && rows >= kFewestRows && units_ < kMostUnits) sharing_ = *sharing;
   }
 
-  // function(tile, rows) for this thread's part of the matrix that has `count` tiles after `first` tiles of others.
+  // function(tile, rows) for this thread's part.
   template <class F>
-  void each(int first, int count, F&& function) const {
-    int begin = std::max(own_.begin, first * groups_);
-    const int end = std::min(own_.end, (first + count) * groups_);
-    while (begin < end) {
-      const int tile = begin / groups_, stop = std::min(end, (tile + 1) * groups_);
-      const Share rows{row(begin - tile * groups_), row(stop - tile * groups_)};
-      if (rows.begin < rows.end) function(tile - first, rows);
-      begin = stop;
+  void each(F&& function) const {
+    const Share own = share(units_, thread_, threads_);
+    if (!sharing_.left) return each_of(own, function);
+    for (Share taken; (taken = take(thread_, own, true)).end > 0;) each_of(taken, function);
+    const int count = sharing_.last - sharing_.first;
+    for (int i = 1; i < count; i++) {
+      const int other = sharing_.first + (thread_ - sharing_.first + i) % count;
+      const Share theirs = share(units_, other, threads_);
+      for (Share taken; (taken = take(other, theirs, false)).end > 0;) each_of(taken, function);
     }
   }
 
  private:
   static constexpr int64_t kFull = 1000;
+  static constexpr int kMostUnits = 1 << Left::kUnitBits;
+  static constexpr int kFewestRows = 16;
+
+  Share take(int thread, Share whole, bool front) const {
+    return sharing_.left[thread].take(sharing_.number, whole, front);
+  }
+
+  template <class F>
+  void each_of(Share units, F& function) const {
+    for (int begin = units.begin; begin < units.end;) {
+      const int tile = begin / groups_, stop = std::min(units.end, (tile + 1) * groups_);
+      const Share rows{row(begin - tile * groups_), row(stop - tile * groups_)};
+      if (rows.begin < rows.end) function(tile, rows);
+      begin = stop;
+    }
+  }
 
   static int64_t largest(int64_t count, int threads) { return (count + threads - 1) / threads; }
   int row(int group) const {
     return std::min(rows_, static_cast<int>(static_cast<int64_t>(blocks_) * group / groups_) * block_);
   }
 
-  const int rows_, block_, blocks_;
+  const int rows_, block_, blocks_, thread_, threads_;
   int groups_ = 1;  // of rows
-  Share own_;
+  int units_ = 0;   // a tile by a group of rows each
+  Sharing sharing_{};
 };

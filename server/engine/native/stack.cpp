@@ -80,7 +80,9 @@ class Worker {
   void keys_values(const Layer& layer) {
     if (layer.self.out.outputs && layer.self.heads) {
       const Inputs in = layer_inputs(layer.self.keys_values);
-      project_keys_values(layer.self, rows_.slots, in, divide(tiles(layer.self.keys_values), rows_.rows), 0);
+      divide(tiles(layer.self.keys_values), rows_.rows).each([&](int tile, Share rows) {
+        project_keys_values(layer.self, rows_.slots, in, tile, rows);
+      });
       pool_.barrier(thread_);
     }
   }
@@ -88,7 +90,9 @@ class Worker {
     if (layer.self.out.outputs) {
       if (layer.self.heads) {
         const Inputs in = layer_inputs(layer.self.queries);
-        project_queries(layer.self, in, divide(tiles(layer.self.queries), rows_.rows));
+        divide(tiles(layer.self.queries), rows_.rows).each([&](int tile, Share rows) {
+          project_queries(layer.self, in, tile, rows);
+        });
         pool_.barrier(thread_);
         attend_to_own(layer.self);
       } else {
@@ -100,21 +104,22 @@ class Worker {
 
   // Keys and values of the encoder's rows, into a decoder's slots. Their matrices take one form of the rows.
   void fill_memory(const Stack& decoder, const int32_t* slots) {
-    int all = 0, first = 0;
-    for (int i = 0; i < decoder.layers; i++) all += tiles(decoder.layer[i].cross.keys_values);
-    const Division division = divide(all, rows_.rows);
-    const Inputs* in = nullptr;
-    Inputs converted;
+    int all = 0;
+    const Matrix* any = nullptr;
     for (int i = 0; i < decoder.layers; i++) {
-      const Attention& cross = decoder.layer[i].cross;
-      if (!cross.heads) continue;
-      if (!in) {
-        converted = layer_inputs(cross.keys_values);
-        in = &converted;
-      }
-      project_keys_values(cross, slots, *in, division, first);
-      first += tiles(cross.keys_values);
+      const Matrix& m = decoder.layer[i].cross.keys_values;
+      all += tiles(m);
+      if (decoder.layer[i].cross.heads) any = &m;
     }
+    if (!any) return;
+    const Inputs in = layer_inputs(*any);
+    divide(all, rows_.rows).each([&](int tile, Share rows) {
+      int layer = 0;
+      for (; tile >= tiles(decoder.layer[layer].cross.keys_values); layer++) {
+        tile -= tiles(decoder.layer[layer].cross.keys_values);
+      }
+      project_keys_values(decoder.layer[layer].cross, slots, in, tile, rows);
+    });
   }
 
   void logits(float* out) {
@@ -128,7 +133,10 @@ class Worker {
 
  private:
   float* hidden(int row) const { return space_.hidden + static_cast<size_t>(row) * stack_.width; }
-  Division divide(int tiles, int rows) const { return {tiles, rows, kBlock, thread_, threads_}; }
+  Division divide(int tiles, int rows) {
+    const Sharing sharing = pool_.sharing(thread_, divisions_++);
+    return {tiles, rows, kBlock, thread_, threads_, &sharing};
+  }
 
   template <class F>
   void each_row(int rows, F&& f) {
@@ -155,16 +163,15 @@ class Worker {
     return {data, stride, scales};
   }
 
-  void project_queries(const Attention& attention, const Inputs& in, const Division& division) {
+  void project_queries(const Attention& attention, const Inputs& in, int tile, Share rows) {
     const int inner = attention.queries.outputs;
-    product(attention.queries, in, division, [&](int r, int column, Floats v) {
+    const auto use = [&](int r, int column, Floats v) {
       store(space_.queries + static_cast<size_t>(r) * inner + column, v, inner - column);
-    });
+    };
+    product_tile(attention.queries, in, rows, tile, use);
   }
 
-  // `first`: tiles of the matrices before these.
-  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in, const Division& division,
-                           int first) {
+  void project_keys_values(const Attention& attention, const int32_t* slots, const Inputs& in, int tile, Share rows) {
     const auto use = [&](int r, int column, Floats v) {
       if (stack_.half) {
         cache_keys_values<uint16_t>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
@@ -177,9 +184,7 @@ class Worker {
       const bool second = r > 0 && r < rows_.rows && rows_.positions[r] % 2 == 1 && slots[r] == slots[r - 1];
       return second ? r + 1 : r;
     };
-    division.each(first, tiles(attention.keys_values), [&](int tile, Share rows) {
-      product_tile(attention.keys_values, in, {whole(rows.begin), whole(rows.end)}, tile, use);
-    });
+    product_tile(attention.keys_values, in, {whole(rows.begin), whole(rows.end)}, tile, use);
   }
 
   // Each row's queries over the first count(row) keys of its slot. Rows of one slot that stand together, a source's or
@@ -229,9 +234,13 @@ class Worker {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
     const Inputs in = layer_inputs(attention.queries);
     const int queries = tiles(attention.queries);
-    const Division division = divide(queries + tiles(attention.keys_values), rows_.rows);
-    project_queries(attention, in, division);
-    project_keys_values(attention, rows_.slots, in, division, queries);
+    divide(queries + tiles(attention.keys_values), rows_.rows).each([&](int tile, Share rows) {
+      if (tile < queries) {
+        project_queries(attention, in, tile, rows);
+      } else {
+        project_keys_values(attention, rows_.slots, in, tile - queries, rows);
+      }
+    });
     pool_.barrier(thread_);
     attend_to_own(attention);
   }
@@ -249,7 +258,9 @@ class Worker {
   void cross_attention(const Attention& attention) {
     if (!attention.heads) return add(attention.out, space_.context, 0, attention.after);
     const Inputs in = layer_inputs(attention.queries);
-    project_queries(attention, in, divide(tiles(attention.queries), rows_.rows));
+    divide(tiles(attention.queries), rows_.rows).each([&](int tile, Share rows) {
+      project_queries(attention, in, tile, rows);
+    });
     pool_.barrier(thread_);
     attend_rows(attention, rows_.memory_slots, [&](int r) { return rows_.lengths[r]; });
     add(attention.out, space_.context, attention.queries.outputs, attention.after);
@@ -260,16 +271,17 @@ class Worker {
     if (!units) return add(ffn.out, space_.units, 0, ffn.after);
     const Inputs in = layer_inputs(ffn.into);
     const Matrix& activated = ffn.gate.outputs ? ffn.gate : ffn.into;
-    const Division division = divide(tiles(activated), rows_.rows);
-    product(activated, in, division, [&](int r, int column, Floats v) {
+    const auto first = [&](int r, int column, Floats v) {
       store(space_.units + static_cast<size_t>(r) * units + column, activate(stack_.activation, v), units - column);
+    };
+    const auto second = [&](int r, int column, Floats v) {
+      float* place = space_.units + static_cast<size_t>(r) * units + column;
+      store(place, load(place, units - column) * v, units - column);
+    };
+    divide(tiles(activated), rows_.rows).each([&](int tile, Share rows) {
+      product_tile(activated, in, rows, tile, first);
+      if (ffn.gate.outputs) product_tile(ffn.into, in, rows, tile, second);
     });
-    if (ffn.gate.outputs) {  // the same thread has the same columns and rows of both
-      product(ffn.into, in, division, [&](int r, int column, Floats v) {
-        float* place = space_.units + static_cast<size_t>(r) * units + column;
-        store(place, load(place, units - column) * v, units - column);
-      });
-    }
     pool_.barrier(thread_);
     add(ffn.out, space_.units, units, ffn.after);
   }
@@ -293,6 +305,7 @@ class Worker {
   const Workspace& space_;
   Pool& pool_;
   const int thread_, threads_;
+  int divisions_ = 0;  // so many of this run
   float private_scales_[kPrivateRows];
 };
 
