@@ -132,7 +132,7 @@ def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> d
         teacher_bytes = sum(p.nbytes for p in build(shape).parameters())
     del steppers
     gc.collect()
-    peaks = {kind: _in_own_process(kind, shape, decoder_layers, options) for kind in kinds}
+    max_logits = {kind: _in_own_process(kind, shape, decoder_layers, options) for kind in kinds}
     return {
         "shape": shape.name,
         "decoder_layers": decoder_layers,
@@ -141,12 +141,12 @@ def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> d
         "target_tokens": shape.new_tokens,
         "step_ms": {kind: statistics.median(times) for kind, times in turns.items()},
         "step_ms_turns": {kind: [round(ms, 3) for ms in times] for kind, times in turns.items()},
-        "peak_bytes": peaks,
+        "peak_bytes": max_logits,
         "teacher_bytes": teacher_bytes,
         "over_plain": _ratio(turns[PRUNED], turns[PLAIN]),
         "distillation_over_plain": _ratio(turns[DISTILLED], turns[PLAIN]),
         "share_of_gates": 1 - _ratio(turns[DISTILLED], turns[PRUNED]),
-        "memory_over_teacher_and_plain": peaks[PRUNED] / (teacher_bytes + peaks[PLAIN]),
+        "memory_over_teacher_and_plain": max_logits[PRUNED] / (teacher_bytes + max_logits[PLAIN]),
     }
 
 

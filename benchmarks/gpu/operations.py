@@ -1,4 +1,4 @@
-"""Stages of single operations: the machine's peaks, which attention it takes, and what a step is made of."""
+"""Stages of single operations: the machine's max_logits, which attention it takes, and what a step is made of."""
 
 import importlib.metadata
 import math

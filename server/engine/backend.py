@@ -29,7 +29,7 @@ class GreedyStep:
     """What one step of `AheadBackend.decode_ahead` chose, by the rows of its feed."""
 
     tokens: list[int]
-    peaks: list[float]  # the highest logit; NaN or infinite where the row is not finite
+    max_logits: list[float]  # the highest logit; NaN or infinite where the row is not finite
 
 
 class Backend(Protocol):

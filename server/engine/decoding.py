@@ -25,7 +25,7 @@ from server.engine.sampling import (
     uniform,
     warp,
 )
-from server.engine.sequence import GenerationParameters, Row, TopToken
+from server.engine.sequence import FinishReason, GenerationParameters, Hypothesis, Row, TopToken
 
 
 class Decoding:
@@ -42,9 +42,29 @@ class Decoding:
         self.top_n = parameters.top_n_tokens
         self.free = not (parameters.do_sample or self.search or self.logprobs or self.top_n)
 
+    def finish_reason(self, row: Row) -> FinishReason | None:
+        """Whether a row that is no beam is at its end, and why."""
+        if row.history[-1] in self.eos_ids:
+            return FinishReason.EOS
+        return FinishReason.LENGTH if row.made == self.parameters.max_new_tokens else None
+
+    def hypothesis(self, row: Row, reason: FinishReason) -> Hypothesis:
+        """What a row that is no beam came to; one of several is scored by its log-probability."""
+        return Hypothesis(
+            tokens=row.generated,
+            finish_reason=reason,
+            score=sum(row.logprobs) if self.parameters.rows > 1 else None,
+            logprobs=row.logprobs if self.parameters.logprobs else [],
+            top_tokens=row.top_tokens,
+        )
+
     def plain_at(self, length: int) -> bool:
-        """Whether a row whose history has so many tokens wants its likeliest token, and nothing more."""
+        """Whether a row whose history has so many tokens wanted its likeliest token, and nothing more."""
         return self.free and not self.rules.apply_at(length)
+
+    def processed_at(self, length: int) -> bool:
+        """Whether the scores of a row whose history has so many tokens are changed before the choice."""
+        return self.parameters.do_sample or self.rules.apply_at(length)
 
     def plain_steps(self, length: int) -> int:
         """So many steps of a row whose history has so many tokens want its likeliest token, and nothing more."""
@@ -56,113 +76,102 @@ class Chosen:
     """What came of a step, by the rows of its logits."""
 
     tokens: list[int]  # without meaning for beams
-    peaks: list[float]  # the highest logit; NaN or +inf where any is
-    barred: set[int]  # rows in which every token is forbidden
+    max_logits: list[float]  # the highest logit; NaN or +inf where any is
+    masked: set[int]  # rows in which every token is forbidden
     logprobs: dict[int, float] = field(default_factory=dict)  # of the token, where asked for
     top_tokens: dict[int, list[TopToken]] = field(default_factory=dict)  # the same; of beams too
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)  # of each search, by the row of its beam 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Want:
-    """A row whose logits are there, and how it is decoded. Of a beam search's first step there is beam 0 alone."""
+def choose(logits_NV: Tensor, wanted: Ordered[Row]) -> Chosen:
+    """Choose for every row of the logits; of a beam search's first step there is beam 0 alone.
 
-    row: Row
-    decoding: Decoding
-
-    @property
-    def steered(self) -> bool:
-        """Whether its scores are changed before the choice."""
-        return self.decoding.parameters.do_sample or self.decoding.rules.apply_at(len(self.row.history))
-
-
-def choose(logits_NV: Tensor, wants: Ordered[Want]) -> Chosen:
-    """Choose for every row of the logits.
-
-    A row that is not finite, as its peak then tells, spoils no other, and nothing else is said of it; nor is anything
-    of a search with such a row.
+    A row that is not finite, as its highest logit then tells, spoils no other, and nothing else is said of it; nor is
+    anything of a search with such a row.
     """
     best = greedy(logits_NV)
-    chosen = Chosen(tokens=best.tokens_N.tolist(), peaks=best.peaks_N.tolist(), barred=set())
+    chosen = Chosen(tokens=best.tokens_N.tolist(), max_logits=best.max_logits_N.tolist(), masked=set())
     special = [
         i
-        for i, want in enumerate(wants)
-        if not want.decoding.plain_at(len(want.row.history)) and math.isfinite(chosen.peaks[i])
+        for i, row in enumerate(wanted)
+        if not row.decoding.plain_at(len(row.history)) and math.isfinite(chosen.max_logits[i])
     ]
     if not special:
         return chosen
-    _choose_singly(logits_NV, wants, [i for i in special if wants[i].decoding.search is None], chosen)
-    broken = {want.decoding.search for want, peak in zip(wants, chosen.peaks, strict=True) if not math.isfinite(peak)}
-    beams = [i for i in special if wants[i].decoding.search not in broken | {None}]
+    _choose_singly(logits_NV, wanted, [i for i in special if wanted[i].decoding.search is None], chosen)
+    broken = {
+        row.decoding.search for row, peak in zip(wanted, chosen.max_logits, strict=True) if not math.isfinite(peak)
+    }
+    beams = [i for i in special if wanted[i].decoding.search not in broken | {None}]
     if beams:
-        _choose_candidates(logits_NV, wants, beams, chosen)
-    top = [i for i in special if wants[i].decoding.top_n]
+        _choose_candidates(logits_NV, wanted, beams, chosen)
+    top = [i for i in special if wanted[i].decoding.top_n]
     if top:
-        _note_top_tokens(logits_NV, wants, top, chosen)
+        _note_top_tokens(logits_NV, wanted, top, chosen)
     return chosen
 
 
-def _choose_singly(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
+def _choose_singly(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], chosen: Chosen) -> None:
     """For rows that are not beams: the likeliest of what their rules leave, or one drawn of it."""
-    steered = [i for i in rows if wants[i].steered]
-    if steered:
-        scores_RV = _scores(logits_NV, wants, steered)
+    processed = [i for i in rows if _is_processed(wanted[i])]
+    if processed:
+        scores_RV = _scores(logits_NV, wanted, processed)
         best = greedy(scores_RV)
-        for i, token, peak in zip(steered, best.tokens_N.tolist(), best.peaks_N.tolist(), strict=True):
+        for i, token, peak in zip(processed, best.tokens_N.tolist(), best.max_logits_N.tolist(), strict=True):
             chosen.tokens[i] = token
             if peak == -math.inf:
-                chosen.barred.add(i)
+                chosen.masked.add(i)
         drawn = [
-            at for at, i in enumerate(steered) if wants[i].decoding.parameters.do_sample and i not in chosen.barred
+            at for at, i in enumerate(processed) if wanted[i].decoding.parameters.do_sample and i not in chosen.masked
         ]
         if drawn:
-            those = [wants[steered[at]] for at in drawn]
+            those = [wanted[processed[at]] for at in drawn]
             tokens = sample(
-                _take(scores_RV, drawn), [want.decoding.parameters for want in those], [_number(want) for want in those]
+                _take(scores_RV, drawn), [row.decoding.parameters for row in those], [_number(row) for row in those]
             )
             for at, token in zip(drawn, tokens, strict=True):
-                chosen.tokens[steered[at]] = token
-    recorded = [i for i in rows if wants[i].decoding.logprobs]
+                chosen.tokens[processed[at]] = token
+    recorded = [i for i in rows if wanted[i].decoding.logprobs]
     if recorded:
         pairs = [(i, chosen.tokens[i]) for i in recorded]
         chosen.logprobs.update(zip(recorded, _logprobs(logits_NV, pairs), strict=True))
 
 
-def _choose_candidates(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
+def _choose_candidates(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], chosen: Chosen) -> None:
     """For beams: the candidates of each search."""
     searches: dict[BeamSearch, dict[int, int]] = {}  # rows by the beam
     for i in rows:
-        search = wants[i].decoding.search
+        search = wanted[i].decoding.search
         assert search is not None, "not a beam"
-        searches.setdefault(search, {})[wants[i].row.index] = i
-    steered = {i: at for at, i in enumerate(i for i in rows if wants[i].steered)}
-    quiet = [i for i in rows if i not in steered]
+        searches.setdefault(search, {})[wanted[i].index] = i
+    processed = {i: at for at, i in enumerate(i for i in rows if _is_processed(wanted[i]))}
+    quiet = [i for i in rows if i not in processed]
     options: dict[int, list[tuple[float, int]]] = {}
-    if steered:
-        scores_RV = _scores(logits_NV, wants, list(steered))
-        options |= _options(scores_RV, wants, list(steered))
+    if processed:
+        scores_RV = _scores(logits_NV, wanted, list(processed))
+        options |= _options(scores_RV, wanted, list(processed))
     if quiet:
-        options |= _options(_all_logprobs(logits_NV, quiet), wants, quiet)
+        options |= _options(_all_logprobs(logits_NV, quiet), wanted, quiet)
     for search, by_beam in searches.items():
-        decoding = wants[by_beam[0]].decoding
+        decoding = wanted[by_beam[0]].decoding
         row_of = [by_beam[beam if len(by_beam) > 1 else 0] for beam in range(search.beams)]
         if decoding.parameters.do_sample:
-            drawn_BV = scores_RV[[steered[i] for i in row_of]]
-            candidates = _drawn(drawn_BV, search, wants[by_beam[0]])
+            drawn_BV = scores_RV[[processed[i] for i in row_of]]
+            candidates = _drawn(drawn_BV, search, wanted[by_beam[0]])
         else:
             candidates = _best(search, [options[i] for i in row_of])
         if decoding.logprobs:
             logprobs = _logprobs(logits_NV, [(row_of[each.beam], each.token) for each in candidates])
             candidates = [replace(each, logprob=lp) for each, lp in zip(candidates, logprobs, strict=True)]
         if candidates[0].score == -math.inf:
-            chosen.barred.update(by_beam.values())
+            chosen.masked.update(by_beam.values())
         chosen.candidates[by_beam[0]] = candidates
 
 
-def _scores(logits_NV: Tensor, wants: Ordered[Want], rows: list[int]) -> Tensor:
+def _scores(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int]) -> Tensor:
     """What the rules of these rows leave of their scores; of beams log-probabilities, warped where they are drawn."""
-    chosen = [wants[i] for i in rows]
-    beams = [at for at, want in enumerate(chosen) if want.decoding.search is not None]
+    chosen = [wanted[i] for i in rows]
+    beams = [at for at, row in enumerate(chosen) if row.decoding.search is not None]
     scores_RV = at_least_float32(_take(logits_NV, rows))
     if len(beams) == len(rows):
         scores_RV = scores_RV.log_softmax(-1)
@@ -170,7 +179,7 @@ def _scores(logits_NV: Tensor, wants: Ordered[Want], rows: list[int]) -> Tensor:
         scores_RV = scores_RV.clone()
         if beams:
             scores_RV[beams] = scores_RV[beams].log_softmax(-1)
-    process(scores_RV, [want.decoding.rules for want in chosen], [want.row.history for want in chosen])
+    process(scores_RV, [row.decoding.rules for row in chosen], [row.history for row in chosen])
     for keep in {len(chosen[at].decoding.eos_ids) for at in beams if chosen[at].decoding.parameters.do_sample}:
         those = [
             at for at in beams if chosen[at].decoding.parameters.do_sample and len(chosen[at].decoding.eos_ids) == keep
@@ -184,11 +193,11 @@ def _scores(logits_NV: Tensor, wants: Ordered[Want], rows: list[int]) -> Tensor:
     return scores_RV
 
 
-def _options(scores_RV: Tensor, wants: Ordered[Want], rows: list[int]) -> dict[int, list[tuple[float, int]]]:
+def _options(scores_RV: Tensor, wanted: Ordered[Row], rows: list[int]) -> dict[int, list[tuple[float, int]]]:
     """By row, its best scores with their tokens, as many as its search looks at."""
     widths = []
     for i in rows:
-        search = wants[i].decoding.search
+        search = wanted[i].decoding.search
         assert search is not None, "not a beam"
         widths.append(search.width)
     scores_RC, tokens_RC = likeliest(scores_RV, min(max(widths), scores_RV.shape[1]))
@@ -210,10 +219,10 @@ def _best(search: BeamSearch, options: Ordered[Ordered[tuple[float, int]]]) -> l
     return [Candidate(beam=beam, token=token, score=score) for score, beam, token in pool[: search.width]]
 
 
-def _drawn(scores_BV: Tensor, search: BeamSearch, want: Want) -> list[Candidate]:
+def _drawn(scores_BV: Tensor, search: BeamSearch, row: Row) -> list[Candidate]:
     """As many continuations drawn without replacement."""
     flat = (scores_BV + scores_BV.new_tensor(search.scores)[:, None]).view(-1)
-    drawn = draw_without_replacement(flat, [_number(want, draw) for draw in range(search.width)])
+    drawn = draw_without_replacement(flat, [_number(row, draw) for draw in range(search.width)])
     scores = flat[drawn].tolist()
     vocabulary = scores_BV.shape[1]
     return [
@@ -222,11 +231,15 @@ def _drawn(scores_BV: Tensor, search: BeamSearch, want: Want) -> list[Candidate]
     ]
 
 
-def _number(want: Want, draw: int = 0) -> float:
-    seed = want.decoding.parameters.seed
+def _number(row: Row, draw: int = 0) -> float:
+    seed = row.decoding.parameters.seed
     assert seed is not None, "seeds are drawn at admission"
-    stream = 0 if want.decoding.search is not None else want.row.index
-    return uniform(seed, stream, len(want.row.history), draw)
+    stream = 0 if row.decoding.search is not None else row.index
+    return uniform(seed, stream, len(row.history), draw)
+
+
+def _is_processed(row: Row) -> bool:
+    return row.decoding.processed_at(len(row.history))
 
 
 def _logprobs(logits_NV: Tensor, pairs: list[tuple[int, int]]) -> list[float]:
@@ -243,8 +256,8 @@ def _all_logprobs(logits_NV: Tensor, rows: list[int]) -> Tensor:
     return at_least_float32(_take(logits_NV, rows)).log_softmax(-1)
 
 
-def _note_top_tokens(logits_NV: Tensor, wants: Ordered[Want], rows: list[int], chosen: Chosen) -> None:
-    counts = [min(wants[i].decoding.top_n, logits_NV.shape[1]) for i in rows]
+def _note_top_tokens(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], chosen: Chosen) -> None:
+    counts = [min(wanted[i].decoding.top_n, logits_NV.shape[1]) for i in rows]
     logprobs_RC, tokens_RC = likeliest(_all_logprobs(logits_NV, rows), max(counts))
     for i, count, own, tokens in zip(rows, counts, logprobs_RC.tolist(), tokens_RC.tolist(), strict=True):
         chosen.top_tokens[i] = [

@@ -15,10 +15,10 @@ import torch
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from server.engine.backend import AheadBackend, Backend, Feed
-from server.engine.beam import BeamSearch, Candidate
+from server.engine.beam import Candidate
 from server.engine.capabilities import check_threads, engine_name
 from server.engine.cpus import usable_cpus
-from server.engine.decoding import Chosen, Decoding, Want, choose
+from server.engine.decoding import Chosen, Decoding, choose
 from server.engine.dtype_choice import with_dtype
 from server.engine.errors import BadRequestError
 from server.engine.generation_config import GenerationDefaults, with_seed
@@ -27,9 +27,7 @@ from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import (
     EngineConfig,
     EngineLimits,
-    FinishReason,
     GenerationParameters,
-    Hypothesis,
     Row,
     Sequence,
     Status,
@@ -89,7 +87,6 @@ class Engine:
             max_decode_tokens=config.max_decode_tokens,
         )
         self._sources = SourceQueue(backend)
-        self._decodings: dict[int, Decoding] = {}  # by the id of a sequence that waits or runs
 
     @classmethod
     def load(cls, model: Model, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
@@ -136,7 +133,6 @@ class Engine:
         if sequence is None:
             return False
         self._sources.drop(sequence)
-        del self._decodings[sequence_id]
         sequence.finished_s = time.monotonic()
         return True
 
@@ -169,20 +165,20 @@ class Engine:
         for sequence in ready:
             sequence.encoded_s = encoded_s
         rows = [row for row in rows if row.sequence.encoded_s is not None]
-        feed, wants = self._feed(rows)
-        steps = self._decode(feed, wants)
+        feed, wanted = self._feed(rows)
+        steps = self._decode(feed, wanted)
         step_s = (time.monotonic() - encoded_s) / len(steps)
         events = [
             event
             for made, chosen in enumerate(steps, start=1)
-            for event in self._commit(wants, chosen, encoded_s + made * step_s)
+            for event in self._commit(wanted, chosen, encoded_s + made * step_s)
         ]
         self.step_stats = StepStats(
             encode_s=encoded_s - begun_s if ready or self._sources else 0.0,
             decode_s=time.monotonic() - encoded_s,  # with what is copied between beams
             steps=len(steps),
             batch_size=len(rows),
-            generated_tokens=len(steps) * sum(want.decoding.search is None or want.row.index == 0 for want in wants),
+            generated_tokens=len(steps) * sum(row.decoding.search is None or row.index == 0 for row in wanted),
             source_tokens=sum(len(sequence.source_ids) for sequence in ready),
             padding_tokens=self._sources.padding_tokens,
             running=self._scheduler.running,
@@ -220,13 +216,10 @@ class Engine:
         """Assert what must hold between two steps, for tests."""
         self._scheduler.check_integrity()
         sequences = {row.sequence.id: row.sequence for row in self._scheduler.rows}
-        assert len(self._decodings) == self._scheduler.running + self._scheduler.waiting, "a decoding is left over"
-        for number, sequence in sequences.items():
-            assert number in self._decodings, "a sequence that nobody knows how to decode"
+        for sequence in sequences.values():
             for row in sequence.rows:
                 assert 1 <= row.fresh <= len(row.history), "nothing to decode"
-                made = len(row.history) - 1 - len(sequence.parameters.prefix_ids)
-                assert 0 <= made < sequence.parameters.max_new_tokens, "too long"
+                assert 0 <= row.made < sequence.parameters.max_new_tokens, "too long"
 
     def _check(self, sequence: Sequence) -> None:
         check_source(sequence.source_ids, limits=self.limits, vocab_size=self.spec.vocab_size)
@@ -241,8 +234,8 @@ class Engine:
 
     def _enqueue(self, sequence: Sequence) -> None:
         sequence.parameters = with_seed(sequence.parameters)
+        sequence.decoding = Decoding(sequence.parameters, self.defaults.eos_ids)
         sequence.begin(self.defaults.decoder_start_id)
-        self._decodings[sequence.id] = Decoding(sequence.parameters, self.defaults.eos_ids)
         self._scheduler.add(sequence)
 
     def _move(self, moves: list[Move]) -> None:
@@ -252,90 +245,87 @@ class Engine:
             length = len(row.history) - row.fresh
             self._backend.move(move.source, move.target, source_length=len(row.sequence.source_ids), length=length)
 
-    def _feed(self, rows: list[Row]) -> tuple[Feed, list[Want]]:
+    def _feed(self, rows: list[Row]) -> tuple[Feed, list[Row]]:
         """What goes into the decoder, and the rows whose logits come out of it."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         wanted: list[int] = []
-        wants = []
+        wanted_rows = []
         for row in rows:
             length, fresh = len(row.history), row.fresh
             tokens += row.history[length - fresh :]
             positions += range(length - fresh, length)
             slots += [slot_of(row)] * fresh
-            decoding = self._decodings[row.sequence.id]
-            if decoding.search is None or row.index == 0 or length > 1 + len(row.sequence.parameters.prefix_ids):
+            if row.decoding.search is None or row.index == 0 or row.made:  # before the first choice all beams are alike
                 wanted.append(len(tokens) - 1)
-                wants.append(Want(row=row, decoding=decoding))
-        return Feed(tokens=tokens, positions=positions, slots=slots, wanted=wanted), wants
+                wanted_rows.append(row)
+        return Feed(tokens=tokens, positions=positions, slots=slots, wanted=wanted), wanted_rows
 
-    def _decode(self, feed: Feed, wants: list[Want]) -> list[Chosen]:
+    def _decode(self, feed: Feed, wanted: list[Row]) -> list[Chosen]:
         """What came of a step, or of several that were made without looking: of all but the last nobody ended."""
         backend = self._ahead
-        ahead = 1 if backend is None else self._steps_ahead(feed, wants)
+        ahead = 1 if backend is None else self._steps_ahead(feed, wanted)
         if backend is None or ahead == 1:
-            return [choose(self._backend.decode(feed), wants)]
-        ends = wants[0].decoding.eos_ids
+            return [choose(self._backend.decode(feed), wanted)]
+        ends = wanted[0].decoding.eos_ids
         made = backend.decode_ahead(feed, steps=ahead, ends=tuple(ends), seconds=self._ahead_s)
-        return [Chosen(tokens=step.tokens, peaks=step.peaks, barred=set()) for step in made]
+        return [Chosen(tokens=step.tokens, max_logits=step.max_logits, masked=set()) for step in made]
 
-    def _steps_ahead(self, feed: Feed, wants: list[Want]) -> int:
+    def _steps_ahead(self, feed: Feed, wanted: list[Row]) -> int:
         """How many steps may be made without looking; 1 where nothing is gained by it."""
         last = self.step_stats
         # Where not even two of them fit into the time, nothing is looked at for nothing.
         if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting or self._sources:
             return 1
-        ends, most = wants[0].decoding.eos_ids, _MOST_AHEAD
-        if len(feed.tokens) != len(wants):  # prefixes, or beams before their first choice
+        ends, most = wanted[0].decoding.eos_ids, _MOST_AHEAD
+        if len(feed.tokens) != len(wanted):  # prefixes, or beams before their first choice
             return 1
-        for want in wants:
-            if want.decoding.eos_ids != ends:
+        for row in wanted:
+            if row.decoding.eos_ids != ends:
                 return 1
-            most = min(most, want.decoding.plain_steps(len(want.row.history)))
+            most = min(most, row.decoding.plain_steps(len(row.history)))
         return max(most, 1)
 
-    def _commit(self, wants: list[Want], chosen: Chosen, now_s: float) -> list[TokenEvent]:
+    def _commit(self, wanted: list[Row], chosen: Chosen, now_s: float) -> list[TokenEvent]:
         """Give each row its token, and take those sequences out that ended."""
         events = []
-        for i, want in enumerate(wants):  # before anything changes, so that the order of rows makes no difference
-            barred = i in chosen.barred
-            if (barred or not math.isfinite(chosen.peaks[i])) and want.row.sequence.status is Status.RUNNING:
-                events.append(self._fail(want.row.sequence, _ALL_FORBIDDEN if barred else _NOT_FINITE, now_s))
-        for i, want in enumerate(wants):
-            if want.row.sequence.status is not Status.RUNNING:
+        for i, row in enumerate(wanted):  # before anything changes, so that the order of rows makes no difference
+            masked = i in chosen.masked
+            if (masked or not math.isfinite(chosen.max_logits[i])) and row.sequence.status is Status.RUNNING:
+                events.append(self._fail(row.sequence, _ALL_FORBIDDEN if masked else _NOT_FINITE, now_s))
+        for i, row in enumerate(wanted):
+            sequence = row.sequence
+            if sequence.status is not Status.RUNNING:
                 continue
-            if want.row.sequence.first_token_s is None:
-                want.row.sequence.first_token_s = now_s
-            if want.decoding.search is None:
-                events += self._extend(want, i, chosen, now_s)
-            else:
-                self._note_top_tokens(want, chosen.top_tokens.get(i))
+            if sequence.first_token_s is None:
+                sequence.first_token_s = now_s
+            if row.decoding.search is None:
+                top_tokens = chosen.top_tokens.get(i, [])
+                events += self._extend(row, chosen.tokens[i], chosen.logprobs.get(i), top_tokens, now_s)
+            elif i in chosen.top_tokens:
+                for beam in [row] if row.made else sequence.rows:  # the first position is that of all beams
+                    beam.top_tokens.append(chosen.top_tokens[i])
         for i, candidates in chosen.candidates.items():
-            sequence, search = wants[i].row.sequence, wants[i].decoding.search
-            if sequence.status is Status.RUNNING:
-                assert search is not None, "candidates without a search"
-                events += self._advance(sequence, search, candidates, now_s)
+            if wanted[i].sequence.status is Status.RUNNING:
+                events += self._advance(wanted[i].sequence, candidates, now_s)
         return events
 
-    def _extend(self, want: Want, i: int, chosen: Chosen, now_s: float) -> list[TokenEvent]:
+    def _extend(
+        self, row: Row, token: int, logprob: float | None, top_tokens: list[TopToken], now_s: float
+    ) -> list[TokenEvent]:
         """One more token for a row that is no beam; what there is to tell of it."""
-        row, sequence, decoding = want.row, want.row.sequence, want.decoding
-        token, logprob, top_tokens = chosen.tokens[i], chosen.logprobs.get(i), chosen.top_tokens.get(i, [])
-        row.history.append(token)
-        row.fresh = 1
-        if logprob is not None:
-            row.logprobs.append(logprob)
-        if top_tokens:
-            row.top_tokens.append(top_tokens)
+        sequence, decoding = row.sequence, row.decoding
+        row.append(token, logprob, top_tokens)
+        told = logprob if sequence.parameters.logprobs else None
         alone = sequence.parameters.rows == 1
         if alone:
             sequence.tokens.append(token)
-            if decoding.parameters.logprobs and logprob is not None:
-                sequence.logprobs.append(logprob)
-        reason = _finish_reason(row, decoding)
+            if told is not None:
+                sequence.logprobs.append(told)
+        reason = decoding.finish_reason(row)
         if reason is not None:
-            sequence.hypotheses.append(_sampled(row, decoding, reason))
+            sequence.hypotheses.append(decoding.hypothesis(row, reason))
             if len(sequence.rows) > 1:
                 self._scheduler.release(row)
                 return []
@@ -347,20 +337,18 @@ class Engine:
                 sequence_id=sequence.id,
                 token=token,
                 made_s=now_s,
-                logprob=logprob if decoding.parameters.logprobs else None,
+                logprob=told,
                 top_tokens=top_tokens,
                 finish_reason=reason,
             )
         ]
 
-    def _advance(
-        self, sequence: Sequence, search: BeamSearch, candidates: list[Candidate], now_s: float
-    ) -> list[TokenEvent]:
+    def _advance(self, sequence: Sequence, candidates: list[Candidate], now_s: float) -> list[TokenEvent]:
         """One step of a beam search; what there is to tell of it: nothing, until it is over."""
-        rows = sequence.rows
-        before = len(rows[0].history)
-        made = before - len(sequence.parameters.prefix_ids)  # the start token stands for the one that comes
-        survivors = search.advance(candidates, rows, made)
+        rows, search = sequence.rows, sequence.decoding.search
+        assert search is not None, "candidates without a search"
+        before, made = len(rows[0].history), rows[0].made
+        survivors = search.advance(candidates, rows, made + 1)
         if survivors is None:
             sequence.hypotheses = search.hypotheses
             if not sequence.hypotheses:
@@ -369,41 +357,30 @@ class Engine:
             return [_decided(sequence, now_s)]
         origins = [rows[survivor.beam] for survivor in survivors]
         slots, origin_slots = [slot_of(row) for row in rows], [slot_of(row) for row in origins]
-        if made > 1 and slots != origin_slots:  # before the first choice all beams are the same
+        if made and slots != origin_slots:  # before the first choice all beams are the same
             self._backend.reorder(slots, origin_slots, before)
-        states = [(row.history, row.logprobs, row.top_tokens) for row in origins]
-        for row, survivor, (history, logprobs, top_tokens) in zip(rows, survivors, states, strict=True):
-            row.history, row.fresh = [*history, survivor.token], 1
-            row.logprobs = logprobs if survivor.logprob is None else [*logprobs, survivor.logprob]
-            row.top_tokens = list(top_tokens)
+        states = [(list(row.history), list(row.logprobs), list(row.top_tokens)) for row in origins]
+        for row, survivor, state in zip(rows, survivors, states, strict=True):
+            row.history, row.logprobs, row.top_tokens = state
+            row.append(survivor.token, survivor.logprob, [])
         return []
-
-    def _note_top_tokens(self, want: Want, top_tokens: list[TopToken] | None) -> None:
-        """Remember the best tokens of a beam's position; the first position is that of all beams."""
-        if top_tokens:
-            first = len(want.row.history) == 1 + len(want.row.sequence.parameters.prefix_ids)
-            for row in want.row.sequence.rows if first else [want.row]:
-                row.top_tokens.append(top_tokens)
 
     def _finish(self, sequence: Sequence, now_s: float) -> None:
         """End a sequence well; its hypotheses are there."""
-        if len(sequence.hypotheses) > 1:
-            sequence.hypotheses.sort(key=lambda each: each.score or 0.0, reverse=True)
+        sequence.hypotheses.sort(key=lambda each: each.score or 0.0, reverse=True)
         best = sequence.hypotheses[0]
         sequence.tokens, sequence.logprobs, sequence.finish_reason = best.tokens, best.logprobs, best.finish_reason
         self._end(sequence, Status.FINISHED, now_s)
 
     def _fail(self, sequence: Sequence, reason: str, now_s: float) -> TokenEvent:
-        made = len(sequence.rows[0].history) - len(sequence.parameters.prefix_ids)
         for row in sequence.rows:
             self._backend.clear(slot_of(row))
-        sequence.error, sequence.hypotheses = reason.format(number=made), []
+        sequence.error, sequence.hypotheses = reason.format(number=sequence.rows[0].made + 1), []
         self._end(sequence, Status.FAILED, now_s)
         return TokenEvent(sequence_id=sequence.id, token=None, made_s=now_s, error=sequence.error)
 
     def _end(self, sequence: Sequence, status: Status, now_s: float) -> None:
         self._scheduler.remove(sequence.id, status)
-        del self._decodings[sequence.id]
         sequence.finished_s = now_s
 
 
@@ -420,26 +397,6 @@ def _threads(config: EngineConfig) -> int:
     usable = usable_cpus()
     held = min(torch.get_num_threads(), usable)  # to fewer by OMP_NUM_THREADS, or by who embeds the engine
     return held if engine_name(config) == "torch" else min(held, default_threads(usable))
-
-
-def _finish_reason(row: Row, decoding: Decoding) -> FinishReason | None:
-    if row.history[-1] in decoding.eos_ids:
-        return FinishReason.EOS
-    if len(row.history) == 1 + len(decoding.parameters.prefix_ids) + decoding.parameters.max_new_tokens:
-        return FinishReason.LENGTH
-    return None
-
-
-def _sampled(row: Row, decoding: Decoding, reason: FinishReason) -> Hypothesis:
-    """What a row that is no beam came to; one of several is scored by its log-probability."""
-    several = decoding.parameters.rows > 1
-    return Hypothesis(
-        tokens=row.history[1 + len(decoding.parameters.prefix_ids) :],
-        finish_reason=reason,
-        score=sum(row.logprobs) if several else None,
-        logprobs=row.logprobs if decoding.parameters.logprobs else [],
-        top_tokens=row.top_tokens,
-    )
 
 
 def _decided(sequence: Sequence, now_s: float) -> TokenEvent:

@@ -41,7 +41,7 @@ class Rules:
         """`eos_ids` are the model's end tokens."""
         eos = () if parameters.ignore_eos else tuple(eos_ids)
         words = [word for word in parameters.bad_words if len(word) > 1 or word[0] not in eos]
-        prompt = 1 + len(parameters.prefix_ids)
+        prompt = parameters.prompt
         forced = parameters.forced_bos_token_id
         return cls(
             repetition_penalty=parameters.repetition_penalty,

@@ -38,23 +38,23 @@ class Choice:
     """The best token of each sequence and its logit, both [N]."""
 
     tokens_N: Tensor
-    peaks_N: Tensor  # not finite where a NaN or +inf stands anywhere in the row
+    max_logits_N: Tensor  # not finite where a NaN or +inf stands anywhere in the row
 
 
 def greedy(logits_NV: Tensor) -> Choice:
     """The first of the highest logits of each row, as `argmax` would choose it."""
     if not _blockwise(logits_NV):
-        peaks_N, tokens_N = logits_NV.max(-1)
-        return Choice(tokens_N=tokens_N, peaks_N=peaks_N)
+        max_logits_N, tokens_N = logits_NV.max(-1)
+        return Choice(tokens_N=tokens_N, max_logits_N=max_logits_N)
     blocks_NKB, rest_NT = _blocks(logits_NV)
-    peaks_N, block_N = blocks_NKB.amax(-1).max(-1)
+    max_logits_N, block_N = blocks_NKB.amax(-1).max(-1)
     within_N = blocks_NKB[torch.arange(len(block_N)), block_N].argmax(-1)
     tokens_N = block_N.mul_(_BLOCK).add_(within_N)
     if rest_NT.shape[1]:
         last_N, at_N = rest_NT.max(-1)
-        tokens_N = torch.where(last_N > peaks_N, at_N + (logits_NV.shape[1] - rest_NT.shape[1]), tokens_N)
-        peaks_N = torch.maximum(peaks_N, last_N)
-    return Choice(tokens_N=tokens_N, peaks_N=peaks_N)
+        tokens_N = torch.where(last_N > max_logits_N, at_N + (logits_NV.shape[1] - rest_NT.shape[1]), tokens_N)
+        max_logits_N = torch.maximum(max_logits_N, last_N)
+    return Choice(tokens_N=tokens_N, max_logits_N=max_logits_N)
 
 
 def likeliest(scores_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,10 @@ Needs no torch: the API process, which holds none, shares these types with the e
 import time
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from server.engine.decoding import Decoding
 
 
 class FinishReason(StrEnum):
@@ -63,6 +66,11 @@ class GenerationParameters:
 
     logprobs: bool = False  # also give each token's natural-log probability, as the model said it before all the above
     top_n_tokens: int = 0  # also give so many of the model's best tokens at each position
+
+    @property
+    def prompt(self) -> int:
+        """How many tokens the decoder is given before it generates any: its start token and the prefix."""
+        return 1 + len(self.prefix_ids)
 
     @property
     def rows(self) -> int:
@@ -180,6 +188,30 @@ class Row:
     logprobs: list[float] = field(default_factory=list)  # of what was generated
     top_tokens: list[list[TopToken]] = field(default_factory=list)
 
+    @property
+    def made(self) -> int:
+        """How many tokens were generated."""
+        return len(self.history) - self.sequence.parameters.prompt
+
+    @property
+    def generated(self) -> list[int]:
+        """The tokens that were generated."""
+        return self.history[self.sequence.parameters.prompt :]
+
+    @property
+    def decoding(self) -> "Decoding":
+        """How its sequence is decoded."""
+        return self.sequence.decoding
+
+    def append(self, token: int, logprob: float | None, top_tokens: list[TopToken]) -> None:
+        """Take what a step has generated; `logprob` and `top_tokens` where they are kept."""
+        self.history.append(token)
+        self.fresh = 1
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if top_tokens:
+            self.top_tokens.append(top_tokens)
+
 
 @dataclass(kw_only=True, eq=False)
 class Sequence:
@@ -199,6 +231,7 @@ class Sequence:
     overtaken: int = 0  # how many later arrivals were admitted before it
 
     # Written by the engine as it takes the sequence in, and as it commits a step.
+    decoding: "Decoding" = field(init=False, repr=False)
     rows: list[Row] = field(default_factory=list)  # those that still run, or wait to
     hypotheses: list[Hypothesis] = field(default_factory=list)  # best first, once finished
     tokens: list[int] = field(

@@ -100,10 +100,10 @@ class AheadMadeUpBackend(MadeUpBackend):
         tokens, positions = feed.tokens, feed.positions
         while len(made) < steps:
             logits = self.decode(Feed(tokens=tokens, positions=positions, slots=feed.slots, wanted=feed.wanted))
-            peaks, best = logits.max(-1)
-            made.append(GreedyStep(tokens=best.tolist(), peaks=peaks.tolist()))
+            max_logits, best = logits.max(-1)
+            made.append(GreedyStep(tokens=best.tolist(), max_logits=max_logits.tolist()))
             tokens, positions = made[-1].tokens, [position + 1 for position in positions]
-            if set(tokens) & set(ends) or not all(map(math.isfinite, made[-1].peaks)):
+            if set(tokens) & set(ends) or not all(map(math.isfinite, made[-1].max_logits)):
                 break
         self.made_ahead.append(len(made))
         return made

@@ -114,7 +114,7 @@ class Recording:
         """Its tokens and their logits are kept."""
         ahead: native.Ahead = others[-1]
         count = ahead.steps * rows.rows
-        outputs = {_address(ahead.tokens): 8 * count, _address(ahead.peaks): 4 * count}
+        outputs = {_address(ahead.tokens): 8 * count, _address(ahead.max_logits): 4 * count}
         return self._call("decode_ahead", rows, (decoder, rows, *others), outputs)
 
     def write(self, path: Path) -> None:

@@ -221,14 +221,14 @@ def test_arm_says_what_x86_and_float64_say(
         call = ours[passes.ahead]
         assert call.answer == STEPS
         chosen = torch.frombuffer(bytearray(call.results[0]), dtype=torch.int64).view(STEPS, -1)
-        peaks = floats(call, 1).view(STEPS, -1)
+        max_logits = floats(call, 1).view(STEPS, -1)
         compared = 0
         for row, target in enumerate(passes.targets):
             for i in range(STEPS):
                 if chosen[:i, row].tolist() != target[1 : i + 1]:
                     break
                 best = together[row, i].max()
-                assert peaks[i, row] == best
+                assert max_logits[i, row] == best
                 assert together[row, i, chosen[i, row]] == best
                 compared += 1
         # Where pairs are rounded, other tokens are soon chosen in the narrow dtypes; what follows them is not compared.

@@ -36,7 +36,7 @@ def test_the_choice_is_the_first_of_the_highest(vocabulary: int) -> None:
     logits[3, -1] = 9.0
     choice = greedy(logits)
     assert torch.equal(choice.tokens_N, logits.argmax(-1))
-    assert torch.equal(choice.peaks_N, logits.amax(-1))
+    assert torch.equal(choice.max_logits_N, logits.amax(-1))
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES[1:])
@@ -44,9 +44,9 @@ def test_the_choice_is_the_first_of_the_highest(vocabulary: int) -> None:
 def test_what_is_not_finite_shows_in_the_peak_of_its_row_alone(vocabulary: int, value: float) -> None:
     logits = torch.randn(3, vocabulary)
     logits[1, vocabulary // 3] = value
-    assert greedy(logits).peaks_N.isfinite().tolist() == [True, False, True]
+    assert greedy(logits).max_logits_N.isfinite().tolist() == [True, False, True]
     logits[2, -1] = value
-    assert greedy(logits).peaks_N.isfinite().tolist() == [True, False, False]
+    assert greedy(logits).max_logits_N.isfinite().tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)

@@ -183,20 +183,20 @@ class NativeBackend:
         """Greedy steps without coming back to Python in between."""
         self._fill(feed.tokens, feed.positions, feed.slots, feed.wanted)
         rows = len(feed.tokens)
-        tokens, peaks = (ctypes.c_int64 * (steps * rows))(), (ctypes.c_float * (steps * rows))()
+        tokens, max_logits = (ctypes.c_int64 * (steps * rows))(), (ctypes.c_float * (steps * rows))()
         ahead = native.Ahead(
             steps=steps,
             ends=len(ends),
             end_tokens=(ctypes.c_int64 * len(ends))(*ends),
             seconds=seconds,
             tokens=tokens,
-            peaks=peaks,
+            max_logits=max_logits,
         )
         made = self._library.decode_ahead(
             self._decoder, self._rows.structure, self._workspace, self._pool, self._logits.data_ptr(), ahead
         )
         each = (slice(step * rows, (step + 1) * rows) for step in range(made))
-        return [GreedyStep(tokens=tokens[its], peaks=peaks[its]) for its in each]
+        return [GreedyStep(tokens=tokens[its], max_logits=max_logits[its]) for its in each]
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
         """Give each target its origin's decoded state. Only a state that two targets want is copied."""

@@ -132,7 +132,7 @@ class Ahead(Structure):
         ("end_tokens", POINTER(c_int64)),
         ("seconds", c_double),
         ("tokens", POINTER(c_int64)),
-        ("peaks", POINTER(c_float)),
+        ("max_logits", POINTER(c_float)),
     )
 
 

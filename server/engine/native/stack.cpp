@@ -462,7 +462,7 @@ NASH_EXPORT int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, co
       const Highest best = highest(logits + static_cast<size_t>(r) * vocabulary, vocabulary);
       const size_t place = static_cast<size_t>(step) * rows->rows + r;
       ahead->tokens[place] = best.at;
-      ahead->peaks[place] = best.value;
+      ahead->max_logits[place] = best.value;
       over |= !std::isfinite(best.value) || std::find(ends, past_ends, best.at) != past_ends;
       rows->tokens[r] = best.at;
       rows->positions[r]++;
