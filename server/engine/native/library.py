@@ -136,11 +136,32 @@ class Ahead(Structure):
     )
 
 
+# As abi.h has them, in its order.
+STRUCTURES: tuple[type[Structure], ...] = (
+    Matrix,
+    Norm,
+    Attention,
+    FeedForward,
+    Layer,
+    Stack,
+    Rows,
+    Workspace,
+    Progress,
+    Ahead,
+)
+
+
 class Library:
     """The functions of the operator."""
 
     def __init__(self, path: Path) -> None:
+        """Open a built library.
+
+        Raises:
+            LoadError: its structures are not those above.
+        """
         library = ctypes.CDLL(str(path))
+        _check_structures(path, library)
         self.pool_create = library.nash_pool_create
         self.pool_create.argtypes = (c_int32, POINTER(c_int32), c_int32, POINTER(c_int32), POINTER(c_int32))
         self.pool_create.restype = c_void_p
@@ -164,6 +185,24 @@ class Library:
         self.decode_ahead = library.nash_decode_ahead
         self.decode_ahead.argtypes = (POINTER(Stack), *passed, c_void_p, POINTER(Ahead))
         self.decode_ahead.restype = c_int32
+
+
+def _check_structures(path: Path, library: ctypes.CDLL) -> None:
+    """Structures that differ would be written and read at wrong places, which ends in anything.
+
+    Raises:
+        LoadError: one has another size than here.
+    """
+    sizes = (c_int32 * len(STRUCTURES))()
+    if hasattr(library, "nash_sizes"):
+        library.nash_sizes.argtypes, library.nash_sizes.restype = (POINTER(c_int32),), None
+        library.nash_sizes(sizes)
+    for structure, size in zip(STRUCTURES, sizes, strict=True):
+        if ctypes.sizeof(structure) != size:
+            raise LoadError(
+                f"{path} was built from other sources than these ({structure.__name__} has {size} bytes there, "
+                f"{ctypes.sizeof(structure)} here): install the project again"
+            )
 
 
 def create_pool(library: Library, threads: int) -> int:

@@ -314,6 +314,14 @@ class Worker {
 extern "C" {
 #define NASH_EXPORT __attribute__((visibility("default")))
 
+// Bytes of each structure of abi.h, in its order, for who loads this to compare.
+NASH_EXPORT void nash_sizes(int32_t* sizes) {
+  for (const size_t size : {sizeof(Matrix), sizeof(Norm), sizeof(Attention), sizeof(FeedForward), sizeof(Layer), sizeof(Stack),
+                            sizeof(Rows), sizeof(Workspace), sizeof(Progress), sizeof(Ahead)}) {
+    *sizes++ = static_cast<int32_t>(size);
+  }
+}
+
 // Threads that compute together, or null where they cannot be made. `domains` [threads] in ascending order, or null: the
 // cache domain of each. A thread keeps to the processors of its domain: `cpus` [cpu_count], `cpu_domains` [cpu_count].
 NASH_EXPORT void* nash_pool_create(int32_t threads, const int32_t* domains, int32_t cpu_count, const int32_t* cpus,
