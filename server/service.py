@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry
 
 from model_store.store import Store
+from server.bounded_lock import BoundedLock
 from server.errors import UnavailableError
-from server.lane import Lane
 from server.metrics import Metrics
 from server.resolution import resolve_models
 from server.routing import baseline_of
@@ -35,7 +35,7 @@ class Service:
             for resolved in models
         )
         # Two comparisons at once would slow each other.
-        self.comparisons = Lane(max_waiting=settings.max_queue, wait_s=settings.queue_s)
+        self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
         self.draining = False
         self._open_requests = 0
         self._quiet = asyncio.Event()

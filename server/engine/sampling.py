@@ -110,7 +110,7 @@ def warp(scores_RV: Tensor, parameters: Ordered[GenerationParameters], keep: int
 
     `keep`: how many tokens every warper leaves at the least.
     """
-    scores_RV = _heat(scores_RV, parameters)
+    scores_RV = _by_temperature(scores_RV, parameters)
     limited = [row for row, each in enumerate(parameters) if each.top_k > 0]
     if limited:
         counts = [min(max(parameters[row].top_k, keep), scores_RV.shape[1]) for row in limited]
@@ -145,7 +145,7 @@ def draw_without_replacement(scores_V: Tensor, numbers: Ordered[float]) -> list[
     return drawn
 
 
-def _heat(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) -> Tensor:
+def _by_temperature(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) -> Tensor:
     """Scores by their temperatures; always a copy."""
     return scores_RV / _column([each.temperature for each in parameters], scores_RV, scores_RV.dtype)
 
@@ -156,7 +156,7 @@ def _candidates(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) ->
     counts = [min(each.top_k, vocabulary) for each in parameters]
     scores_RC, ids_RC = likeliest(scores_RV, min(max(counts) + _TIES, vocabulary))
     # The same division in the same order as the whole row would have, of fewer scores.
-    scores_RC = _heat(scores_RC, parameters)
+    scores_RC = _by_temperature(scores_RC, parameters)
     least_R1 = scores_RC.gather(1, _column(counts, scores_RC, torch.long) - 1)
     if scores_RC.shape[1] < vocabulary and bool((scores_RC[:, -1:] >= least_R1).any()):  # more ties than were taken
         return _everything(scores_RV, parameters)

@@ -1,12 +1,12 @@
-"""The bounds on what waits: a variant's queue, and the lane of comparisons."""
+"""The bounds on what waits: a variant's queue, and the lock of comparisons."""
 
 import asyncio
 
 import pytest
 
 from server.admission import Admission
+from server.bounded_lock import BoundedLock
 from server.errors import OverloadedError, TimedOutError
-from server.lane import Lane
 
 
 def retry_after(admission: Admission, pending: int) -> float | None:
@@ -38,21 +38,21 @@ def test_the_time_to_come_back_follows_the_rate(monkeypatch: pytest.MonkeyPatch)
     assert retry_after(admission, 10) == 1
 
 
-def test_the_lane_holds_one_at_a_time() -> None:
+def test_the_lock_holds_one_at_a_time() -> None:
     async def scenario() -> None:
-        lane = Lane(max_waiting=1, wait_s=0.05)
+        lock = BoundedLock(max_waiting=1, wait_s=0.05)
         inside = 0
 
         async def pass_through() -> None:
             nonlocal inside
-            async with lane.turn():
+            async with lock.turn():
                 inside += 1
                 await asyncio.sleep(0)
                 assert inside == 1
                 inside -= 1
 
         await asyncio.gather(pass_through(), pass_through())
-        async with lane.turn():
+        async with lock.turn():
             waiting = asyncio.create_task(pass_through())
             await asyncio.sleep(0)
             with pytest.raises(OverloadedError, match="1 comparisons wait already"):

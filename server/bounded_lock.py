@@ -1,4 +1,4 @@
-"""A lane for what must run alone: one at a time, with a bound on how many wait and for how long."""
+"""A lock for what must run alone, with a bound on how many wait for it and for how long."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from server.errors import OverloadedError, TimedOutError
 
 
-class Lane:
+class BoundedLock:
     """First come, first served."""
 
     def __init__(self, *, max_waiting: int, wait_s: float) -> None:
@@ -18,7 +18,7 @@ class Lane:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Have the lane for oneself.
+        """Hold the lock.
 
         Raises:
             OverloadedError: too many wait already.
