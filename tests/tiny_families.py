@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 VOCAB_SIZE = 37
@@ -95,7 +97,7 @@ class Case:
     def fields(self) -> dict[str, Any]:
         if self.published:
             return dict(self.changes)
-        return {**(_T5 if self.config in (T5Config, MT5Config) else _BART), **self.changes}
+        return {**(_T5 if self.config in (T5Config, MT5Config, UMT5Config) else _BART), **self.changes}
 
 
 CASES: Mapping[str, Case] = {
@@ -128,6 +130,7 @@ CASES: Mapping[str, Case] = {
         changes={"d_model": 15, "decoder_attention_heads": 1, "encoder_attention_heads": 1, "scale_embedding": False},
     ),
     "mt5": Case(config=MT5Config, model=MT5ForConditionalGeneration),
+    "umt5": Case(config=UMT5Config, model=UMT5ForConditionalGeneration, changes={"d_kv": 6}),
     # MADLAD-400: heads that are together twice as wide as the model, another token to start with than to pad with.
     "madlad": Case(
         config=T5Config,

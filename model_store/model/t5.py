@@ -107,7 +107,10 @@ class T5Layout(Layout):
 
     def bias_table(self, stack: Stack) -> str | None:
         """In the first block."""
-        return f"{self.layers(stack)}.0.layer.0.SelfAttention.relative_attention_bias"
+        return self._table(stack, 0)
+
+    def _table(self, stack: Stack, layer: int) -> str:
+        return f"{self.layers(stack)}.{layer}.layer.0.SelfAttention.relative_attention_bias"
 
     def stack_shapes(self) -> Shapes:
         """The embedding, the tables of relative positions and the final norms."""

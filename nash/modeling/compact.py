@@ -24,9 +24,14 @@ from model_store.model.spec import ModelSpec
 from nash.modeling.bart import shrink_bart
 from nash.modeling.configuration import compact_config_class
 from nash.modeling.t5 import shrink_t5
+from nash.modeling.umt5 import shrink_umt5
 
 # Gives the layers of a fresh model of a layout the widths of a spec.
-_SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {"t5": shrink_t5, "bart": shrink_bart}
+_SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {
+    "t5": shrink_t5,
+    "umt5": shrink_umt5,
+    "bart": shrink_bart,
+}
 
 
 class CompactModel(PreTrainedModel):

@@ -185,7 +185,7 @@ def test_a_shortened_decoder_is_the_teacher_without_the_layers_between(
     expected = copy.deepcopy(teacher)
     layers: Any = layers_of(expected, "decoder")
     left: Any = nn.ModuleList(layers[i] for i in kept_layers)
-    if spec.facts.positions == "relative":
+    if layout_of(spec).bias_table("decoder") is not None:
         first = left[0].layer[0].SelfAttention
         first.relative_attention_bias = layers[0].layer[0].SelfAttention.relative_attention_bias
         first.has_relative_attention_bias = True
