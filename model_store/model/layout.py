@@ -1,7 +1,7 @@
 """What a layout of checkpoints calls things: the keys of `config.json`, the tensors, and the sublayers by module name.
 
-A layout is a file of its own (`t5.py`, `bart.py`), and no branch on one stands anywhere else: the engine reads weights,
-the pruner gates, cuts, exports and compares by the names that it gives.
+A layout is a file of its own (`t5.py`, `umt5.py`, `bart.py`), and no branch on one stands anywhere else: the engine
+reads weights, the pruner gates, cuts, exports and compares by the names that it gives.
 
 A sublayer without heads or units leaves the residual as it is, but for what its biases and its norm add where there are
 any: those of its output matrix, and a norm that comes last.

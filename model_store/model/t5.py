@@ -1,4 +1,4 @@
-"""T5's layout: T5, v1.1, FLAN, ByT5 and mT5.
+"""T5's layout: T5, v1.1, FLAN, ByT5, MADLAD-400, Aya-101 and mT5.
 
 The token embedding is `shared.weight`, whatever copies of it a checkpoint holds. A table of relative positions stands
 under a stack's first block, whether or not that block has heads of its own.
