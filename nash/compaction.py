@@ -18,8 +18,9 @@ def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrain
     """A copy of the teacher with the decoder layers `kept` only.
 
     T5's relative-position table lives in the first decoder layer but belongs to the whole stack: it stays,
-    whichever layer comes first now. No layer is dropped at random any more while training (`layerdrop`): what is
-    kept of the decoder is needed, and distillation compares every layer in every step.
+    whichever layer comes first now. UMT5's belong to their layers and go with them. No layer is dropped at random any
+    more while training (`layerdrop`): what is kept of the decoder is needed, and distillation compares every layer in
+    every step.
     """
     dense = spec_of(teacher.config.to_dict())
     layout = layout_of(dense)

@@ -109,7 +109,10 @@ def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
         result[out] = torch.zeros(shapes[out], dtype=dtype)
         if narrow.parts:
             result[out][:, rows] = tensors[out]
-        for name, value in ((f"{whole.norm}.weight", 1.0), (f"{whole.norm}.bias", 0.0)):
+        neutral = {f"{whole.norm}.weight": 1.0, f"{whole.norm}.bias": 0.0}
+        if whole.bias_table is not None:
+            neutral[f"{whole.bias_table}.weight"] = 0.0
+        for name, value in neutral.items():
             if name in shapes and name not in tensors:
                 result[name] = torch.full(shapes[name], value, dtype=dtype)
     return result

@@ -138,6 +138,7 @@ def test_the_readme_names_make_targets_that_exist() -> None:
     [
         "README.md",
         "docs/architecture.md",
+        "docs/families.md",
         "docs/log.md",
         "docs/operations.md",
         "examples/debian/README.md",

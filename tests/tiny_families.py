@@ -3,6 +3,7 @@
 Nothing is at its neutral value: biases, norms, positions and the logits' bias are random, heads and widths odd.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from transformers import (
     PegasusForConditionalGeneration,
     PreTrainedModel,
     T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 VOCAB_SIZE = 37
@@ -38,6 +42,29 @@ _T5: Mapping[str, Any] = {
     "num_decoder_layers": 2,
     "num_heads": 3,
     "decoder_start_token_id": 0,
+}
+# T5's architecture with its own sizes and tokens: the keys are those of the published files, which older versions of
+# transformers wrote. They say of the logits' scale what they say of the output matrix.
+_PUBLISHED_T5: Mapping[str, Any] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "classifier_dropout": 0.0,
+    "decoder_start_token_id": 0,
+    "dense_act_fn": "gelu_new",
+    "dropout_rate": 0.1,
+    "feed_forward_proj": "gated-gelu",
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "t5",
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "output_past": True,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.35.0",
+    "use_cache": True,
 }
 _BART: Mapping[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -64,10 +91,13 @@ class Case:
     config: type[Any]
     model: type[PreTrainedModel]
     changes: Mapping[str, Any] = field(default_factory=dict)
+    published: bool = False  # config.json says what `changes` does and nothing else, not what transformers makes of it
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {**(_T5 if self.config in (T5Config, MT5Config) else _BART), **self.changes}
+        if self.published:
+            return dict(self.changes)
+        return {**(_T5 if self.config in (T5Config, MT5Config, UMT5Config) else _BART), **self.changes}
 
 
 CASES: Mapping[str, Case] = {
@@ -100,6 +130,41 @@ CASES: Mapping[str, Case] = {
         changes={"d_model": 15, "decoder_attention_heads": 1, "encoder_attention_heads": 1, "scale_embedding": False},
     ),
     "mt5": Case(config=MT5Config, model=MT5ForConditionalGeneration),
+    "umt5": Case(config=UMT5Config, model=UMT5ForConditionalGeneration, changes={"d_kv": 6}),
+    # MADLAD-400: heads that are together twice as wide as the model, another token to start with than to pad with.
+    "madlad": Case(
+        config=T5Config,
+        model=T5ForConditionalGeneration,
+        published=True,
+        changes={
+            **_PUBLISHED_T5,
+            "d_ff": 48,
+            "d_kv": 12,
+            "d_model": 24,
+            "eos_token_id": 2,
+            "n_positions": 512,
+            "num_heads": 4,
+            "pad_token_id": 1,
+            "vocab_size": 2560,
+        },
+    ),
+    # Aya-101: mT5's largest shape and vocabulary under T5's name.
+    "aya": Case(
+        config=T5Config,
+        model=T5ForConditionalGeneration,
+        published=True,
+        changes={
+            **_PUBLISHED_T5,
+            "d_ff": 60,
+            "d_kv": 4,
+            "d_model": 24,
+            "eos_token_id": 1,
+            "num_heads": 6,
+            "pad_token_id": 0,
+            "tokenizer_class": "T5Tokenizer",
+            "vocab_size": 2501,
+        },
+    ),
 }
 
 
@@ -117,6 +182,8 @@ def build_tiny(case: Case, directory: Path, *, seed: int = 0) -> Path:
             if hasattr(model, "final_logits_bias"):
                 model.final_logits_bias.normal_()
     model.save_pretrained(directory)
+    if case.published:
+        (directory / "config.json").write_text(json.dumps(case.fields))
     return directory
 
 

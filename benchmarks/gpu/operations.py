@@ -120,7 +120,7 @@ def _chosen_attention(record: Recorder, scale: Scale) -> dict[str, str]:
         heads, width = spec.num_heads, spec.head_dim
         bias_1HSS = torch.zeros(1, heads, longest, longest, dtype=dtype, device=scale.device)
         padding_B11S = torch.zeros(batch, 1, 1, longest, dtype=dtype, device=scale.device)
-        biased = spec.facts.layout == "t5"
+        biased = spec.facts.positions == "relative"
         masks = {
             "padded": bias_1HSS + padding_B11S if biased else padding_B11S,
             "not padded": bias_1HSS if biased else None,

@@ -13,8 +13,9 @@ from model_store.model.families import FAMILIES, Family, family_of
 from model_store.model.layout import Kind, Layout, Stack
 from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 from model_store.model.t5 import T5Layout
+from model_store.model.umt5 import UMT5Layout
 
-LAYOUTS: Mapping[str, type[Layout]] = MappingProxyType({"t5": T5Layout, "bart": BartLayout})
+LAYOUTS: Mapping[str, type[Layout]] = MappingProxyType({"t5": T5Layout, "umt5": UMT5Layout, "bart": BartLayout})
 
 
 def layout_of(spec: ModelSpec) -> Layout:

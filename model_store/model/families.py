@@ -3,13 +3,14 @@
 | family  | norm  | place | final norm | embedding's norm | positions                | biases | logits' bias |
 |---------|-------|-------|------------|------------------|--------------------------|--------|--------------|
 | t5, mt5 | RMS   | first | yes        | no               | relative, in the scores  | no     | no           |
+| umt5    | RMS   | first | yes        | no               | relative, by layer       | no     | no           |
 | bart    | layer | last  | no         | yes              | learned, rows from 2     | yes    | yes          |
 | mbart   | layer | first | yes        | yes              | learned, rows from 2     | yes    | yes          |
 | marian  | layer | last  | no         | no               | sinusoidal, a fixed many | yes    | yes          |
 | pegasus | layer | first | yes        | no               | sinusoidal, a fixed many | yes    | yes          |
 | m2m_100 | layer | first | yes        | no               | sinusoidal, any number   | yes    | no           |
 
-ByT5, v1.1 and FLAN are T5; NLLB is M2M100. A stack whose norms come first has a final one.
+ByT5, v1.1, FLAN, MADLAD-400 and Aya-101 are T5; NLLB is M2M100. A stack whose norms come first has a final one.
 """
 
 import reprlib
@@ -31,7 +32,7 @@ ACTIVATIONS = MappingProxyType(
 class Family:
     """The facts of one family; the token ids are those of a config that names none."""
 
-    layout: Literal["t5", "bart"]  # whose names the tensors and the config's keys have
+    layout: Literal["t5", "umt5", "bart"]  # whose names the tensors and the config's keys have
     norm_first: bool = True
     embeds_norm: bool = False
     positions: Literal["relative", "learned", "sinusoidal", "endless"]
@@ -63,6 +64,8 @@ FAMILIES = MappingProxyType(
         "t5": _T5,
         # It never scales, though its configs say that its matrices are tied.
         "mt5": replace(_T5, feed_forward="gated-gelu", scales_logits=False),
+        # It always scales, as in transformers 5; older versions believed its configs, which say that nothing is tied.
+        "umt5": replace(_T5, layout="umt5", feed_forward="gated-gelu", scales_logits=True),
         "bart": _BART,
         "mbart": replace(_BART, norm_first=True, decoder_start_id=0, starts_with_bos=True),
         "marian": replace(

@@ -1,7 +1,7 @@
 """What a layout of checkpoints calls things: the keys of `config.json`, the tensors, and the sublayers by module name.
 
-A layout is a file of its own (`t5.py`, `bart.py`), and no branch on one stands anywhere else: the engine reads weights,
-the pruner gates, cuts, exports and compares by the names that it gives.
+A layout is a file of its own (`t5.py`, `umt5.py`, `bart.py`), and no branch on one stands anywhere else: the engine
+reads weights, the pruner gates, cuts, exports and compares by the names that it gives.
 
 A sublayer without heads or units leaves the residual as it is, but for what its biases and its norm add where there are
 any: those of its output matrix, and a norm that comes last.
@@ -30,6 +30,7 @@ class SublayerNames:
     inputs: tuple[str, ...]  # query, key and value; or the feed-forward's gate, where it has one, and its first matrix
     out: str
     norm: str
+    bias_table: str | None = None  # of relative positions, where a self-attention has its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,11 @@ class Sublayer:
     def norm(self) -> str:
         """Module name of the norm."""
         return self.names.norm
+
+    @property
+    def bias_table(self) -> str | None:
+        """Module name of its own table of relative positions: it has all of the dense model's heads, or is absent."""
+        return self.names.bias_table
 
     @property
     def parts(self) -> int:
@@ -147,15 +153,16 @@ class Layout(ABC):
         """The table of positions, in families that have one."""
         raise NotImplementedError(f"no family of this layout has a table of the {stack}'s positions")
 
-    def bias_tables(self, stack: Stack) -> tuple[str, ...]:
-        """The tables of relative positions, which always have all of the dense model's heads: none, or one."""
+    def bias_table(self, stack: Stack) -> str | None:
+        """The table of relative positions that all of a stack's layers share: it has all of the dense model's heads."""
         del stack
-        return ()
+        return None
 
     @property
     def stack_tensors(self) -> frozenset[str]:
         """Tensors that stand under a layer's name and belong to its whole stack."""
-        return frozenset()
+        tables = (self.bias_table(stack) for stack in STACKS)
+        return frozenset(f"{table}.weight" for table in tables if table is not None)
 
     @abstractmethod
     def stack_shapes(self) -> Shapes:
@@ -176,6 +183,8 @@ class Layout(ABC):
                     if self.biases:
                         yield f"{matrix}.bias", (width,)
                 yield f"{sublayer.out}.weight", (self.spec.d_model, width)
+                if sublayer.bias_table is not None:
+                    yield f"{sublayer.bias_table}.weight", (self.spec.relative_buckets, self.spec.num_heads)
             if self.biases:
                 yield f"{sublayer.out}.bias", (self.spec.d_model,)
             if width or not self.spec.facts.norm_first:

@@ -26,7 +26,7 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "spiece.model",  # T5, mT5, Pegasus
+    "spiece.model",  # T5, mT5, UMT5, Pegasus
     "sentencepiece.bpe.model",  # mBART, M2M100
     "vocab.json",  # BART, Marian, M2M100
     "merges.txt",  # BART

@@ -1,4 +1,4 @@
-"""T5's layout: T5, v1.1, FLAN, ByT5 and mT5.
+"""T5's layout: T5, v1.1, FLAN, ByT5, MADLAD-400, Aya-101 and mT5.
 
 The token embedding is `shared.weight`, whatever copies of it a checkpoint holds. A table of relative positions stands
 under a stack's first block, whether or not that block has heads of its own.
@@ -105,20 +105,19 @@ class T5Layout(Layout):
         """Behind the last block."""
         return f"{stack}.final_layer_norm"
 
-    def bias_tables(self, stack: Stack) -> tuple[str, ...]:
+    def bias_table(self, stack: Stack) -> str | None:
         """In the first block."""
-        return (f"{self.layers(stack)}.0.layer.0.SelfAttention.relative_attention_bias",)
+        return self._table(stack, 0)
 
-    @property
-    def stack_tensors(self) -> frozenset[str]:
-        """The tables of relative positions."""
-        return frozenset(f"{table}.weight" for stack in STACKS for table in self.bias_tables(stack))
+    def _table(self, stack: Stack, layer: int) -> str:
+        return f"{self.layers(stack)}.{layer}.layer.0.SelfAttention.relative_attention_bias"
 
     def stack_shapes(self) -> Shapes:
         """The embedding, the tables of relative positions and the final norms."""
         yield "shared.weight", (self.spec.vocab_size, self.spec.d_model)
         for stack in STACKS:
-            for table in self.bias_tables(stack):
+            table = self.bias_table(stack)
+            if table is not None:
                 yield f"{table}.weight", (self.spec.relative_buckets, self.spec.num_heads)
             yield from self.norm_shapes(self.final_norm(stack))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model_store.model.spec import ModelSpec
+from nash.modeling.cache import count_positions
 
 
 class BiasAlone(nn.Module):
@@ -42,11 +43,8 @@ class HeadlessAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """The output projection's bias."""
-        if past_key_values is not None and key_value_states is None:
-            # Generation reads the number of past tokens off the first layer's cache, unless it holds no number at all.
-            batch, length, _ = hidden_states.shape
-            nothing = hidden_states.new_zeros(batch, 1, length, 1)
-            getattr(past_key_values, "self_attention_cache", past_key_values).update(nothing, nothing, self.layer_idx)
+        if key_value_states is None:
+            count_positions(past_key_values, hidden_states, self.layer_idx)
         return self.out_proj(hidden_states), None
 
 

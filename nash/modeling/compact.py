@@ -6,38 +6,32 @@ classes know the models.
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import cache
+from typing import cast
 
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForSeq2SeqLM,
-    BartForConditionalGeneration,
-    M2M100ForConditionalGeneration,
-    MarianMTModel,
-    MBartForConditionalGeneration,
-    MT5ForConditionalGeneration,
-    PegasusForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
-    T5ForConditionalGeneration,
 )
 
 from model_store.model.config import layout_of, spec_of
-from model_store.model.families import compact_model_type
+from model_store.model.families import FAMILIES
 from model_store.model.spec import ModelSpec
 from nash.modeling.bart import shrink_bart
-from nash.modeling.configuration import (
-    NashBartConfig,
-    NashM2M100Config,
-    NashMarianConfig,
-    NashMBartConfig,
-    NashMT5Config,
-    NashPegasusConfig,
-    NashT5Config,
-)
+from nash.modeling.configuration import compact_config_class
 from nash.modeling.t5 import shrink_t5
+from nash.modeling.umt5 import shrink_umt5
 
 # Gives the layers of a fresh model of a layout the widths of a spec.
-_SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {"t5": shrink_t5, "bart": shrink_bart}
+_SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {
+    "t5": shrink_t5,
+    "umt5": shrink_umt5,
+    "bart": shrink_bart,
+}
 
 
 class CompactModel(PreTrainedModel):
@@ -49,68 +43,26 @@ class CompactModel(PreTrainedModel):
         _SHRINK[spec.facts.layout](self, spec)
 
 
-class NashT5ForConditionalGeneration(CompactModel, T5ForConditionalGeneration):
-    """A compact T5, v1.1, FLAN or ByT5."""
-
-    config_class = NashT5Config
-
-
-class NashMT5ForConditionalGeneration(CompactModel, MT5ForConditionalGeneration):
-    """A compact mT5."""
-
-    config_class = NashMT5Config
-
-
-class NashBartForConditionalGeneration(CompactModel, BartForConditionalGeneration):
-    """A compact BART."""
-
-    config_class = NashBartConfig
-
-
-class NashMBartForConditionalGeneration(CompactModel, MBartForConditionalGeneration):
-    """A compact mBART."""
-
-    config_class = NashMBartConfig
-
-
-class NashMarianMTModel(CompactModel, MarianMTModel):
-    """A compact Marian."""
-
-    config_class = NashMarianConfig
-
-
-class NashPegasusForConditionalGeneration(CompactModel, PegasusForConditionalGeneration):
-    """A compact Pegasus."""
-
-    config_class = NashPegasusConfig
-
-
-class NashM2M100ForConditionalGeneration(CompactModel, M2M100ForConditionalGeneration):
-    """A compact M2M100 or NLLB."""
-
-    config_class = NashM2M100Config
-
-
-_CLASSES: tuple[type[CompactModel], ...] = (
-    NashT5ForConditionalGeneration,
-    NashMT5ForConditionalGeneration,
-    NashBartForConditionalGeneration,
-    NashMBartForConditionalGeneration,
-    NashMarianMTModel,
-    NashPegasusForConditionalGeneration,
-    NashM2M100ForConditionalGeneration,
-)
+def stock_class(spec: ModelSpec) -> type[PreTrainedModel]:
+    """transformers' own class of the shape's family."""
+    return _stock_class(spec.family)
 
 
 def compact_class(spec: ModelSpec) -> type[CompactModel]:
-    """The class of compact models of the shape's family."""
-    wanted = compact_model_type(spec.family)
-    return next(model for model in _CLASSES if model.config_class.model_type == wanted)
+    """The class of compact models of the shape's family: `Nash` before the stock one's name."""
+    return _compact_class(spec.family)
 
 
-def stock_class(spec: ModelSpec) -> type[PreTrainedModel]:
-    """transformers' own class of the shape's family."""
-    return compact_class(spec).__bases__[-1]
+def _stock_class(family: str) -> type[PreTrainedModel]:
+    stock: type[PreTrainedModel] = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family]]
+    return stock
+
+
+@cache
+def _compact_class(family: str) -> type[CompactModel]:
+    stock, config = _stock_class(family), compact_config_class(family)
+    made = type(f"Nash{stock.__name__}", (CompactModel, stock), {"config_class": config})
+    return cast("type[CompactModel]", made)
 
 
 def compact_config(spec: ModelSpec, dense: PreTrainedConfig) -> PreTrainedConfig:
@@ -123,6 +75,6 @@ def compact_config(spec: ModelSpec, dense: PreTrainedConfig) -> PreTrainedConfig
     return model.config_class(**fields, **spec.layer_config())
 
 
-for _model in _CLASSES:
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModelForSeq2SeqLM.register(_model.config_class, _model, exist_ok=True)
+for _family in FAMILIES:
+    AutoConfig.register(compact_config_class(_family).model_type, compact_config_class(_family), exist_ok=True)
+    AutoModelForSeq2SeqLM.register(compact_config_class(_family), _compact_class(_family), exist_ok=True)

@@ -1,18 +1,11 @@
-"""The configurations of compact models. Apart from the models, so that reading one needs no torch."""
+"""The configurations of compact models, a class for each family. Apart from the models: reading one needs no torch."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import (
-    BartConfig,
-    M2M100Config,
-    MarianConfig,
-    MBartConfig,
-    MT5Config,
-    PegasusConfig,
-    T5Config,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from model_store.model.families import compact_model_type
 
@@ -32,50 +25,11 @@ class CompactFields:
     dense_decoder_layers: int | None = None
 
 
-@strict
-class NashT5Config(CompactFields, T5Config):
-    """Of a compact T5."""
-
-    model_type = compact_model_type("t5")
-
-
-@strict
-class NashMT5Config(CompactFields, MT5Config):
-    """Of a compact mT5."""
-
-    model_type = compact_model_type("mt5")
-
-
-@strict
-class NashBartConfig(CompactFields, BartConfig):
-    """Of a compact BART."""
-
-    model_type = compact_model_type("bart")
-
-
-@strict
-class NashMBartConfig(CompactFields, MBartConfig):
-    """Of a compact mBART."""
-
-    model_type = compact_model_type("mbart")
-
-
-@strict
-class NashMarianConfig(CompactFields, MarianConfig):
-    """Of a compact Marian."""
-
-    model_type = compact_model_type("marian")
-
-
-@strict
-class NashPegasusConfig(CompactFields, PegasusConfig):
-    """Of a compact Pegasus."""
-
-    model_type = compact_model_type("pegasus")
-
-
-@strict
-class NashM2M100Config(CompactFields, M2M100Config):
-    """Of a compact M2M100."""
-
-    model_type = compact_model_type("m2m_100")
+@cache
+def compact_config_class(family: str) -> type[PreTrainedConfig]:
+    """The class of the configurations of a family's compact models: `Nash` before the stock one's name."""
+    stock = CONFIG_MAPPING[family]
+    made: type[PreTrainedConfig] = strict(
+        type(f"Nash{stock.__name__}", (CompactFields, stock), {"model_type": compact_model_type(family)})
+    )
+    return made

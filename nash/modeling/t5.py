@@ -9,6 +9,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5Block
 
 from model_store.model.config_fields import Heads
 from model_store.model.spec import ModelSpec
+from nash.modeling.cache import count_positions
 
 
 class CompactAttention(T5Attention):
@@ -70,11 +71,7 @@ class HeadlessAttention(CompactAttention):
         """Zero, and the bias for the layers that follow."""
         if position_bias is None:
             position_bias = self.stack_bias(hidden_states, mask, past_key_values)
-        if past_key_values is not None:
-            # Generation reads the number of past tokens off the first layer's cache, unless it holds no number at all.
-            batch, length, _ = hidden_states.shape
-            nothing = hidden_states.new_zeros(batch, 1, length, 1)
-            getattr(past_key_values, "self_attention_cache", past_key_values).update(nothing, nothing, self.layer_idx)
+        count_positions(past_key_values, hidden_states, self.layer_idx)
         return torch.zeros_like(hidden_states), position_bias, None
 
 
@@ -111,12 +108,12 @@ def shrink_t5(model: PreTrainedModel, spec: ModelSpec) -> None:
     for i, layer in enumerate(spec.encoder):
         block = model.encoder.block[i]
         _shrink_self_attention(block, model.encoder.config, layer.heads, i)
-        _shrink_ffn(block, spec, layer.ffn)
+        shrink_ffn(block, spec, layer.ffn)
     for i, decoder_layer in enumerate(spec.decoder):
         block = model.decoder.block[i]
         _shrink_self_attention(block, model.decoder.config, decoder_layer.self_heads, i)
         _shrink_cross_attention(block, model.decoder.config, decoder_layer.cross_heads, i)
-        _shrink_ffn(block, spec, decoder_layer.ffn)
+        shrink_ffn(block, spec, decoder_layer.ffn)
 
 
 def _shrink_self_attention(block: T5Block, config: T5Config, heads: Heads, index: int) -> None:
@@ -134,7 +131,8 @@ def _shrink_cross_attention(block: T5Block, config: T5Config, heads: Heads, inde
         block.layer[1] = AbsentCrossAttention()
 
 
-def _shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:
+def shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:
+    """Give a block's feed-forward so many units; without any the residual passes through."""
     if units == 0:
         block.layer[-1] = nn.Identity()
         return

@@ -18,7 +18,6 @@ from torch import Tensor
 from server.engine.attention import Attention
 from server.engine.cache import KeyValueCache
 from server.engine.matrix import Matrix
-from server.engine.network import Heads
 from server.engine.norm import RowNorm
 from server.engine.position_bias import DecoderBias, EncoderBias
 
@@ -27,7 +26,7 @@ from server.engine.position_bias import DecoderBias, EncoderBias
 class SelfAttention:
     """Rows of `qkv` are ordered head by head, each with its query, key and value: [H*3*E, D]."""
 
-    mask: Heads  # which of the stack's masks it takes
+    heads: int
     qkv: Matrix
     out: Matrix
     after: RowNorm
@@ -121,16 +120,15 @@ class Encoder:
         `padding_BS` holds 0 where there is a token and -inf where there is none; None: there is no padding.
         """
         batch, size = ids_BS.shape
-        masks = self.bias.masks(size, padding_BS)
         positions_M = torch.arange(size, device=ids_BS.device).repeat(batch)
         x_MD = self.embedding(ids_BS.view(-1), positions_M)
-        for layer in self.layers:
+        for layer, mask in zip(self.layers, self.bias.masks(size, padding_BS), strict=True):
             if isinstance(layer.attention, SelfAttention):
                 attention = layer.attention
                 qkv = attention.qkv.apply(self.norm(x_MD)).view(batch, size, -1, 3, self.head_dim)
                 query_BHSE, key_BHSE, value_BHSE = qkv.permute(3, 0, 2, 1, 4).unbind(0)
                 context_BHSE = F.scaled_dot_product_attention(
-                    query_BHSE, key_BHSE, value_BHSE, attn_mask=masks[attention.mask], scale=1.0
+                    query_BHSE, key_BHSE, value_BHSE, attn_mask=mask, scale=1.0
                 )
                 x_MD = attention.out.add(context_BHSE.transpose(1, 2).reshape(batch * size, -1), x_MD)
                 x_MD = attention.after(x_MD)
@@ -144,7 +142,7 @@ class Encoder:
 class DecoderViews:
     """What a step reads of the caches; valid as long as the rows' slots and the bucket of T stay."""
 
-    windows: dict[Heads, Tensor]  # of the position bias, for `DecoderBias.select`
+    windows: list[Tensor]  # of the position biases, for `DecoderBias.select`
     slots_N: Tensor | None  # of the rows; None: row i is slot i
     self_attention: list[Attention]  # by layer
     cross_attention: list[Attention]  # by layer
@@ -204,8 +202,8 @@ class Decoder:
             if isinstance(layer.attention, SelfAttention):
                 attention = layer.attention
                 qkv_R3E = attention.qkv.apply(norm(x_ND)).view(-1, 3, self.head_dim)
-                cache.write(i, cache_rows[len(attention.mask)], qkv_R3E[:, 1:])
-                context_R1E = views.self_attention[i](qkv_R3E[:, :1], biases[attention.mask])
+                cache.write(i, cache_rows[attention.heads], qkv_R3E[:, 1:])
+                context_R1E = views.self_attention[i](qkv_R3E[:, :1], biases[i])
                 x_ND = attention.after(attention.out.add(context_R1E.view(rows, -1), x_ND))
             elif layer.attention is not None:
                 x_ND = layer.attention(x_ND)

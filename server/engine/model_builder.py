@@ -29,7 +29,6 @@ from server.engine.network import (
     DecoderLayerWeights,
     EncoderLayerWeights,
     FeedForwardWeights,
-    Heads,
     Linear,
     Network,
     Norm,
@@ -85,23 +84,18 @@ class _Builder:
         target_tokens_VD = source_tokens_VD
         if network.decoder.embedding_VD is not network.encoder.embedding_VD:
             target_tokens_VD = self._tokens(network.decoder)
-        encoder_masks = [self._mask(heads, network.encoder) for heads in network.encoder_heads]
         encoder = Encoder(
             embedding=self._embedding(network.encoder, source_tokens_VD, longest_source, unplaced_token=None),
             layers=[self._encoder_layer(layer) for layer in network.encoder.layers],
             bias=EncoderBias(
-                self._optional(network.encoder.position_bias_KH),
-                encoder_masks,
+                self._bias_tables(network.encoder),
+                network.encoder_heads,
                 max_distance=network.relative_max_distance,
                 longest=longest_source,
             ),
             norm=self._norm,
             head_dim=network.head_dim,
         )
-        table_KH, max_distance = self._optional(network.decoder.position_bias_KH), network.relative_max_distance
-        if table_KH is None:  # the smallest table of nothing
-            most_heads = max(len(heads) for heads in network.self_heads)
-            table_KH, max_distance = torch.zeros(2, most_heads, dtype=self._dtype, device=self._device), 2
         cross: list[AttentionWeights] = []
         layers = [self._decoder_layer(layer, cross) for layer in network.decoder.layers]
         decoder = Decoder(
@@ -112,10 +106,12 @@ class _Builder:
             cross_keys_values=self._cross_keys_values(cross),
             cross_heads=[len(heads) for heads in network.cross_heads],
             bias=DecoderBias(
-                table_KH,
-                [self._mask(heads, network.decoder) for heads in network.self_heads],
-                max_distance=max_distance,
+                self._bias_tables(network.decoder),
+                network.self_heads,
+                max_distance=network.relative_max_distance,
                 longest=longest_target,
+                dtype=self._dtype,
+                device=self._device,
             ),
             norm=self._norm,
             output=self._output(),
@@ -159,7 +155,7 @@ class _Builder:
 
     def _encoder_layer(self, layer: EncoderLayerWeights) -> EncoderLayer:
         return EncoderLayer(
-            attention=self._self_attention(layer.attention, self._network.encoder, single_rows=False),
+            attention=self._self_attention(layer.attention, single_rows=False),
             ffn=self._feed_forward(layer.ffn, single_rows=False),
         )
 
@@ -168,17 +164,13 @@ class _Builder:
         if layer.cross is not None and layer.cross.heads:
             cross.append(layer.cross)
         return DecoderLayer(
-            attention=self._self_attention(layer.attention, self._network.decoder, single_rows=True),
+            attention=self._self_attention(layer.attention, single_rows=True),
             cross=self._cross_attention(layer.cross),
             ffn=self._feed_forward(layer.ffn, single_rows=True),
         )
 
     def _self_attention(
-        self,
-        attention: AttentionWeights | None,
-        stack: _Stack,
-        *,
-        single_rows: bool,
+        self, attention: AttentionWeights | None, *, single_rows: bool
     ) -> SelfAttention | Remnant | None:
         if attention is None:
             return None
@@ -190,7 +182,7 @@ class _Builder:
             nothing = torch.zeros_like(bias)
             bias = by_head([bias, nothing, nothing], head_dim)
         return SelfAttention(
-            mask=self._mask(attention.heads, stack),
+            heads=len(attention.heads),
             qkv=self._matrix(
                 by_head([query.weight_OI, attention.key.weight_OI, attention.value.weight_OI], head_dim) * self._factor,
                 bias,
@@ -248,9 +240,11 @@ class _Builder:
             return self._counted(Int8Matrix(weight_OI, output.bias_O))
         return self._matrix(weight_OI, output.bias_O, single_rows=True)
 
-    def _mask(self, heads: Heads, stack: _Stack) -> Heads:
-        """Layers with the same heads share a position bias; without one, layers with as many share their masks."""
-        return tuple(range(len(heads))) if stack.position_bias_KH is None else heads
+    def _bias_tables(self, stack: _Stack) -> list[Tensor | None]:
+        """By layer; what layers share is converted once, and stays one object."""
+        distinct = {id(table_KH): table_KH for table_KH in stack.position_biases_KH}
+        converted = {key: self._optional(table_KH) for key, table_KH in distinct.items()}
+        return [converted[id(table_KH)] for table_KH in stack.position_biases_KH]
 
     def _remnant(self, bias_D: Tensor | None, after: Norm | None) -> Remnant:
         return Remnant(bias_D=self._optional(bias_D), after=self._norm_of(after))

@@ -105,7 +105,7 @@ class StackWeights(Generic[Layer]):
     embedding_VD: Tensor  # the same object in both stacks where they share it
     embedding_scale: float
     positions_PD: Tensor | None  # row p belongs to position p; P is what there is, or was asked for where it is endless
-    position_bias_KH: Tensor | None  # T5's, one table for all layers
+    position_biases_KH: tuple[Tensor | None, ...]  # by layer, what its self-attention adds; one object where shared
     embedding_norm: Norm | None
     layers: Iterator[Layer]  # can be read once; reads a layer's weights when it comes to it
 
@@ -124,7 +124,7 @@ class Network:
     d_model: int
     head_dim: int
     vocab_size: int  # of the decoder and the logits; the encoder's may be another
-    relative_max_distance: int  # of the position bias; buckets are its table's rows
+    relative_max_distance: int  # of the position biases; buckets are their tables' rows
     encoder_heads: tuple[Heads, ...]  # by layer
     self_heads: tuple[Heads, ...]  # by decoder layer
     cross_heads: tuple[Heads, ...]  # by decoder layer

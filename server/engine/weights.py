@@ -102,7 +102,7 @@ class _Reader:
             embedding_VD=embedding_VD,
             embedding_scale=spec.d_model**0.5 if spec.scale_embedding else 1.0,
             positions_PD=self._positions(stack),
-            position_bias_KH=self._position_bias(stack),
+            position_biases_KH=self._position_biases(stack),
             embedding_norm=self._norm(layout.embedding_norm(stack)) if spec.facts.embeds_norm else None,
             layers=layers,
         )
@@ -174,10 +174,12 @@ class _Reader:
         names = [f"{name}.weight" for name in self._layout.embeddings(stack)]
         return next(name for name in names if name in self._tensors)
 
-    def _position_bias(self, stack: Stack) -> Tensor | None:
-        for table in self._layout.bias_tables(stack):
-            return self._read(f"{table}.weight")
-        return None
+    def _position_biases(self, stack: Stack) -> tuple[Tensor | None, ...]:
+        shared = self._layout.bias_table(stack)
+        shared_KH = None if shared is None else self._read(f"{shared}.weight")
+        attentions = (s for s in self._layout.sublayers(stack) if s.kind == "self_attention")
+        own = (attention.bias_table if attention.parts else None for attention in attentions)
+        return tuple(shared_KH if name is None else self._read(f"{name}.weight") for name in own)
 
     def _positions(self, stack: Stack) -> Tensor | None:
         spec = self._spec

@@ -50,7 +50,7 @@ def write_compact(dense_dir: Path, spec: ModelSpec, directory: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     for name, shape in [*layout_of(spec).shapes(), *_untied(dense, spec)]:
         parts = name.split(".")
-        if len(parts) < 5 or "relative_attention_bias" in name:
+        if len(parts) < 5 or name in layout_of(spec).stack_tensors:
             tensors[name] = dense[name]
             continue
         rows, columns = _kept(spec, parts)
@@ -100,7 +100,7 @@ def _kept(spec: ModelSpec, parts: list[str]) -> tuple[Tensor | None, Tensor | No
     """Which rows and columns of a dense tensor stay; None: all. `parts` is the compact tensor's name."""
     layer = (spec.encoder if parts[0] == "encoder" else spec.decoder)[int(parts[2])]
     kind, matrix = parts[5], parts[-2]
-    if matrix == "layer_norm":
+    if matrix in ("layer_norm", "relative_attention_bias"):
         return None, None
     if kind == "DenseReluDense":
         kept = torch.arange(layer.ffn)

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
@@ -36,7 +35,7 @@ def load_reference(case: Case, directory: Path, dtype: str) -> PreTrainedModel:
     model = case.model.from_pretrained(directory, dtype=getattr(torch, dtype))
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, MT5LayerNorm) and dtype == "float64":
+            if type(child).__name__.endswith("T5LayerNorm") and dtype == "float64":
                 norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
                 norm.weight = child.weight
                 setattr(module, name, norm)

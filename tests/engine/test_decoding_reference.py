@@ -115,7 +115,7 @@ OTHERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bart, torch": (build_bart, "torch"),
     **{
         name: (partial(build_tiny, CASES[name]), "auto")
-        for name in ("bart", "mbart", "marian", "pegasus", "m2m_100", "mt5")
+        for name in ("bart", "mbart", "marian", "pegasus", "m2m_100", "mt5", "umt5")
     },
 }
 

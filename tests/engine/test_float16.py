@@ -45,7 +45,7 @@ def test_t5_s_wo_stays_in_float32_where_float16_would_overflow(tmp_path: Path) -
     assert hidden.abs().max() > torch.finfo(torch.float16).max
 
 
-@pytest.mark.parametrize(("family", "wide"), [("mt5", True), ("bart", False)])
+@pytest.mark.parametrize(("family", "wide"), [("mt5", True), ("umt5", True), ("bart", False)])
 def test_the_rule_is_t5_s_alone(family: str, wide: bool, tmp_path: Path) -> None:
     directory = build_tiny(CASES[family], tmp_path / "model")
     model = load_backend(directory, "float16", slots=1)._model

@@ -27,8 +27,10 @@ from server.engine.native.backend import NativeBackend
 from server.engine.native.building import int4_tiles
 from server.engine.sequence import EngineConfig, GenerationParameters
 from server.engine.torch_backend import TorchBackend
+from tests.engine import compact_bart
 from tests.engine.compact import hollow, ragged, write_compact
 from tests.engine.family_reference import backend_logits, targets, texts
+from tests.tiny_families import CASES, build_tiny
 
 CONFIG = EngineConfig(dtype="int4", slots=9, max_source_tokens=70, max_new_tokens=21, threads=2)
 needs_native = pytest.mark.skipif(native.library() is None, reason="the native operator is not here")
@@ -129,6 +131,22 @@ def test_a_row_is_the_same_alone_and_in_company(
     alone = load_native(directory, threads=1)
     for i in range(len(sources)):
         assert torch.equal(backend_logits(alone, sources[i : i + 1], wanted[i : i + 1])[0], together[i])
+
+
+@needs_native
+@pytest.mark.parametrize("cut", [False, True])
+@torch.inference_mode()
+def test_each_layer_has_its_own_table_of_positions(cut: bool, tmp_path: Path) -> None:
+    """The backends are nearer to each other than to float32."""
+    dense_dir = build_tiny(CASES["umt5"], tmp_path / "dense")
+    directory = dense_dir
+    if cut:
+        directory = write_compact(dense_dir, compact_bart.ragged(Model.open(dense_dir).spec), tmp_path / "cut")
+    spec = Model.open(rounded(directory)).spec
+    sources, wanted = texts(spec, [5, 60, 1, 33]), targets(spec, 4)
+    exact, ours = (backend_logits(load_torch(directory, dtype), sources, wanted) for dtype in ("float32", "int4"))
+    theirs = backend_logits(load_native(directory), sources, wanted)
+    assert (ours - theirs).norm() < 0.5 * (ours - exact).norm()
 
 
 @needs_native

@@ -12,7 +12,8 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig
-from tests.engine.compact_bart import hollow, ragged, write_compact
+from tests.engine import compact, compact_bart
+from tests.engine.compact_bart import hollow, ragged
 from tests.engine.family_reference import STEPS, backend_logits, load_backend, targets, texts
 from tests.tiny_families import CASES, build_tiny
 
@@ -20,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("instruction_set")
 
 # Of the largest logit. Coarse dtypes differ by their own rounding, whose sum over layers these bound.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.06, "int8": 0.15}
-CUT = ["bart", "mbart", "marian, two vocabularies", "pegasus", "m2m_100"]
+CUT = {
+    **dict.fromkeys(("mt5", "umt5"), compact.write_compact),
+    **dict.fromkeys(("bart", "mbart", "marian, two vocabularies", "pegasus", "m2m_100"), compact_bart.write_compact),
+}
 MODELS: dict[str, tuple[str, Callable[[ModelSpec], ModelSpec] | None]] = {
     **{name: (name, None) for name in CASES},
     **{f"{name}, {cut.__name__}": (name, cut) for name in CUT for cut in (ragged, hollow)},
@@ -42,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     name, cut = MODELS[request.param]
     directory = build_tiny(CASES[name], tmp_path_factory.mktemp("family") / "model")
     if cut is not None:
-        directory = write_compact(directory, cut(Model.open(directory).spec), directory.parent / "compact")
+        directory = CUT[name](directory, cut(Model.open(directory).spec), directory.parent / "compact")
     spec = Model.open(directory).spec
     sources, wanted = texts(spec, [5, 60, 1, 33]), targets(spec, 4)
     exact = backend_logits(load_backend(directory, "float64", slots=4), sources, wanted)

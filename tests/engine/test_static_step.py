@@ -24,7 +24,7 @@ from tests.tiny_families import CASES, build_tiny
 CONFIG = EngineConfig(graphs="on", backend="torch", max_source_tokens=70, max_new_tokens=69)
 
 
-@pytest.fixture(scope="module", params=["mt5", "bart", "m2m_100"])
+@pytest.fixture(scope="module", params=["mt5", "umt5", "bart", "m2m_100"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(CASES[request.param], tmp_path_factory.mktemp("family") / "model")
 

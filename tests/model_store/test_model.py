@@ -92,6 +92,7 @@ def test_sublayers_and_the_rest_make_up_a_checkpoint(name: str, tmp_path: Path) 
     assert type(layout) is LAYOUTS[model.spec.facts.layout]
     shapes, of_stacks = dict(layout.shapes()), dict(layout.stack_shapes())
     modules = {name for each in layout.sublayers() for name in (*each.inputs, each.out, each.norm)}
+    modules |= {each.bias_table for each in layout.sublayers() if each.bias_table is not None}
     assert {tensor.rpartition(".")[0] for tensor in shapes.keys() - of_stacks.keys()} == modules
     assert layout.stack_tensors <= of_stacks.keys()
     assert layout.config == {key: model.config[key] for key in layout.config}

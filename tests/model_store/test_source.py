@@ -240,7 +240,9 @@ def test_tokenizer_of_another_model(model_dir: Path) -> None:
 
 def test_unsupported_model(model_dir: Path, edit_config: Edit) -> None:
     edit_config(model_type="led")
-    with pytest.raises(UnsupportedModelError, match="'led' is not supported: use a model of the family t5, mt5, bart"):
+    with pytest.raises(
+        UnsupportedModelError, match="'led' is not supported: use a model of the family t5, mt5, umt5, bart"
+    ):
         inspect(model_dir)
     refuse(model_dir, "'led'")
 

@@ -16,6 +16,7 @@ from transformers import (
     PegasusConfig,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
 )
 
 from model_store.errors import UnsupportedModelError
@@ -128,7 +129,7 @@ DECODER_LAYER = {"self_heads": [0], "cross_heads": [0], "ffn": 1, "origin": 0}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "umt5"}, "'umt5' is not supported: use a model of the family t5, mt5, bart"),
+        ({"model_type": "longt5"}, "'longt5' is not supported: use a model of the family t5, mt5, umt5, bart"),
         ({"model_type": ["t5"]}, "is not supported"),
         ({"model_type": None}, "None is not supported"),
         ({"auto_map": {}}, "remote code"),
@@ -224,8 +225,7 @@ def test_every_family_s_spec_goes_through_json(name: str, tmp_path: Path) -> Non
     encoder = (EncoderLayerSpec(heads=(0,), ffn=7), *dense.encoder[1:])
     decoder = (dataclasses.replace(dense.decoder[1], cross_heads=(), ffn=dense.decoder_d_ff),)
     spec = dataclasses.replace(dense, encoder=encoder, decoder=decoder)
-    layers = "num_decoder_layers" if dense.facts.layout == "t5" else "decoder_layers"
-    changes = {"model_type": f"nash_{config['model_type']}", layers: 1}
+    changes = {"model_type": f"nash_{config['model_type']}", layout_of(dense).layers_keys["decoder"]: 1}
     read = spec_of(json.loads(json.dumps(config | spec.layer_config() | changes)))
     assert read == spec
     assert read.compact
@@ -263,6 +263,29 @@ def test_m2m_100_without_its_defaults() -> None:
 def test_mt5_is_gated_and_never_scaled() -> None:
     spec = spec_of(CONFIG | {"model_type": "mt5", "tie_word_embeddings": True})
     assert (spec.family, spec.gated_ffn, spec.activation, spec.scale_logits) == ("mt5", True, "gelu_new", False)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_umt5_is_gated_and_always_scaled_as_transformers_5_does_it(tied: bool) -> None:
+    spec = spec_of(CONFIG | {"model_type": "umt5", "tie_word_embeddings": tied})
+    theirs = UMT5Config(tie_word_embeddings=tied)
+    assert (spec.family, spec.gated_ffn, spec.activation) == ("umt5", theirs.is_gated_act, theirs.dense_act_fn)
+    assert spec.scale_logits is theirs.tie_word_embeddings is True
+
+
+def test_a_table_comes_and_goes_with_its_layer_or_stays_with_its_stack() -> None:
+    def tables(spec: ModelSpec) -> list[str]:
+        return [name for name, _ in layout_of(spec).shapes() if "relative_attention_bias" in name]
+
+    own, shared = spec_of(CONFIG | {"model_type": "umt5"}), DENSE
+    assert [len(tables(spec)) for spec in (own, shared)] == [7, 2]
+    assert not layout_of(own).stack_tensors
+    assert layout_of(shared).stack_tensors == set(tables(shared))
+    for spec in (own, shared):
+        first = dataclasses.replace(spec.encoder[0], heads=())
+        cut = dataclasses.replace(spec, encoder=(first, *spec.encoder[1:]))
+        left = [name for name in tables(spec) if spec is shared or not name.startswith("encoder.block.0.")]
+        assert tables(cut) == left
 
 
 @pytest.mark.parametrize(

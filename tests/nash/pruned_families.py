@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from transformers import (
 )
 from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
+from transformers.models.umt5 import modeling_umt5
 
 from model_store.model.config import layout_of
 from model_store.model.model import Model
@@ -41,7 +43,7 @@ FAMILIES: Mapping[str, Case] = {
         model=T5ForConditionalGeneration,
         changes={"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     ),
-    **{name: CASES[name] for name in ("mt5", "bart", "mbart", "marian", "pegasus", "m2m_100")},
+    **{name: CASES[name] for name in ("mt5", "umt5", "bart", "mbart", "marian", "pegasus", "m2m_100")},
     "marian, two vocabularies": CASES["marian, two vocabularies"],
 }
 
@@ -231,11 +233,13 @@ def assert_same_answers(found: Generated, expected: Generated, what: str = "") -
 @contextmanager
 def float64() -> Iterator[None]:
     """Everything is built in float64, T5's norms too, which transformers computes in float32 at most."""
-    norms = modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm
-    modeling_t5.T5LayerNorm = modeling_mt5.MT5LayerNorm = nn.RMSNorm
     torch.set_default_dtype(torch.float64)
     try:
-        yield
+        with (
+            patch.object(modeling_t5, "T5LayerNorm", nn.RMSNorm),
+            patch.object(modeling_mt5, "MT5LayerNorm", nn.RMSNorm),
+            patch.object(modeling_umt5, "UMT5LayerNorm", nn.RMSNorm),
+        ):
+            yield
     finally:
         torch.set_default_dtype(torch.float32)
-        modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm = norms

@@ -19,9 +19,11 @@ from nash.compaction import compact, fill, shorten_decoder
 from nash.masking import HardenedGates
 from nash.modeling.layers import layers_of
 from nash.models import load_dense, save_model
+from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
+from server.engine.native.backend import NativeBackend
 from server.engine.sequence import EngineConfig, GenerationParameters
-from tests.engine.family_reference import backend_logits, check, expected_logits, load_backend, targets, texts
+from tests.engine.family_reference import STEPS, backend_logits, check, expected_logits, load_backend, targets, texts
 from tests.nash.pruned_families import (
     FAMILIES,
     NEW_TOKENS,
@@ -38,7 +40,7 @@ from tests.nash.pruned_families import (
     read,
     shapes,
 )
-from tests.tiny_families import Case
+from tests.tiny_families import CASES, Case
 
 QUICK = settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 WIDE = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -133,24 +135,45 @@ def test_in_float64_there_is_no_excuse(dense_dir: Path, tmp_path: Path) -> None:
         assert_same(logits(model, spec), expected, what)
 
 
-def test_the_engine_answers_as_the_compact_model(case: Case, dense_dir: Path, tmp_path: Path) -> None:
+def check_engine(dense_dir: Path, tmp_path: Path, backend: str) -> None:
+    """The engine computes what the compact model of a ragged cut does in transformers, and says the same."""
+    config = EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=NEW_TOKENS, backend=backend)
+    if backend == "native" and (obstacle := why_not_native(config)):
+        pytest.skip(obstacle)
     spec = Model.open(dense_dir).spec
     pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=ragged(spec, (0, 1)))
     save_model(pruned.compact(), dense_dir, tmp_path / "compact", torch.float32)
-    model = read(tmp_path / "compact")
+    model, compact_model = read(tmp_path / "compact"), Model.open(tmp_path / "compact")
     sources, wanted = texts(spec, [7, 12, 2]), targets(spec, 3)
-    ours = backend_logits(load_backend(tmp_path / "compact", "float32", slots=3), sources, wanted)
+    if backend == "native":
+        wide = EngineConfig(slots=3, max_source_tokens=70, max_new_tokens=STEPS)
+        ours = backend_logits(NativeBackend.load(compact_model, wide), sources, wanted)
+    else:
+        ours = backend_logits(load_backend(tmp_path / "compact", "float32", slots=3), sources, wanted)
     for source, target, scores in zip(sources, wanted, ours, strict=True):
         check(scores, expected_logits(model, source, target), 1e-5)
-    engine = Engine.load(
-        Model.open(tmp_path / "compact"), EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=NEW_TOKENS)
-    )
+    engine = Engine.load(compact_model, config)
     parameters = GenerationParameters(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
     for source, sequence in zip(sources, engine.generate(sources, parameters), strict=True):
         answer = model.generate(
             torch.tensor([source]), min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, do_sample=False
         )
         assert answer[0, 1:].tolist() == sequence.tokens
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_the_engine_answers_as_the_compact_model(dense_dir: Path, backend: str, tmp_path: Path) -> None:
+    check_engine(dense_dir, tmp_path, backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("name", ["madlad", "aya"])
+def test_t5_by_other_names(name: str, backend: str, tmp_path: Path) -> None:
+    """Configurations of before transformers 5, large vocabularies, an output matrix of its own."""
+    dense_dir = build(CASES[name], tmp_path / "dense")
+    spec = Model.open(dense_dir).spec
+    check_forms(Pruned(dense_dir=dense_dir, kept_layers=(1,), hardened=ragged(spec, (1,))), tmp_path / "forms")
+    check_engine(dense_dir, tmp_path, backend)
 
 
 @pytest.mark.parametrize("kept_layers", [(0,), (1,), (0, 1)])
@@ -162,7 +185,7 @@ def test_a_shortened_decoder_is_the_teacher_without_the_layers_between(
     expected = copy.deepcopy(teacher)
     layers: Any = layers_of(expected, "decoder")
     left: Any = nn.ModuleList(layers[i] for i in kept_layers)
-    if spec.facts.positions == "relative":
+    if layout_of(spec).bias_table("decoder") is not None:
         first = left[0].layer[0].SelfAttention
         first.relative_attention_bias = layers[0].layer[0].SelfAttention.relative_attention_bias
         first.has_relative_attention_bias = True

@@ -77,7 +77,10 @@ print([name for name in sys.modules if name.split(".")[0] in ("nash", "server", 
 
 @pytest.mark.parametrize(
     "families",
-    [("t5 v1.1", "mt5", "bart", "marian, two vocabularies"), pytest.param(tuple(FAMILIES), marks=pytest.mark.slow)],
+    [
+        ("t5 v1.1", "mt5", "umt5", "bart", "marian, two vocabularies"),
+        pytest.param(tuple(FAMILIES), marks=pytest.mark.slow),
+    ],
 )
 def test_stock_transformers_alone_loads_the_export(families: tuple[str, ...], tmp_path: Path) -> None:
     expected = {}

@@ -66,7 +66,7 @@ def test_within_the_block_the_model_is_the_shortened_one(model_dir: Path, kept: 
     torch.testing.assert_close(outputs(model), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", ["bart", "marian", "m2m_100", "mt5"])
+@pytest.mark.parametrize("family", ["bart", "marian", "m2m_100", "mt5", "umt5"])
 def test_every_family(family: str, tmp_path: Path) -> None:
     model = load_dense(Model.open(build_tiny(CASES[family], tmp_path / "model"))).eval()
     with only_layers(model, (0,)):

@@ -364,7 +364,7 @@ def test_another_family(task: Task, tmp_path: Path) -> None:
     (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
     message = refused(task, tmp_path, task.recipe(), "--model", tmp_path / "gpt")
     assert "model_type 'gpt2' is not supported" in message
-    assert "t5, mt5, bart, mbart, marian, pegasus, m2m_100" in message
+    assert "t5, mt5, umt5, bart, mbart, marian, pegasus, m2m_100" in message
 
 
 def test_a_pruned_model_is_not_pruned_again(run: Run, task: Task, tmp_path: Path) -> None:

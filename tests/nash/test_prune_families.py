@@ -83,7 +83,7 @@ def check(family: str, gates: str, folder: Path) -> None:
     assert_same(logits(AutoModelForSeq2SeqLM.from_pretrained(stock).eval(), spec), logits(final, spec))
 
 
-@pytest.mark.parametrize(("family", "gates"), [("bart", NASH), ("marian", COFI)])
+@pytest.mark.parametrize(("family", "gates"), [("bart", NASH), ("marian", COFI), ("umt5", COFI)])
 def test_from_a_recipe_to_the_store(family: str, gates: str, tmp_path: Path) -> None:
     check(family, gates, tmp_path)
 

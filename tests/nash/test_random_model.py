@@ -17,6 +17,7 @@ T5 = {"model_type": "t5", "vocab_size": 30, "d_model": 16, "d_kv": 4, "num_heads
 FAMILIES: dict[str, dict[str, Any]] = {
     "t5": T5,
     "gated": T5 | {"feed_forward_proj": "gated-gelu"},
+    "umt5": T5 | {"model_type": "umt5"},
     **{
         family: {
             "model_type": family,

@@ -1,7 +1,7 @@
 """From a network to the operator's structures, with weights as it reads them and caches as it fills them.
 
 Axes: O outputs and I inputs of a matrix, G groups of inputs, D model width, V vocabulary, P positions, H heads of one
-layer, K buckets of distance.
+layer, K buckets of distance, R distances.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from torch import Tensor
 from server.engine import network
 from server.engine.native import library as native
 from server.engine.native.arena import Arena
-from server.engine.position_bias import relative_bucket
+from server.engine.position_bias import bias_rows
 from server.engine.sequence import EngineConfig
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8, "int4": native.INT4}
@@ -72,11 +72,11 @@ class StackBuilder:
         """The encoder's stack."""
         stack, side = self._stack(self._net.encoder), self._net.encoder
         layers = []
-        for weights in side.layers:
+        for weights, table_KH in zip(side.layers, side.position_biases_KH, strict=True):
             layer = native.Layer()
             if weights.attention is not None:
                 layer.self = self._attention(weights.attention)
-                self._set_bias(layer.self, weights.attention.heads, side, self._plan.source_capacity, causal=False)
+                self._set_bias(layer.self, weights.attention.heads, table_KH, self._plan.source_capacity, causal=False)
                 layer.self.keys, layer.self.values = self._encoder_keys.data_ptr(), self._encoder_values.data_ptr()
                 layer.self.slot_stride = LANES * self._plan.width  # a source begins with a block
                 layer.self.head_stride = self._plan.encoder_capacity * self._plan.width
@@ -92,11 +92,11 @@ class StackBuilder:
         if self._net.unplaced_token is not None:
             stack.unplaced_token = self._net.unplaced_token
         layers = []
-        for weights in side.layers:
+        for weights, table_KH in zip(side.layers, side.position_biases_KH, strict=True):
             layer = native.Layer()
             if weights.attention is not None:
                 layer.self = self._attention(weights.attention)
-                self._set_bias(layer.self, weights.attention.heads, side, self._plan.own_capacity, causal=True)
+                self._set_bias(layer.self, weights.attention.heads, table_KH, self._plan.own_capacity, causal=True)
                 self.own_state.append(self._allocate(layer.self, self._plan.own_capacity))
             if weights.cross is not None:
                 layer.cross = self._attention(weights.cross)
@@ -156,23 +156,19 @@ class StackBuilder:
         self,
         attention: native.Attention,
         heads: network.Heads,
-        side: network.StackWeights[network.Layer],
+        table_KH: Tensor | None,
         reach: int,
         *,
         causal: bool,
     ) -> None:
         """Give an attention its bias [H, 2*reach]: that of a key 1 - reach, ..., reach positions after the query."""
-        table_KH = side.position_bias_KH
         if table_KH is None or not heads:
             return
-        relative = torch.arange(1 - reach, reach + 1)
-        bucket = relative_bucket(
-            relative,
-            bidirectional=not causal,
-            buckets=table_KH.shape[0],
-            max_distance=self._net.relative_max_distance,
+        relative_R = torch.arange(1 - reach, reach + 1)
+        rows_HR = bias_rows(
+            table_KH, heads, relative_R, bidirectional=not causal, max_distance=self._net.relative_max_distance
         )
-        attention.bias, attention.reach = self._keep(table_KH[bucket][:, list(heads)].t()), reach
+        attention.bias, attention.reach = self._keep(rows_HR), reach
 
     def _allocate(self, attention: native.Attention, capacity: int) -> tuple[Tensor, Tensor]:
         """Give an attention its cache; keys and values by slot and head, in blocks of positions."""
