@@ -30,7 +30,7 @@ from nash.rows import Row
 from server.engine.backend import Feed
 from server.engine.int4_weights import map_layers, quantized
 from server.engine.matrix import Matrix
-from server.engine.model import Remnant
+from server.engine.model import BiasAndNorm
 from server.engine.model_builder import TorchModel, build_model
 from server.engine.network import Linear, Network
 from server.engine.sequence import EngineConfig
@@ -269,7 +269,7 @@ def _observed(model: TorchModel, running: _Pass) -> tuple[TorchModel, dict[str, 
     def layers_of(stack: str, layers: Sequence[Any]) -> list[Any]:
         result = []
         for i, layer in enumerate(layers):
-            whole = [name for name in _MATRICES if not isinstance(getattr(layer, name, None), Remnant | None)]
+            whole = [name for name in _MATRICES if not isinstance(getattr(layer, name, None), BiasAndNorm | None)]
             result.append(
                 dataclasses.replace(layer, **{name: sublayer_of(layer, name, f"{stack}.{i}") for name in whole})
             )

@@ -63,12 +63,12 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> int:
         in_layers = BYTES_PER_WEIGHT[quantization]
     # The output matrix holds a norm or a layout of its own, so a tied one is there twice.
     count = spec.target_vocab_size * spec.d_model * output
-    for name, shape in layout_of(spec).shapes():
-        if dtype == torch.float16 and name.endswith("DenseReluDense.wo.weight"):
-            each = 4.0
-        elif len(shape) == 2 and (".block." in name or ".layers." in name) and "relative" not in name:
-            each = in_layers
-        else:
-            each = dtype.itemsize
-        count += math.prod(shape) * each
+    layout = layout_of(spec)
+    sizes: dict[str, float] = {}  # of a number, by the name of its matrix
+    for sublayer in layout.sublayers():
+        sizes |= {f"{matrix}.weight": in_layers for matrix in (*sublayer.inputs, sublayer.out)}
+        if dtype == torch.float16 and not layout.biases and not sublayer.has_heads:  # as `build_model` has it
+            sizes[f"{sublayer.out}.weight"] = 4.0
+    for name, shape in layout.shapes():
+        count += math.prod(shape) * sizes.get(name, dtype.itemsize)
     return math.ceil(count)

@@ -62,7 +62,7 @@ class FeedForward:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remnant:
+class BiasAndNorm:
     """What is left of a sublayer that has neither heads nor units: its bias and the norm behind it."""
 
     bias_D: Tensor | None
@@ -75,15 +75,15 @@ class Remnant:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderLayer:
-    attention: SelfAttention | Remnant | None
-    ffn: FeedForward | Remnant | None
+    attention: SelfAttention | BiasAndNorm | None
+    ffn: FeedForward | BiasAndNorm | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayer:
-    attention: SelfAttention | Remnant | None
-    cross: CrossAttention | Remnant | None
-    ffn: FeedForward | Remnant | None
+    attention: SelfAttention | BiasAndNorm | None
+    cross: CrossAttention | BiasAndNorm | None
+    ffn: FeedForward | BiasAndNorm | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ class Decoder:
         return self.output.apply(norm(x_ND))
 
 
-def _feed_forward(ffn: FeedForward | Remnant | None, x_ND: Tensor, norm: RowNorm) -> Tensor:
+def _feed_forward(ffn: FeedForward | BiasAndNorm | None, x_ND: Tensor, norm: RowNorm) -> Tensor:
     if isinstance(ffn, FeedForward):
         return ffn(x_ND, norm)
     return x_ND if ffn is None else ffn(x_ND)

@@ -14,6 +14,7 @@ from server.engine.folding import by_head
 from server.engine.int8_matrix import Int8Matrix, RoundedRowsMatrix
 from server.engine.matrix import Matrix, WideMatrix, lay_out
 from server.engine.model import (
+    BiasAndNorm,
     CrossAttention,
     Decoder,
     DecoderLayer,
@@ -21,7 +22,6 @@ from server.engine.model import (
     Encoder,
     EncoderLayer,
     FeedForward,
-    Remnant,
     SelfAttention,
 )
 from server.engine.network import (
@@ -171,11 +171,11 @@ class _Builder:
 
     def _self_attention(
         self, attention: AttentionWeights | None, *, single_rows: bool
-    ) -> SelfAttention | Remnant | None:
+    ) -> SelfAttention | BiasAndNorm | None:
         if attention is None:
             return None
         if not attention.heads:
-            return self._remnant(attention.out.bias_O, attention.after)
+            return self._bias_and_norm(attention.out.bias_O, attention.after)
         query, head_dim = attention.query, self._network.head_dim
         bias = query.bias_O
         if bias is not None:
@@ -192,22 +192,22 @@ class _Builder:
             after=self._norm_of(attention.after),
         )
 
-    def _cross_attention(self, cross: AttentionWeights | None) -> CrossAttention | Remnant | None:
+    def _cross_attention(self, cross: AttentionWeights | None) -> CrossAttention | BiasAndNorm | None:
         if cross is None:
             return None
         if not cross.heads:
-            return self._remnant(cross.out.bias_O, cross.after)
+            return self._bias_and_norm(cross.out.bias_O, cross.after)
         return CrossAttention(
             query=self._matrix(cross.query.weight_OI * self._factor, cross.query.bias_O, single_rows=True),
             out=self._matrix(cross.out.weight_OI, cross.out.bias_O, single_rows=True),
             after=self._norm_of(cross.after),
         )
 
-    def _feed_forward(self, ffn: FeedForwardWeights | None, *, single_rows: bool) -> FeedForward | Remnant | None:
+    def _feed_forward(self, ffn: FeedForwardWeights | None, *, single_rows: bool) -> FeedForward | BiasAndNorm | None:
         if ffn is None:
             return None
         if ffn.into.weight_OI.shape[0] == 0:
-            return self._remnant(ffn.out.bias_O, ffn.after)
+            return self._bias_and_norm(ffn.out.bias_O, ffn.after)
         gate = None
         if ffn.gate is not None:
             gate = self._matrix(ffn.gate.weight_OI * self._factor, ffn.gate.bias_O, single_rows=single_rows)
@@ -246,8 +246,8 @@ class _Builder:
         converted = {key: self._optional(table_KH) for key, table_KH in distinct.items()}
         return [converted[id(table_KH)] for table_KH in stack.position_biases_KH]
 
-    def _remnant(self, bias_D: Tensor | None, after: Norm | None) -> Remnant:
-        return Remnant(bias_D=self._optional(bias_D), after=self._norm_of(after))
+    def _bias_and_norm(self, bias_D: Tensor | None, after: Norm | None) -> BiasAndNorm:
+        return BiasAndNorm(bias_D=self._optional(bias_D), after=self._norm_of(after))
 
     def _norm_of(self, norm: Norm | None) -> RowNorm:
         if norm is None:
