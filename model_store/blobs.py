@@ -5,31 +5,31 @@ from pathlib import Path
 
 from model_store.disk import damage, link_if_absent, make_folder, replace_by_link
 from model_store.errors import CorruptStoreError, UnknownSchemaError
-from model_store.layout import Layout
 from model_store.manifest import Manifest
+from model_store.paths import Paths
 
 REPAIR = "publish the same model directory again to repair it"
 
 
-def store_blob(layout: Layout, fresh: Path, sha256: str, tmp: Path) -> None:
+def store_blob(paths: Paths, fresh: Path, sha256: str, tmp: Path) -> None:
     """Put the file `fresh`, whose content has this sha256, among the blobs; durable.
 
     A blob that is there already is read and compared before anyone relies on it, and replaced if it is bad.
     """
-    blob = layout.blob(sha256)
+    blob = paths.blob(sha256)
     make_folder(blob.parent)
     if not link_if_absent(fresh, blob) and damage(blob, sha256, fresh.stat().st_size) is not None:
         replace_by_link(fresh, blob, tmp)
 
 
-def read_manifest(layout: Layout, digest: str) -> Manifest:
+def read_manifest(paths: Paths, digest: str) -> Manifest:
     """The manifest with this digest.
 
     Raises:
         CorruptStoreError: it is missing or its bytes are not what the digest says.
         UnknownSchemaError: it was written by a newer program.
     """
-    path = layout.blob(digest)
+    path = paths.blob(digest)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

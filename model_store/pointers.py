@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model_store.disk import link_if_absent, make_folder, write_new
 from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError
-from model_store.layout import Layout, number_name, parse_number
+from model_store.paths import Paths, number_name, parse_number
 from model_store.ref import Ref, check_name
 
 DEFAULT_ALIAS = "default"
@@ -34,73 +34,73 @@ def utc_text(seconds_since_epoch: float) -> str:
     return datetime.fromtimestamp(seconds_since_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def model_names(layout: Layout) -> list[str]:
+def model_names(paths: Paths) -> list[str]:
     """The names of all models of a store, sorted; empty where there is no store yet."""
-    return [name for name in _entries(layout.models) if layout.versions(name).is_dir()]
+    return [name for name in _entries(paths.models) if paths.versions(name).is_dir()]
 
 
-def alias_names(layout: Layout, name: str) -> list[str]:
+def alias_names(paths: Paths, name: str) -> list[str]:
     """The aliases that a model ever had, sorted."""
-    return _entries(layout.aliases(name))
+    return _entries(paths.aliases(name))
 
 
-def live_versions(layout: Layout, name: str) -> list[int]:
+def live_versions(paths: Paths, name: str) -> list[int]:
     """The version numbers of a model, ascending, without those that have a tombstone."""
-    numbers = _numbers(layout.versions(name))
-    return [number for number in numbers if not layout.tombstone(name, number).exists()]
+    numbers = _numbers(paths.versions(name))
+    return [number for number in numbers if not paths.tombstone(name, number).exists()]
 
 
-def read_version(layout: Layout, name: str, version: int) -> str:
+def read_version(paths: Paths, name: str, version: int) -> str:
     """The manifest digest that a version names.
 
     Raises:
         CorruptStoreError: the pointer does not hold a digest.
     """
-    path = layout.version(name, version)
+    path = paths.version(name, version)
     match = _DIGEST.fullmatch(path.read_bytes())
     if match is None:
         raise CorruptStoreError(f"the version pointer {path} does not hold a digest: publish the model again")
     return match[1].decode()
 
 
-def commit_version(layout: Layout, name: str, alias: str | None, digest: str, tmp: Path) -> tuple[int, bool]:
+def commit_version(paths: Paths, name: str, alias: str | None, digest: str, tmp: Path) -> tuple[int, bool]:
     """Make `digest` the newest version of a model unless the newest, or the one that `alias` names, is it already.
 
     Returns its number, and whether it is new.
     """
-    aliased = None if alias is None else _alias_version(layout, name, alias)
-    if aliased is not None and _is_live_with(layout, name, aliased, digest):
+    aliased = None if alias is None else _alias_version(paths, name, alias)
+    if aliased is not None and _is_live_with(paths, name, aliased, digest):
         return aliased, False
-    make_folder(layout.versions(name))
+    make_folder(paths.versions(name))
     pointer = tmp / "version"
     write_new(pointer, f"{digest}\n".encode())
     while True:
-        newest = max(_numbers(layout.versions(name)), default=0)
-        if newest and _is_live_with(layout, name, newest, digest):
+        newest = max(_numbers(paths.versions(name)), default=0)
+        if newest and _is_live_with(paths, name, newest, digest):
             return newest, False
-        if link_if_absent(pointer, layout.version(name, newest + 1)):
+        if link_if_absent(pointer, paths.version(name, newest + 1)):
             return newest + 1, True
 
 
-def _is_live_with(layout: Layout, name: str, version: int, digest: str) -> bool:
-    if layout.tombstone(name, version).exists():
+def _is_live_with(paths: Paths, name: str, version: int, digest: str) -> bool:
+    if paths.tombstone(name, version).exists():
         return False
     try:
-        return read_version(layout, name, version) == digest
+        return read_version(paths, name, version) == digest
     except CorruptStoreError:
         return False  # an unreadable pointer must not stop the publishing that replaces it
 
 
-def read_alias(layout: Layout, name: str, alias: str) -> AliasMove | None:
+def read_alias(paths: Paths, name: str, alias: str) -> AliasMove | None:
     """Where an alias points now; None if there never was such an alias.
 
     Raises:
         CorruptStoreError: its newest generation cannot be read.
     """
-    generation = max(_numbers(layout.alias(name, alias)), default=0)
+    generation = max(_numbers(paths.alias(name, alias)), default=0)
     if generation == 0:
         return None
-    path = layout.alias(name, alias) / number_name(generation)
+    path = paths.alias(name, alias) / number_name(generation)
     try:
         fields = json.loads(path.read_bytes())
         version, reason, at = fields["version"], fields["reason"], fields["at"]
@@ -111,46 +111,46 @@ def read_alias(layout: Layout, name: str, alias: str) -> AliasMove | None:
     return AliasMove(version=version, reason=reason, at=at)
 
 
-def move_alias(layout: Layout, name: str, alias: str, version: int, reason: str, tmp: Path) -> None:
+def move_alias(paths: Paths, name: str, alias: str, version: int, reason: str, tmp: Path) -> None:
     """Let an alias name a version from now on: a new generation, unless it names that version already."""
-    folder = layout.alias(name, alias)
+    folder = paths.alias(name, alias)
     make_folder(folder)
     pointer = tmp / "alias"
     move = {"version": version, "reason": reason, "at": utc_text(datetime.now(UTC).timestamp())}
     write_new(pointer, json.dumps(move, sort_keys=True).encode("ascii"))
     while True:
         newest = max(_numbers(folder), default=0)
-        if newest and _alias_version(layout, name, alias) == version:
+        if newest and _alias_version(paths, name, alias) == version:
             return
         if link_if_absent(pointer, folder / number_name(newest + 1)):
             return
 
 
-def _alias_version(layout: Layout, name: str, alias: str) -> int | None:
+def _alias_version(paths: Paths, name: str, alias: str) -> int | None:
     try:
-        move = read_alias(layout, name, alias)
+        move = read_alias(paths, name, alias)
     except CorruptStoreError:
         return None  # moving the alias is how such a pointer is repaired
     return None if move is None else move.version
 
 
-def find_version(layout: Layout, ref: Ref) -> int:
+def find_version(paths: Paths, ref: Ref) -> int:
     """The version number that a reference means now; a bare name means its alias `default`, else the latest.
 
     Raises:
         NotFoundError: there is no such name, alias or version, or it was removed.
         CorruptStoreError: the alias cannot be read.
     """
-    live = live_versions(layout, ref.name)
+    live = live_versions(paths, ref.name)
     if not live:
-        raise NotFoundError(f"model {ref.name!r} is not in the store {layout.root}: `nash models ls` lists what is")
+        raise NotFoundError(f"model {ref.name!r} is not in the store {paths.root}: `nash models ls` lists what is")
     version = ref.version
     if version is None:
-        move = read_alias(layout, ref.name, ref.alias or DEFAULT_ALIAS)
+        move = read_alias(paths, ref.name, ref.alias or DEFAULT_ALIAS)
         if move is None and ref.alias is None:
             return live[-1]
         if move is None:
-            known = _listed(alias_names(layout, ref.name))
+            known = _listed(alias_names(paths, ref.name))
             raise NotFoundError(f"model {ref.name!r} has no alias {ref.alias!r}: it has {known}")
         version = move.version
     if version not in live:

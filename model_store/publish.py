@@ -7,8 +7,8 @@ from pathlib import Path
 from model_store.blobs import store_blob
 from model_store.disk import copy_new, free_bytes, make_folder, private_folder, write_new
 from model_store.errors import InvalidRequestError, StoreAccessError
-from model_store.layout import Layout
 from model_store.manifest import FileEntry, Kind, Lineage, Manifest, SpecSummary
+from model_store.paths import Paths
 from model_store.pointers import commit_version, move_alias
 from model_store.ref import check_name
 from model_store.source import ModelSource, inspect, list_files
@@ -44,7 +44,7 @@ class Publication:
             check_name(self.alias, "alias")
 
 
-def publish(layout: Layout, publication: Publication, on_step: Callable[[str], None]) -> Published:
+def publish(paths: Paths, publication: Publication, on_step: Callable[[str], None]) -> Published:
     """Store a model directory as the next version of its name; `on_step` hears of each step in advance.
 
     Raises:
@@ -53,9 +53,9 @@ def publish(layout: Layout, publication: Publication, on_step: Callable[[str], N
         StoreAccessError: there is not enough space.
     """
     sizes = list_files(publication.directory)
-    make_folder(layout.root)
-    _check_space(layout.root, publication.directory, sum(sizes.values()))
-    with private_folder(layout.tmp) as tmp:
+    make_folder(paths.root)
+    _check_space(paths.root, publication.directory, sum(sizes.values()))
+    with private_folder(paths.tmp) as tmp:
         copies = tmp / "model"
         copies.mkdir()
         files = []
@@ -68,24 +68,24 @@ def publish(layout: Layout, publication: Publication, on_step: Callable[[str], N
         digest = manifest.digest
         for file in files:
             on_step(f"link {file.path}")
-            store_blob(layout, copies / file.path, file.sha256, tmp)
+            store_blob(paths, copies / file.path, file.sha256, tmp)
         on_step("manifest")
         write_new(tmp / "manifest", manifest.canonical_bytes())
-        store_blob(layout, tmp / "manifest", digest, tmp)
+        store_blob(paths, tmp / "manifest", digest, tmp)
         on_step("version")
-        version, created = commit_version(layout, publication.name, publication.alias, digest, tmp)
+        version, created = commit_version(paths, publication.name, publication.alias, digest, tmp)
         on_step("check")
         # A collection that began before the version was there may have taken what was linked above.
         fresh = {file.sha256: copies / file.path for file in files} | {digest: tmp / "manifest"}
         for sha256, copy in fresh.items():
-            if not layout.blob(sha256).exists():
-                store_blob(layout, copy, sha256, tmp)
+            if not paths.blob(sha256).exists():
+                store_blob(paths, copy, sha256, tmp)
         # Now, because those who load it may see the store on a read-only disk, and before an alias leads to it.
         on_step("view")
-        open_view(layout, manifest, digest, f"{publication.name}:{version}")
+        open_view(paths, manifest, digest, f"{publication.name}:{version}")
         if publication.alias is not None:
             on_step("alias")
-            move_alias(layout, publication.name, publication.alias, version, publication.reason, tmp)
+            move_alias(paths, publication.name, publication.alias, version, publication.reason, tmp)
         on_step("drop")
     return Published(name=publication.name, version=version, digest=digest, created=created)
 

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from model_store.errors import CorruptStoreError
-from model_store.layout import Layout
+from model_store.paths import Paths
 from model_store.quality import KIND, QualityRecord
 
 
-def record_paths(layout: Layout, name: str, digest: str) -> list[Path]:
+def record_paths(paths: Paths, name: str, digest: str) -> list[Path]:
     """The records of a version, oldest first."""
-    folder = layout.measurements(name, digest)
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    folder = paths.measurements(name, digest)
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def read_record(path: Path) -> dict[str, Any]:

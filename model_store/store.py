@@ -16,8 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 from model_store.blobs import read_manifest
 from model_store.disk import link_if_absent, make_folder, private_folder, write_new
 from model_store.errors import InvalidRequestError, StoreAccessError
-from model_store.layout import Layout
 from model_store.manifest import Kind, Lineage, Manifest
+from model_store.paths import Paths
 from model_store.pointers import (
     alias_names,
     find_version,
@@ -79,7 +79,7 @@ class Store:
     def __init__(self, root: Path, *, on_step: Callable[[str], None] = lambda _: None) -> None:
         """`on_step` hears of each step of a publish just before it is taken."""
         self.root = root
-        self._layout = Layout(root)
+        self._paths = Paths(root)
         self._on_step = on_step
 
     @_naming_disk_errors
@@ -113,12 +113,12 @@ class Store:
             licence=licence,
             reason=reason,
         )
-        return publish(self._layout, publication, self._on_step)
+        return publish(self._paths, publication, self._on_step)
 
     @_naming_disk_errors
     def check_writable(self) -> None:
         """Find out before hours of work whether what they make could be published; makes the store's folder."""
-        with private_folder(self._layout.tmp):
+        with private_folder(self._paths.tmp):
             pass
 
     @_naming_disk_errors
@@ -130,16 +130,16 @@ class Store:
             NotFoundError: nothing in the store has it.
         """
         ref = _parsed(ref)
-        version = find_version(self._layout, ref)
+        version = find_version(self._paths, ref)
         return self._load(ref.name, version, self._aliases(ref.name))
 
     @_naming_disk_errors
     def list(self) -> list[StoredVersion]:
         """All live versions, by name and number."""
         found = []
-        for name in model_names(self._layout):
+        for name in model_names(self._paths):
             aliases = self._aliases(name)
-            found += [self._load(name, number, aliases) for number in live_versions(self._layout, name)]
+            found += [self._load(name, number, aliases) for number in live_versions(self._paths, name)]
         return found
 
     @_naming_disk_errors
@@ -152,8 +152,8 @@ class Store:
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
-        with private_folder(self._layout.tmp) as tmp:
-            move_alias(self._layout, version.name, alias, version.version, reason, tmp)
+        with private_folder(self._paths.tmp) as tmp:
+            move_alias(self._paths, version.name, alias, version.version, reason, tmp)
         return self.resolve(version.ref)
 
     @_naming_disk_errors
@@ -164,9 +164,9 @@ class Store:
             NotFoundError: the version is not there.
         """
         if ref is None:
-            return verify_store(self._layout)
+            return verify_store(self._paths)
         ref = _parsed(ref)
-        return verify_version(self._layout, ref.name, find_version(self._layout, ref))
+        return verify_version(self._paths, ref.name, find_version(self._paths, ref))
 
     @_naming_disk_errors
     def checkout(self, ref: Ref | str) -> Path:
@@ -177,7 +177,7 @@ class Store:
             CorruptStoreError: a file is not what was published; it is named, and nothing is to be loaded.
         """
         version = self.resolve(ref)
-        return open_view(self._layout, version.manifest, version.digest, version.ref)
+        return open_view(self._paths, version.manifest, version.digest, version.ref)
 
     @_naming_disk_errors
     def add_measurement(
@@ -199,9 +199,9 @@ class Store:
             )
         except (TypeError, ValueError) as error:
             raise InvalidRequestError(f"a measurement of {version.ref} is not JSON: {error}") from None
-        folder = self._layout.measurements(version.name, version.digest)
+        folder = self._paths.measurements(version.name, version.digest)
         make_folder(folder)
-        with private_folder(self._layout.tmp) as tmp:
+        with private_folder(self._paths.tmp) as tmp:
             write_new(tmp / "record", data)
             return link_if_absent(tmp / "record", folder / hashlib.sha256(named).hexdigest())
 
@@ -213,7 +213,7 @@ class Store:
             CorruptStoreError: one of them cannot be read.
         """
         version = self.resolve(ref)
-        return [read_record(path) for path in record_paths(self._layout, version.name, version.digest)]
+        return [read_record(path) for path in record_paths(self._paths, version.name, version.digest)]
 
     def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
         """Keep what a version was found to be worth in a dtype; false where that was known already, which stays."""
@@ -226,33 +226,33 @@ class Store:
             CorruptStoreError: one of them cannot be read.
         """
         version = self.resolve(ref)
-        paths = record_paths(self._layout, version.name, version.digest)
+        paths = record_paths(self._paths, version.name, version.digest)
         return [record for path in paths if (record := read_quality(path)) is not None]
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
         """A fresh folder beside the store's own work in progress, gone afterwards."""
-        with private_folder(self._layout.tmp) as folder:
+        with private_folder(self._paths.tmp) as folder:
             yield folder
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
         """The aliases of each version number of a model."""
         aliases: dict[int, tuple[str, ...]] = {}
-        for alias in alias_names(self._layout, name):
-            move = read_alias(self._layout, name, alias)
+        for alias in alias_names(self._paths, name):
+            move = read_alias(self._paths, name, alias)
             if move is not None:
                 aliases[move.version] = (*aliases.get(move.version, ()), alias)
         return aliases
 
     def _load(self, name: str, version: int, aliases: Mapping[int, tuple[str, ...]]) -> StoredVersion:
-        digest = read_version(self._layout, name, version)
+        digest = read_version(self._paths, name, version)
         return StoredVersion(
             name=name,
             version=version,
             digest=digest,
-            manifest=read_manifest(self._layout, digest),
+            manifest=read_manifest(self._paths, digest),
             aliases=aliases.get(version, ()),
-            created_at=utc_text(self._layout.version(name, version).stat().st_mtime),
+            created_at=utc_text(self._paths.version(name, version).stat().st_mtime),
         )
 
 

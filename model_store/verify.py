@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from model_store.blobs import read_manifest
 from model_store.disk import damage
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
-from model_store.layout import Layout
 from model_store.manifest import FileEntry
 from model_store.model.model import WEIGHTS
 from model_store.model.safetensors_header import read_header
+from model_store.paths import Paths
 from model_store.pointers import alias_names, live_versions, model_names, read_alias, read_version
 from model_store.records import read_quality, record_paths
 
@@ -23,34 +23,34 @@ class Problem:
     what: str
 
 
-def verify_store(layout: Layout) -> list[Problem]:
+def verify_store(paths: Paths) -> list[Problem]:
     """Every bad file of a whole store, versions first and then aliases, name by name."""
     problems: list[Problem] = []
-    for name in model_names(layout):
-        live = live_versions(layout, name)
+    for name in model_names(paths):
+        live = live_versions(paths, name)
         for version in live:
-            problems.extend(verify_version(layout, name, version))
-        problems.extend(_alias_problems(layout, name, live))
+            problems.extend(verify_version(paths, name, version))
+        problems.extend(_alias_problems(paths, name, live))
     return problems
 
 
-def verify_version(layout: Layout, name: str, version: int) -> list[Problem]:
+def verify_version(paths: Paths, name: str, version: int) -> list[Problem]:
     """Every bad file of one version."""
     ref = f"{name}:{version}"
     try:
-        digest = read_version(layout, name, version)
+        digest = read_version(paths, name, version)
     except CorruptStoreError as error:
         return [Problem(ref=ref, file="version pointer", what=str(error))]
     try:
-        manifest = read_manifest(layout, digest)
+        manifest = read_manifest(paths, digest)
     except (CorruptStoreError, UnknownSchemaError) as error:
         return [Problem(ref=ref, file="manifest", what=str(error))]
     problems = [
         Problem(ref=ref, file=file.path, what=what)
         for file in manifest.files
-        if (what := _file_problem(layout, file)) is not None
+        if (what := _file_problem(paths, file)) is not None
     ]
-    for path in record_paths(layout, name, digest):
+    for path in record_paths(paths, name, digest):
         try:
             read_quality(path)
         except CorruptStoreError as error:
@@ -58,8 +58,8 @@ def verify_version(layout: Layout, name: str, version: int) -> list[Problem]:
     return problems
 
 
-def _file_problem(layout: Layout, file: FileEntry) -> str | None:
-    blob = layout.blob(file.sha256)
+def _file_problem(paths: Paths, file: FileEntry) -> str | None:
+    blob = paths.blob(file.sha256)
     if (what := damage(blob, file.sha256, file.size)) is not None:
         return f"{what} ({blob})"
     if file.path != WEIGHTS:
@@ -71,10 +71,10 @@ def _file_problem(layout: Layout, file: FileEntry) -> str | None:
     return None
 
 
-def _alias_problems(layout: Layout, name: str, live: list[int]) -> Iterator[Problem]:
-    for alias in alias_names(layout, name):
+def _alias_problems(paths: Paths, name: str, live: list[int]) -> Iterator[Problem]:
+    for alias in alias_names(paths, name):
         try:
-            move = read_alias(layout, name, alias)
+            move = read_alias(paths, name, alias)
         except CorruptStoreError as error:
             yield Problem(ref=f"{name}@{alias}", file="alias pointer", what=str(error))
             continue

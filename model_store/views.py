@@ -7,15 +7,15 @@ from pathlib import Path
 from model_store.blobs import REPAIR
 from model_store.disk import damage, link_if_absent, make_folder, private_folder, replace_by_link
 from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
-from model_store.layout import Layout
 from model_store.manifest import FileEntry, Manifest
 from model_store.model.model import WEIGHTS
 from model_store.model.safetensors_header import read_header
+from model_store.paths import Paths
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def open_view(layout: Layout, manifest: Manifest, digest: str, ref: str) -> Path:
+def open_view(paths: Paths, manifest: Manifest, digest: str, ref: str) -> Path:
     """The directory of a version, complete and verified file by file in this call.
 
     Several processes may do this at once: each file is put in place in one step, and only where it is missing
@@ -26,11 +26,11 @@ def open_view(layout: Layout, manifest: Manifest, digest: str, ref: str) -> Path
         CorruptStoreError: a blob is damaged, or something foreign stands in the directory.
         StoreAccessError: files are missing or bad, and this process may not write the store.
     """
-    view = layout.view(digest)
+    view = paths.view(digest)
     bad = [f for f in manifest.files if damage(view / f.path, f.sha256, f.size) is not None]
     if bad:
         try:
-            _put(layout, bad, view, ref)
+            _put(paths, bad, view, ref)
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise
@@ -48,12 +48,12 @@ def open_view(layout: Layout, manifest: Manifest, digest: str, ref: str) -> Path
     return view
 
 
-def _put(layout: Layout, files: Sequence[FileEntry], view: Path, ref: str) -> None:
+def _put(paths: Paths, files: Sequence[FileEntry], view: Path, ref: str) -> None:
     """Link verified blobs into a view, in the place of whatever stands there."""
     make_folder(view)
-    with private_folder(layout.tmp) as tmp:
+    with private_folder(paths.tmp) as tmp:
         for file in files:
-            blob = layout.blob(file.sha256)
+            blob = paths.blob(file.sha256)
             if (what := damage(blob, file.sha256, file.size)) is not None:
                 raise CorruptStoreError(f"{ref}: {file.path} {what} ({blob}): {REPAIR}")
             if not link_if_absent(blob, view / file.path):

@@ -30,7 +30,7 @@ def parse_number(name: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Paths:
     """The paths below one store's root. Names, aliases and digests must have been checked before."""
 
     root: Path
