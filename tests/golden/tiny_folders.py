@@ -100,7 +100,8 @@ def _around(tokenizer: Tokenizer, special: Sequence[str], around: str) -> Tokeni
 class Family:
     """How a tiny model of a family is made. `generation` is what its generation_config.json says besides.
 
-    The seeds were looked for: of their models the likeliest tokens are clearly so, and the answers are not all alike.
+    The seeds were looked for: of their models the likeliest tokens are clearly so, the answers are not all alike, and
+    what float32 rounds away stays small.
     """
 
     seed: int
@@ -138,14 +139,14 @@ FAMILIES: Mapping[str, Family] = {
         generation={"repetition_penalty": 1.3},
     ),
     "bart": Family(
-        seed=47,
+        seed=37,
         config=BartConfig,
         model=BartForConditionalGeneration,
         tokenizer=lambda: single_bytes(_BART_SPECIAL, "<s> $A </s>"),
         generation={"num_beams": 4, "no_repeat_ngram_size": 3, "early_stopping": True, "forced_eos_token_id": 2},
     ),
     "mbart": Family(
-        seed=26,
+        seed=14,
         config=MBartConfig,
         model=MBartForConditionalGeneration,
         tokenizer=lambda: characters(_BART_SPECIAL, "$A </s> en_XX", ["de_DE", "en_XX", "ro_RO"]),
@@ -153,7 +154,7 @@ FAMILIES: Mapping[str, Family] = {
         generation={"bad_words_ids": [[31], [32], [33]]},  # languages, unless one is forced
     ),
     "marian": Family(
-        seed=17,
+        seed=39,
         config=MarianConfig,
         model=MarianMTModel,
         tokenizer=lambda: characters(["</s>", "<unk>"], "$A </s>", ["<pad>"]),
@@ -164,10 +165,10 @@ FAMILIES: Mapping[str, Family] = {
             "pad_token_id": 29,
             "decoder_start_token_id": 29,
         },
-        generation={"num_beams": 3, "bad_words_ids": [[29]], "max_length": 16},
+        generation={"num_beams": 3, "no_repeat_ngram_size": 3, "bad_words_ids": [[29]], "max_length": 16},
     ),
     "pegasus": Family(
-        seed=53,
+        seed=2,
         config=PegasusConfig,
         model=PegasusForConditionalGeneration,
         tokenizer=lambda: characters(_T5_SPECIAL, "$A </s>"),
@@ -181,7 +182,7 @@ FAMILIES: Mapping[str, Family] = {
         generation={"num_beams": 2, "length_penalty": 0.8, "min_length": 5},
     ),
     "m2m-100": Family(
-        seed=57,
+        seed=33,
         config=M2M100Config,
         model=M2M100ForConditionalGeneration,
         tokenizer=lambda: characters(_BART_SPECIAL, "__en__ $A </s>", ["__de__", "__en__", "__fr__"]),
@@ -247,7 +248,7 @@ def _draw_bart(seed: int, name: str, shape: Sequence[int]) -> Weights:
         return drawn(seed, name, shape, 0.2)
     if "embed" in name or "shared" in name:
         return drawn(seed, name, shape, 2.0 if "positions" in name else 1.0)
-    gains = {"q_proj": 4.0, "k_proj": 4.0, "out_proj": 4.0, "fc1": 2.0, "fc2": 4.0}
+    gains = {"q_proj": 2.0, "k_proj": 2.0, "out_proj": 3.0, "fc2": 3.0}
     return drawn(seed, name, shape, gains.get(name.split(".")[-2], 1.5) * float(shape[1]) ** -0.5)
 
 
