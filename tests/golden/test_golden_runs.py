@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from tests.golden import masks
 from tests.golden.expected_files import Golden
-from tests.golden.nash_process import Outcome, nash, nash_each_forked
+from tests.golden.nash_process import Outcome, nash, nash_each, nash_each_forked
 from tests.golden.tiny_folders import build_pruned
 from tests.golden.tiny_task import write_task
 
@@ -42,8 +42,9 @@ FIGURES = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_task(tmp_path_factory.mktemp("runs"))
     build_pruned(folder / "dense", folder / "cut")
-    for alias, model in (("dense", "dense"), ("pruned", "cut")):
-        nash("models", "publish", "t5", model, "--alias", alias, "--json", folder=folder).document()
+    models = {"dense": "dense", "pruned": "cut"}
+    published = nash_each([["models", "publish", "t5", models[alias], "--alias", alias] for alias in models], folder)
+    assert not any(each.code for each in published)
     return folder
 
 

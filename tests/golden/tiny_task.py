@@ -57,7 +57,7 @@ optimizer = "muon"
 CALIBRATED = "[quantization]\nint4 = true\n"
 SWEEP = """
 recipe = "small.toml"
-decoder_layers = [1, 2]
+decoder_layers = [1]
 encoder_sparsity = [0.3]
 publish = "all"
 """
