@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.errors import InvalidRequestError, NotFoundError
+from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
 from model_store.ref import Ref, looks_like_path
 from model_store.store import Store, StoredVersion
@@ -36,7 +36,7 @@ def find_model(path_or_ref: str, store: Store) -> FoundModel:
         return FoundModel(ref=path_or_ref, model=Model.open(folder), version=None)
     try:
         version = store.resolve(path_or_ref)
-    except (NotFoundError, InvalidRequestError) as error:
+    except InvalidRequestError as error:
         if Path(path_or_ref).is_dir():
             raise type(error)(f"{error}; a folder of that name is here: write ./{path_or_ref}") from error
         raise

@@ -36,7 +36,7 @@ def export(model: Model, form: Format, out: Path) -> None:
         NashError: the disk is full.
     """
     names = list_files(model.folder)
-    assert model.tensors  # a torn file is not worth a copy
+    model.check_weights()  # a torn file is not worth a copy
     widened = form == "hf-dense" and model.pruned
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
     stock["model_type"] = compact.family
     stock["architectures"] = [stock_class(compact).__name__]
     layout = layout_of(compact)
-    return stock | layout.config | layout.output_config(own=f"{layout.output}.weight" in tensors)
+    return stock | layout.counts | layout.output_config(own=f"{layout.output}.weight" in tensors)
 
 
 def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:

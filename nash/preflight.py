@@ -58,7 +58,7 @@ def check_files(model: Model, *names: str) -> None:
         model_store.errors.InvalidRequestError: one is missing, or the weights' file is torn.
     """
     model.require(*names or (WEIGHTS, TOKENIZER))
-    assert model.tensors  # read and checked
+    model.check_weights()
 
 
 def check_evaluate(

@@ -81,5 +81,5 @@ def _config(spec: ModelSpec, dense_config: Mapping[str, Any]) -> dict[str, Any]:
     if "decoder_vocab_size" in config:
         config["decoder_vocab_size"] = spec.target_vocab_size
     if spec != dense_of(spec):
-        config |= layout_of(spec).config | spec.layer_config() | {"model_type": compact_model_type(spec.family)}
+        config |= layout_of(spec).counts | spec.layer_config() | {"model_type": compact_model_type(spec.family)}
     return config

@@ -74,9 +74,9 @@ def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[Re
 def _resolve(request: ModelRequest, store: Store) -> ResolvedVariant:
     found = find_model(request.ref, store)
     ref, name, variant = _labels(found)
-    # A damaged record is in nobody's way who names a dtype.
-    known = request.engine.dtype == AUTO and found.version is not None
-    records = store.quality(found.version.ref) if known and found.version is not None else ()
+    records: Sequence[QualityRecord] = ()
+    if found.version is not None and request.engine.dtype == AUTO:  # a damaged record is in nobody's way who names one
+        records = store.quality(found.version.ref)
     request, why, engine = _settled(request, found, records)
     return ResolvedVariant(
         ref=ref, model=name, variant=variant, found=found, request=request, dtype_why=why, engine=engine

@@ -8,9 +8,6 @@ from model_store.model.config_fields import bad
 from model_store.model.families import ACTIVATIONS, Family
 from model_store.model.layout import STACKS, Kind, Layout, Shapes, Stack, SublayerNames
 
-# Learned positions begin in this row: fairseq kept the rows before it for padding.
-LEARNED_POSITIONS_START = 2
-
 _ATTENTION = {"self_attention": "self_attn", "cross_attention": "encoder_attn"}
 
 
@@ -22,6 +19,7 @@ class BartLayout(Layout):
     scaled_scores = True
     output = "lm_head"
     logits_bias = "final_logits_bias"
+    first_position = 2  # fairseq kept the rows before it for padding
 
     @classmethod
     def widths(cls, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
@@ -107,7 +105,7 @@ class BartLayout(Layout):
         for stack in STACKS:
             if facts.positions == "learned":
                 assert self.spec.max_positions is not None, "learned positions come in a number"
-                yield f"{self.positions(stack)}.weight", (self.spec.max_positions + LEARNED_POSITIONS_START, d)
+                yield f"{self.positions(stack)}.weight", (self.spec.max_positions + self.first_position, d)
             if facts.embeds_norm:
                 yield from self.norm_shapes(self.embedding_norm(stack))
             if facts.norm_first:

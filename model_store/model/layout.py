@@ -91,6 +91,7 @@ class Layout(ABC):
     scaled_scores: ClassVar[bool]  # whether attention multiplies its scores by head_dim^-0.5
     output: ClassVar[str]  # the output matrix, where it has one of its own
     logits_bias: ClassVar[str | None]  # the tensor
+    first_position: ClassVar[int] = 0  # its row in a table of learned positions
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -117,7 +118,7 @@ class Layout(ABC):
         return encoder, decoder
 
     @property
-    def config(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """The keys of `config.json` that say how many layers there are."""
         return {
             self.layers_keys["encoder"]: len(self.spec.encoder),

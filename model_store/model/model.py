@@ -88,6 +88,14 @@ class Model:
         self.require(WEIGHTS)
         return read_header(self.weights)
 
+    def check_weights(self) -> None:
+        """Read the header of its weights.
+
+        Raises:
+            InvalidRequestError: there are none, or their file is torn.
+        """
+        _ = self.tensors
+
     @property
     def used(self) -> tuple[TensorInfo, ...]:
         """The tensors that it computes with, each once: a file may hold copies of its embedding."""

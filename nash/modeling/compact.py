@@ -71,7 +71,7 @@ def compact_config(spec: ModelSpec, dense: PreTrainedConfig) -> PreTrainedConfig
     fields = copy.deepcopy(dense.to_dict())
     fields.pop("model_type")
     fields["architectures"] = [model.__name__]
-    fields |= layout_of(spec).config
+    fields |= layout_of(spec).counts
     return model.config_class(**fields, **spec.layer_config())
 
 

@@ -9,9 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model_store.model.config import layout_of
 from model_store.model.model import Model
-from model_store.model.spec import ModelSpec
 from server.engine.errors import LoadError
 
 _DTYPES = ("F64", "F32", "F16", "BF16")  # integers, and floats of eight bits, mean nothing without their scales
@@ -64,7 +62,7 @@ def open_checkpoint(model: Model, *, dtype: torch.dtype, device: torch.device) -
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             found = {name: tuple(each.get_shape()) for name, each in slices.items()}
-            _check(path, found, model.spec)
+            _check(model, found)
             _check_dtypes(path, {name: each.get_dtype() for name, each in slices.items()})
             yield Checkpoint(file, frozenset(found), dtype=dtype, device=device)
     except FileNotFoundError:
@@ -73,9 +71,9 @@ def open_checkpoint(model: Model, *, dtype: torch.dtype, device: torch.device) -
         raise LoadError(f"{path} is not a safetensors file ({error}): copy or pull the model again") from error
 
 
-def _check(path: Path, found: dict[str, tuple[int, ...]], spec: ModelSpec) -> None:
-    wanted = dict(layout_of(spec).shapes())
-    allowed = wanted | dict(layout_of(spec).optional_shapes())
+def _check(model: Model, found: dict[str, tuple[int, ...]]) -> None:
+    path, wanted = model.weights, dict(model.layout.shapes())
+    allowed = wanted | dict(model.layout.optional_shapes())
     for name in wanted:
         if name not in found:
             raise LoadError(f"{path} lacks the tensor {name!r} that its config.json calls for")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from model_store.model.bart import LEARNED_POSITIONS_START
 from model_store.model.config import layout_of
 from model_store.model.config_fields import Heads
 from model_store.model.layout import Stack, SublayerNames
@@ -130,8 +129,7 @@ class _Reader:
             return None
         before, after = self._norms(names.norm, absent=not heads)
         if not heads:
-            out = self._bias_alone(names.out)
-            nothing = Linear(weight_OI=out.weight_OI.t(), bias_O=None)
+            nothing, out = self._bias_alone(names.out)
             return AttentionWeights(heads=(), query=nothing, key=nothing, value=nothing, out=out, after=after)
         keys_norm = self._final_norm("encoder") if crosses else before
         query, key, value = (self._linear(name) for name in names.inputs)
@@ -150,16 +148,17 @@ class _Reader:
             return None
         before, after = self._norms(names.norm, absent=not units)
         if not units:
-            out = self._bias_alone(names.out)
-            nothing = Linear(weight_OI=out.weight_OI.t(), bias_O=None)
+            nothing, out = self._bias_alone(names.out)
             return FeedForwardWeights(gate=None, into=nothing, out=out, after=after)
         *gate, into = (fold_norm(self._linear(name), before) for name in names.inputs)
         return FeedForwardWeights(gate=gate[0] if gate else None, into=into, out=self._linear(names.out), after=after)
 
-    def _bias_alone(self, name: str) -> Linear:
-        """A matrix of no inputs [D, 0] and its bias."""
+    def _bias_alone(self, name: str) -> tuple[Linear, Linear]:
+        """A map to nothing [0, D], and the one from nothing [D, 0] that adds its bias."""
         bias_D = self._read(f"{name}.bias")
-        return Linear(weight_OI=bias_D.new_zeros(self._spec.d_model, 0), bias_O=bias_D)
+        from_nothing_D0 = bias_D.new_zeros(self._spec.d_model, 0)
+        nothing = Linear(weight_OI=from_nothing_D0.t(), bias_O=None)
+        return nothing, Linear(weight_OI=from_nothing_D0, bias_O=bias_D)
 
     def _norms(self, name: str, *, absent: bool) -> tuple[Norm | None, Norm | None]:
         """A sublayer's norm as the one before or the one after it."""
@@ -190,7 +189,7 @@ class _Reader:
             return self._tensors.place(fairseq_positions(spec.pad_id + 1, self._longest, spec.d_model))
         name = f"{self._layout.positions(stack)}.weight"
         if spec.facts.positions == "learned":
-            return self._read(name)[LEARNED_POSITIONS_START:].clone()
+            return self._read(name)[self._layout.first_position :].clone()
         if name in self._tensors:
             return self._read(name)
         assert spec.max_positions is not None, "a table of positions has a length"

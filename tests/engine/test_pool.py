@@ -137,7 +137,8 @@ def test_nothing_is_taken_from_another_cache_domain(driver: ctypes.CDLL) -> None
 
 
 def test_the_numbers_of_divisions_may_run_out(driver: ctypes.CDLL) -> None:
-    share_out(driver, [0, 0], 3, 16, divisions=1, runs=2**14 + 10)
+    runs = 2**14 + 10
+    assert sum(share_out(driver, [0, 0], 3, 16, divisions=1, runs=runs)) == runs * 3 * 16
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 32, 128])

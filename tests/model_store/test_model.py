@@ -95,7 +95,7 @@ def test_sublayers_and_the_rest_make_up_a_checkpoint(name: str, tmp_path: Path) 
     modules |= {each.bias_table for each in layout.sublayers() if each.bias_table is not None}
     assert {tensor.rpartition(".")[0] for tensor in shapes.keys() - of_stacks.keys()} == modules
     assert layout.stack_tensors <= of_stacks.keys()
-    assert layout.config == {key: model.config[key] for key in layout.config}
+    assert layout.counts == {key: model.config[key] for key in layout.counts}
 
 
 def test_by_a_path_and_by_a_reference(t5_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,6 @@ struct Ahead {
   const int64_t* end_tokens;
   double seconds;   // no step is begun that would probably end later
   int64_t* tokens;  // [steps][R]: what was chosen
-  float* max_logits;     // [steps][R]: its logit; NaN where any of the row is
+  float* max_logits;  // [steps][R]: its logit; NaN where any of the row is
 };
 }
