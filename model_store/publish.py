@@ -8,6 +8,7 @@ from model_store.blobs import store_blob
 from model_store.disk import copy_new, free_bytes, make_folder, private_folder, write_new
 from model_store.errors import InvalidRequestError, StoreAccessError
 from model_store.manifest import FileEntry, Kind, Lineage, Manifest, SpecSummary
+from model_store.model.model import Model
 from model_store.paths import Paths
 from model_store.pointers import commit_version, move_alias
 from model_store.ref import check_name
@@ -53,6 +54,7 @@ def publish(paths: Paths, publication: Publication, on_step: Callable[[str], Non
         StoreAccessError: there is not enough space.
     """
     sizes = list_files(publication.directory)
+    Model.open(publication.directory).check_weights()  # what is wrong is named where it lies, not by its copy
     make_folder(paths.root)
     _check_space(paths.root, publication.directory, sum(sizes.values()))
     with private_folder(paths.tmp) as tmp:

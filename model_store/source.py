@@ -103,7 +103,8 @@ def inspect(directory: Path) -> ModelSource:
         _check_content(path)
     model = Model.open(directory)
     spec = model.spec
-    _check_tensors(model)
+    model.check_weights()
+    _check_dtypes(model)
     if (directory / INT4).exists():
         check_int4_file(spec, directory / INT4, directory / WEIGHTS)
     _check_tokenizer(directory / TOKENIZER, spec)
@@ -170,19 +171,8 @@ def _has_key(content: object, key: str) -> bool:
     return False
 
 
-def _check_tensors(model: Model) -> None:
-    tensors, wanted = model.tensors, dict(model.layout.shapes())
-    allowed = wanted | dict(model.layout.optional_shapes())
-    for name in wanted:
-        if name not in tensors:
-            raise InvalidRequestError(f"{WEIGHTS} has no tensor {name!r}, which {CONFIG} calls for")
-    for name, info in tensors.items():
-        if name not in allowed:
-            raise InvalidRequestError(f"{WEIGHTS} has the tensor {name[:120]!r}, which {CONFIG} does not know")
-        if info.shape != allowed[name]:
-            raise InvalidRequestError(
-                f"{WEIGHTS}: {name!r} has shape {list(info.shape)}, {CONFIG} calls for {list(allowed[name])}"
-            )
+def _check_dtypes(model: Model) -> None:
+    for name, info in model.tensors.items():
         if info.dtype not in _DTYPES:
             raise InvalidRequestError(
                 f"{WEIGHTS}: {name!r} has dtype {info.dtype}: save it as {', '.join(_DTYPES.values())}"

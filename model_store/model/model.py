@@ -89,12 +89,23 @@ class Model:
         return read_header(self.weights)
 
     def check_weights(self) -> None:
-        """Read the header of its weights.
+        """Compare the header of its weights with its shape.
 
         Raises:
-            InvalidRequestError: there are none, or their file is torn.
+            InvalidRequestError: there are none, their file is torn, or its tensors are not those of the shape.
         """
-        _ = self.tensors
+        wanted = dict(self.layout.shapes())
+        allowed = wanted | dict(self.layout.optional_shapes())
+        for name in wanted:
+            if name not in self.tensors:
+                raise InvalidRequestError(f"{self.weights} has no tensor {name!r}, which {CONFIG} calls for")
+        for name, info in self.tensors.items():
+            if name not in allowed:
+                raise InvalidRequestError(f"{self.weights} has the tensor {name[:120]!r}, which {CONFIG} does not know")
+            if info.shape != allowed[name]:
+                raise InvalidRequestError(
+                    f"{self.weights}: {name!r} has shape {list(info.shape)}, {CONFIG} calls for {list(allowed[name])}"
+                )
 
     @property
     def used(self) -> tuple[TensorInfo, ...]:

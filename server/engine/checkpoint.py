@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
 from server.engine.errors import LoadError
 
@@ -61,27 +62,15 @@ def open_checkpoint(model: Model, *, dtype: torch.dtype, device: torch.device) -
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            found = {name: tuple(each.get_shape()) for name, each in slices.items()}
-            _check(model, found)
+            model.check_weights()
             _check_dtypes(path, {name: each.get_dtype() for name, each in slices.items()})
-            yield Checkpoint(file, frozenset(found), dtype=dtype, device=device)
+            yield Checkpoint(file, frozenset(slices), dtype=dtype, device=device)
     except FileNotFoundError:
         raise LoadError(f"{path} is not there: a model directory holds config.json and {path.name}") from None
+    except InvalidRequestError as error:
+        raise LoadError(str(error)) from error
     except SafetensorError as error:
         raise LoadError(f"{path} is not a safetensors file ({error}): copy or pull the model again") from error
-
-
-def _check(model: Model, found: dict[str, tuple[int, ...]]) -> None:
-    path, wanted = model.weights, dict(model.layout.shapes())
-    allowed = wanted | dict(model.layout.optional_shapes())
-    for name in wanted:
-        if name not in found:
-            raise LoadError(f"{path} lacks the tensor {name!r} that its config.json calls for")
-    for name, shape in found.items():
-        if name not in allowed:
-            raise LoadError(f"{path} holds {name!r}, which its config.json has no place for")
-        if shape != allowed[name]:
-            raise LoadError(f"{path}: {name!r} has shape {shape}, but config.json makes it {allowed[name]}")
 
 
 def _check_dtypes(path: Path, found: dict[str, str]) -> None:

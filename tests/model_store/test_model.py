@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
 from model_store.find import find_model
@@ -112,3 +113,13 @@ def test_by_a_path_and_by_a_reference(t5_dir: Path, tmp_path: Path, monkeypatch:
         find_model("other", store)
     with pytest.raises(InvalidRequestError, match=r"^\./nothing is not a folder: give the folder of a model, or NAME"):
         find_model("./nothing", store)
+
+
+def test_weights_without_a_tensor_are_nobody_s(t5_dir: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(t5_dir, tmp_path / "model"))
+    save_file({}, folder / WEIGHTS)
+    says = r"model/model\.safetensors has no tensor 'shared\.weight', which config\.json calls for"
+    with pytest.raises(InvalidRequestError, match=says):
+        Model.open(folder).check_weights()
+    with pytest.raises(InvalidRequestError, match=says):  # by its own name, not that of a copy
+        Store(tmp_path / "store").publish("tiny", folder)
