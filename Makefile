@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := datasets,demo,dev,loadtest,sweep
 DOWNLOAD := 370 MB
-CHECKED := setup.py nash model_store server loadtest deploy tests benchmarks examples
+CHECKED := setup.py nash model_store server loadtest deploy docs tests benchmarks examples
 
 .PHONY: demo test test-all check bench audit
 
@@ -25,12 +25,12 @@ else \
     echo "installing into .venv: about $(DOWNLOAD) to download, and torch"; \
 fi
 @$(PIP) install -qq -c constraints.txt -e ".[$(EXTRAS)]"
-@ls server/engine/native/stack_*.so >/dev/null 2>&1 || \
+@ls server/engine/native/operator/stack_*.so >/dev/null 2>&1 || \
     echo "without the native operator, which needs Linux and a C++ compiler: PyTorch does its work, more slowly"
 endef
 
 # Nothing but Python is required: the virtual environment is made and filled on first use.
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard server/engine/native/*.h server/engine/native/*.cpp) server/engine/native/sets.py
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard server/engine/native/operator/*.h server/engine/native/operator/*.cpp) server/engine/native/operator/sets.py
 	$(PYTHON) -m venv .venv
 	$(INSTALL)
 	@touch $@

@@ -1,4 +1,4 @@
-"""The native operator: one plain shared library for each instruction set of server/engine/native/sets.py.
+"""The native operator: one plain shared library for each instruction set of server/engine/native/operator/sets.py.
 
 They are loaded by ctypes and know nothing of Python, so one wheel serves every Python 3. What the compiler cannot make
 is left out with one line that says so, and PyTorch does its work.
@@ -23,7 +23,7 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-NATIVE = Path("server/engine/native")
+NATIVE = Path("server/engine/native/operator")
 SOURCE = NATIVE / "stack.cpp"
 CODE = [
     "-std=c++20",

@@ -23,7 +23,9 @@ from benchmarks.environment import environment
 from benchmarks.shapes import SHAPES, build
 from model_store.model.model import Model
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence
 
 SHORT = {"source_tokens": 16, "new_tokens": 8}
 LONG = {"source_tokens": 256, "new_tokens": 256}

@@ -30,10 +30,10 @@ from benchmarks.peers.adapters.generation import Transformers
 from benchmarks.peers.timing import timed
 from benchmarks.shapes import SHAPES, Shape, build, prune, save_with_tokenizer
 from model_store.model.model import Model
-from nash.latency import measure
+from nash.measuring.latency import measure
 from server.engine.engine import Engine
+from server.engine.interface.config import EngineConfig
 from server.engine.native.arena import Arena
-from server.engine.sequence import EngineConfig
 
 SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

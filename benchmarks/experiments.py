@@ -23,8 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.readme_table import rewritten
-from nash.metrics import quality
-from nash.recipe import MetricKind
+from nash.measuring.metrics import quality
+from nash.recipes.recipe import MetricKind
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"

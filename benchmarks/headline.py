@@ -17,14 +17,14 @@ from typing import Any, get_args
 from benchmarks.environment import environment
 from model_store.find import FoundModel, find_model
 from model_store.store import Store
-from nash.evaluate import evaluate
-from nash.latency import FAST, Workload, measure_for, quantile
-from nash.metrics import quality
-from nash.models import quiet_libraries
-from nash.recipe import DataLayout, MetricKind
-from nash.rows import Row, read_rows
+from nash.data.rows import Row, read_rows
+from nash.measuring.evaluate import evaluate
+from nash.measuring.latency import FAST, Workload, measure_for, quantile
+from nash.measuring.metrics import quality
+from nash.modeling.folders import quiet_libraries
+from nash.recipes.recipe import DataLayout, MetricKind
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 
 DTYPES = ("float32", "int8")
 THREADS = (1, 2)

@@ -17,8 +17,8 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.shapes import T5_BASE, config_of
 from benchmarks.t5_base import models
-from nash.latency import Workload, measure_turns
-from nash.random_model import load_random_engine
+from nash.measuring.latency import Workload, measure_turns
+from nash.measuring.random_model import load_random_engine
 
 DTYPES = ("int8", "int4")
 MODELS = ("dense", "no decoder layer")

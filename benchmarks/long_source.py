@@ -23,7 +23,9 @@ from benchmarks.shapes import T5_BASE, build, save_with_tokenizer
 from model_store.model.model import Model
 from server.engine import source_queue
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence
 
 SHORT_TOKENS, LONG_TOKENS = 64, 1024
 STEPS_BEFORE = 8  # of the short request, before the long one arrives

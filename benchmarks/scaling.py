@@ -21,8 +21,8 @@ from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, config_of
 from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec
-from nash.latency import FAST, Workload, measure_turns, quantile
-from nash.random_model import cut_spec, load_random_engine, uniform_widths
+from nash.measuring.latency import FAST, Workload, measure_turns, quantile
+from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths
 
 LAYERS = (1, 2, 3, 4, 6, 8, 12)
 SPARSITIES = (0.15, 0.3, 0.45, 0.6)

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5F
 
 from model_store.model.config import spec_of
 from model_store.model.spec import shortened
-from nash.compaction import compact, shorten_decoder
-from nash.layer_selection import select_layers
-from nash.masking import GateKinds, Gates
+from nash.pruning.compaction import compact, shorten_decoder
+from nash.pruning.masking import GateKinds, Gates
+from nash.recipes.layer_selection import select_layers
 
 ENCODER_SPARSITY = 0.3
 

@@ -22,8 +22,8 @@ from benchmarks.environment import environment
 from benchmarks.shapes import ENCODER_SPARSITY, NAMED, Shape, config_of
 from model_store.model.config import spec_of
 from model_store.model.spec import DecoderLayerSpec, ModelSpec
-from nash.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
-from nash.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
+from nash.measuring.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
+from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 DTYPES = ("float32", "int8")
 

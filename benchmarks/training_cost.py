@@ -28,15 +28,15 @@ from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, build, word_of
 from model_store.model.config import spec_of
 from model_store.model.spec import shortened
-from nash.compaction import shorten_decoder
-from nash.data import TokenizedPairs
-from nash.distillation import DistillationMaps
-from nash.layer_selection import block_ends, select_layers
-from nash.masking import GateKinds, Gates
-from nash.pruning_training import StudentTrainer
-from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
-from nash.rows import Row
-from nash.training import FinetuneTrainer
+from nash.data.examples import TokenizedPairs
+from nash.data.rows import Row
+from nash.pruning.compaction import shorten_decoder
+from nash.pruning.distillation import DistillationMaps
+from nash.pruning.masking import GateKinds, Gates
+from nash.pruning.student_training import StudentTrainer
+from nash.recipes.layer_selection import block_ends, select_layers
+from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.training.phase import FinetuneTrainer
 
 PLAIN, DISTILLED, PRUNED = "plain fine-tuning", "distillation", "distillation and gates"
 BATCHES = {"g2p": 128, "t5-small": 16, "t5-base": 8}

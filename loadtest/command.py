@@ -12,9 +12,9 @@ from rich.table import Table
 from loadtest.errors import InterruptedRunError, LoadtestError, RequestError
 from loadtest.loaded_models import API_KEY_VARIABLE, checked_host
 from loadtest.plan import Plan, parse_duration_s
-from loadtest.report import headlines, milliseconds, per_second, times
+from loadtest.report.report import headlines, milliseconds, per_second, times
+from loadtest.results.summary import to_json
 from loadtest.run import Result, run_loadtest
-from loadtest.summary import to_json
 
 _DEFAULT_USERS = 4
 

@@ -24,14 +24,14 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
 
+from loadtest.client.generate_client import Answer, GenerateClient
+from loadtest.client.rows import OK, TOO_MANY_IN_FLIGHT, Row, RowWriter
+from loadtest.client.schedule import RequestOrder, poisson_arrivals
+from loadtest.client.scheduling import ask_for_short_slices
+from loadtest.client.workload import read_workload
 from loadtest.errors import LoadtestError, RequestError
-from loadtest.generate_client import Answer, GenerateClient
 from loadtest.loaded_models import ServerClient, Target, api_key, authorization, checked_host, choose_targets
 from loadtest.plan import MOST_PER_S
-from loadtest.rows import OK, TOO_MANY_IN_FLIGHT, Row, RowWriter
-from loadtest.schedule import RequestOrder, poisson_arrivals
-from loadtest.scheduling import ask_for_short_slices
-from loadtest.workload import read_workload
 
 MAX_IN_FLIGHT = 4096  # what arrives beyond is recorded as failed
 _FLUSH_S = 0.5

@@ -12,18 +12,18 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from loadtest.client.locust_process import STOP_S, LocustProcess
+from loadtest.client.rows import Row, compress, read_rows
+from loadtest.client.workload import read_workload
 from loadtest.errors import InterruptedRunError, LoadtestError
-from loadtest.figures import Records
 from loadtest.loaded_models import ServerClient, api_key, baseline_of, choose_targets
-from loadtest.locust_process import STOP_S, LocustProcess
 from loadtest.output_folder import LOG, check_unused, claim, whole_file
 from loadtest.plan import Plan
-from loadtest.progress import Progress
-from loadtest.report import render
-from loadtest.rows import Row, compress, read_rows
-from loadtest.summary import Run, summarize, to_json
-from loadtest.verdict import Verdict
-from loadtest.workload import read_workload
+from loadtest.report.report import render
+from loadtest.results.figures import Records
+from loadtest.results.progress import Progress
+from loadtest.results.summary import Run, summarize, to_json
+from loadtest.results.verdict import Verdict
 
 _TICK_S = 0.5
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
-from model_store.ref import Ref, looks_like_path
 from model_store.store import Store, StoredVersion
+from model_store.version.ref import Ref, looks_like_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.blobs import store_blob
-from model_store.disk import copy_new, free_bytes, make_folder, private_folder, write_new
+from model_store.disk.blobs import store_blob
+from model_store.disk.files import copy_new, free_bytes, make_folder, private_folder, write_new
+from model_store.disk.paths import Paths
+from model_store.disk.pointers import commit_version, move_alias
+from model_store.disk.views import open_view
 from model_store.errors import InvalidRequestError, StoreAccessError
-from model_store.manifest import FileEntry, Kind, Lineage, Manifest, SpecSummary
 from model_store.model.model import Model
-from model_store.paths import Paths
-from model_store.pointers import commit_version, move_alias
-from model_store.ref import check_name
-from model_store.source import ModelSource, inspect, list_files
-from model_store.views import open_view
+from model_store.version.manifest import FileEntry, Kind, Lineage, Manifest, SpecSummary
+from model_store.version.ref import check_name
+from model_store.version.source import ModelSource, inspect, list_files
 
 
 @dataclass(frozen=True, kw_only=True)

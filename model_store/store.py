@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from model_store.blobs import read_manifest
-from model_store.disk import link_if_absent, make_folder, private_folder, write_new
-from model_store.errors import InvalidRequestError, StoreAccessError
-from model_store.manifest import Kind, Lineage, Manifest
-from model_store.paths import Paths
-from model_store.pointers import (
+from model_store.disk.blobs import read_manifest
+from model_store.disk.files import link_if_absent, make_folder, private_folder, write_new
+from model_store.disk.paths import Paths
+from model_store.disk.pointers import (
     alias_names,
     find_version,
     live_versions,
@@ -28,12 +26,14 @@ from model_store.pointers import (
     read_version,
     utc_text,
 )
+from model_store.disk.records import read_quality, read_record, record_paths
+from model_store.disk.views import open_view
+from model_store.errors import InvalidRequestError, StoreAccessError
 from model_store.publish import Publication, Published, publish
-from model_store.quality import QualityRecord
-from model_store.records import read_quality, read_record, record_paths
-from model_store.ref import Ref, check_name
 from model_store.verify import Problem, verify_store, verify_version
-from model_store.views import open_view
+from model_store.version.manifest import Kind, Lineage, Manifest
+from model_store.version.quality import QualityRecord
+from model_store.version.ref import Ref, check_name
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

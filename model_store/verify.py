@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model_store.blobs import read_manifest
-from model_store.disk import damage
+from model_store.disk.blobs import read_manifest
+from model_store.disk.files import damage
+from model_store.disk.paths import Paths
+from model_store.disk.pointers import alias_names, live_versions, model_names, read_alias, read_version
+from model_store.disk.records import read_quality, record_paths
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
-from model_store.manifest import FileEntry
 from model_store.model.model import WEIGHTS
 from model_store.model.safetensors_header import read_header
-from model_store.paths import Paths
-from model_store.pointers import alias_names, live_versions, model_names, read_alias, read_version
-from model_store.records import read_quality, record_paths
+from model_store.version.manifest import FileEntry
 
 
 @dataclass(frozen=True, kw_only=True)

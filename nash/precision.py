@@ -11,7 +11,7 @@ from typing import Literal
 
 from nash.errors import RequestError
 from server.engine.capabilities import native_bfloat16
-from server.engine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
+from server.engine.machine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

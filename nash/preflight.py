@@ -4,7 +4,6 @@ Needs neither torch nor transformers, whose import alone takes seconds: a typing
 itself checks all of it again, with every row, the tokenizer and the weights.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,22 +13,22 @@ from model_store.errors import InvalidRequestError
 from model_store.find import FoundModel, find_model
 from model_store.model.model import TOKENIZER, WEIGHTS, Model
 from model_store.model.spec import ModelSpec
-from model_store.ref import check_name
-from model_store.source import check_publishable, list_files
 from model_store.store import Store
-from nash.data_formats import check_obtainable, is_split_folder, needs_datasets, split_path
+from model_store.version.ref import check_name
+from model_store.version.source import check_publishable, list_files
+from nash.data.formats import check_obtainable, is_split_folder, needs_datasets, split_path
+from nash.data.lengths import check_lengths
+from nash.data.rows import read_rows
 from nash.errors import RequestError
-from nash.layer_selection import select_layers
-from nash.lengths import check_lengths
-from nash.lineage import portable
-from nash.metrics import check_references
+from nash.measuring.metrics import check_references
 from nash.precision import check_precisions
-from nash.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
-from nash.rows import read_rows
-from nash.run_folder import check_usable
-from nash.sweep_recipe import Point, SweepRecipe
+from nash.recipes.layer_selection import select_layers
+from nash.recipes.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
+from nash.recipes.sweep import Point, SweepRecipe
+from nash.run.folder import check_free, check_usable
+from nash.run.lineage import portable
 from server.engine.capabilities import check_machine
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 
 FIRST_ROWS = 1000  # of a file of gigabytes the rest waits for the work itself
 DENSE_ALIAS = "dense"
@@ -102,17 +101,6 @@ def check_export(model: str, out: Path, store: Store) -> None:
     """
     check_free(out)
     list_files(find_model(model, store).model.folder)
-
-
-def check_free(out: Path) -> None:
-    """Refuse a folder that is not to be written into.
-
-    Raises:
-        RequestError: there is something, and it is no empty folder.
-    """
-    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
-    if not empty and os.path.lexists(out):
-        raise RequestError(f"{out} is there already: give --out a folder that is not, or an empty one")
 
 
 def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | None, alias: str) -> FinetuneRecipe:

@@ -19,7 +19,7 @@ from prometheus_client import disable_created_metrics
 from model_store.errors import InvalidRequestError, ModelStoreError
 from server.api.app import create_app_over
 from server.errors import SettingsError, StartError
-from server.service import Service
+from server.frontend.service import Service
 from server.settings import parse_settings
 
 # What is left of a connection when its request has ended, before it is cut: a client that reads slowly, say.

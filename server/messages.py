@@ -8,16 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from server.engine.generation_config import GenerationDefaults
-from server.engine.sequence import (
-    EngineConfig,
-    EngineLimits,
-    FinishReason,
-    GenerationParameters,
-    Hypothesis,
-    Timings,
-    TopToken,
-)
+from server.engine.interface.config import EngineConfig, EngineLimits
+from server.engine.interface.generation_config import GenerationDefaults
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH_BYTES = 4

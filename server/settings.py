@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from server.engine.capabilities import AUTO, DTYPES
-from server.engine.cpus import share_of_the_machine, usable_cpus
-from server.engine.sequence import MOST_THREADS, EngineConfig
-from server.engine.topology import default_threads
+from server.engine.interface.config import MOST_THREADS, EngineConfig
+from server.engine.machine.cpus import share_of_the_machine, usable_cpus
+from server.engine.machine.topology import default_threads
 from server.errors import SettingsError
 
 _ENVIRONMENT_PREFIX = "NASH_SERVER_"

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from model_store.quality import QualityRecord
+from model_store.version.quality import QualityRecord
 
 
 def record(dtype: str, value: float, **fields: Any) -> QualityRecord:

@@ -19,8 +19,8 @@ from examples.debian.package_index import IndexUnavailableError, Package, fetch,
 from examples.debian.prepare import Example, into_splits, split_of, synopsis_examples, translation_examples
 from examples.debian.selection import MOST_OF_A_SOURCE, select
 from examples.debian.tokenizer import BYTES, save_tokenizer, train_tokenizer
-from nash.models import load_tokenizer
-from nash.rows import read_rows
+from nash.data.rows import read_rows
+from nash.modeling.folders import load_tokenizer
 
 ENGLISH = """fast parser.
  A parser that is  fast,

@@ -10,9 +10,11 @@ from transformers import AutoTokenizer
 
 from examples.g2p.prepare import PHONEMES, build_tokenizer, pronunciations, split_of
 from model_store.model.model import Model
-from nash.recipe import FinetuneRecipe, PruneRecipe, read_recipe
+from nash.recipes.recipe import FinetuneRecipe, PruneRecipe, read_recipe
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence
 from tests.engine.reference import Answer, NearTies, load_reference, reference_answers
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "g2p"

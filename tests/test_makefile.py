@@ -19,7 +19,7 @@ esac
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project of empty sources, and a `python3` that makes a virtual environment of nothing but that pip."""
-    for name in ("pyproject.toml", "setup.py", "constraints.txt", "server/engine/native/sets.py"):
+    for name in ("pyproject.toml", "setup.py", "constraints.txt", "server/engine/native/operator/sets.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
@@ -75,6 +75,6 @@ def test_a_missing_operator_is_told(project: Path) -> None:
     said, _ = make(project, torch_is_here=True)
     assert "without the native operator" in said
     (project / ".venv" / ".installed").unlink()
-    (project / "server/engine/native/stack_avx2.so").touch()
+    (project / "server/engine/native/operator/stack_avx2.so").touch()
     said, _ = make(project, torch_is_here=True)
     assert "without the native operator" not in said

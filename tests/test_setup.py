@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.native.sets import SETS
+from server.engine.native.operator.sets import SETS
 
 ROOT = Path(__file__).parent.parent
 MACHINES = sorted({each.machine for each in SETS})
@@ -84,7 +84,7 @@ def test_a_wheel_has_all_sets_of_its_machine(machine: str, sources: Path) -> Non
     assert built.code == 0, built.said
     assert built.libraries == of(machine)
     assert re.fullmatch(rf"nash-[0-9.]+-py3-none-manylinux_2_28_{machine}\.whl", built.wheel)
-    data = {"nash/sweep.html.jinja", "loadtest/report.html.jinja", "server/api/page/index.html"}
+    data = {"nash/sweep/page.html.jinja", "loadtest/report/report.html.jinja", "server/api/page/index.html"}
     assert data <= set(built.files)
     assert [name for name in built.files if name.endswith((".cpp", ".h"))] == []
 
@@ -105,7 +105,7 @@ def test_the_tag_is_what_the_libraries_ask_for(versions: str, platform: str, sou
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is compiled")
 def test_without_a_compiler_the_operator_is_left_out(sources: Path) -> None:
-    old = sources / "server/engine/native/stack_old.so"
+    old = sources / "server/engine/native/operator/stack_old.so"
     old.touch()
     built = build(sources, CXX="no-such-compiler")
     assert built.code == 0, built.said

@@ -19,7 +19,9 @@ from benchmarks.gpu.staged import Recorder
 from model_store.model.config import spec_of
 from server.engine.backend import Feed
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence
 
 _KERNELS = 40  # of the table
 

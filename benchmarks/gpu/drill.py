@@ -21,7 +21,8 @@ from model_store.model.config import layout_of, spec_of
 from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
-from server.engine.sequence import EngineConfig, GenerationParameters
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
 
 _ROOM_BYTES = 16 * 2**20  # what an engine is short of is more than this
 

@@ -12,8 +12,9 @@ from benchmarks.gpu.random_engine import load
 from benchmarks.gpu.shapes import Scale, make_sources
 from benchmarks.gpu.staged import Recorder
 from server.engine.engine import Engine
+from server.engine.interface.parameters import GenerationParameters
 from server.engine.scheduler import BATCH_POSITIONS, group_by_length
-from server.engine.sequence import GenerationParameters, Sequence
+from server.engine.sequence import Sequence
 
 # What a further batch is taken to cost, in positions: as the engine has it, as an H100 should want it, without end.
 _GROUPINGS = {

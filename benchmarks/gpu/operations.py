@@ -17,8 +17,8 @@ from benchmarks.gpu.shapes import Scale
 from benchmarks.gpu.staged import Recorder
 from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec
-from server.engine.attention import Attention, FusedAttention, ProductAttention, SumAttention
-from server.engine.matrix import PlainMatrix
+from server.engine.pytorch.attention import Attention, FusedAttention, ProductAttention, SumAttention
+from server.engine.pytorch.matrices.matrix import PlainMatrix
 
 _MOST_COPIES = 64  # of what is read in turn
 _PRODUCT_ROWS = (1, 8, 32, 64, 128)

@@ -13,11 +13,12 @@ from benchmarks.gpu.staged import Recorder
 from model_store.model.config import layout_of, spec_of
 from model_store.model.spec import ModelSpec
 from server.engine.engine import Engine
-from server.engine.generation_config import GenerationDefaults
-from server.engine.sequence import EngineConfig, GenerationParameters
-from server.engine.static_step import Bucket
-from server.engine.torch_backend import TorchBackend, graph_buckets, longest_positions
-from server.engine.weights import read_network
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.generation_config import GenerationDefaults
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.pytorch.backend import TorchBackend, graph_buckets, longest_positions
+from server.engine.pytorch.static_step import Bucket
+from server.engine.weights.reading import read_network
 
 
 class RandomTensors:

@@ -30,7 +30,7 @@ def command(
     from model_store.store import Store
     from nash.preflight import check_bench
     from server.engine.capabilities import engine_name
-    from server.engine.sequence import EngineConfig
+    from server.engine.interface.config import EngineConfig
 
     asked = EngineConfig(dtype=dtype, threads=threads)
     opened = Store(store)
@@ -39,9 +39,9 @@ def command(
     import torch
 
     from model_store.find import find_model
-    from nash.latency import Workload, measure_side_by_side
-    from nash.models import quiet_libraries
-    from nash.progress import Stage
+    from nash.measuring.latency import Workload, measure_side_by_side
+    from nash.modeling.folders import quiet_libraries
+    from nash.run.progress import Stage
     from server.engine.dtype_choice import choose_dtype
     from server.engine.engine import Engine
 

@@ -30,8 +30,8 @@ def command(
     from model_store.store import Store
     from nash.errors import RequestError
     from nash.preflight import check_prune
-    from nash.progress import Stage, duration
-    from nash.recipe import PruneRecipe, read_recipe
+    from nash.recipes.recipe import PruneRecipe, read_recipe
+    from nash.run.progress import Stage, duration
 
     if not RECIPE.is_file():
         raise RequestError(f"{RECIPE} is not here: run `nash demo` in the project's own folder")
@@ -43,8 +43,8 @@ def command(
 
     with Stage("loading PyTorch and transformers", console):
         from nash.cli.serve import replace_by_server
-        from nash.models import quiet_libraries
-        from nash.prune import prune
+        from nash.modeling.folders import quiet_libraries
+        from nash.pruning.prune import prune
 
         quiet_libraries()
     report = prune(recipe, out, Store(store), console)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
-from nash.recipe import MOST_COUNT, MetricKind
+from nash.recipes.recipe import MOST_COUNT, MetricKind
 
 
 def command(
@@ -48,13 +48,13 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Decode every row of a data file with a model and compare with its targets."""
-    from model_store.quality import REFERENCE, finding
-    from model_store.ref import looks_like_path
     from model_store.store import Store
+    from model_store.version.quality import REFERENCE, finding
+    from model_store.version.ref import looks_like_path
     from nash.errors import RequestError
     from nash.preflight import check_evaluate
-    from nash.recipe import DataLayout
-    from server.engine.sequence import EngineConfig
+    from nash.recipes.recipe import DataLayout
+    from server.engine.interface.config import EngineConfig
 
     if record and looks_like_path(model):
         raise RequestError(f"--record keeps a figure beside a version in the store: publish {model}, and name its REF")
@@ -70,12 +70,12 @@ def command(
     check_evaluate(model, data, split, layout, metric, asked, opened)
 
     from model_store.find import find_model
-    from nash.data_formats import is_split_folder, split_path
-    from nash.evaluate import evaluate
-    from nash.models import quiet_libraries
-    from nash.progress import Stage
-    from nash.quality import quality_record
-    from nash.rows import read_rows
+    from nash.data.formats import is_split_folder, split_path
+    from nash.data.rows import read_rows
+    from nash.measuring.by_dtype import quality_record
+    from nash.measuring.evaluate import evaluate
+    from nash.modeling.folders import quiet_libraries
+    from nash.run.progress import Stage
     from server.engine.dtype_choice import with_dtype
 
     quiet_libraries()

@@ -29,7 +29,7 @@ def command(
     check_export(model, out, Store(store))
 
     from model_store.find import find_model
-    from nash.export import export
+    from nash.modeling.export import export
 
     resolved = find_model(model, Store(store))
     export(resolved.model, form, out)

@@ -27,14 +27,14 @@ def command(
     overrides: dict[str, Any] = {"seed": seed, "training.epochs": epochs, "training.max_steps": max_steps}
     from model_store.store import Store
     from nash.preflight import check_finetune
-    from nash.recipe import FinetuneRecipe, read_recipe
+    from nash.recipes.recipe import FinetuneRecipe, read_recipe
 
     recipe = read_recipe(FinetuneRecipe, recipe_file, {k: v for k, v in overrides.items() if v is not None})
     folder = out or Path("runs") / recipe_file.stem
     recipe = check_finetune(recipe, folder, Store(store), name, alias)
 
-    from nash.finetune import finetune
-    from nash.models import quiet_libraries
+    from nash.modeling.folders import quiet_libraries
+    from nash.training.finetune import finetune
 
     quiet_libraries()
     report = finetune(recipe, folder, Store(store), progress_console(), name, alias)

@@ -9,11 +9,11 @@ from nash.cli.output import JsonOption, print_json, result_console
 from nash.errors import RequestError
 from nash.precision import choose_precision, training_device
 from server.engine.capabilities import DTYPES, engine_name, speed_order, why_not
-from server.engine.cpus import available_cores, cpu_name, cpu_quota, instruction_sets, numa_nodes, usable_cpus
-from server.engine.cuda import cuda_devices
-from server.engine.native.library import operator_set
-from server.engine.native.sets import available_sets
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
+from server.engine.machine.cpus import available_cores, cpu_name, cpu_quota, instruction_sets, numa_nodes, usable_cpus
+from server.engine.machine.cuda import cuda_devices
+from server.engine.native.operator.library import operator_set
+from server.engine.native.operator.set_choice import available_sets
 
 
 def command(as_json: JsonOption = False) -> None:

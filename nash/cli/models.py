@@ -42,7 +42,7 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Store a model directory as the next version of NAME."""
-    from model_store.manifest import Lineage
+    from model_store.version.manifest import Lineage
 
     target = _open(store)
     lineage = Lineage(parent=None if parent is None else target.resolve(parent).digest)
@@ -50,16 +50,16 @@ def publish(
         folder = directory
         if calibrate_int4 is not None:
             from nash.preflight import check_files, check_rows
-            from nash.recipe import DataLayout
+            from nash.recipes.recipe import DataLayout
 
             layout = DataLayout(source_column=source_column, target_columns=[target_column], prefix=prefix)
             check_rows(calibrate_int4, layout)
             check_files(Model.open(directory))
             target.check_writable()
 
-            from nash.int4 import calibrated_copy
-            from nash.models import quiet_libraries
-            from nash.rows import read_rows
+            from nash.data.rows import read_rows
+            from nash.int4.calibration import calibrated_copy
+            from nash.modeling.folders import quiet_libraries
 
             quiet_libraries()
             folder = stack.enter_context(target.work_folder())

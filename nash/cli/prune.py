@@ -7,7 +7,7 @@ import typer
 from pydantic import BaseModel
 
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
-from nash.recipe import MOST_COUNT, PruneRecipe
+from nash.recipes.recipe import MOST_COUNT, PruneRecipe
 
 
 def _flag(name: str, key: str, help_text: str, **bounds: float) -> Any:
@@ -128,7 +128,7 @@ def command(
     from model_store.store import Store
     from nash.errors import RequestError
     from nash.preflight import check_prune
-    from nash.recipe import build_recipe, read_recipe
+    from nash.recipes.recipe import build_recipe, read_recipe
 
     flags: dict[str, Any] = {
         "model": model,
@@ -169,8 +169,8 @@ def command(
     folder = out or Path("runs") / f"{recipe.name}-{recipe.alias}"
     recipe = check_prune(recipe, folder, Store(store))
 
-    from nash.models import quiet_libraries
-    from nash.prune import prune
+    from nash.modeling.folders import quiet_libraries
+    from nash.pruning.prune import prune
 
     quiet_libraries()
     report = prune(recipe, folder, Store(store), progress_console())
@@ -181,6 +181,6 @@ def command(
 
 
 def _from_here(data: Path) -> str:
-    from nash.data_formats import on_hub
+    from nash.data.formats import on_hub
 
     return str(data if on_hub(data) else data.absolute())

@@ -30,7 +30,7 @@ def command(
     from model_store.store import Store
     from nash.errors import NashError
     from nash.preflight import check_sweep
-    from nash.sweep_recipe import read_sweep
+    from nash.recipes.sweep import read_sweep
 
     recipe, points = read_sweep(recipe_file, {} if publish is None else {"publish": publish})
     missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
@@ -42,9 +42,9 @@ def command(
     folder = out or Path("runs") / recipe_file.stem
     points = check_sweep(recipe, points, folder, Store(store))
 
-    from nash.models import quiet_libraries
-    from nash.sweep import sweep
-    from nash.sweep_page import HTML_FILE
+    from nash.modeling.folders import quiet_libraries
+    from nash.sweep.page import HTML_FILE
+    from nash.sweep.sweep import sweep
 
     quiet_libraries()
     console = progress_console()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import cast
 
+import torch
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -78,3 +80,29 @@ def compact_config(spec: ModelSpec, dense: PreTrainedConfig) -> PreTrainedConfig
 for _family in FAMILIES:
     AutoConfig.register(compact_config_class(_family).model_type, compact_config_class(_family), exist_ok=True)
     AutoModelForSeq2SeqLM.register(compact_config_class(_family), _compact_class(_family), exist_ok=True)
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Give a fresh model copies of these tensors, and share among its names what they share.
+
+    transformers ties a new model's matrices as its configuration says; which ones are one matrix is for the tensors to
+    say (T5 v1.1 has an output matrix of its own, whatever its configuration calls itself).
+
+    Raises:
+        ValueError: the tensors are not the model's.
+    """
+    present = model.state_dict(keep_vars=True)
+    if present.keys() != state.keys():
+        raise ValueError(f"tensors that are missing or unknown: {sorted(present.keys() ^ state.keys())}")
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, tensor in state.items():
+        old = present[name]
+        if old.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the model calls for {tuple(old.shape)}")
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in copies:
+            fresh = tensor.detach().clone()
+            copies[key] = nn.Parameter(fresh, old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+        place, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(place), attribute, copies[key])

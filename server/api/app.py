@@ -11,16 +11,16 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
 
-from server.api.compare import compare_routes
-from server.api.errors import add_error_handlers
-from server.api.generate import generate_routes
-from server.api.health import health_routes
-from server.api.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
-from server.api.models import model_routes
-from server.api.schemas import CompareRequest, GenerateRequest, TaskRequest
-from server.api.static_page import page_routes
-from server.keys import KeyRing
-from server.service import Service
+from server.api.http.errors import add_error_handlers
+from server.api.http.keys import KeyRing
+from server.api.http.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
+from server.api.request.schemas import CompareRequest, GenerateRequest, TaskRequest
+from server.api.routes.compare import compare_routes
+from server.api.routes.generate import generate_routes
+from server.api.routes.health import health_routes
+from server.api.routes.models import model_routes
+from server.api.routes.static_page import page_routes
+from server.frontend.service import Service
 from server.settings import Settings
 from server.version import project_version
 

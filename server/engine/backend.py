@@ -4,11 +4,14 @@ Two implementations: PyTorch, for CUDA and as the fallback everywhere, and the n
 it wants. A slot holds the cached state of one row of decoding: one sequence, or one beam of it.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+Progress = Callable[[str], None]  # is told in lines what takes long
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ import re
 from dataclasses import replace
 
 from model_store.model.model import INT4, Model
-from server.engine.cpus import share_of_the_machine, torch_instruction_sets, usable_cpus
-from server.engine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
 from server.engine.errors import LoadError
-from server.engine.native.library import operator_set
-from server.engine.sequence import MOST_THREADS, EngineConfig
+from server.engine.interface.config import MOST_THREADS, EngineConfig
+from server.engine.machine.cpus import share_of_the_machine, torch_instruction_sets, usable_cpus
+from server.engine.machine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
+from server.engine.native.operator.library import operator_set
 
 AUTO = "auto"
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int8", "int4")

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model_store.quality import REFERENCE, QualityRecord, finding
+from model_store.version.quality import REFERENCE, QualityRecord, finding
 from server.engine.capabilities import AUTO, speed_order
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,30 +14,24 @@ import torch
 
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
-from server.engine.backend import AheadBackend, Backend, Feed
-from server.engine.beam import Candidate
+from server.engine.backend import AheadBackend, Backend, Feed, Progress
 from server.engine.capabilities import check_threads, engine_name
-from server.engine.cpus import usable_cpus
-from server.engine.decoding import Chosen, Decoding, choose
+from server.engine.choice.beam import Candidate
+from server.engine.choice.decoding import Decoding
+from server.engine.choosing import Chosen, choose
 from server.engine.dtype_choice import with_dtype
 from server.engine.errors import BadRequestError
-from server.engine.generation_config import GenerationDefaults, with_seed
+from server.engine.interface.config import EngineConfig, EngineLimits
+from server.engine.interface.generation_config import GenerationDefaults, with_seed
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import TopToken
+from server.engine.interface.validation import check_parameters, check_source
 from server.engine.loading import make_backend, read_defaults
+from server.engine.machine.cpus import usable_cpus
+from server.engine.machine.topology import default_threads
 from server.engine.scheduler import Move, Scheduler
-from server.engine.sequence import (
-    EngineConfig,
-    EngineLimits,
-    GenerationParameters,
-    Row,
-    Sequence,
-    Status,
-    TokenEvent,
-    TopToken,
-)
+from server.engine.sequence import Row, Sequence, Status, TokenEvent
 from server.engine.source_queue import SourceQueue, slot_of
-from server.engine.static_step import Progress
-from server.engine.topology import default_threads
-from server.engine.validation import check_parameters, check_source
 
 _MOST_AHEAD = 64  # steps without looking; their choices need room
 
@@ -315,7 +309,7 @@ class Engine:
         self, row: Row, token: int, logprob: float | None, top_tokens: list[TopToken], now_s: float
     ) -> list[TokenEvent]:
         """One more token for a row that is no beam; what there is to tell of it."""
-        sequence, decoding = row.sequence, row.decoding
+        sequence = row.sequence
         row.append(token, logprob, top_tokens)
         told = logprob if sequence.parameters.logprobs else None
         alone = sequence.parameters.rows == 1
@@ -323,9 +317,9 @@ class Engine:
             sequence.tokens.append(token)
             if told is not None:
                 sequence.logprobs.append(told)
-        reason = decoding.finish_reason(row)
+        reason = row.finish_reason
         if reason is not None:
-            sequence.hypotheses.append(decoding.hypothesis(row, reason))
+            sequence.hypotheses.append(row.hypothesis(reason))
             if len(sequence.rows) > 1:
                 self._scheduler.release(row)
                 return []

@@ -4,15 +4,14 @@ import torch
 
 from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
-from server.engine.backend import Backend
+from server.engine.backend import Backend, Progress
 from server.engine.capabilities import why_not, why_not_native
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.generation_config import GenerationDefaults, read_generation_config
+from server.engine.interface.config import EngineConfig, EngineLimits
+from server.engine.interface.generation_config import GenerationDefaults, read_generation_config
+from server.engine.interface.validation import check_parameters
 from server.engine.native.backend import NativeBackend
-from server.engine.sequence import EngineConfig, EngineLimits
-from server.engine.static_step import Progress
-from server.engine.torch_backend import TorchBackend
-from server.engine.validation import check_parameters
+from server.engine.pytorch.backend import TorchBackend
 
 _DTYPES = {
     "float32": torch.float32,

@@ -1,23 +1,12 @@
-"""One generation, from request to last token, and the small types around it.
-
-Needs no torch: the API process, which holds none, shares these types with the engine.
-"""
+"""One generation, from request to last token. All of its state is here."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:
-    from server.engine.decoding import Decoding
-
-
-class FinishReason(StrEnum):
-    """Why a generation ended; the values are those of the wire format."""
-
-    EOS = "eos_token"
-    LENGTH = "length"
-    STOP = "stop_sequence"  # a stop string came in the text: the API process, which has the text, ends it
+from server.engine.choice.decoding import Decoding
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
 
 
 class Status(StrEnum):
@@ -28,109 +17,6 @@ class Status(StrEnum):
     FINISHED = "finished"
     CANCELLED = "cancelled"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationParameters:
-    """How one generation is decoded; the names are transformers' where it has one, and so is what they do.
-
-    The defaults change nothing: greedy decoding. What a model's own generation_config.json says comes in through
-    `GenerationDefaults`.
-    """
-
-    max_new_tokens: int
-    min_new_tokens: int = 0  # no end token before so many others
-    ignore_eos: bool = False  # go on to max_new_tokens whatever comes: forced lengths, for measurements
-    prefix_ids: tuple[int, ...] = ()  # stand after the decoder's start token; what is generated goes on from them
-
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
-    typical_p: float = 1.0
-    seed: int | None = None  # None: drawn at admission
-
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    num_return_sequences: int = 1  # so many of the beams, or so many samples
-
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0  # 0: n-grams may repeat
-    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not come
-    suppress_tokens: tuple[int, ...] = ()
-    begin_suppress_tokens: tuple[int, ...] = ()  # only as the first token that is not forced
-    forced_bos_token_id: int | None = None  # the first token; no prefix stands before it, else it is not forced
-    forced_eos_token_ids: tuple[int, ...] = ()  # the token at max_new_tokens is one of these
-    renormalize_logits: bool = False
-
-    logprobs: bool = False  # also give each token's natural-log probability, as the model said it before all the above
-    top_n_tokens: int = 0  # also give so many of the model's best tokens at each position
-
-    @property
-    def prompt(self) -> int:
-        """How many tokens the decoder is given before it generates any: its start token and the prefix."""
-        return 1 + len(self.prefix_ids)
-
-    @property
-    def rows(self) -> int:
-        """How many cache slots a generation owns: one a beam, or one a sample."""
-        return self.num_beams if self.num_beams > 1 else self.num_return_sequences
-
-
-MOST_THREADS = 1024  # far more than pays; a hundred thousand take the system down with them
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How a model is loaded; fixed for the life of its engine."""
-
-    dtype: str = "float32"  # see `capabilities`; "auto", for `dtype_choice`, is never what an engine runs in
-    device: str = "cpu"
-    backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
-    graphs: str = "auto"  # steps recorded once and replayed: "auto" is "on" on CUDA, else "off"
-    quantization: str = "none"  # "bnb-int8", "bnb-nf4": the layers' weights by bitsandbytes, computing in `dtype`
-    threads: int | None = None  # None: as many as torch has, within the quota; natively, those of one memory node
-    slots: int = 32  # how many sequences can run at once
-    max_source_tokens: int = 512
-    max_new_tokens: int = 256
-    max_encode_tokens: int = 1024  # most positions, padding included, encoded in one step; one source may exceed it
-    max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
-    # Where all that run are greedy, steps are run for so long before anybody looks at them: a small model's step takes
-    # less than what surrounds it. It is how much later a newcomer may begin. 0: never; CUDA has graphs instead.
-    ahead_s: float = 0.001
-
-    def within(self, positions: int | None) -> "EngineConfig":
-        """For a model with so many positions: neither sources nor targets are longer. None: it has any number."""
-        if positions is None:
-            return self
-        return replace(
-            self,
-            max_source_tokens=min(self.max_source_tokens, positions),
-            max_new_tokens=min(self.max_new_tokens, positions),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineLimits:
-    """What one loaded engine accepts; a request beyond it is refused before it waits."""
-
-    max_source_tokens: int
-    max_new_tokens: int  # with the decoder prefix
-    slots: int
-
-    @classmethod
-    def of(cls, config: EngineConfig) -> "EngineLimits":
-        """Of an engine that is loaded so."""
-        return cls(max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopToken:
-    """One of the best tokens at a position, whether or not it was chosen."""
-
-    id: int
-    logprob: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,29 +33,6 @@ class TokenEvent:
     top_tokens: list[TopToken] = field(default_factory=list)  # best first; empty where not asked for
     finish_reason: FinishReason | None = None
     error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hypothesis:
-    """One finished answer."""
-
-    tokens: list[int]  # without the decoder's start token and prefix, with the final end token
-    finish_reason: FinishReason
-    score: float | None  # of a beam as transformers' sequences_scores; of one of several samples, its log-probability
-    logprobs: list[float]  # one per token, or empty where not asked for
-    top_tokens: list[list[TopToken]]  # the same
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timings:
-    """Durations of a finished sequence, in milliseconds."""
-
-    queue_ms: float  # arrival to admission
-    encode_ms: float  # admission to the end of its encoder batch
-    decode_ms: float  # end of the encoder batch to the last token
-    total_ms: float  # arrival to the last token
-    time_to_first_token_ms: float  # from arrival
-    time_per_output_token_ms: float | None  # mean gap between tokens; None where there is only one token
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -199,9 +62,27 @@ class Row:
         return self.history[self.sequence.parameters.prompt :]
 
     @property
-    def decoding(self) -> "Decoding":
+    def decoding(self) -> Decoding:
         """How its sequence is decoded."""
         return self.sequence.decoding
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why a row that is no beam is at its end; None where it is not."""
+        if self.history[-1] in self.decoding.eos_ids:
+            return FinishReason.EOS
+        return FinishReason.LENGTH if self.made == self.sequence.parameters.max_new_tokens else None
+
+    def hypothesis(self, reason: FinishReason) -> Hypothesis:
+        """What a row that is no beam came to; one of several is scored by its log-probability."""
+        parameters = self.sequence.parameters
+        return Hypothesis(
+            tokens=self.generated,
+            finish_reason=reason,
+            score=sum(self.logprobs) if parameters.rows > 1 else None,
+            logprobs=self.logprobs if parameters.logprobs else [],
+            top_tokens=self.top_tokens,
+        )
 
     def append(self, token: int, logprob: float | None, top_tokens: list[TopToken]) -> None:
         """Take what a step has generated; `logprob` and `top_tokens` where they are kept."""
@@ -231,12 +112,10 @@ class Sequence:
     overtaken: int = 0  # how many later arrivals were admitted before it
 
     # Written by the engine as it takes the sequence in, and as it commits a step.
-    decoding: "Decoding" = field(init=False, repr=False)
+    decoding: Decoding = field(init=False, repr=False)
     rows: list[Row] = field(default_factory=list)  # those that still run, or wait to
     hypotheses: list[Hypothesis] = field(default_factory=list)  # best first, once finished
-    tokens: list[int] = field(
-        default_factory=list
-    )  # of the only row as they come; else of the best hypothesis, at last
+    tokens: list[int] = field(default_factory=list)  # the only row's as they come; else the best hypothesis's, at last
     logprobs: list[float] = field(default_factory=list)  # one per token, or empty where not asked for
     finish_reason: FinishReason | None = None  # the best hypothesis's
     error: str | None = None  # why it failed

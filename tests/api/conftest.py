@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from model_store.model.model import Model
-from server.engine.sequence import EngineConfig, Sequence
+from server.engine.interface.config import EngineConfig
+from server.engine.sequence import Sequence
 from tests.running_server import RunningServer, publish_tiny_models
 
 Direct = Callable[..., Sequence]  # (text, **engine parameters): what the engine makes of it

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from server.api.app import create_app, create_app_over
-from server.engine.sequence import EngineConfig
-from server.service import Service
+from server.engine.interface.config import EngineConfig
+from server.frontend.service import Service
 from server.settings import ModelRequest, Settings
 from tests.running_server import publish_tiny_models
 

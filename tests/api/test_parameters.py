@@ -4,7 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.parameters import GenerationParameters, TaskParameters
+from server.api.request.parameters import GenerationParameters, TaskParameters
 from tests.api.conftest import Direct
 from tests.api.streams import events_of
 from tests.tiny_models import EOS_ID, build_tokenizer

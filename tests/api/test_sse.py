@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from server.api.sse import EventStreamResponse, made_ahead
-from server.api.wire import to_json
+from server.api.http.json_response import to_json
+from server.api.http.sse import EventStreamResponse, made_ahead
 from server.errors import GenerationError
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from server.engine.capabilities import engine_name
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 from tests.running_server import RunningServer
 
 
@@ -126,9 +126,9 @@ def test_info_has_the_fields_of_text_generation_inference(client: httpx.Client) 
 
 
 def test_the_log_says_which_dtype_runs_and_why(server: RunningServer) -> None:
-    said = [line for line in server.log if line.startswith("INFO server.resolution: tiny@")]
+    said = [line for line in server.log if line.startswith("INFO server.frontend.resolution: tiny@")]
     assert [line.split(" on ")[0] for line in said] == [
-        f"INFO server.resolution: tiny@{variant} runs in float32" for variant in ("dense", "pruned")
+        f"INFO server.frontend.resolution: tiny@{variant} runs in float32" for variant in ("dense", "pruned")
     ]
 
 

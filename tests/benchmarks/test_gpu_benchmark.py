@@ -19,7 +19,7 @@ from benchmarks.gpu.report import report
 from benchmarks.gpu.shapes import FULL, MINIATURE, make_sources, step_weight_bytes
 from benchmarks.gpu.staged import Recorder
 from model_store.model.config import layout_of, spec_of
-from server.engine.torch_backend import graph_buckets
+from server.engine.pytorch.backend import graph_buckets
 
 ROOT = Path(__file__).parents[2]
 NAMES = [stage.name for stage in gpu.STAGES]

@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import headline
 from model_store.model.model import Model
-from nash.evaluate import evaluate
-from nash.recipe import DataLayout
-from nash.rows import read_rows
-from server.engine.sequence import EngineConfig
+from nash.data.rows import read_rows
+from nash.measuring.evaluate import evaluate
+from nash.recipes.recipe import DataLayout
+from server.engine.interface.config import EngineConfig
 from tests.tiny_models import build_tiny_t5
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import shaped_store
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.latency import measure_side_by_side
+from nash.measuring.latency import measure_side_by_side
 
 
 def test_both_models_and_the_workload_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from benchmarks import t5_base
 from benchmarks.shapes import NAMED, T5_BASE
 from model_store.model.config import layout_of
 from model_store.model.spec import ModelSpec
-from nash.latency import Latency
+from nash.measuring.latency import Latency
 
 
 def test_it_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

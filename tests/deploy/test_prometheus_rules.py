@@ -12,8 +12,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.engine.sequence import Timings
-from server.metrics import Metrics, ModelDescription, VariantMetrics
+from server.engine.interface.results import Timings
+from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/prometheus"

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine.native.sets import SETS, VARIABLE, InstructionSet, built, library_path, processor_features
+from server.engine.machine.cpus import processor_features
+from server.engine.native.operator.set_choice import VARIABLE, built, library_path
+from server.engine.native.operator.sets import SETS, InstructionSet
 from tests.missing_programs import skip_or_fail
 from tests.tiny_models import build_tiny_t5
 

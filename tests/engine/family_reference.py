@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from server.engine.backend import Backend, Feed
-from server.engine.sequence import EngineConfig
-from server.engine.torch_backend import TorchBackend
+from server.engine.interface.config import EngineConfig
+from server.engine.pytorch.backend import TorchBackend
 from tests.tiny_families import FIRST_TOKEN, Case
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-10}

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.sequence import GenerationParameters, Hypothesis
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import Hypothesis
 from tests.engine.reference import NEAR_TIE
 
 

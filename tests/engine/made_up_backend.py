@@ -9,8 +9,9 @@ from torch import Tensor
 from model_store.model.config import spec_of
 from server.engine.backend import Feed, GreedyStep
 from server.engine.engine import Engine
-from server.engine.generation_config import GenerationDefaults
-from server.engine.sequence import EngineConfig, GenerationParameters
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.generation_config import GenerationDefaults
+from server.engine.interface.parameters import GenerationParameters
 
 VOCABULARY = 40
 EOS_ID = 1

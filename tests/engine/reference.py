@@ -12,8 +12,8 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from server.engine.backend import Feed
-from server.engine.sequence import EngineConfig
-from server.engine.torch_backend import TorchBackend
+from server.engine.interface.config import EngineConfig
+from server.engine.pytorch.backend import TorchBackend
 from tests.tiny_models import CHARACTERS, EOS_ID, PAD_ID, VOCABULARY
 
 NEAR_TIE = 1e-4

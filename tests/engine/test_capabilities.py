@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from model_store.model.model import Model
-from server.engine import capabilities, cpus, cuda, engine
+from server.engine import capabilities, engine
 from server.engine.capabilities import DTYPES, check_machine, engine_name, speed_order, torch_bfloat16, why_not
-from server.engine.cuda import CudaDevice
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
-from server.engine.native import sets as native_sets
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
+from server.engine.machine import cpus, cuda
+from server.engine.machine.cuda import CudaDevice
+from server.engine.native.operator import set_choice as native_sets
 
 AVX2 = ("avx2", "fma", "f16c")
 SKYLAKE = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -147,7 +148,8 @@ import torch
 from server.engine.capabilities import DTYPES, torch_bfloat16
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
-from server.engine.sequence import EngineConfig, GenerationParameters
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
 from model_store.model.model import Model
 
 outcomes = {}

@@ -9,7 +9,7 @@ from model_store.model.model import Model
 from server.engine import dtype_choice
 from server.engine.dtype_choice import choose_dtype, with_dtype
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 from tests.quality_records import record
 
 AUTO = EngineConfig(dtype="auto")

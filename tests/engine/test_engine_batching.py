@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from model_store.model.model import Model
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence, Status
 from tests.engine.reference import random_sources
 from tests.tiny_models import VOCABULARY, build_tiny_t5
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError
-from server.engine.sequence import FinishReason, GenerationParameters, Hypothesis, Sequence, Status, TokenEvent
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import FinishReason, Hypothesis
+from server.engine.sequence import Sequence, Status, TokenEvent
 from tests.engine.made_up_backend import (
     EOS_ID,
     POISON,

@@ -11,7 +11,10 @@ import pytest
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, FinishReason, GenerationParameters, Sequence, Status
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import FinishReason
+from server.engine.sequence import Sequence, Status
 from tests.engine.compact import hollow, ragged, shortened, write_compact, write_zeroed
 from tests.engine.reference import (
     Answer,

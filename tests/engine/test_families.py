@@ -8,7 +8,7 @@ import torch
 from model_store.model.model import Model
 from server.engine.backend import Feed
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 from tests.engine.family_reference import (
     STEPS,
     TOLERANCES,

@@ -14,7 +14,7 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec, dense_of
 from server.engine.engine import Engine
 from server.engine.errors import LoadError
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 from tests.engine.compact_bart import hollow, ragged, shortened, write_compact, write_zeroed
 from tests.engine.family_reference import (
     TOLERANCES,

@@ -9,7 +9,7 @@ import torch
 from model_store.model.model import Model
 from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 from tests.engine.family_reference import load_reference, texts
 from tests.tiny_families import CASES, build_tiny
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.engine.interface.parameters import GenerationParameters
 from server.engine.scheduler import MOST_OVERTAKING, Move, Scheduler
-from server.engine.sequence import GenerationParameters, Sequence, Status
+from server.engine.sequence import Sequence, Status
 
 BUDGET = 40
 

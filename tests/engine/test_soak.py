@@ -9,7 +9,9 @@ import pytest
 
 from model_store.model.model import Model
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence, Status
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence, Status
 from tests.engine.reference import random_sources
 
 REQUESTS = 20_000

@@ -5,7 +5,8 @@ from collections.abc import Sequence as Collection
 import pytest
 
 from server.engine import source_queue
-from server.engine.sequence import GenerationParameters, Sequence
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence
 from server.engine.source_queue import LEAST_SHARE, LONGEST_PAUSE_S, LONGEST_STEP, SourceQueue
 from tests.engine.made_up_backend import MadeUpBackend
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from loadtest.figures import Records
-from loadtest.rows import Row
+from loadtest.client.rows import Row
+from loadtest.results.figures import Records
 
 
 def row(

@@ -6,8 +6,8 @@ from itertools import islice, pairwise
 
 import pytest
 
-from loadtest.schedule import RequestOrder, poisson_arrivals, weighted_choices
-from loadtest.workload import Workload
+from loadtest.client.schedule import RequestOrder, poisson_arrivals, weighted_choices
+from loadtest.client.workload import Workload
 
 N = 20_000
 

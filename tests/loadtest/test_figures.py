@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loadtest.figures import failures, lag_figures, spread, variant_figures
+from loadtest.results.figures import failures, lag_figures, spread, variant_figures
 from tests.loadtest.rows_of_a_run import records, row
 
 

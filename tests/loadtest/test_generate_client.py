@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.generate_client import Answer, GenerateClient
+from loadtest.client.generate_client import Answer, GenerateClient
 
 TIMINGS = {"queue_ms": 0.5, "encode_ms": 1.5, "decode_ms": 8, "total_ms": 10.0, "time_to_first_token_ms": 1}
 GOOD = {"generated_text": "N AE SH", "ref": "g2p@dense", "timings": TIMINGS}
@@ -129,7 +129,7 @@ def test_nobody_there_is_an_outcome() -> None:
 
 
 def test_silence_is_a_timeout(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.generate_client.TIMEOUT_S", 0.05)
+    monkeypatch.setattr("loadtest.client.generate_client.TIMEOUT_S", 0.05)
     with socketserver.TCPServer(("127.0.0.1", 0), Handler) as silent:  # listens, and nobody takes the call
         client = GenerateClient(f"http://127.0.0.1:{silent.server_address[1]}", {}, concurrency=1, max_new_tokens=None)
         assert client.generate("g2p@dense", "a").outcome == "timeout_in_client"

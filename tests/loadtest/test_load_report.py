@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from loadtest.client.rows import Row
+from loadtest.client.workload import Workload
 from loadtest.loaded_models import Target
 from loadtest.plan import Plan
-from loadtest.report import banners, headlines, render
-from loadtest.rows import Row
-from loadtest.summary import Run, summarize, to_json
-from loadtest.workload import Workload
+from loadtest.report.report import banners, headlines, render
+from loadtest.results.summary import Run, summarize, to_json
 from tests.loadtest.rows_of_a_run import records, row, steady_run
 
 CLAIM = "pruned answers"

@@ -40,7 +40,9 @@ def counted(server: RunningServer) -> Counter[tuple[str, str]]:
 
 
 # As `python -m loadtest`, without the load after the measured time: nothing here depends on it.
-QUICKLY = "import loadtest.locust_process as locust; locust.RUN_ON_S = 0; from loadtest.__main__ import main; main()"
+QUICKLY = (
+    "import loadtest.client.locust_process as locust; locust.RUN_ON_S = 0; from loadtest.__main__ import main; main()"
+)
 
 
 def command(server: RunningServer, workload: Path, out: Path, *options: str) -> list[str]:
@@ -128,8 +130,8 @@ def sent_in_order(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def test_an_open_loop_keeps_the_seeds_schedule(server: RunningServer, workload: Path, tmp_path: Path) -> None:
     from itertools import islice
 
-    from loadtest.schedule import RequestOrder, poisson_arrivals
-    from loadtest.workload import read_workload
+    from loadtest.client.schedule import RequestOrder, poisson_arrivals
+    from loadtest.client.workload import read_workload
 
     out, before = tmp_path / "out", counted(server)
     options = ["--rate", "30", "--duration", "1", "--seed", "5", "--model", "tiny@pruned,weight=2"]

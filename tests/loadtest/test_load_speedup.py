@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from loadtest.figures import Floats
-from loadtest.speedup import MIN_BLOCKS, STATISTICS, Sample, speedup
+from loadtest.results.figures import Floats
+from loadtest.results.speedup import MIN_BLOCKS, STATISTICS, Sample, speedup
 
 Made = tuple[Floats, Floats]
 
@@ -46,7 +46,7 @@ def test_a_ratio_by_hand() -> None:
 
 
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadtest.speedup.RESAMPLES", 400)
+    monkeypatch.setattr("loadtest.results.speedup.RESAMPLES", 400)
     held, runs = 0, 40
     for seed in range(runs):
         dense = Sample.of(*requests(20, 10, 2 * seed, shared=0.3))

@@ -164,7 +164,8 @@ import sys
 for name in ("numpy", "matplotlib", "typer", "rich", "pydantic", "fastapi", "torch", "nash", "server", "model_store"):
     sys.modules[name] = None  # importing it raises ImportError
 import loadtest.locustfile
-print("imported", [name for name in ("loadtest.figures", "loadtest.report", "loadtest.run") if name in sys.modules])
+ours = ("loadtest.results.figures", "loadtest.report.report", "loadtest.run")
+print("imported", [name for name in ours if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "imported []", done.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.client.rows import Row, RowWriter, compress, read_rows
 from loadtest.errors import LoadtestError
-from loadtest.rows import Row, RowWriter, compress, read_rows
 
 ANSWERED = Row(1.25, 0.125, 10.5, 10.375, "dense", "g2p@dense", 200, "ok", 3, 0.5, 1.5, 8.0, 10.0, 7)
 FAILED = Row(2.5, 0.0, 3.0, 3.0, "a,b", 'x"y@a,b', 0, "connection", 0, None, None, None, None, None)

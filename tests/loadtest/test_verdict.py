@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.verdict import judge, lag_limits
+from loadtest.results.verdict import judge, lag_limits
 
 SPREAD = {"mean": 10.0, "p50": 10.0, "p90": 15.0, "p95": 20.0, "p99": 40.0, "max": 90.0}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from examples.g2p.prepare import pronunciations, split_of, workload_lines
+from loadtest.client.workload import read_workload
 from loadtest.errors import RequestError
-from loadtest.workload import read_workload
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "g2p" / "workload.jsonl"
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
-from model_store.manifest import FileEntry, Lineage, Manifest, SpecSummary
+from model_store.version.manifest import FileEntry, Lineage, Manifest, SpecSummary
 
 GOLDEN = (
     b'{"files":[{"path":"config.json","sha256":"' + b"1" * 64 + b'","size":757},'

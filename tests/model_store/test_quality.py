@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from model_store.errors import CorruptStoreError
-from model_store.quality import finding
 from model_store.store import Store
+from model_store.version.quality import finding
 from tests.quality_records import record
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.errors import InvalidRequestError
-from model_store.ref import Ref, check_name, looks_like_path
+from model_store.version.ref import Ref, check_name, looks_like_path
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 

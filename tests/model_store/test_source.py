@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
 from model_store.model.model import INT4, Model
-from model_store.ref import Ref
-from model_store.source import inspect, list_files
 from model_store.store import Store
-from nash.int4 import round_without_data
+from model_store.version.ref import Ref
+from model_store.version.source import inspect, list_files
+from nash.int4.calibration import round_without_data
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5, build_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM
 
 from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError, StoreAccessError
-from model_store.manifest import Lineage
 from model_store.store import Store
+from model_store.version.manifest import Lineage
 
 
 def test_publish_then_read_back(store: Store, model_dir: Path) -> None:

@@ -25,10 +25,10 @@ from transformers.models.umt5 import modeling_umt5
 from model_store.model.config import layout_of
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec, shortened
-from nash.compaction import compact, shorten_decoder
-from nash.export import export
-from nash.masking import HardenedGates, masked
-from nash.models import save_model
+from nash.modeling.export import export
+from nash.modeling.folders import save_model
+from nash.pruning.compaction import compact, shorten_decoder
+from nash.pruning.masking import HardenedGates, masked
 from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
 from tests.tiny_models import TOKENIZER_CONFIG, build_tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from nash.tokenizer_file import document_of
+from nash.vocabulary.tokenizer_file import document_of
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 VOCAB_SIZE = 700

@@ -8,9 +8,9 @@ from model_store.store import Store
 from nash import precision
 from nash.errors import RequestError
 from nash.precision import check_precisions, choose_precision
-from nash.run_folder import PRECISION, RunFolder
-from server.engine import cpus
-from server.engine.cuda import CudaDevice
+from nash.run.folder import PRECISION, RunFolder
+from server.engine.machine import cpus
+from server.engine.machine.cuda import CudaDevice
 from tests.nash.command_line import nash
 from tests.nash.tiny_training import build_task_model, task_rows
 

@@ -18,9 +18,9 @@ from model_store.model.model import Model
 from model_store.store import Store
 from nash.cli.main import app
 from nash.cli.serve import MODEL_KEYS
-from nash.lineage import portable
 from nash.preflight import check_prune
-from nash.recipe import PruneRecipe, build_recipe
+from nash.recipes.recipe import PruneRecipe, build_recipe
+from nash.run.lineage import portable
 from server.settings import ModelRequest
 from tests.nash.command_line import nash
 from tests.tiny_families import CASES, build_tiny

@@ -11,16 +11,16 @@ from transformers import TrainerCallback, set_seed
 
 from model_store.model.model import Model
 from model_store.model.spec import shortened
-from nash.compaction import shorten_decoder
-from nash.data import TokenizedPairs
-from nash.distillation import DistillationMaps
-from nash.layer_selection import block_ends
-from nash.masking import GateKinds, Gates
-from nash.models import load_dense, load_tokenizer
-from nash.pruning_training import StudentTrainer
-from nash.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
-from nash.rows import Row
-from nash.training import FinetuneTrainer
+from nash.data.examples import TokenizedPairs
+from nash.data.rows import Row
+from nash.modeling.folders import load_dense, load_tokenizer
+from nash.pruning.compaction import shorten_decoder
+from nash.pruning.distillation import DistillationMaps
+from nash.pruning.masking import GateKinds, Gates
+from nash.pruning.student_training import StudentTrainer
+from nash.recipes.layer_selection import block_ends
+from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.training.phase import FinetuneTrainer
 from tests.tiny_models import build_tiny_t5
 
 KEPT_LAYERS = (0, 2)

@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.engine.errors import BadRequestError, LoadError
-from server.engine.generation_config import GenerationDefaults
-from server.engine.sequence import (
-    EngineLimits,
-    FinishReason,
-    GenerationParameters,
-    Hypothesis,
-    Sequence,
-    Status,
-    TokenEvent,
-)
+from server.engine.interface.config import EngineLimits
+from server.engine.interface.generation_config import GenerationDefaults
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import FinishReason, Hypothesis
+from server.engine.sequence import Sequence, Status, TokenEvent
 from server.messages import Load
-from server.worker import WorkerEngine, main
+from server.worker.worker import WorkerEngine, main
 
 EOS_ID = 1
 KILLS_THE_WORKER = 900

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.agreement import agreement, edit_distance, rouge_l
+from server.text.agreement import agreement, edit_distance, rouge_l
 
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
 

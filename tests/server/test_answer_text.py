@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from server.answer_text import AnswerText, beginning_of_a_stop, first_stop
-from server.tokenization import TextCodec
+from server.text.answer_text import AnswerText, beginning_of_a_stop, first_stop
+from server.text.tokenization import TextCodec
 
 NO_EOS = 10**6
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -7,10 +7,12 @@ from prometheus_client import CollectorRegistry
 
 from model_store.model.model import Model
 from server.engine.engine import Engine
-from server.engine.sequence import EngineConfig, GenerationParameters, Sequence
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence
+from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.messages import FrameBuffer, Stats, decode_report, encode
-from server.metrics import Metrics, ModelDescription, VariantMetrics
-from server.worker_stats import StatsCollector
+from server.worker.stats import StatsCollector
 from tests.tiny_models import build_tiny_t5
 
 CONFIG = EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=16, threads=1)

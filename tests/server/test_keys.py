@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from server.api.http.keys import KeyRing, Scope
 from server.errors import ForbiddenError, SettingsError, UnauthorizedError
-from server.keys import KeyRing, Scope
 
 
 def line(scope: str, key: str) -> str:

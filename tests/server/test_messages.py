@@ -4,16 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.generation_config import GenerationDefaults
-from server.engine.sequence import (
-    EngineConfig,
-    EngineLimits,
-    FinishReason,
-    GenerationParameters,
-    Hypothesis,
-    Timings,
-    TopToken,
-)
+from server.engine.interface.config import EngineConfig, EngineLimits
+from server.engine.interface.generation_config import GenerationDefaults
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
 from server.messages import (
     Cancel,
     Command,

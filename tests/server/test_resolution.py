@@ -9,11 +9,11 @@ import pytest
 from model_store.errors import InvalidRequestError, NotFoundError, UnsupportedModelError
 from model_store.model.config import spec_of
 from model_store.store import Store
-from server.engine import cpus
 from server.engine.capabilities import engine_name, speed_order
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
+from server.engine.machine import cpus
 from server.errors import SettingsError
-from server.resolution import ResolvedVariant, resolve_models
+from server.frontend.resolution import ResolvedVariant, resolve_models
 from server.settings import ModelRequest
 from tests.quality_records import record
 from tests.tiny_families import CASES, build_tiny
@@ -84,7 +84,7 @@ def test_the_dtype_is_settled_by_the_versions_records_and_said(
         store.add_quality("tiny@dense", record(dtype, 50.0))
     requests = [ModelRequest.parse(text) for text in ("tiny@dense", "tiny@other", "tiny:1,dtype=float64", "./other")]
     requests[-1] = replace(requests[-1], ref=str(tmp_path / "other"))
-    with caplog.at_level("INFO", logger="server.resolution"):
+    with caplog.at_level("INFO", logger="server.frontend.resolution"):
         models = resolve_models(tuple(requests), store)
     assert [model.request.engine.dtype for model in models] == [fastest, "float32", "float64", "float32"]
     assert models[2].dtype_why == "asked for"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.sequence import EngineConfig
+from server.engine.interface.config import EngineConfig
 from server.errors import SettingsError
 from server.settings import ModelRequest, Settings, parse_settings
 

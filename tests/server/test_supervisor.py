@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from server.answer_text import AnswerText
-from server.engine.sequence import EngineConfig, GenerationParameters
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
 from server.errors import (
     ClientGoneError,
     GenerationError,
@@ -21,12 +21,13 @@ from server.errors import (
     TimedOutError,
     UnavailableError,
 )
-from server.generation import Generation, GenerationRequest
-from server.metrics import Metrics, ModelDescription, VariantMetrics
+from server.frontend.generation import Generation, GenerationRequest
+from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
+from server.frontend.supervisor import ModelState, Supervisor
+from server.frontend.worker_process import WorkerProcess
 from server.settings import ModelRequest, Settings
-from server.supervisor import ModelState, Supervisor
-from server.tokenization import TextCodec
-from server.worker_process import WorkerProcess
+from server.text.answer_text import AnswerText
+from server.text.tokenization import TextCodec
 from tests.server.fake_engine import (
     BREAKS_THE_STEP,
     KILLS_IT_AFTER_A_TOKEN,

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from server.errors import InvalidRequestError, StartError
-from server.tokenization import TextCodec
+from server.text.tokenization import TextCodec
 from tests.tiny_models import EOS_ID, build_tokenizer
 
 NO_EOS = 10**6

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from server.engine.errors import LoadError
-from server.engine.sequence import EngineConfig, GenerationParameters
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
 from server.messages import (
     Cancel,
     Command,
@@ -27,8 +28,8 @@ from server.messages import (
     decode_report,
     encode,
 )
-from server.worker import EndOfInput, Link, Worker, WorkerEngine, _load_engine
-from server.worker_stats import StatsCollector
+from server.worker.stats import StatsCollector
+from server.worker.worker import EndOfInput, Link, Worker, WorkerEngine, _load_engine
 from tests.engine.made_up_backend import POISON, make_engine
 from tests.server.fake_engine import FAILS_ALONE, RUNS_FOR_EVER, FakeEngine
 from tests.tiny_models import build_tiny_t5

@@ -3,8 +3,8 @@
 import pytest
 
 from server.engine.engine import StepStats
-from server.engine.sequence import EngineLimits
-from server.worker_stats import StatsCollector
+from server.engine.interface.config import EngineLimits
+from server.worker.stats import StatsCollector
 
 
 def test_steps_made_ahead_count_as_steps() -> None:

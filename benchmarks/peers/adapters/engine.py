@@ -17,7 +17,7 @@ def prepare(model: Path, made: Path, dtype: str) -> None:
 def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
     """An engine for the largest workload."""
     from server.engine.engine import Engine
-    from server.engine.sequence import EngineConfig
+    from server.engine.interface.config import EngineConfig
 
     config = EngineConfig(
         dtype=dtype,
@@ -38,7 +38,7 @@ class _Engine:
         """See `Generator`."""
         import torch
 
-        from server.engine.sequence import GenerationParameters
+        from server.engine.interface.parameters import GenerationParameters
 
         torch.set_num_threads(self._threads)
         done = self._engine.generate(sources, GenerationParameters(max_new_tokens=new_tokens, ignore_eos=True))

@@ -11,18 +11,18 @@ from torch import Tensor
 from model_store.model.config import layout_of
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
-from server.engine import network
 from server.engine.backend import Feed, GreedyStep
-from server.engine.cpus import usable_cpus
 from server.engine.errors import LoadError
-from server.engine.memory import available_bytes
-from server.engine.native import library as native
+from server.engine.interface.config import EngineConfig
+from server.engine.machine.cpus import usable_cpus
+from server.engine.machine.memory import available_bytes
+from server.engine.machine.topology import default_threads
 from server.engine.native.arena import Arena
 from server.engine.native.building import DTYPES, LANES, CachePlan, StackBuilder
+from server.engine.native.operator import library as native
 from server.engine.native.rows import RowBuffer, make_workspace, with_hidden
-from server.engine.sequence import EngineConfig
-from server.engine.topology import default_threads
-from server.engine.weights import open_network
+from server.engine.weights import network
+from server.engine.weights.reading import open_network
 
 # A weight's: in the layers, in the output matrix, in the embedding.
 _BYTES = {"float32": (4, 4, 4), "bfloat16": (2, 2, 2), "int8": (1, 1, 2), "int4": (18 / 32, 1, 2)}

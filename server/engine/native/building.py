@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from server.engine import network
-from server.engine.native import library as native
+from server.engine.interface.config import EngineConfig
 from server.engine.native.arena import Arena
-from server.engine.position_bias import bias_rows
-from server.engine.sequence import EngineConfig
+from server.engine.native.operator import library as native
+from server.engine.weights import network
+from server.engine.weights.relative_positions import bias_rows
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8, "int4": native.INT4}
 

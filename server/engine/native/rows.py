@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.engine.native import library as native
 from server.engine.native.arena import Arena
+from server.engine.native.operator import library as native
 
 
 class RowBuffer:

@@ -1,0 +1,1 @@
+"""How a store lies on a disk: paths, write-once blobs, pointers, records, views of hard links."""

@@ -1,0 +1,193 @@
+"""What a publishable model directory is: a plain Hugging Face directory of known, harmless files.
+
+Two looks are taken: `list_files` at the names in the directory that a user points at, before anything is
+copied, and `inspect` at the bytes that were copied and will be stored.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from model_store.errors import InvalidRequestError
+from model_store.model.int4 import check_int4_file
+from model_store.model.model import CONFIG, GENERATION, INT4, TOKENIZER, WEIGHTS, Model
+from model_store.model.spec import ModelSpec
+from model_store.version.manifest import FILE_NAME, Kind
+
+REQUIRED = (CONFIG, WEIGHTS, TOKENIZER, GENERATION)
+
+_TEXT_SUFFIXES = (".txt", ".md", ".toml", ".jsonl")
+_SENTENCEPIECE_SUFFIXES = (".model", ".spm")
+_SUFFIXES = (".json", ".safetensors", *_SENTENCEPIECE_SUFFIXES, *_TEXT_SUFFIXES)
+_DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# How files begin that could run code when opened: pickles of protocol 2 to 5 and the archives around them.
+_DANGEROUS_STARTS = (
+    *((bytes((0x80, protocol)), "a pickle") for protocol in range(2, 6)),
+    (b"PK\x03\x04", "a zip archive, as torch saves pickles"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """What `inspect` read out of a model directory."""
+
+    spec: ModelSpec
+    kind: Kind
+    parameters: int  # elements of all tensors that the model uses, each counted once
+    tensor_bytes: int
+    dtype: str  # as torch names it; several, where the file mixes them, joined by "+"
+
+
+def list_files(directory: Path) -> dict[str, int]:
+    """Names and sizes in bytes of the files that make up the model in `directory`, hidden ones left out.
+
+    Raises:
+        InvalidRequestError: no directory, a file missing, or something in it that has no place there.
+    """
+    if not directory.is_dir():
+        raise InvalidRequestError(f"{directory} is not a directory: give the folder that holds config.json")
+    sizes: dict[str, int] = {}
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        _check_entry(entry, directory)
+        sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    for name in REQUIRED:
+        if name not in sizes:
+            raise InvalidRequestError(f"{directory} has no {name}: a model directory needs {', '.join(REQUIRED)}")
+    if len({name.lower() for name in sizes}) != len(sizes):
+        raise InvalidRequestError(f"{directory} has file names that differ only in case: rename one")
+    return sizes
+
+
+def _check_entry(entry: os.DirEntry[str], directory: Path) -> None:
+    if entry.is_symlink():
+        raise InvalidRequestError(f"{entry.path} is a symbolic link: put the file itself there")
+    if not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+        raise InvalidRequestError(f"{entry.path} is not a regular file: move it out of {directory}")
+    if danger := _danger(Path(entry.path)):
+        raise InvalidRequestError(f"{entry.path} is {danger}: delete it; weights go into {WEIGHTS}")
+    if not re.fullmatch(FILE_NAME, entry.name) or not entry.name.endswith(_SUFFIXES):
+        raise InvalidRequestError(
+            f"{entry.path} has no place in a model directory: move it away "
+            f"(what belongs there ends in {', '.join(_SUFFIXES)})"
+        )
+    if entry.name.endswith(".safetensors") and entry.name not in (WEIGHTS, INT4):
+        raise InvalidRequestError(f"{entry.path}: all weights must stand in one {WEIGHTS}: save without shards")
+
+
+def _danger(path: Path) -> str | None:
+    return next((what for magic, what in _DANGEROUS_STARTS if _starts_with(path, magic)), None)
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def inspect(directory: Path) -> ModelSource:
+    """Check the content of every file of a model directory whose names passed `list_files`.
+
+    Raises:
+        InvalidRequestError: a file is not what its name says, or the files do not fit together.
+        UnsupportedModelError: `config.json` is of another architecture.
+    """
+    for path in sorted(directory.iterdir()):
+        _check_content(path)
+    model = Model.open(directory)
+    spec = model.spec
+    model.check_weights()
+    _check_dtypes(model)
+    if (directory / INT4).exists():
+        check_int4_file(spec, directory / INT4, directory / WEIGHTS)
+    _check_tokenizer(directory / TOKENIZER, spec)
+    return ModelSource(
+        spec=spec,
+        kind="pruned" if model.pruned else "dense",
+        parameters=model.parameters,
+        tensor_bytes=model.tensor_bytes,
+        dtype="+".join(sorted({_DTYPES[info.dtype] for info in model.used})),
+    )
+
+
+def check_publishable(directory: Path) -> None:
+    """Refuse what `Store.publish` would refuse, without a store.
+
+    Raises:
+        InvalidRequestError: the directory is not a publishable model.
+    """
+    list_files(directory)
+    inspect(directory)
+
+
+def _check_content(path: Path) -> None:
+    if danger := _danger(path):
+        raise InvalidRequestError(f"{path.name} is {danger}: delete it; weights go into {WEIGHTS}")
+    if path.suffix == ".json":
+        content = _read_json(path)
+        if path.name.endswith("config.json") and _has_key(content, "auto_map"):
+            raise InvalidRequestError(f"{path.name} asks for remote code ('auto_map'): remove it, no code is loaded")
+    elif path.suffix in _TEXT_SUFFIXES:
+        _read_text(path)
+    elif path.suffix in _SENTENCEPIECE_SUFFIXES and not _starts_with(path, b"\n"):
+        raise InvalidRequestError(f"{path.name} is not a SentencePiece model: delete it or replace it")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequestError(f"{path.name} is not a UTF-8 text: delete it or replace it") from None
+    if "\0" in text:
+        raise InvalidRequestError(f"{path.name} is not a text: delete it or replace it")
+    return text
+
+
+def _read_json(path: Path) -> object:
+    try:
+        content: object = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{path.name} is not valid JSON ({error})") from None
+    return content
+
+
+def _has_key(content: object, key: str) -> bool:
+    left = [content]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if key in value:
+                return True
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+    return False
+
+
+def _check_dtypes(model: Model) -> None:
+    for name, info in model.tensors.items():
+        if info.dtype not in _DTYPES:
+            raise InvalidRequestError(
+                f"{WEIGHTS}: {name!r} has dtype {info.dtype}: save it as {', '.join(_DTYPES.values())}"
+            )
+
+
+def _check_tokenizer(path: Path, spec: ModelSpec) -> None:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  tokenizers raises nothing more specific
+        raise InvalidRequestError(f"{path.name} cannot be loaded as a tokenizer ({error})") from None
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    vocab_size = max(spec.vocab_size, spec.target_vocab_size)
+    if largest >= vocab_size:
+        raise InvalidRequestError(
+            f"{path.name} has the token id {largest}, {CONFIG} has a vocabulary of {vocab_size}: "
+            "they do not belong together"
+        )

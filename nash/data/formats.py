@@ -1,0 +1,212 @@
+"""Where task data comes from: one reader for each format, all giving records by column name.
+
+JSONL, CSV and TSV need nothing more. Parquet files, folders that `datasets` has saved and the Hugging Face hub need
+the extra `nash[datasets]`: it is large, most data files are not of these formats, and it is imported on first use.
+"""
+
+import csv
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nash.errors import RequestError
+from nash.recipes.recipe import HUB_PREFIX
+
+_HUB = re.compile(
+    r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?(?::(?P<config>[\w.+-]+))?:(?P<split>[\w.]+)",
+    re.ASCII,
+)
+
+Record = Mapping[str, Any]
+Placed = tuple[str, Record]  # "line 7" or "row 7", counted from 1, and what stands there
+
+
+def on_hub(path: Path) -> bool:
+    """Whether a recipe's or a flag's path stands for a data set on the hub."""
+    return str(path).startswith(HUB_PREFIX)
+
+
+def records(path: Path) -> Iterator[Placed]:
+    """The records of a data file, of a folder saved by `datasets`, or of `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
+
+    A file that ends in neither .csv, .tsv nor .parquet is read as JSONL.
+
+    Raises:
+        RequestError: it cannot be read as what its name says, or a part of it is malformed; names file and place.
+    """
+    if on_hub(path):
+        return _from_hub(str(path))
+    if path.is_dir():
+        return _from_saved(path)
+    readers = {".csv": _from_csv, ".tsv": _from_tsv, ".parquet": _from_parquet}
+    return readers.get(path.suffix.lower(), _from_json_lines)(path)
+
+
+def needs_datasets(path: Path) -> bool:
+    """Whether data of this name are read by the package `datasets`, whose import takes seconds."""
+    return on_hub(path) or path.is_dir() or path.suffix.lower() == ".parquet"
+
+
+def check_obtainable(path: Path) -> None:
+    """Look for data that the package `datasets` reads, without it.
+
+    Raises:
+        RequestError: the package or the data are not there, or the name is none of the hub's.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise _without_datasets(path)
+    if on_hub(path):
+        _hub_parts(str(path))
+    elif not path.exists():
+        raise _unreadable(path, "there is no such file")
+
+
+def is_split_folder(path: Path) -> bool:
+    """Whether a path is a folder of several splits' data, and not one split's, saved by `datasets`."""
+    return path.is_dir() and not (path / "dataset_info.json").is_file()
+
+
+def split_path(folder: Path, split: str) -> Path:
+    """The data of a split in a folder that has a file, or a folder saved by `datasets`, for each.
+
+    Raises:
+        RequestError: there is none, or more than one.
+    """
+    names = [f"{split}.jsonl", f"{split}.csv", f"{split}.tsv", f"{split}.parquet", split]
+    found = [folder / name for name in names if (folder / name).exists()]
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found)
+        raise RequestError(
+            f"{folder} has {there}, all for the split {split!r}: give the one that is meant"
+            if found
+            else f"{folder} has no data for the split {split!r}: it would be one of {', '.join(names)}"
+        )
+    return found[0]
+
+
+def _unreadable(path: object, error: object) -> RequestError:
+    if isinstance(error, UnicodeDecodeError):
+        return RequestError(f"data file {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8")
+    return RequestError(f"data file {path} cannot be read: {error}")
+
+
+def _from_json_lines(path: Path) -> Iterator[Placed]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and its like inside a text.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise RequestError(f"{path}, line {number}: {line.strip()[:40]!r} is not an object")
+        yield f"line {number}", value
+
+
+def _from_csv(path: Path) -> Iterator[Placed]:
+    return _cells(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _from_tsv(path: Path) -> Iterator[Placed]:
+    """TSV knows no quotes (the IANA's text/tab-separated-values): what looks like one is a part of the text."""
+    return _cells(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _cells(path: Path, *, delimiter: str, quoting: int) -> Iterator[Placed]:
+    """The records of a table of texts. The first line names the columns; nothing is taken for a number or for null."""
+    csv.field_size_limit(sys.maxsize)  # a cell may be a book; the limit is the whole process'
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise RequestError(f"{path}, line 1: the header {header} names a column twice")
+            line = reader.line_num + 1  # a record may span lines: it is called by its first
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    raise RequestError(f"{path}, line {line}: {len(cells)} cells, and {len(header)} in the header")
+                if cells:
+                    yield f"line {line}", dict(zip(header, cells, strict=True))
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise RequestError(f"{path}, line {reader.line_num}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _from_parquet(path: Path) -> Iterator[Placed]:
+    datasets = _datasets(path)  # before pyarrow, which comes with it
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(path, partitioning=None)
+    except (OSError, ArrowException) as error:
+        raise _unreadable(path, error) from error
+    return _rows(datasets.Dataset(table))
+
+
+def _from_saved(path: Path) -> Iterator[Placed]:
+    datasets = _datasets(path)
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of what a damaged JSON file holds
+        raise _unreadable(path, error) from error
+    if isinstance(found, datasets.DatasetDict):
+        raise RequestError(f"{path} holds several splits: give one of {', '.join(str(path / name) for name in found)}")
+    return _rows(found)
+
+
+def _from_hub(text: str) -> Iterator[Placed]:
+    parts = _hub_parts(text)
+    datasets = _datasets(text)
+    try:
+        found = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"], revision=parts["revision"])
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"{text} cannot be had ({reason}): the hub needs a network; or give a local file") from error
+    return _rows(found)
+
+
+def _hub_parts(text: str) -> re.Match[str]:
+    parts = _HUB.fullmatch(text)
+    if parts is None:
+        raise RequestError(f"{text} names no data of the hub: write hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT")
+    return parts
+
+
+def _datasets(wanted_for: object) -> ModuleType:
+    try:
+        import datasets
+    except ImportError as error:
+        raise _without_datasets(wanted_for) from error
+    datasets.disable_progress_bars()
+    module: ModuleType = datasets
+    return module
+
+
+def _without_datasets(wanted_for: object) -> RequestError:
+    return RequestError(
+        f"{wanted_for} needs the package datasets: pip install 'nash[datasets]', or convert the data to JSONL"
+    )
+
+
+def _rows(dataset: Any) -> Iterator[Placed]:
+    """The rows of a `datasets.Dataset`, with the names of classes in place of their numbers."""
+    names = {
+        column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
+    }
+    for number, row in enumerate(dataset, 1):
+        for column, labels in names.items():
+            if row[column] is not None and row[column] >= 0:  # -1: not labelled
+                row[column] = labels[row[column]]
+        yield f"row {number}", row

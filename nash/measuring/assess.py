@@ -1,0 +1,130 @@
+"""Quality and latency of finished models, measured on the engine that will serve them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from rich.console import Console
+
+from model_store.model.model import Model
+from nash.data.rows import Row
+from nash.measuring.evaluate import evaluate
+from nash.measuring.latency import (
+    FAST,
+    Latency,
+    Workload,
+    check_workload,
+    measure_turns,
+    quantile,
+    speedup_quartiles,
+    torch_threads_kept,
+)
+from nash.measuring.metrics import check_references
+from nash.measuring.workload import workload_of
+from nash.modeling.folders import load_tokenizer
+from nash.recipes.recipe import DataRecipe, MetricKind, WorkloadRecipe
+from nash.run.progress import Stage
+from server.engine.engine import Engine
+from server.engine.interface.config import EngineConfig
+
+RESULTS = "results.json"  # the assessment's document, in a run's folder
+LATENCY_REPEATS = 41  # one request takes milliseconds: a few more keep the figures still
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """One model's metrics on the test rows, and its latencies in milliseconds."""
+
+    metrics: dict[str, float]
+    encoder_ms: float
+    step_ms: float
+    total_ms: float
+
+    @classmethod
+    def of(cls, metrics: dict[str, float], latency: Latency) -> Self:
+        """The two put together."""
+        return cls(metrics=metrics, encoder_ms=latency.encode_ms, step_ms=latency.step_ms, total_ms=latency.total_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What `n` test rows and a workload say of a dense model, and of one that was pruned from it."""
+
+    n: int
+    workload: Workload
+    dense: Figures
+    pruned: Figures | None = None
+    speedup_quartiles: tuple[float, float] | None = None  # of single turns, a run of the one and a run of the other
+
+    def document(self) -> dict[str, Any]:
+        """The same as one JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """The assessment that `document` was made from."""
+        pruned, quartiles = document.get("pruned"), document.get("speedup_quartiles")
+        return cls(
+            n=document["n"],
+            workload=Workload(**document["workload"]),
+            dense=Figures(**document["dense"]),
+            pruned=None if pruned is None else Figures(**pruned),
+            speedup_quartiles=None if quartiles is None else tuple(quartiles),
+        )
+
+
+def evaluation_config(data: DataRecipe) -> EngineConfig:
+    """How a model is loaded to answer test rows."""
+    return EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
+
+
+def check_assessable(
+    dense: Model, rows: Sequence[Row], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
+) -> None:
+    """Find out before hours of training what `assess` would refuse of the dense model, the rows or the workload.
+
+    Raises:
+        RequestError: a target is not what the metric compares with.
+        server.engine.errors.EngineError: the engine refuses the model, its settings, the lengths or the workload.
+    """
+    check_references(metric, [row.targets for row in rows])
+    with torch_threads_kept():
+        Engine.load(dense, evaluation_config(data))
+    check_workload(dense, workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense.folder)))
+
+
+def assess(
+    dense: Model,
+    pruned: Model | None,
+    rows: Sequence[Row],
+    metric: MetricKind,
+    data: DataRecipe,
+    console: Console,
+    workload: WorkloadRecipe | None = None,
+) -> Assessment:
+    """Evaluate the models on the rows, and measure them in turn.
+
+    Latencies are those of the fast runs under the workload, one request alone if there is none; lengths that it leaves
+    open are the rows' own.
+    """
+    models = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
+    config = evaluation_config(data)
+    metrics: list[dict[str, float]] = []
+    for name, model in models.items():
+        with Stage(f"evaluating the {name} model", console, len(rows), unit="rows") as stage:
+            metrics.append(evaluate(model, rows, metric, config, stage.update).metrics)
+    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense.folder))
+    title = f"measuring latency of {measured}"
+    with Stage(title, console, LATENCY_REPEATS, unit="turns", steady=True) as stage:
+        engines = [Engine.load(model, measured.config) for model in models.values()]
+        turns = measure_turns(engines, measured, LATENCY_REPEATS, stage.update)
+    figures = [Figures.of(each, quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
+    if pruned is None:
+        return Assessment(n=len(rows), workload=measured, dense=figures[0])
+    return Assessment(
+        n=len(rows),
+        workload=measured,
+        dense=figures[0],
+        pruned=figures[1],
+        speedup_quartiles=speedup_quartiles(*turns),
+    )

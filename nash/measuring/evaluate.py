@@ -1,0 +1,49 @@
+"""Quality of a model on task data, decoded by the engine that will serve it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model_store.model.model import Model
+from nash.data.rows import Row
+from nash.measuring.metrics import METRICS
+from nash.modeling.folders import load_tokenizer
+from nash.recipes.recipe import MetricKind
+from nash.run.progress import Watch
+from server.engine.engine import Engine
+from server.engine.interface.config import EngineConfig
+
+SEED = 0  # where a model's own settings sample, its figures must not change from run to run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics over `n` rows, by name."""
+
+    n: int
+    metrics: dict[str, float]
+
+
+def evaluate(
+    model: Model, rows: Sequence[Row], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
+) -> Evaluation:
+    """Decode every row's source with the model and compare with its targets.
+
+    Sources longer than `config.max_source_tokens` are cut, as they are in training. `watch` is told how many of how
+    many rows are decoded.
+    """
+    predictions = predict(model, [row.source for row in rows], config, watch)
+    return Evaluation(n=len(rows), metrics=METRICS[metric](predictions, [row.targets for row in rows]))
+
+
+def predict(model: Model, sources: Sequence[str], config: EngineConfig, watch: Watch | None = None) -> list[str]:
+    """The model's answers to the source texts, in their order, decoded as its generation_config.json says.
+
+    So does the server where a request says nothing: beams, forced tokens, lengths and penalties are the model's own.
+    """
+    config = config.within(model.spec.max_positions)
+    tokenizer = load_tokenizer(model.folder)
+    encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
+    engine = Engine.load(model, config)
+    parameters = engine.defaults.resolve({"num_return_sequences": 1, "seed": SEED})
+    answers = engine.generate(encoded, parameters, watch)
+    return [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]

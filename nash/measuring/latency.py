@@ -1,0 +1,208 @@
+"""How long a model takes, measured on the engine that will serve it."""
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from model_store.model.model import Model
+from nash.run.progress import Watch
+from server.engine.engine import Engine
+from server.engine.errors import EngineError
+from server.engine.interface.config import EngineConfig
+from server.engine.interface.parameters import GenerationParameters
+from server.engine.sequence import Sequence as Generation
+
+# Before every run that is measured. Whoever has just slept is given a whole time slice when there is other work for the
+# cores; without the pause a slow model was interrupted in nearly every run, a fast one in few, and their ratio absurd.
+_REST_S = 0.001
+
+
+# Other work only ever adds to a run, and whole time slices of it: a slow model is hit more often than a fast one, and
+# medians make the fast one look many times too fast. The fast runs of each are nearest to what they take by themselves.
+FAST = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is asked of a model while it is measured, and how the engine computes it."""
+
+    batch: int  # sources that arrive together
+    source_tokens: int  # of each
+    new_tokens: int  # of each answer
+    dtype: str = "float32"
+    threads: int | None = None  # None: the engine's own choice
+
+    @property
+    def config(self) -> EngineConfig:
+        """An engine for this and no more."""
+        return limited(EngineConfig(dtype=self.dtype, threads=self.threads), self)
+
+    def __str__(self) -> str:
+        requests = "one request" if self.batch == 1 else f"{self.batch} requests together"
+        return f"{requests}, {self.source_tokens} tokens in and {self.new_tokens} out, {self.dtype}"
+
+
+def limited(config: EngineConfig, workload: Workload) -> EngineConfig:
+    """The configuration with its limits set to the workload."""
+    return dataclasses.replace(
+        config,
+        slots=workload.batch,
+        max_source_tokens=workload.source_tokens,
+        max_new_tokens=workload.new_tokens,
+        max_encode_tokens=workload.batch * workload.source_tokens,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """One workload on one model: `batch` sources that arrive together, all lengths forced."""
+
+    encode_ms: float  # the whole batch through the encoder
+    step_ms: float  # one decode step of the whole batch
+    total_ms: float  # from the arrival of all to the last token of the last
+    tokens_per_s: float  # generated, of the whole batch: batch x new_tokens / total
+
+
+def measure(model: Engine | Model, *, batch: int, source_tokens: int, new_tokens: int, repeats: int = 5) -> Latency:
+    """Latency of one loaded engine, or of a model, which is loaded in float32 for the workload."""
+    return measure_side_by_side(
+        [model], batch=batch, source_tokens=source_tokens, new_tokens=new_tokens, repeats=repeats
+    )[0]
+
+
+def measure_side_by_side(
+    models: Sequence[Engine | Model],
+    *,
+    batch: int,
+    source_tokens: int,
+    new_tokens: int,
+    repeats: int = 5,
+    config: EngineConfig | None = None,
+    watch: Watch | None = None,
+) -> list[Latency]:
+    """Latency of several models in the order given, run in turn (A B A B), so that a busy machine is busy for all.
+
+    Models are loaded with `config`, its limits set to the workload; engines are measured as they are.
+
+    Raises:
+        server.engine.errors.EngineError: a model cannot be loaded, or an engine's limits are below the workload.
+    """
+    workload = Workload(batch=batch, source_tokens=source_tokens, new_tokens=new_tokens)
+    config = limited(config or EngineConfig(), workload)
+    engines = [m if isinstance(m, Engine) else Engine.load(m, config) for m in models]
+    return [quantile(runs, 0.5) for runs in measure_turns(engines, workload, repeats, watch)]
+
+
+def measure_turns(
+    engines: Sequence[Engine], workload: Workload, repeats: int, watch: Watch | None = None
+) -> list[list[Latency]]:
+    """Every run of every engine, in turn: the n-th runs of all stand side by side in time.
+
+    Every engine is run once before it is measured. `watch` is told how many of how many turns are done.
+    """
+    parameters = GenerationParameters(max_new_tokens=workload.new_tokens, ignore_eos=True)
+    runs: list[list[Latency]] = [[] for _ in engines]
+    for repeat in range(repeats + 1):
+        for engine, latencies in zip(engines, runs, strict=True):
+            time.sleep(_REST_S)
+            latency = _run(engine, _sources(engine, workload.batch, workload.source_tokens), parameters)
+            if repeat > 0:
+                latencies.append(latency)
+        if watch is not None:
+            watch(repeat, repeats)
+    return runs
+
+
+def measure_for(
+    engines: Sequence[Engine],
+    workload: Workload,
+    seconds: float,
+    *,
+    fewest: int,
+    most: int,
+    watch: Watch | None = None,
+) -> list[list[Latency]]:
+    """`measure_turns` with about as many turns as fit into `seconds`, between `fewest` and `most`."""
+    turn_s = sum(latency.total_ms for [latency] in measure_turns(engines, workload, 1)) / 1e3
+    return measure_turns(engines, workload, min(max(int(seconds / turn_s), fewest), most), watch)
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """An engine sets torch's threads for the whole process, which may have training to do afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check_workload(model: Model, workload: Workload) -> None:
+    """Run a workload once: what the engine refuses of it is better known before hours of training.
+
+    Raises:
+        server.engine.errors.EngineError: it cannot be run.
+    """
+    with torch_threads_kept():
+        measure_turns([Engine.load(model, workload.config)], workload, 0)
+
+
+def speedup_quartiles(slow: Sequence[Latency], fast: Sequence[Latency]) -> tuple[float, float]:
+    """How far the speed-up of single turns spreads: between these two lies the middle half."""
+    ratios = [a.total_ms / b.total_ms for a, b in zip(slow, fast, strict=True)]
+    return _quantile(ratios, 0.25), _quantile(ratios, 0.75)
+
+
+def _sources(engine: Engine, batch: int, source_tokens: int) -> list[list[int]]:
+    """Random ordinary tokens; equal calls give equal sources."""
+    special = {engine.spec.pad_id, engine.spec.eos_id, engine.spec.decoder_start_id}
+    ordinary = [token for token in range(engine.spec.vocab_size) if token not in special]
+    generator = random.Random(batch * source_tokens)
+    return [generator.choices(ordinary, k=source_tokens) for _ in range(batch)]
+
+
+def _run(engine: Engine, sources: list[list[int]], parameters: GenerationParameters) -> Latency:
+    generations = [Generation(id=i, source_ids=source, parameters=parameters) for i, source in enumerate(sources)]
+    for generation in generations:
+        engine.add(generation)
+    encode_s, steps_s = 0.0, []
+    started_s = time.perf_counter()
+    while not engine.idle:
+        engine.step()
+        encode_s += engine.step_stats.encode_s
+        if engine.step_stats.batch_size == len(sources):
+            steps_s += [engine.step_stats.decode_s / engine.step_stats.steps] * engine.step_stats.steps
+    total_s = time.perf_counter() - started_s
+    for generation in generations:
+        if generation.error is not None:  # what ends early is fast
+            raise EngineError(f"nothing can be measured: {generation.error}")
+    return Latency(
+        encode_ms=1e3 * encode_s,
+        step_ms=1e3 * statistics.median(steps_s),
+        total_ms=1e3 * total_s,
+        tokens_per_s=len(sources) * parameters.max_new_tokens / total_s,
+    )
+
+
+def quantile(latencies: Sequence[Latency], share: float) -> Latency:
+    """Of each figure the run below which `share` of the runs lie; 0.5 is the median."""
+    return Latency(
+        **{
+            field.name: _quantile([getattr(latency, field.name) for latency in latencies], share)
+            for field in dataclasses.fields(Latency)
+        }
+    )
+
+
+def _quantile(values: list[float], share: float) -> float:
+    """Between two values in proportion."""
+    ordered, place = sorted(values), share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

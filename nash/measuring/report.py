@@ -1,0 +1,101 @@
+"""What a run says at its end: dense beside pruned, as JSON and as a table."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from model_store.store import StoredVersion
+from nash.measuring.assess import Figures
+from nash.measuring.latency import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One model's figures. Latencies are those of the fast runs of a whole batch of requests, on this machine."""
+
+    metrics: dict[str, float]
+    parameters: int
+    bytes: int
+    encoder_ms: float
+    step_ms: float
+    total_ms: float
+
+    @classmethod
+    def of(cls, stored: StoredVersion, figures: Figures) -> "Side":
+        """Put what was measured beside what the store knows of a model."""
+        return cls(parameters=stored.manifest.spec.parameters, bytes=stored.manifest.spec.bytes, **vars(figures))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned.
+
+    `speedup_quartiles` are those of single turns, a run of the one and a run of the other. `asked` and `predicted`
+    are the speed-up that was asked for and what the model of costs made of the chosen shape; None where a shape was
+    asked for.
+    """
+
+    ref: str
+    digest: str
+    dense_ref: str
+    n: int
+    workload: Workload
+    speedup_quartiles: tuple[float, float]
+    decoder_layers: int
+    encoder_sparsity: float
+    dense_vocab_size: int
+    vocab_size: int
+    asked: float | None = None
+    predicted: float | None = None
+    dense: Side
+    pruned: Side
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the engine answers the workload's requests."""
+        return self.dense.total_ms / self.pruned.total_ms
+
+    def document(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        document = asdict(self)
+        document |= document.pop("workload")
+        document["speedup"] = self.speedup
+        if self.asked is None:
+            del document["asked"], document["predicted"]
+        else:
+            document["measured"] = self.speedup
+        return document
+
+    def table(self) -> Table:
+        """Dense beside pruned, and the ratio of each pair."""
+        table = Table(
+            title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder {self.encoder_sparsity:.0%} cut",
+            caption=f"{self.n} test rows; latency of {self.workload}, fast runs on this machine\n{self._speed()}",
+            caption_justify="left",
+        )
+        table.add_column("")
+        for column in ("dense", "pruned", "ratio"):
+            table.add_column(column, justify="right")
+        for name, value in self.dense.metrics.items():
+            table.add_row(name.replace("_", " ") + " %", f"{value:.2f}", f"{self.pruned.metrics[name]:.2f}", "")
+        figures = (
+            ("parameters (millions)", self.dense.parameters / 1e6, self.pruned.parameters / 1e6),
+            ("megabytes", self.dense.bytes / 1e6, self.pruned.bytes / 1e6),
+            ("encoder ms", self.dense.encoder_ms, self.pruned.encoder_ms),
+            ("decode step ms", self.dense.step_ms, self.pruned.step_ms),
+            ("total ms", self.dense.total_ms, self.pruned.total_ms),
+        )
+        if self.vocab_size != self.dense_vocab_size:
+            ratio = f"{self.dense_vocab_size / self.vocab_size:.2f}x"
+            table.add_row("vocabulary", str(self.dense_vocab_size), str(self.vocab_size), ratio)
+        for name, dense, pruned in figures:
+            table.add_row(name, f"{dense:.2f}", f"{pruned:.2f}", f"{dense / pruned:.2f}x")
+        return table
+
+    def _speed(self) -> str:
+        low, high = self.speedup_quartiles
+        speed = f"{self.speedup:.2f}x faster (the middle half of the turns: {low:.2f} to {high:.2f})"
+        if self.asked is None:
+            return speed
+        return f"{speed}; {self.asked:g} was asked for, {self.predicted:.2f} predicted"

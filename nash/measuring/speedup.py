@@ -1,0 +1,209 @@
+"""From an asked speed to a shape: measure on the engine, fit, choose, verify, and correct what missed.
+
+All of it is measured on models with random weights, so the shape is known, and an impossible speed refused, before any
+training. The gates then leave every layer another width; once they are decided the speed is looked at again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
+from nash.errors import RequestError
+from nash.measuring.cost_model import MOST_SPARSITY, Choice, CostModel, Cut, Timing, choose, fastest, fit
+from nash.measuring.latency import Latency, Workload, measure_for, quantile, torch_threads_kept
+from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
+
+# A speed this far from what was asked is corrected: half of the tenth that is promised, for measuring errs as well.
+MISS = 0.05
+
+_TURNS_S = 4.0  # about how long the turns of one measurement take
+_FEWEST_TURNS, _MOST_TURNS = 7, 201
+# The dense model's time may differ this much from one measurement to the next; else the machine was busy, and it is
+# measured again, so many times in all.
+_STEADY, _TRIES = 0.25, 3
+
+# Latencies of models of these shapes, measured side by side, in their order.
+Measure = Callable[[Sequence[ModelSpec]], list[Latency]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedPlan:
+    """What to prune to, and why; kept with the run, so that one that goes on keeps its shape."""
+
+    asked: float
+    predicted: float  # speed-up of the chosen shape by the model of costs
+    verified: float  # the same, measured with random weights
+    workload: Workload
+    costs: CostModel
+    dense_ms: float
+    decoder_layers: int
+    encoder_sparsity: float
+
+    def document(self) -> dict[str, Any]:
+        """The plan as one JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """The plan that `document` was made from."""
+        workload, costs = Workload(**document["workload"]), CostModel(**document["costs"])
+        return cls(**{**document, "workload": workload, "costs": costs})
+
+    def __str__(self) -> str:
+        return (
+            f"{self.decoder_layers} decoder layers and {self.encoder_sparsity:.1%} of the encoder cut for a speed-up "
+            f"of {self.asked:g}: {self.predicted:.2f} predicted, {self.verified:.2f} measured with random weights"
+        )
+
+
+def make_plan(
+    asked: float,
+    dense: ModelSpec,
+    workload: Workload,
+    measure: Measure,
+    *,
+    most_sparsity: float,
+    vocabulary: int | None = None,
+) -> SpeedPlan:
+    """Choose the shape for a speed-up of `asked` over the dense model.
+
+    `most_sparsity` is how much of the encoder can be cut, `vocabulary` the tokens that the pruned model keeps where
+    they are fewer. The model of costs is corrected once where the chosen shape, measured, misses what was asked.
+
+    Raises:
+        RequestError: it is out of reach; the message names the most that is not.
+    """
+    whole = dense if vocabulary is None else with_vocabulary(dense, vocabulary)
+    most_sparsity = min(most_sparsity, MOST_SPARSITY)
+    shapes = probes(whole)
+    latencies = measure([dense, *shapes])
+    dense_ms, latencies = latencies[0].total_ms, latencies[1:]
+    costs = fit([(cut_of(s), timing_of(t)) for s, t in zip(shapes, latencies, strict=True)], workload.new_tokens)
+    choice = _choose(asked, whole, dense_ms, costs, workload, most_sparsity)
+    shape = _shape(whole, choice)
+    reference, found = _beside(dense, shape, dense_ms, measure)
+    if not hits(reference.total_ms / found.total_ms, asked):
+        drift = dense_ms / reference.total_ms
+        timing = timing_of(found)
+        timing = Timing(encode_ms=drift * timing.encode_ms, decode_ms=drift * timing.decode_ms)
+        costs = costs.corrected(cut_of(shape), timing)
+        corrected = _choose(asked, whole, dense_ms, costs, workload, most_sparsity)
+        if corrected != choice:
+            choice, shape = corrected, _shape(whole, corrected)
+            reference, found = _beside(dense, shape, dense_ms, measure)
+    return SpeedPlan(
+        asked=asked,
+        predicted=dense_ms / costs.predict(cut_of(shape)).total_ms,
+        verified=reference.total_ms / found.total_ms,
+        workload=workload,
+        costs=costs,
+        dense_ms=dense_ms,
+        decoder_layers=choice.decoder_layers,
+        encoder_sparsity=choice.encoder_sparsity,
+    )
+
+
+def settle(
+    plan: SpeedPlan,
+    dense: ModelSpec,
+    at: Callable[[float], ModelSpec],
+    measure: Measure,
+    *,
+    most_sparsity: float,
+) -> float:
+    """The encoder sparsity at which trained gates are to be hardened; `at` gives the shape that a sparsity leaves.
+
+    It is the plan's, unless the widths that the gates chose miss the asked speed: then it is moved once by what the
+    encoder's costs make of the difference, to no more than `most_sparsity`.
+    """
+    sparsity = plan.encoder_sparsity
+    prunable_ms = plan.costs.encoder_heads_ms + plan.costs.encoder_units_ms
+    if not sparsity or not prunable_ms:
+        return sparsity
+    reference, found = _beside(dense, at(sparsity), plan.dense_ms, measure)
+    if hits(reference.total_ms / found.total_ms, plan.asked):
+        return sparsity
+    over = found.total_ms / reference.total_ms - 1 / plan.asked  # in dense totals
+    return min(max(sparsity + over * plan.dense_ms / prunable_ms, 0.0), min(most_sparsity, MOST_SPARSITY))
+
+
+def _beside(dense: ModelSpec, shape: ModelSpec, dense_ms: float, measure: Measure) -> tuple[Latency, Latency]:
+    """The dense model and a shape side by side, on a machine that is as it was when the dense one took `dense_ms`."""
+    for _ in range(_TRIES):
+        reference, found = measure([dense, shape])
+        if abs(reference.total_ms / dense_ms - 1) <= _STEADY:
+            break
+    return reference, found
+
+
+def hits(speedup: float, asked: float) -> bool:
+    """Whether a measured speed-up is what was asked for."""
+    return abs(speedup / asked - 1) <= MISS
+
+
+def probes(dense: ModelSpec) -> list[ModelSpec]:
+    """The shapes whose times tell all costs apart; all layers with the whole encoder are the first."""
+    heads, units, middle = dense.num_heads, dense.d_ff, (dense.dense_decoder_layers + 1) // 2
+    return [
+        dense,
+        cut_spec(dense, decoder_layers=1, heads=heads, units=units),
+        cut_spec(dense, decoder_layers=middle, heads=heads // 2, units=units),
+        cut_spec(dense, decoder_layers=middle, heads=heads, units=units // 2),
+        cut_spec(dense, decoder_layers=1, heads=heads // 2, units=units // 2),
+    ]
+
+
+def cut_of(spec: ModelSpec) -> Cut:
+    """A shape as the model of costs sees it."""
+    layers = spec.dense_encoder_layers
+    return Cut(
+        decoder_layers=len(spec.decoder),
+        heads=sum(len(layer.heads) for layer in spec.encoder) / (layers * spec.num_heads),
+        units=sum(layer.ffn for layer in spec.encoder) / (layers * spec.d_ff),
+    )
+
+
+def timing_of(latency: Latency) -> Timing:
+    """The encoder's time and all the rest."""
+    return Timing(encode_ms=latency.encode_ms, decode_ms=latency.total_ms - latency.encode_ms)
+
+
+def engine_measure(dense: Model, workload: Workload) -> Measure:
+    """Measures shapes on the engine, cut from the dense model, of which only the config is read."""
+
+    def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
+        with torch_threads_kept():
+            loaded = {spec: load_random_engine(spec, dense.config, workload) for spec in dict.fromkeys(shapes)}
+            engines = list(loaded.values())
+            turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS)
+            runs = dict(zip(loaded, turns, strict=True))
+            # Other work on the machine only ever adds to a run, whole time slices of it, more often to a slow model's
+            # runs than to a fast one's: the fastest run of each is nearest to what it takes by itself.
+            return [quantile(runs[spec], 0.0) for spec in shapes]
+
+    return measure
+
+
+def _choose(
+    asked: float, dense: ModelSpec, dense_ms: float, costs: CostModel, workload: Workload, most_sparsity: float
+) -> Choice:
+    choice = choose(costs, dense_ms / asked, decoder_layers=dense.dense_decoder_layers, most_sparsity=most_sparsity)
+    if choice is None:
+        most = dense_ms / fastest(costs, most_sparsity=most_sparsity).total_ms
+        raise RequestError(
+            f"a speed-up of {asked:g} is out of reach: the most on this machine is about {_floored(most):.2f}, with 1 "
+            f"decoder layer and {most_sparsity:.0%} of the encoder cut ({workload})"
+        )
+    return choice
+
+
+def _floored(speedup: float) -> float:
+    """To two digits, so that what is named can be asked for."""
+    return int(100 * speedup) / 100
+
+
+def _shape(dense: ModelSpec, choice: Choice) -> ModelSpec:
+    heads, units = uniform_widths(dense, choice.encoder_sparsity)
+    return cut_spec(dense, decoder_layers=choice.decoder_layers, heads=heads, units=units)

@@ -1,0 +1,56 @@
+"""The workload that a recipe's speed is asked and measured for."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from model_store.store import Store, StoredVersion
+from nash.data.examples import TokenizedPairs
+from nash.data.rows import Row
+from nash.measuring.latency import Workload
+from nash.recipes.recipe import DataRecipe, WorkloadRecipe
+from server.engine.capabilities import AUTO
+from server.engine.dtype_choice import choose_dtype
+from server.engine.interface.config import EngineConfig
+
+_MOST_ROWS = 5000  # are tokenized for their mean lengths
+
+
+def workload_of(
+    recipe: WorkloadRecipe, data: DataRecipe, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Workload:
+    """The recipe's workload; lengths that it leaves open are the rows' means, in tokens, under the data's limits.
+
+    A dtype that it leaves open is that of a model with no records, float32: see `with_dtype`.
+
+    Means and not medians: time is a straight line over the tokens, so all texts together take what their number times
+    the mean length takes, and a speed-up end to end is a ratio of such sums.
+    """
+    sources, targets = recipe.source_tokens, recipe.new_tokens
+    if sources is None or targets is None:
+        some = rows[:: -(-len(rows) // _MOST_ROWS)]
+        lengths = TokenizedPairs.under(data, some, tokenizer).lengths()
+        sources = sources or round(fmean(source for source, _ in lengths))
+        targets = targets or round(fmean(target for _, target in lengths))
+    return Workload(
+        batch=recipe.batch,
+        source_tokens=sources,
+        new_tokens=targets,
+        dtype=choose_dtype(EngineConfig(dtype=recipe.dtype)).dtype,
+        threads=recipe.threads,
+    )
+
+
+def with_dtype(recipe: WorkloadRecipe, dense: StoredVersion | None, store: Store, console: Console) -> WorkloadRecipe:
+    """The recipe with the dtype that the dense model would be served in; None is a model outside the store.
+
+    What is pruned from it is measured in the same: a speed-up is between models, not between dtypes.
+    """
+    if recipe.dtype != AUTO:
+        return recipe
+    records = () if dense is None else store.quality(dense.ref)
+    choice = choose_dtype(EngineConfig(dtype=recipe.dtype), records)
+    console.print(f"speed is that of the engine in {choice.dtype} ({choice.why})", soft_wrap=True)
+    return recipe.model_copy(update={"dtype": choice.dtype})

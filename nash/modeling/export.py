@@ -1,0 +1,118 @@
+"""Model directories for other programs: as they are, or as stock checkpoints that need nothing of ours."""
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model_store.disk.files import sync_folder
+from model_store.model.config import layout_of
+from model_store.model.model import CONFIG, INT4, WEIGHTS, Model
+from model_store.model.spec import ModelSpec, shortened
+from model_store.version.source import list_files
+from nash.modeling.compact import stock_class
+from nash.run.disk import full_disk_named
+from nash.run.folder import check_free
+
+Format = Literal["hf", "hf-dense"]
+
+
+def export(model: Model, form: Format, out: Path) -> None:
+    """Write a model to the new folder `out`, whole or not at all.
+
+    `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: all layers that are
+    left have all heads and units again, those that were cut with zeros for weights. A dense model is one already. What
+    was calibrated to four bits has the widths of the compact model, and stays behind.
+
+    Raises:
+        RequestError: `out` is taken.
+        model_store.errors.InvalidRequestError: what stands beside it has no place in a model directory.
+        NashError: the disk is full.
+    """
+    names = list_files(model.folder)
+    model.check_weights()  # a torn file is not worth a copy
+    widened = form == "hf-dense" and model.pruned
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Under a hidden name until it is whole: a run that is killed leaves nothing that looks like a model.
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir()
+    try:
+        for name in names:
+            if not (widened and name in (CONFIG, WEIGHTS, INT4)):
+                shutil.copyfile(model.folder / name, partial / name)
+        if widened:
+            _write_stock(model, partial)
+        for path in partial.iterdir():
+            _sync(path)
+        sync_folder(partial)
+        check_free(out)
+        partial.rename(out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_stock(model: Model, partial: Path) -> None:
+    tensors = widen(load_file(model.weights), model.spec)
+    text = json.dumps(stock_config(model, tensors), indent=2) + "\n"
+    with full_disk_named(partial.parent, sum(tensor.nbytes for tensor in tensors.values())):
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+
+
+def stock_shape(compact: ModelSpec) -> ModelSpec:
+    """The shape of the stock model that computes what a compact one does: its layers, each of them whole."""
+    return shortened(compact, tuple(layer.origin for layer in compact.decoder))
+
+
+def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A compact model's `config.json` as one of its family's own."""
+    compact = model.spec
+    ours = {*compact.layer_config(), "dense_vocab_size"}
+    stock = {key: value for key, value in model.config.items() if key not in ours}
+    stock["model_type"] = compact.family
+    stock["architectures"] = [stock_class(compact).__name__]
+    layout = layout_of(compact)
+    return stock | layout.counts | layout.output_config(own=f"{layout.output}.weight" in tensors)
+
+
+def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
+    """A compact checkpoint's tensors with zeros for every part that is gone.
+
+    A zero column in an output matrix makes a part add nothing, whatever stands in its rows; a sublayer of which nothing
+    is left adds its output's bias, in the families that have one.
+    """
+    stock = stock_shape(compact)
+    shapes, dtype = dict(layout_of(stock).shapes()), next(iter(tensors.values())).dtype
+    result = dict(tensors)
+    for narrow, whole in zip(layout_of(compact).sublayers(), layout_of(stock).sublayers(), strict=True):
+        numbers = torch.tensor(narrow.numbers, dtype=torch.long)
+        rows = (numbers[:, None] * whole.columns + torch.arange(whole.columns)).flatten()
+        for name in (f"{matrix}.{kind}" for matrix in whole.inputs for kind in ("weight", "bias")):
+            if name in shapes:
+                result[name] = torch.zeros(shapes[name], dtype=dtype)
+                if narrow.parts:
+                    result[name][rows] = tensors[name]
+        out = f"{whole.out}.weight"
+        result[out] = torch.zeros(shapes[out], dtype=dtype)
+        if narrow.parts:
+            result[out][:, rows] = tensors[out]
+        neutral = {f"{whole.norm}.weight": 1.0, f"{whole.norm}.bias": 0.0}
+        if whole.bias_table is not None:
+            neutral[f"{whole.bias_table}.weight"] = 0.0
+        for name, value in neutral.items():
+            if name in shapes and name not in tensors:
+                result[name] = torch.full(shapes[name], value, dtype=dtype)
+    return result

@@ -1,0 +1,127 @@
+"""What a look at data decides before or between trainings: the decoder layers to keep, the fit of cut matrices."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model_store.model.layout import Sublayer
+from nash.data.examples import IGNORED, Collator, TokenizedPairs
+from nash.modeling.layers import layers_of
+from nash.pruning.compaction import shorten_decoder
+from nash.pruning.masking import Mask, masked
+from nash.pruning.repair import NormalEquations
+from nash.recipes.layer_selection import search_layers
+from nash.training import losses
+from nash.training.phase import decoder_inputs
+
+ROWS = 512
+_BATCH = 16  # scores of a batch's targets are the most that is in memory
+
+Batches = Sequence[dict[str, Tensor]]
+
+
+def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int) -> list[dict[str, Tensor]]:
+    """Up to `ROWS` pairs drawn from all, in batches of like lengths; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(pairs), generator=generator)[:ROWS].tolist()
+    chosen.sort(key=pairs.lengths().__getitem__)
+    collate = Collator(pad_id=pad_id)
+    return [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
+
+
+@torch.no_grad()
+def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tuple[int, ...]:
+    """The `keep` decoder layers that alone stay closest to the whole teacher.
+
+    Close is a small KL(teacher || shortened) in nats a target token, untrained: no layer has yet been given the
+    chance to stand in for its neighbours.
+    """
+    teacher.eval()
+    tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+    # Of the teacher, what its output matrix is given: the scores of all batches would be gigabytes for a large
+    # vocabulary.
+    head, bias = teacher.get_output_embeddings(), getattr(teacher, "final_logits_bias", 0.0)
+    teacher_states: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: teacher_states.append(inputs[0]))
+    encoded = [_run(teacher, batch).encoder_last_hidden_state for batch in batches]
+    hook.remove()
+
+    def cost(kept: tuple[int, ...]) -> float:
+        shortened = shorten_decoder(teacher, kept).eval()
+        total = 0.0
+        for batch, states, whole in zip(batches, encoded, teacher_states, strict=True):
+            feed = {**decoder_inputs(teacher, batch), "input_ids": None, "encoder_outputs": (states,)}
+            scores, teacher_scores = shortened(**feed).logits, head(whole) + bias
+            total += float(losses.prediction_distillation(scores, teacher_scores, batch["labels"], 1.0, tokens))
+        return total
+
+    return search_layers(len(layers_of(teacher, "decoder")), keep, cost)
+
+
+@torch.no_grad()
+def repair(
+    compacted: PreTrainedModel,
+    student: PreTrainedModel,
+    sublayers: Sequence[Sublayer],
+    soft: Mask,
+    batches: Batches,
+) -> None:
+    """Refit the output matrices of a compact model to what they gave in the student under its gates' own values.
+
+    `student` and `sublayers` are uncut, `soft` its gates' values before they were decided. Matrices are refitted in the
+    order in which they run, each from the inputs that the ones before it now give.
+    """
+    compacted.eval()
+    student.eval()
+    for sublayer in sublayers:
+        if sublayer.out not in soft:
+            continue
+        matrix = _matrix(compacted, sublayer.out)
+        if matrix is None:
+            continue
+        equations = NormalEquations.of_size(matrix.in_features, matrix.out_features)
+        with masked(student, sublayers, soft):
+            wanted = [outputs for _, outputs in _passes(student, sublayer, batches)]
+        for target_NO, (inputs_NI, outputs_NO) in zip(wanted, _passes(compacted, sublayer, batches), strict=True):
+            equations.add(inputs_NI, target_NO - outputs_NO)
+        matrix.weight += equations.correction().to(matrix.weight)
+
+
+def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:
+    """The output matrix of a sublayer, or None where nothing is left that feeds it."""
+    try:
+        module = compacted.get_submodule(name)
+    except AttributeError:
+        return None
+    return module if isinstance(module, nn.Linear) and module.in_features else None
+
+
+def _passes(model: PreTrainedModel, sublayer: Sublayer, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each batch, the inputs [N, I] and outputs [N, O] of a sublayer's output matrix at the N real positions."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0], output))
+
+    run = _encode if sublayer.stack == "encoder" else _run
+    hook = model.get_submodule(sublayer.out).register_forward_hook(keep)
+    try:
+        for batch in batches:
+            run(model, batch)
+            ((inputs, outputs),) = seen
+            seen.clear()
+            real = batch["attention_mask"].bool() if sublayer.stack == "encoder" else batch["labels"] != IGNORED
+            yield inputs.view(*real.shape, -1)[real], outputs.view(*real.shape, -1)[real]
+    finally:
+        hook.remove()
+
+
+def _encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
+    return model.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def _run(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
+    return model(**decoder_inputs(model, batch))

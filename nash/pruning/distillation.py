@@ -1,0 +1,110 @@
+"""Hidden-state distillation: which layers are compared, and the maps between them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nash.training import losses
+
+
+class DistillationMaps(nn.Module):
+    """Linear maps from the student's hidden states to the teacher's, started at identity.
+
+    A submodule of the student while it is trained, so that the Trainer's checkpoints hold it.
+    """
+
+    def __init__(self, width: int, decoder_layers: int) -> None:
+        super().__init__()
+        self.encoder = _identity(width)
+        self.decoder = nn.ModuleList(_identity(width) for _ in range(decoder_layers))
+
+
+def _identity(width: int) -> nn.Linear:
+    layer = nn.Linear(width, width, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
+def compared_layers(total: int, count: int = 4) -> tuple[int, ...]:
+    """The teacher's encoder layers that are compared: the ends of `count` equal parts (all, if there are fewer)."""
+    parts = min(total, count)
+    return tuple((k + 1) * total // parts - 1 for k in range(parts))
+
+
+def match_layers(cost_TS: list[list[float]]) -> list[int]:
+    """For each teacher layer the student layer to compare it with: the cheapest choice that keeps the order.
+
+    Dynamic layer matching of CoFi (arXiv 2204.00408), as an exact minimum over all non-decreasing choices.
+    """
+    best: list[list[float]] = []
+    back: list[list[int]] = []
+    for row in cost_TS:
+        totals, came_from = [], []
+        cheapest = 0  # of the layers up to s, the one at which the previous teacher layer did best
+        for s, cost in enumerate(row):
+            if best and best[-1][s] < best[-1][cheapest]:
+                cheapest = s
+            totals.append(cost + (best[-1][cheapest] if best else 0.0))
+            came_from.append(cheapest)
+        best.append(totals)
+        back.append(came_from)
+    choice = [min(range(len(best[-1])), key=best[-1].__getitem__)]
+    for came_from in reversed(back[1:]):
+        choice.append(came_from[choice[-1]])
+    return choice[::-1]
+
+
+def encoder_loss(
+    student_BSD: list[Tensor],
+    teacher_BSD: list[Tensor],
+    layer_map: nn.Module,
+    mask_BS: Tensor,
+    items: Tensor | int | None,
+    same: Sequence[int] | None = None,
+) -> Tensor:
+    """Mean over the compared teacher layers of the error of the student layer that each is matched with.
+
+    That is the nearest that keeps the order, or, for each teacher layer, the one whose number stands in `same`. Errors
+    are divided by `items`, the real source positions of the whole update.
+    """
+    mapped = [layer_map(state) for state in student_BSD]
+    matched = same
+    if matched is None:
+        with torch.no_grad():
+            cost = [[float(losses.hidden_mse(s, t, mask_BS, None)) for s in mapped] for t in teacher_BSD]
+        matched = match_layers(cost)
+    pairs = zip(matched, teacher_BSD, strict=True)
+    return torch.stack([losses.hidden_mse(mapped[s], t, mask_BS, items) for s, t in pairs]).mean()
+
+
+def decoder_loss(
+    student_BTD: list[Tensor],
+    teacher_BTD: list[Tensor],
+    layer_maps: nn.ModuleList,
+    mask_BT: Tensor,
+    items: Tensor | int | None,
+) -> Tensor:
+    """Mean error between each kept layer and the teacher layer at the end of the block it stands for.
+
+    Errors are divided by `items`, the real target positions of the whole update.
+    """
+    triples = zip(student_BTD, teacher_BTD, layer_maps, strict=True)
+    return torch.stack([losses.hidden_mse(layer_map(s), t, mask_BT, items) for s, t, layer_map in triples]).mean()
+
+
+@contextmanager
+def recorded(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Within the block, every forward pass through a stack's layers appends each one's output [B, L, D] to the list."""
+    states: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> None:
+        states.append(outputs if isinstance(outputs, Tensor) else outputs[0])
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,174 @@
+"""Gates on a student: where they sit, and how they multiply its activations.
+
+A head's gate multiplies what the head hands to the output projection, a unit's gate what the unit hands to the
+feed-forward output matrix. Both sit in front of a linear map, so a gate's value folds into that map's columns. A gate
+on a whole sublayer multiplies all of its parts by one number: the product is each part's value.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model_store.model.config import layout_of
+from model_store.model.layout import Sublayer
+from model_store.model.spec import ModelSpec
+from nash.pruning import gates
+
+INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
+
+# Values of the parts [parts] of each sublayer, by the name of its output matrix; 0 is closed. A sublayer that is not
+# named is left as it is.
+Mask = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateKinds:
+    """What has gates. NASH gates the heads and units of the encoder, CoFi those and whole sublayers of both stacks."""
+
+    heads: bool = True
+    units: bool = True
+    sublayers: bool = False
+    stacks: Literal["encoder", "both"] = "encoder"
+
+    def gated(self, spec: ModelSpec) -> tuple[Sublayer, ...]:
+        """The sublayers over which sparsity is counted: attention first, then feed-forward."""
+        layout = layout_of(spec)
+        sublayers = layout.sublayers("encoder") if self.stacks == "encoder" else layout.sublayers()
+        return tuple(sorted(sublayers, key=lambda sublayer: not sublayer.has_heads))
+
+    def on_parts(self, sublayer: Sublayer) -> bool:
+        """Whether each part of the sublayer has a gate of its own."""
+        return self.heads if sublayer.has_heads else self.units
+
+    def reach(self, spec: ModelSpec) -> float:
+        """The greatest sparsity that these gates can bring about."""
+        sizes = [(s.parts * s.part_weights, self.sublayers or self.on_parts(s)) for s in self.gated(spec)]
+        return sum(size for size, closes in sizes if closes) / sum(size for size, _ in sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenedGates:
+    """The decision after pruning: what stays, and the value that is folded into the weights of what stays."""
+
+    values: Mask
+    kept: Mask  # boolean tensors
+
+    def mask(self) -> Mask:
+        """The mask under which the uncut student computes what the compact model will."""
+        return {name: values * self.kept[name] for name, values in self.values.items()}
+
+
+class Gates(nn.Module):
+    """The gates' parameters and the two Lagrange multipliers of their sparsity.
+
+    A submodule of the student while it is pruned, so that the Trainer's checkpoints hold it. `spec` is the student's.
+    """
+
+    def __init__(self, spec: ModelSpec, kinds: GateKinds) -> None:
+        super().__init__()
+        self.sublayers = kinds.gated(spec)
+        self.part_alphas, self.sublayer_alphas = nn.ParameterDict(), nn.ParameterDict()
+        for i, sublayer in enumerate(self.sublayers):
+            if kinds.on_parts(sublayer):
+                self.part_alphas[str(i)] = _alpha(sublayer.parts)
+            if kinds.sublayers:
+                self.sublayer_alphas[str(i)] = _alpha(1)
+        self.multipliers_2 = nn.Parameter(torch.zeros(2))
+
+    def alphas(self) -> list[nn.Parameter]:
+        """The parameter of every gate that there is."""
+        return [*self.part_alphas.values(), *self.sublayer_alphas.values()]
+
+    def sparsity(self) -> Tensor:
+        """The expected sparsity of the stacks that have gates, with gradients. Parts without any count as open."""
+        open_by_name = self._by_name(gates.open_probability)
+        kept = [open_by_name[s.out].sum() * s.part_weights for s in self.sublayers]
+        return 1.0 - torch.stack(kept).sum() / sum(s.parts * s.part_weights for s in self.sublayers)
+
+    def draw(self) -> Mask:
+        """Sample every gate, once for a forward pass."""
+        self._clamp()
+        return self._by_name(lambda alpha: gates.sample(alpha, torch.rand_like(alpha)))
+
+    def expected(self) -> Mask:
+        """Every gate's value without noise."""
+        return self._by_name(gates.deterministic)
+
+    @torch.no_grad()
+    def harden(self, target: float) -> HardenedGates:
+        """Decide every gate so that the realised sparsity is the nearest to `target`, within one gate.
+
+        A part is ranked by the probability that it and its sublayer are both open. A sublayer whose parts have no
+        gates of their own stays or goes as a whole; what has no gate at all is closed last, by no target within reach.
+        """
+        self._clamp()
+        open_by_name = self._by_name(gates.open_probability)
+        ranks, weights = [], []
+        for i, sublayer in enumerate(self.sublayers):
+            if str(i) in self.part_alphas or str(i) not in self.sublayer_alphas:
+                ranks.append(open_by_name[sublayer.out])
+                weights.append(float(sublayer.part_weights))
+            else:
+                ranks.append(open_by_name[sublayer.out][:1])
+                weights.append(float(sublayer.parts * sublayer.part_weights))
+        kept = gates.harden(ranks, weights, target)
+        return HardenedGates(
+            values=self._by_name(gates.deterministic),
+            kept={s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, kept, strict=True)},
+        )
+
+    def _by_name(self, of_alpha: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """For each sublayer, of every part [parts]: the function of its own gate times that of its sublayer's."""
+        own = {i: of_alpha(alpha) for i, alpha in self.part_alphas.items()}
+        whole = {i: of_alpha(alpha) for i, alpha in self.sublayer_alphas.items()}
+        found = {}
+        for number, sublayer in enumerate(self.sublayers):
+            i = str(number)
+            value = own[i] if i in own else self.multipliers_2.new_ones(sublayer.parts)
+            found[sublayer.out] = value * whole[i] if i in whole else value
+        return found
+
+    @torch.no_grad()
+    def _clamp(self) -> None:
+        """Keep the optimizer from running away to where a gate's gradient is nothing."""
+        for alpha in self.alphas():
+            alpha.clamp_(-gates.MAX_ALPHA, gates.MAX_ALPHA)
+
+
+def _alpha(width: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((width,), INITIAL_ALPHA))
+
+
+@contextmanager
+def masked(student: PreTrainedModel, sublayers: Sequence[Sublayer], mask: Mask) -> Iterator[None]:
+    """Within the block, the student computes under `mask`; `sublayers` are the student's."""
+    matrices = [student.get_submodule(s.out) for s in sublayers if s.out in mask]
+    values = [mask[s.out].repeat_interleave(s.columns) for s in sublayers if s.out in mask]
+    for matrix, by_column in zip(matrices, values, strict=True):
+        setattr(matrix, "forward", _forward_under(matrix, by_column))  # noqa: B010 - mypy takes it for the class's
+    try:
+        yield
+    finally:
+        for matrix in matrices:
+            delattr(matrix, "forward")
+
+
+def _forward_under(matrix: nn.Module, by_column: Tensor) -> Callable[[Tensor], Tensor]:
+    """The forward of a linear map whose inputs [..., I] are multiplied by values [I], no copy of the inputs made.
+
+    The values multiply the matrix's columns, which is the same: a batch has more positions than the model is wide, and
+    what autograd must keep of a product of activations is as large as they are.
+    """
+
+    def forward(inputs: Tensor) -> Tensor:
+        weight, bias = matrix.get_parameter("weight"), matrix.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return F.linear(inputs, weight * by_column.to(weight.dtype), bias)
+
+    return forward

@@ -1,0 +1,171 @@
+"""`nash prune`: from a fine-tuned dense model to a compact one in the store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from model_store.model.model import Model
+from model_store.store import Store
+from model_store.version.quality import QualityRecord
+from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable, evaluation_config
+from nash.measuring.by_dtype import quality_by_dtype
+from nash.measuring.report import Report, Side
+from nash.measuring.speedup import SpeedPlan, engine_measure, make_plan
+from nash.measuring.workload import with_dtype, workload_of
+from nash.precision import check_precisions
+from nash.preflight import DENSE_ALIAS, check_apart
+from nash.pruning.task import Task, gate_kinds, prepare, texts_of
+from nash.pruning.walk import walk
+from nash.recipes.recipe import PruneRecipe, WorkloadRecipe
+from nash.run.folder import PRECISION, RunFolder, read_json
+from nash.run.lineage import lineage_of, portable
+from nash.run.progress import Stage
+from nash.vocabulary.trimming import plan_vocabulary
+
+# In the run's folder: the shape for an asked speed, and what both models are worth in each dtype.
+PLAN, QUALITY = "plan.json", "quality_by_dtype.json"
+
+
+def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
+    """Prune the recipe's model, publish the result as `name@alias`, and report on both.
+
+    A model given by its path is published as well, as `name@dense`, so that the two can be served side by side and
+    the pruned one's lineage names its parent.
+
+    Raises:
+        RequestError: model, data or targets cannot be used.
+    """
+    if not (out / "model").is_dir():
+        check_precisions(recipe.precisions)
+    asked = recipe
+    with Stage("reading the data", console):
+        task = prepare(recipe, store)
+        check_apart(out, task.model.folder)
+    recipe = recipe.model_copy(update={"workload": with_dtype(recipe.workload, task.version, store, console)})
+    if read_json(out / RESULTS) is None:
+        with Stage("trying the model", console):
+            check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, recipe.workload)
+    with RunFolder(out, portable(asked), task.inputs) as run:
+        store.check_writable()
+        plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
+        run.bind()  # not before: of a speed that cannot be had the folder shall know nothing
+        if plan is not None:
+            run.write_json(PLAN, plan.document())
+            recipe = _planned(recipe, plan)
+        walk(recipe, task, run, console, plan)
+        known = run.read_json(RESULTS)
+        if known is None:
+            found = assess(
+                task.model,
+                Model.open(out / "model"),
+                task.test_rows,
+                recipe.metric,
+                recipe.data,
+                console,
+                recipe.workload,
+            )
+            run.write_json(RESULTS, found.document())
+        else:
+            found = Assessment.of(known)
+        return publish(asked, task, out, store, found, plan, quality=_quality(recipe, task, found, run, store, console))
+
+
+def _quality(
+    recipe: PruneRecipe, task: Task, found: Assessment, run: RunFolder, store: Store, console: Console
+) -> dict[str, list[QualityRecord]]:
+    """Records of the dense and of the pruned model in float32 and in faster dtypes."""
+    known = run.read_json(QUALITY)
+    if known is None:
+        assert found.pruned is not None
+        sides = {"dense": (task.model, found.dense), "pruned": (Model.open(run.path / "model"), found.pruned)}
+        recorded = () if task.version is None else store.quality(task.version.ref)
+        known = {
+            name: [
+                record.document()
+                for record in quality_by_dtype(
+                    name,
+                    model,
+                    task.test_rows,
+                    "validation" if recipe.data.test is None else "test",
+                    recipe.metric,
+                    evaluation_config(recipe.data),
+                    figures.metrics,
+                    console,
+                    recorded=recorded if name == "dense" else (),
+                )
+            ]
+            for name, (model, figures) in sides.items()
+        }
+        run.write_json(QUALITY, known)
+    return {name: [QualityRecord.of(each) for each in documents] for name, documents in known.items()}
+
+
+def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, console: Console) -> SpeedPlan:
+    """The shape for the asked speed: the one that the run has, or a new one by measurements."""
+    known = run.read_json(PLAN)
+    if known is not None:
+        return SpeedPlan.of(known)
+    workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
+    with Stage(f"looking for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
+        measure = engine_measure(task.model, workload)
+        kept = len(plan_vocabulary(task.model, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
+        reach = gate_kinds(recipe.pruning).reach(task.spec)
+        plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
+    console.print(f"pruning to {plan}", soft_wrap=True)
+    return plan
+
+
+def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
+    """The recipe with the plan's shape, as if it had been asked for."""
+    shape = {"decoder_layers": plan.decoder_layers, "encoder_sparsity": plan.encoder_sparsity}
+    workload = WorkloadRecipe(**asdict(plan.workload))
+    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=shape), "workload": workload})
+
+
+def publish(
+    recipe: PruneRecipe,
+    task: Task,
+    out: Path,
+    store: Store,
+    found: Assessment,
+    plan: SpeedPlan | None = None,
+    *,
+    quality: Mapping[str, Sequence[QualityRecord]] | None = None,
+) -> Report:
+    """Put the dense model and the one in `out/model` into the store, with what was found of them.
+
+    Publishing the same content again makes no new version. `quality` has the records of "dense" and of "pruned".
+    """
+    assert found.pruned is not None
+    assert found.speedup_quartiles is not None
+    dense = task.version
+    if dense is None:
+        published = store.publish(recipe.name, task.model.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
+        dense = store.resolve(f"{published.name}:{published.version}")
+    lineage = lineage_of(recipe, dense.digest, task.inputs, read_json(out / PRECISION) or {})
+    pruned = store.publish(
+        recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=found.pruned.metrics
+    )
+    stored = store.resolve(f"{pruned.name}:{pruned.version}")
+    for name, side in (("dense", dense), ("pruned", stored)):
+        for record in (quality or {}).get(name, ()):
+            store.add_quality(side.ref, record)
+    summary = stored.manifest.spec
+    return Report(
+        ref=f"{recipe.name}@{recipe.alias}",
+        digest=pruned.digest,
+        dense_ref=f"{dense.name}@{DENSE_ALIAS}" if DENSE_ALIAS in dense.aliases else dense.ref,
+        n=found.n,
+        workload=found.workload,
+        speedup_quartiles=found.speedup_quartiles,
+        decoder_layers=summary.decoder_layers,
+        encoder_sparsity=summary.encoder_sparsity,
+        dense_vocab_size=dense.manifest.spec.vocab_size,
+        vocab_size=summary.vocab_size,
+        asked=None if plan is None else plan.asked,
+        predicted=None if plan is None else plan.predicted,
+        dense=Side.of(dense, found.dense),
+        pruned=Side.of(stored, found.pruned),
+    )

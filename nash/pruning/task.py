@@ -1,0 +1,106 @@
+"""What `nash prune` works on: read and checked before there is any training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from model_store.find import find_model
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
+from model_store.store import Store, StoredVersion
+from nash.data.examples import TokenizedPairs
+from nash.data.lengths import check_lengths
+from nash.data.rows import Row, read_rows
+from nash.errors import RequestError
+from nash.modeling.folders import load_tokenizer
+from nash.preflight import asked_layers, check_dense, check_words
+from nash.pruning.masking import GateKinds
+from nash.recipes.recipe import PruneRecipe, PruningRecipe
+from nash.run.lineage import input_digests
+from nash.training.phase import check_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run works on: the dense model, what is kept of its decoder, and the data."""
+
+    inputs: dict[str, str]  # digests of what is read
+    model: Model  # the dense one
+    version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
+    tokenizer: PreTrainedTokenizerBase
+    kept_layers: tuple[int, ...]
+    train_rows: list[Row]
+    validation_rows: list[Row]
+    test_rows: list[Row]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The dense model's shape."""
+        return self.model.spec
+
+
+def prepare(recipe: PruneRecipe, store: Store) -> Task:
+    """Read what a run works on, and check all of it before there is any training.
+
+    Raises:
+        RequestError: model, data or targets cannot be used.
+    """
+    data = recipe.data
+    train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+    test_rows = validation_rows if data.test is None else read_rows(data.test, data)
+    found = find_model(recipe.model, store)
+    check_dense(found)
+    model, spec = found.model, found.model.spec
+    check_lengths(spec, data)
+    # After hours of training it would be late to learn any of this.
+    tokenizer = load_tokenizer(model.folder)
+    check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
+    task = Task(
+        inputs=input_digests(data, found),
+        model=model,
+        version=found.version,
+        tokenizer=tokenizer,
+        kept_layers=(),
+        train_rows=train_rows,
+        validation_rows=validation_rows,
+        test_rows=test_rows[: data.test_rows],
+    )
+    return aimed(recipe, task)
+
+
+def aimed(recipe: PruneRecipe, task: Task) -> Task:
+    """A task with a recipe's targets: runs that share model and data read them once.
+
+    Raises:
+        RequestError: the targets cannot be used.
+    """
+    check_words(recipe)
+    if recipe.pruning.speedup is None:
+        _check_reachable(recipe.pruning, task.spec)
+    return replace(task, kept_layers=asked_layers(recipe, task.spec))
+
+
+def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
+    """Without this, hardening would cut what has no gate, in the order of the layers."""
+    reachable = gate_kinds(pruning).reach(spec)
+    if pruning.encoder_sparsity > reachable:
+        raise RequestError(
+            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads, gate_units and "
+            f"gate_sublayers let no more than {reachable:.2f} of the prunable weights be cut"
+        )
+
+
+def gate_kinds(pruning: PruningRecipe) -> GateKinds:
+    """What the recipe puts gates on."""
+    return GateKinds(
+        heads=pruning.gate_heads,
+        units=pruning.gate_units,
+        sublayers=pruning.gate_sublayers,
+        stacks=pruning.gated_stacks,
+    )
+
+
+def texts_of(rows: Sequence[Row]) -> list[str]:
+    """Every source and every target of the rows."""
+    return [text for row in rows for text in (row.source, *row.targets)]

@@ -1,0 +1,206 @@
+"""Recipes of sweeps: shapes, seeds and methods around one prune recipe, strictly parsed TOML like the others."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nash.errors import RequestError
+from nash.recipes.recipe import PruneRecipe, Section, Seed, read_recipe
+
+Publish = Literal["none", "frontier", "all"]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Layers = int | list[int] | None  # as in a prune recipe: how many, which ones, or all
+
+# What all points share, or figures of one could not be held against another's; and what the sweep itself sets.
+_SHARED = ("model", "name", "data", "metric", "workload")
+_SWEPT = ("alias", "seed", "pruning.decoder_layers", "pruning.encoder_sparsity", "pruning.speedup")
+
+
+def _dotted(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class PointRecipe(Section):
+    """One shape of a list. What it leaves out is the prune recipe's."""
+
+    decoder_layers: Layers = None
+    encoder_sparsity: Sparsity | None = None
+
+
+class Shapes(Section):
+    """A grid of shapes, every number of decoder layers with every encoder sparsity, and a list of single ones.
+
+    An axis that is left out stays at the prune recipe's value.
+    """
+
+    decoder_layers: list[int | list[int]] = Field(default=[])
+    encoder_sparsity: list[Sparsity] = Field(default=[])
+    points: list[PointRecipe] = Field(default=[])
+
+    @property
+    def named(self) -> bool:
+        """Whether any shape is named here."""
+        return bool(self.decoder_layers or self.encoder_sparsity or self.points)
+
+    def all(self, base: PruneRecipe) -> Iterator["Shape"]:
+        """Every shape; the prune recipe's own where none is named."""
+        own = base.pruning
+        if self.decoder_layers or self.encoder_sparsity or not self.points:
+            layers: list[Layers] = [*self.decoder_layers] or [own.decoder_layers]
+            for kept, sparsity in product(layers, self.encoder_sparsity or [own.encoder_sparsity]):
+                yield Shape.of(kept, sparsity)
+        for point in self.points:
+            given = point.model_fields_set
+            yield Shape.of(
+                point.decoder_layers if "decoder_layers" in given else own.decoder_layers,
+                own.encoder_sparsity if point.encoder_sparsity is None else point.encoder_sparsity,
+            )
+
+
+class MethodRecipe(Shapes):
+    """A way to prune: dotted keys of the prune recipe under `set`; for the sweep's shapes or, if any, its own."""
+
+    name: str = Field(pattern="^[^_]")  # a legend shows no name that begins with one
+    set: dict[str, Any] = Field(default={})
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """`set` with dotted keys, whether they were written so or as tables."""
+        return dict(_dotted(self.set))
+
+    @property
+    def slug(self) -> str:
+        """The name as it stands in folders and aliases."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @model_validator(mode="after")
+    def _sets_what_may_differ(self) -> Self:
+        for key in self.changes:
+            if key.split(".")[0] in _SHARED:
+                raise ValueError(
+                    f"method {self.name!r} sets {key!r}, which all points share: set it in the prune recipe"
+                )
+            if key in _SWEPT:
+                raise ValueError(
+                    f"method {self.name!r} sets {key!r}, which the sweep sets for every point: leave it out"
+                )
+        if not self.slug:
+            raise ValueError(f"method {self.name!r} has no letter or digit in its name to call its points by")
+        return self
+
+
+class SweepRecipe(Shapes):
+    """`nash sweep`: prune the same model to many shapes, with several seeds, by one method or more."""
+
+    recipe: Path
+    seeds: list[Seed] = Field(default=[0], min_length=1)
+    methods: list[MethodRecipe] = Field(default=[MethodRecipe(name="NASH")], min_length=1)
+    publish: Publish = "none"
+    quality_kept: float = Field(default=0.97, gt=0, le=1)  # of the dense quality: the report names the fastest with it
+
+    @model_validator(mode="after")
+    def _methods_are_told_apart(self) -> Self:
+        slugs = [method.slug for method in self.methods]
+        for method in self.methods:
+            if slugs.count(method.slug) > 1:
+                raise ValueError(f"two methods are called {method.slug!r} in folders and aliases: name one differently")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What is asked for of one point. `decoder_layers` is a number, the layers kept, or None for all."""
+
+    decoder_layers: int | tuple[int, ...] | None
+    encoder_sparsity: float
+
+    @classmethod
+    def of(cls, decoder_layers: Layers, encoder_sparsity: float) -> "Shape":
+        """From the values of a recipe."""
+        layers = tuple(decoder_layers) if isinstance(decoder_layers, list) else decoder_layers
+        return cls(decoder_layers=layers, encoder_sparsity=encoder_sparsity)
+
+    @property
+    def slug(self) -> str:
+        """Such as d2-s0.3, or l0_3-s0.3 for the layers 0 and 3."""
+        if isinstance(self.decoder_layers, tuple):
+            layers = "l" + "_".join(map(str, self.decoder_layers))
+        else:
+            layers = "dall" if self.decoder_layers is None else f"d{self.decoder_layers}"
+        return f"{layers}-s{self.encoder_sparsity:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run of a sweep. Its id is its folder's name and, published, its alias."""
+
+    id: str
+    method: str
+    shape: Shape
+    seed: int
+    recipe: PruneRecipe
+
+
+def read_sweep(path: Path, overrides: dict[str, Any] | None = None) -> tuple[SweepRecipe, list[Point]]:
+    """Read a sweep's recipe and make every point's prune recipe. The first seed's points come first.
+
+    `overrides` are keys of the command line that win over the file's.
+
+    Raises:
+        RequestError: a file cannot be read, a key or a value is wrong, or two points are the same.
+    """
+    sweep = read_recipe(SweepRecipe, path, overrides)
+    base = read_recipe(PruneRecipe, sweep.recipe)
+    if base.pruning.speedup is not None:
+        raise RequestError(
+            f"recipe {sweep.recipe}: pruning.speedup chooses a shape, and a sweep goes through shapes: leave it out"
+        )
+    points: dict[str, Point] = {}
+    for seed, method in product(sweep.seeds, sweep.methods):
+        for shape in (method if method.named else sweep).all(base):
+            point = _point(sweep, path, method, shape, seed)
+            if point.id in points:
+                raise RequestError(
+                    f"recipe {path}: the point {point.id} is asked for twice: name each seed, method and shape once"
+                )
+            points[point.id] = point
+    _check_different(path, list(points.values()))
+    return sweep, list(points.values())
+
+
+def _point(sweep: SweepRecipe, path: Path, method: MethodRecipe, shape: Shape, seed: int) -> Point:
+    name = f"{method.slug}-{shape.slug}-seed{seed}"
+    layers = shape.decoder_layers
+    overrides = method.changes | {
+        "alias": name,
+        "seed": seed,
+        "pruning.decoder_layers": list(layers) if isinstance(layers, tuple) else layers,
+        "pruning.encoder_sparsity": shape.encoder_sparsity,
+    }
+    try:
+        recipe = read_recipe(PruneRecipe, sweep.recipe, overrides)
+    except RequestError as error:
+        raise RequestError(f"recipe {path}, point {name}: {error}") from error
+    return Point(id=name, method=method.name, shape=shape, seed=seed, recipe=recipe)
+
+
+def _check_different(path: Path, points: list[Point]) -> None:
+    """Two methods that do the same would train the same model twice and stand apart in the report."""
+    known: dict[str, Point] = {}
+    for point in points:
+        what = point.recipe.model_copy(update={"alias": ""}).model_dump_json()
+        if what in known:
+            raise RequestError(
+                f"recipe {path}: the methods {known[what].method!r} and {point.method!r} do the same at the point "
+                f"{point.id}: let one of them set something else, or leave it out"
+            )
+        known[what] = point

@@ -1,0 +1,144 @@
+"""The folder of one run: what is done stays done, so an interrupted run goes on where it stopped."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from nash.errors import RequestError
+from nash.precision import PrecisionChoice
+
+PRECISION = "precision.json"  # in a run's folder: what each phase computed in
+
+_LOCK = ".lock"
+
+
+class RunFolder:
+    """`--out`: holds the run's settings, the digests of its inputs, its phases' checkpoints and results.
+
+    One run at a time has a folder, for as long as the `with` block lasts; it belongs to the run's settings and inputs
+    from `bind` on.
+
+    Raises:
+        RequestError: it is no folder, it belongs to a run with other settings, or its inputs have changed since.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise _no_folder(path) from None
+        self._bound = {"settings": settings, "inputs": inputs}
+        self._lock = _lock(path / _LOCK)
+        try:
+            for kind, values in self._bound.items():
+                _check_bound(path, kind, values)
+        except RequestError:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let other runs have the folder."""
+        self._lock.close()
+
+    def bind(self) -> None:
+        """Make the folder this run's for good. Before, only the lock keeps others out, which goes with this process."""
+        for kind, values in self._bound.items():
+            if self.read_json(f"{kind}.json") is None:
+                self.write_json(f"{kind}.json", values)
+
+    def note_precision(self, phase: str, choice: PrecisionChoice) -> None:
+        """Keep what a phase computes in. One that goes on elsewhere in another precision has both."""
+        known = self.read_json(PRECISION) or {}
+        noted = known.get(phase, "").split(", then ")
+        if noted[-1] != choice.precision:
+            self.write_json(PRECISION, known | {phase: ", then ".join([*filter(None, noted), choice.precision])})
+
+    def read_json(self, name: str) -> Any:
+        """The content of a result that was written to its end, or None."""
+        return read_json(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a result whole or not at all: a reader takes its presence for its being finished."""
+        temporary = self.path / f".{name}.partial"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name with nothing in it
+        temporary.replace(self.path / name)
+
+
+def check_usable(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse, without making it, a folder that a run with these settings could not have now.
+
+    Raises:
+        RequestError: it is no folder, it belongs to a run with other settings, or another run is at work in it.
+    """
+    if not path.is_dir():
+        there = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+        if not there.is_dir():
+            raise _no_folder(path)
+        return
+    _check_bound(path, "settings", settings)
+    if (path / _LOCK).exists():
+        _lock(path / _LOCK).close()
+
+
+def _no_folder(path: Path) -> RequestError:
+    return RequestError(f"{path} is not a folder, or lies below a file: choose another --out")
+
+
+def _check_bound(path: Path, kind: str, values: dict[str, Any]) -> None:
+    """Going on under other settings, or on other data, would publish a model that is neither run's."""
+    known = read_json(path / f"{kind}.json")
+    if known is not None and known != values:
+        differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
+        raise RequestError(
+            f"{path} holds a run with other {kind} ({', '.join(differing)} differ): "
+            "choose another --out, or remove the folder to start anew"
+        )
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder that is not to be written into.
+
+    Raises:
+        RequestError: there is something, and it is no empty folder.
+    """
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if not empty and os.path.lexists(out):
+        raise RequestError(f"{out} is there already: give --out a folder that is not, or an empty one")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a run's result, or None where there is none.
+
+    Raises:
+        RequestError: it cannot be read as JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged ({error}): remove it if the rest of the run is to go on") from error
+
+
+def _lock(path: Path) -> TextIO:
+    """Hold a file for the life of this process; the system lets go of it however the process ends.
+
+    Raises:
+        RequestError: another run holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RequestError(f"another run is at work in {path.parent}: wait for it, or choose another --out") from None
+    return file

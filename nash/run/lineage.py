@@ -1,0 +1,64 @@
+"""Where a trained model came from, as its manifest keeps it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from model_store.find import FoundModel
+from model_store.model.model import files_digest, tokenizer_files
+from model_store.version.manifest import Lineage
+from model_store.version.ref import looks_like_path
+from nash.data.formats import on_hub
+from nash.data.rows import data_digest
+from nash.recipes.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
+
+_SPLITS = ("train", "validation", "test")
+
+
+def input_digests(data: DataRecipe, model: FoundModel | None, tokenizer: Path | None = None) -> dict[str, str]:
+    """What a run reads, by content: a file or an alias may be another one when the run goes on.
+
+    `tokenizer` is the folder of one that comes without a model.
+    """
+    paths = {split: getattr(data, split) for split in _SPLITS}
+    digests = {split: data_digest(path, data) for split, path in paths.items() if path is not None}
+    if model is not None:
+        digests["model"] = model.model.digest() if model.version is None else model.version.digest
+    if tokenizer is not None:
+        digests["tokenizer"] = files_digest(*tokenizer_files(tokenizer))
+    return digests
+
+
+def lineage_of(
+    recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs: dict[str, str], precision: dict[str, str]
+) -> Lineage:
+    """Parent digest, data digests, recipe, seed and code version of a run.
+
+    `inputs` are the `input_digests` of what the run has read, for its files may be others by now; `precision` is what
+    its phases computed in.
+    """
+    return Lineage(
+        parent=parent,
+        data={split: inputs[split] for split in _SPLITS if split in inputs},
+        recipe=portable(recipe),
+        seed=recipe.seed,
+        code_version=version("nash"),
+        precision=precision,
+    )
+
+
+def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
+    """A recipe as a JSON object without this machine's folders: equal work must look equal everywhere."""
+    settings = recipe.model_dump(mode="python")
+    if recipe.model is not None and looks_like_path(recipe.model):
+        settings["model"] = Path(recipe.model).name
+    document: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(_without_folders(settings), mode="json")
+    return document
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    return value.name if isinstance(value, Path) and not on_hub(value) else value

@@ -1,0 +1,211 @@
+"""The frontier of quality and speed as a picture, and as SVG that takes its colours from the page around it."""
+
+import io
+import re
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from nash.sweep.frontier import Spread
+from nash.sweep.report import SweepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Palette:
+    """The colours of one picture."""
+
+    ink: str
+    soft: str
+    rule: str
+    paper: str
+    tones: tuple[str, ...]  # of the methods, in their order
+
+
+# The page's light dress, for the PNG: opaque, so that it can be read wherever it is shown.
+LIGHT = Palette(
+    ink="#1b1d1f",
+    soft="#5c6268",
+    rule="#dfdcd4",
+    paper="#fffefb",
+    tones=("#0a7d5a", "#b4531a", "#6d4bc3", "#1f6fb2", "#b02a6b", "#7a6a00"),
+)
+DARK_TONES = ("#3fc795", "#f0955a", "#ab94f5", "#6fb4ee", "#f07fb4", "#d3c14a")
+# Colours that nothing else has: in the SVG they become the page's variables, so that it follows light and dark.
+_STAND_INS = Palette(
+    ink="#010203",
+    soft="#040506",
+    rule="#070809",
+    paper="#0c0d0e",
+    tones=("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06"),
+)
+_VARIABLES = {
+    _STAND_INS.ink: "var(--ink)",
+    _STAND_INS.soft: "var(--soft)",
+    _STAND_INS.rule: "var(--rule)",
+    _STAND_INS.paper: "var(--surface)",
+    **{tone: f"var(--tone-{i})" for i, tone in enumerate(_STAND_INS.tones)},
+}
+# matplotlib's marks, and the characters that stand for them in a legend of text.
+MARKS = (
+    ("o", "\u25cf"),
+    ("s", "\u25a0"),
+    ("^", "\u25b2"),
+    ("D", "\u25c6"),
+    ("v", "\u25bc"),
+    ("P", "\u271a"),
+    ("X", "\u2716"),  # one more than there are tones, so that no two of many methods have the same of both
+)
+DENSE_MARK = ("*", "\u2605")
+
+
+def frontier_png(report: SweepReport) -> bytes:
+    """The picture by itself, with a title and a legend."""
+    with mpl.rc_context(_style(LIGHT)):
+        figure, axes = _draw(report, LIGHT, (8.4, 5.2))
+        axes.set_title(report.name, loc="left", fontsize=13, color=LIGHT.ink, weight="bold")
+        frontier, dense, *methods = axes.get_lines()[0], axes.get_lines()[-1], *axes.containers
+        legend = figure.legend(handles=[dense, *methods, frontier], loc="outside lower left", ncols=5)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a method's name is no formula, and a bad one would be an error
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def frontier_svg(report: SweepReport, *, narrow: bool = False) -> str:
+    """The bare element for the page, which has the legend itself; `narrow` for telephones.
+
+    Their ids differ, so that both can stand in one page.
+    """
+    with mpl.rc_context(_style(_STAND_INS)):
+        figure, _ = _draw(report, _STAND_INS, (4.7, 4.7) if narrow else (8.4, 4.7))
+        figure.patch.set_alpha(0)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg, prefix = buffer.getvalue(), "narrow" if narrow else "wide"
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="', f' id="{prefix}-', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    # Names of other hosts, even where nothing is fetched from them, have no place in a self-contained page.
+    svg = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
+    label = "Quality against speed-up, and the frontier"
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}" class="{prefix}-plot"', 1)
+
+
+def _style(palette: Palette) -> dict[Any, Any]:
+    return {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "nash",  # equal figures give equal bytes
+        "font.family": "sans-serif",
+        "font.size": 10.5,
+        "text.color": palette.ink,
+        "figure.facecolor": palette.paper,
+        "axes.facecolor": "none",
+        "axes.edgecolor": palette.rule,
+        "axes.labelcolor": palette.soft,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": palette.rule,
+        "grid.linewidth": 0.8,
+        "xtick.color": palette.rule,
+        "ytick.color": palette.rule,
+        "xtick.labelcolor": palette.soft,
+        "ytick.labelcolor": palette.soft,
+        "ytick.left": False,
+        "legend.frameon": False,
+    }
+
+
+def _draw(report: SweepReport, palette: Palette, inches: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=inches, layout="constrained")
+    axes = figure.add_subplot()
+    line = [(shape.speedup.mean, shape.quality.mean) for shape in report.frontier]
+    if report.dense_on_frontier:
+        line = [(1.0, report.dense_quality), *line]
+    axes.plot(
+        *zip(*sorted(line), strict=True),
+        color=palette.soft,
+        linewidth=1.4,
+        linestyle=(0, (4, 3)),
+        zorder=1,
+        label="frontier",
+    )
+    for method, tone, (mark, _) in zip(report.methods, cycle(palette.tones), cycle(MARKS), strict=False):
+        shapes = [shape for shape in report.shapes if shape.method == method]
+        axes.errorbar(
+            [shape.speedup.mean for shape in shapes],
+            [shape.quality.mean for shape in shapes],
+            xerr=[[_error(shape.speedup) for shape in shapes]] * 2,
+            yerr=[[_error(shape.quality) for shape in shapes]] * 2,
+            fmt=mark,
+            color=tone,
+            markersize=7.5,
+            markeredgecolor=palette.paper,
+            markeredgewidth=0.8,
+            elinewidth=1.3,
+            capsize=2.5,
+            zorder=3,
+            label=method,
+        )
+    axes.plot(
+        [1.0],
+        [report.dense_quality],
+        DENSE_MARK[0],
+        color=palette.ink,
+        markersize=13,
+        markeredgecolor=palette.paper,
+        markeredgewidth=0.8,
+        zorder=4,
+        label="dense",
+        linestyle="none",
+    )
+    axes.set_xlabel("speed-up over the dense model")
+    axes.set_ylabel(f"{report.quality_name}, %")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.margins(x=0.13, y=0.12)
+    _name_frontier(figure, axes, report, palette)
+    return figure, axes
+
+
+def _error(spread: Spread) -> float:
+    return spread.deviation or 0.0
+
+
+def _name_frontier(figure: Figure, axes: Axes, report: SweepReport, palette: Palette) -> None:
+    """Layers and cut beside the points of the frontier, above and to the right, where no other point can be.
+
+    Points that lie so close together that a name would cover another's go without; the tables have them. Where all
+    points have one shape it needs no repeating.
+    """
+    if len({shape.shape for shape in report.shapes}) == 1:
+        return
+    names = [
+        axes.annotate(
+            f"{shape.decoder_layers}L {shape.encoder_cut:.0%}",
+            (shape.speedup.mean, shape.quality.mean),
+            xytext=(7, 6),
+            textcoords="offset points",
+            fontsize=9.5,
+            color=palette.soft,
+        )
+        for shape in report.frontier
+    ]
+    figure.draw_without_rendering()
+    places = [name.get_window_extent() for name in names]
+    for i, name in enumerate(names):
+        name.set_visible(not any(names[k].get_visible() and places[i].overlaps(places[k]) for k in range(i)))

@@ -1,0 +1,266 @@
+"""What a sweep says at its end: every point, the shapes over their seeds and the frontier, as JSON and as a table."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from nash.measuring.latency import Workload
+from nash.measuring.metrics import HEADLINE, LOWER_IS_BETTER, quality
+from nash.recipes.recipe import MetricKind
+from nash.recipes.sweep import Shape
+from nash.sweep.frontier import Spread, fastest_within, frontier, grouped
+from nash.sweep.latency import BUSY
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFigures:
+    """The model that every point starts from. Latencies are means over its measurements beside the points."""
+
+    metrics: dict[str, float]
+    decoder_layers: int
+    parameters: int
+    bytes: int
+    encoder_ms: float
+    step_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointFigures:
+    """One pruned model. Latencies are those of `SideBySide`, the speed-up is over the dense model in the same turns."""
+
+    id: str
+    method: str
+    shape: Shape  # as it was asked for
+    decoder_layers: int
+    encoder_cut: float  # the share of the encoder's prunable weights that is gone: near the sparsity asked for
+    seed: int
+    metrics: dict[str, float]
+    parameters: int
+    bytes: int
+    encoder_ms: float
+    step_ms: float
+    total_ms: float
+    speedup: float
+    speedup_quartiles: tuple[float, float]  # of the ratios turn by turn
+    ref: str | None = None  # where it was published
+
+    def document(self) -> dict[str, Any]:
+        """The point as one JSON object; `ref` only where it was published."""
+        document = asdict(self)
+        document["shape"] = self.shape.slug
+        document["encoder_sparsity"] = self.shape.encoder_sparsity
+        if self.ref is None:
+            del document["ref"]
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A point that did not come to its end, and why."""
+
+    id: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeFigures:
+    """A shape by one method, over its seeds. Quality is in percent, more being better."""
+
+    method: str
+    shape: Shape
+    points: list[PointFigures]
+    quality: Spread
+    speedup: Spread
+    metrics: dict[str, Spread]
+
+    @property
+    def decoder_layers(self) -> int:
+        """The number of decoder layers that are kept."""
+        return self.points[0].decoder_layers
+
+    @property
+    def encoder_cut(self) -> float:
+        """The mean share of the encoder that is gone: where both stacks have gates, not the sparsity asked for."""
+        return fmean(point.encoder_cut for point in self.points)
+
+    def document(self) -> dict[str, Any]:
+        """The shape as one JSON object."""
+        refs = [point.ref for point in self.points if point.ref is not None]
+        return {
+            "method": self.method,
+            "shape": self.shape.slug,
+            "decoder_layers": self.decoder_layers,
+            "encoder_sparsity": self.shape.encoder_sparsity,
+            "encoder_cut": self.encoder_cut,
+            "seeds": [point.seed for point in self.points],
+            "quality": asdict(self.quality),
+            "speedup": asdict(self.speedup),
+            "metrics": {name: asdict(spread) for name, spread in self.metrics.items()},
+            "points": [point.id for point in self.points],
+        } | ({"refs": refs} if refs else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport:
+    """The outcome of `nash sweep`. `n` is the number of test rows, `busyness` the most that `SideBySide` had."""
+
+    name: str
+    metric: MetricKind
+    n: int
+    workload: Workload
+    quality_kept: float
+    dense: DenseFigures
+    points: list[PointFigures]
+    failures: list[Failure]
+    busyness: float
+
+    @cached_property
+    def shapes(self) -> list[ShapeFigures]:
+        """The points by method and shape."""
+        groups = grouped(((point.method, point.shape), point) for point in self.points)
+        return [
+            ShapeFigures(
+                method=method,
+                shape=shape,
+                points=points,
+                quality=Spread.of([quality(self.metric, point.metrics) for point in points]),
+                speedup=Spread.of([point.speedup for point in points]),
+                metrics={name: Spread.of([p.metrics[name] for p in points]) for name in self.dense.metrics},
+            )
+            for (method, shape), points in groups.items()
+        ]
+
+    @property
+    def methods(self) -> list[str]:
+        """Their names, in the recipe's order."""
+        return list(grouped((shape.method, shape) for shape in self.shapes))
+
+    @property
+    def dense_quality(self) -> float:
+        """The dense model's quality in percent."""
+        return quality(self.metric, self.dense.metrics)
+
+    @cached_property
+    def frontier(self) -> list[ShapeFigures]:
+        """The shapes that neither another one nor the dense model beats in both quality and speed; slowest first."""
+        figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
+        places = frontier([*figures, (self.dense_quality, 1.0)])
+        return [self.shapes[i] for i in places if i < len(figures)]
+
+    @property
+    def dense_on_frontier(self) -> bool:
+        """Whether the dense model is itself on the frontier: no shape is both better and faster."""
+        figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
+        return len(figures) in frontier([*figures, (self.dense_quality, 1.0)])
+
+    @property
+    def on_frontier(self) -> list[str]:
+        """The ids of the points whose shapes are on the frontier."""
+        return [point.id for shape in self.frontier for point in shape.points]
+
+    @property
+    def best(self) -> ShapeFigures | None:
+        """The fastest shape that keeps the asked share of the dense quality; None where there is none to keep."""
+        if self.dense_quality <= 0:
+            return None
+        figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
+        place = fastest_within(figures, self.quality_kept * self.dense_quality)
+        return None if place is None else self.shapes[place]
+
+    @property
+    def quality_name(self) -> str:
+        """What quality is, in words: the headline figure, or what an error rate leaves."""
+        name = HEADLINE[self.metric]
+        return f"100 \N{MINUS SIGN} {in_words(name)}" if name in LOWER_IS_BETTER else in_words(name)
+
+    @property
+    def headline(self) -> str:
+        """The finding in one sentence."""
+        best = self.best
+        if self.dense_quality <= 0:
+            return "The dense model gets nothing right: there is no quality to keep"
+        if best is None:
+            return f"No shape keeps {self.quality_kept:.0%} of the dense quality"
+        share = best.quality.mean / self.dense_quality
+        return f"{self.describe(best)}: {best.speedup.mean:.2f}x as fast, with {share:.1%} of the dense quality"
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be known of the speeds where the machine had other work to do; None where it had not."""
+        if self.busyness < BUSY:
+            return None
+        return (
+            f"Other work slowed the machine while speed was measured: the dense model's median run took "
+            f"{self.busyness:.1f} times as long as its fast ones. Speed-ups are of the fast runs; call the same "
+            "command with --remeasure when the machine is quiet"
+        )
+
+    def describe(self, shape: ShapeFigures) -> str:
+        """A shape in words."""
+        method = f"{shape.method}, " if len(self.methods) > 1 else ""
+        asked = shape.shape.decoder_layers
+        which = f" ({', '.join(map(str, asked))})" if isinstance(asked, tuple) else ""
+        return (
+            f"{method}{shape.decoder_layers} of {self.dense.decoder_layers} decoder layers{which}, "
+            f"{shape.encoder_cut:.0%} of the encoder cut"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The report as one JSON object. `quality` is the headline metric in percent, turned so that more is better."""
+        return {
+            "model": self.name,
+            "metric": HEADLINE[self.metric],
+            "quality": self.quality_name,
+            "n": self.n,
+            "workload": asdict(self.workload),
+            "dense": asdict(self.dense) | {"quality": self.dense_quality},
+            "points": [point.document() for point in self.points],
+            "shapes": [shape.document() for shape in self.shapes],
+            "frontier": [shape.document() for shape in self.frontier],
+            "quality_kept": self.quality_kept,
+            "best": None if self.best is None else self.best.document(),
+            "busyness": self.busyness,
+            "failed": [asdict(failure) for failure in self.failures],
+        }
+
+    def table(self) -> Table:
+        """Every shape, over its seeds, under the dense model."""
+        metric = HEADLINE[self.metric]
+        table = Table(
+            title=self.headline,
+            caption=f"* on the frontier; \N{PLUS-MINUS SIGN} is the standard deviation over seeds; {self.n} test rows; "
+            f"speed-up for {self.workload}, on this machine",
+            caption_justify="left",
+        )
+        table.add_column("method", no_wrap=True)
+        for column in ("layers", "encoder cut", f"{in_words(metric)} %", "speed-up", "seeds"):
+            table.add_column(column, justify="right")
+        dense = f"{self.dense.metrics[metric]:.2f}"
+        mark = " *" if self.dense_on_frontier else ""
+        table.add_row("dense" + mark, str(self.dense.decoder_layers), "0%", dense, "1.00x", "")
+        for shape in self.shapes:
+            table.add_row(
+                shape.method + (" *" if shape in self.frontier else ""),
+                str(shape.decoder_layers),
+                f"{shape.encoder_cut:.0%}",
+                with_deviation(shape.metrics[metric]),
+                with_deviation(shape.speedup) + "x",
+                str(len(shape.points)),
+            )
+        return table
+
+
+def in_words(metric: str) -> str:
+    """A metric's name as people write it."""
+    return metric.replace("_", " ")
+
+
+def with_deviation(spread: Spread) -> str:
+    """A mean, and the standard deviation where there is one."""
+    if spread.deviation is None:
+        return f"{spread.mean:.2f}"
+    return f"{spread.mean:.2f} \N{PLUS-MINUS SIGN} {spread.deviation:.2f}"

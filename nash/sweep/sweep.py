@@ -1,0 +1,282 @@
+"""`nash sweep`: prune one model to many shapes and draw the frontier of quality and speed.
+
+Every point is a run folder of its own, walked as `nash prune` walks it. What is finished stays: called again, a sweep
+passes over finished points, goes on with the one that was interrupted, and begins what its recipe has been given since.
+"""
+
+import dataclasses
+import gc
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from model_store.errors import InvalidRequestError
+from model_store.model.model import Model
+from model_store.store import Store
+from nash.errors import DiskFullError, NashError, RequestError
+from nash.measuring.assess import Assessment, Figures, evaluation_config
+from nash.measuring.evaluate import evaluate
+from nash.measuring.latency import Latency, Workload, check_workload
+from nash.measuring.workload import with_dtype, workload_of
+from nash.precision import check_precisions
+from nash.preflight import check_apart, sweep_settings
+from nash.pruning.prune import publish
+from nash.pruning.task import Task, aimed, prepare
+from nash.pruning.walk import walk
+from nash.recipes.recipe import PruneRecipe
+from nash.recipes.sweep import Point, SweepRecipe
+from nash.run.disk import full_disk_named
+from nash.run.folder import RunFolder, read_json
+from nash.run.lineage import portable
+from nash.run.progress import Stage, duration
+from nash.sweep.latency import SideBySide, measure_block
+from nash.sweep.page import write_report
+from nash.sweep.report import DenseFigures, Failure, PointFigures, SweepReport
+from server.engine.errors import EngineError
+
+# In a point's folder: its figures on the test rows, written when it is trained, and, once all points are, its speed.
+QUALITY, LATENCY = "quality.json", "latency.json"
+DTYPE = "dtype.json"  # in the sweep's folder: what the engine computes all points in
+_BLOCK = 6  # points that are measured in turn, with the dense model among them: so many models are in memory at once
+
+
+def sweep(
+    recipe: SweepRecipe,
+    points: Sequence[Point],
+    out: Path,
+    store: Store,
+    console: Console,
+    *,
+    remeasure: bool = False,
+) -> SweepReport:
+    """Train what is not trained yet of the points, measure their speed side by side, and publish those asked for.
+
+    Speed is measured once, unless `remeasure` asks for all of it anew.
+
+    A point that fails is in the report with its error; the others are worth no less for it.
+
+    Raises:
+        RequestError: model, data, or the targets of any point cannot be used; nothing has been trained.
+        DiskFullError: and the other points would fare no better.
+        NashError: every point failed.
+    """
+    shared = points[0].recipe
+    for point in points:
+        if not _done(out, point):
+            check_precisions(point.recipe.precisions)
+    with Stage("reading the data", console):
+        task = prepare(shared, store)
+    check_apart(out, task.model.folder)
+    tasks = {point.id: _aimed(point, task) for point in points}
+    with RunFolder(out, sweep_settings(shared), task.inputs) as run:
+        run.bind()
+        for point in points:
+            if _folder(out, point).is_dir():
+                with _run_folder(out, point, task):
+                    pass  # one of other settings is refused now, before others are trained
+        if recipe.publish != "none":
+            store.check_writable()
+        dtype = run.read_json(DTYPE)  # points that are measured later must be comparable
+        if dtype is None:
+            dtype = with_dtype(shared.workload, task.version, store, console).dtype
+            run.write_json(DTYPE, dtype)
+        asked = shared.workload.model_copy(update={"dtype": dtype})
+        workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
+        dense = _assess_dense(shared, task, workload, run, console)
+        failures = _train_points(points, tasks, out, console)
+        trained = [point for point in points if _done(out, point)]
+        if not trained:
+            raise NashError(f"every point failed, the first one thus: {failures[0].error}")
+        waiting = [p for p in trained if remeasure or not (_folder(out, p) / LATENCY).is_file()]
+        _measure(waiting, task, workload, out, console)
+        report = _report(recipe, trained, task, workload, dense, failures, out)
+        chosen = {"none": [], "frontier": report.on_frontier, "all": [p.id for p in report.points]}[recipe.publish]
+        refs = {p.id: _publish(p, tasks[p.id], workload, dense, out, store) for p in trained if p.id in chosen}
+        report = dataclasses.replace(
+            report, points=[dataclasses.replace(figures, ref=refs.get(figures.id)) for figures in report.points]
+        )
+        write_report(report, out)
+        return report
+
+
+def _aimed(point: Point, task: Task) -> Task:
+    try:
+        return aimed(point.recipe, task)
+    except (RequestError, InvalidRequestError) as error:
+        raise RequestError(f"point {point.id}: {error}") from error
+
+
+def _folder(out: Path, point: Point) -> Path:
+    return out / "points" / point.id
+
+
+def _run_folder(out: Path, point: Point, task: Task) -> RunFolder:
+    return RunFolder(_folder(out, point), portable(point.recipe), task.inputs)
+
+
+def _done(out: Path, point: Point) -> bool:
+    folder = _folder(out, point)
+    return (folder / QUALITY).is_file() and (folder / "model").is_dir()
+
+
+def _assess_dense(
+    shared: PruneRecipe, task: Task, workload: Workload, run: RunFolder, console: Console
+) -> dict[str, float]:
+    """The dense model's metrics, once for all points."""
+    check_workload(task.model, workload)
+    metrics: dict[str, float] | None = run.read_json("dense.json")
+    if metrics is None:
+        metrics = _evaluate(shared, task, task.model, "the dense model", console)
+        run.write_json("dense.json", metrics)
+    return metrics
+
+
+def _evaluate(recipe: PruneRecipe, task: Task, model: Model, name: str, console: Console) -> dict[str, float]:
+    rows, config = task.test_rows, evaluation_config(recipe.data)
+    with Stage(f"evaluating {name}", console, len(rows), unit="rows") as stage:
+        return evaluate(model, rows, recipe.metric, config, stage.update).metrics
+
+
+def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, console: Console) -> list[Failure]:
+    """Take every point that is not done to its end."""
+    waiting = [point for point in points if not _done(out, point)]
+    if len(waiting) < len(points):
+        console.print(f"{len(points) - len(waiting)} of {len(points)} points are done already")
+    failures: list[Failure] = []
+    taken_s: list[float] = []
+    for i, point in enumerate(waiting):
+        left = f", about {duration(fmean(taken_s) * (len(waiting) - i))} left" if taken_s else ""
+        console.print(f"point {len(points) - len(waiting) + i + 1} of {len(points)}, {point.id}{left}", soft_wrap=True)
+        started_s = time.monotonic()
+        try:
+            _train_point(point, tasks[point.id], out, console)
+        except DiskFullError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, the points behind are to be reached
+            foreseen = isinstance(error, NashError | EngineError)
+            named = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            console.print(f"point {point.id} failed: {named}", soft_wrap=True)
+            if not foreseen:
+                console.print_exception()
+            failures.append(Failure(id=point.id, error=named))
+        except KeyboardInterrupt:
+            console.print(f"interrupted: the same command goes on with {point.id}", soft_wrap=True)
+            raise
+        else:
+            taken_s.append(time.monotonic() - started_s)
+        gc.collect()  # a trainer holds itself in cycles, and with it a whole model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return failures
+
+
+def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
+    room = _size(task.model)["bytes"]
+    with _run_folder(out, point, task) as run, full_disk_named(out, room):
+        run.bind()
+        walk(point.recipe, task, run, console, answers=out)
+        metrics = _evaluate(point.recipe, task, Model.open(run.path / "model"), point.id, console)
+        run.write_json(QUALITY, metrics)
+        # A sweep has many points, and checkpoints are the largest part of each.
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path, console: Console) -> None:
+    """Latencies of the points, block by block.
+
+    They come after all training, side by side, so that what else the machine does falls on all alike. Points that a
+    sweep is given later are measured later, but beside the dense model as well: a speed-up is always within a block.
+    """
+    for start in range(0, len(points), _BLOCK):
+        block = points[start : start + _BLOCK]
+        title = (
+            f"measuring latency of points {start + 1} to {start + len(block)} of {len(points)} beside the dense "
+            f"model's, {workload}"
+        )
+        models = [Model.open(_folder(out, point) / "model") for point in block]
+        with Stage(title, console, unit="turns", steady=True) as stage:
+            measured = measure_block(task.model, models, workload, stage.update)
+        for point, figures in zip(block, measured, strict=True):
+            with _run_folder(out, point, task) as run:
+                run.write_json(LATENCY, figures.document())
+
+
+def _report(
+    recipe: SweepRecipe,
+    points: Sequence[Point],
+    task: Task,
+    workload: Workload,
+    dense: dict[str, float],
+    failures: Sequence[Failure],
+    out: Path,
+) -> SweepReport:
+    latencies = [_latency(point, out) for point in points]
+    means = {
+        field.name: fmean(getattr(side.dense, field.name) for side in latencies)
+        for field in dataclasses.fields(Latency)
+    }
+    return SweepReport(
+        name=points[0].recipe.name,
+        metric=points[0].recipe.metric,
+        n=len(task.test_rows),
+        workload=workload,
+        quality_kept=recipe.quality_kept,
+        dense=DenseFigures(
+            metrics=dense,
+            decoder_layers=len(task.spec.decoder),
+            **_size(task.model),
+            **_side_of(Latency(**means)),
+        ),
+        points=[_figures(point, side, out) for point, side in zip(points, latencies, strict=True)],
+        failures=list(failures),
+        busyness=max(side.busyness for side in latencies),
+    )
+
+
+def _figures(point: Point, latency: SideBySide, out: Path) -> PointFigures:
+    model = Model.open(_folder(out, point) / "model")
+    return PointFigures(
+        id=point.id,
+        method=point.method,
+        shape=point.shape,
+        decoder_layers=len(model.spec.decoder),
+        encoder_cut=model.spec.encoder_sparsity,
+        seed=point.seed,
+        metrics=read_json(_folder(out, point) / QUALITY),
+        speedup=latency.speedup,
+        speedup_quartiles=latency.speedup_quartiles,
+        **_size(model),
+        **_side_of(latency.pruned),
+    )
+
+
+def _latency(point: Point, out: Path) -> SideBySide:
+    return SideBySide.of(read_json(_folder(out, point) / LATENCY))
+
+
+def _side_of(latency: Latency) -> dict[str, Any]:
+    """The latencies that reports have of a model."""
+    return {"encoder_ms": latency.encode_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
+
+
+def _size(model: Model) -> dict[str, Any]:
+    return {"parameters": model.parameters, "bytes": model.tensor_bytes}
+
+
+def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:
+    """Publish a point under its id; the reference that it has now."""
+    latency, metrics = _latency(point, out), read_json(_folder(out, point) / QUALITY)
+    found = Assessment(
+        n=len(task.test_rows),
+        workload=workload,
+        dense=Figures.of(dense, latency.dense),
+        pruned=Figures.of(metrics, latency.pruned),
+        speedup_quartiles=latency.speedup_quartiles,
+    )
+    return publish(point.recipe, task, _folder(out, point), store, found).ref

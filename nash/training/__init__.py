@@ -1,0 +1,1 @@
+"""One phase of training, whatever it trains: the loop, the optimizer, the losses. `finetune` is the command's work."""

@@ -1,0 +1,136 @@
+"""`nash finetune`: train a dense model from nothing, or fine-tune one, by a recipe."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import set_seed
+
+from model_store.find import FoundModel, find_model
+from model_store.model.model import Model
+from model_store.store import Store
+from model_store.version.ref import check_name
+from nash.data.examples import TokenizedPairs
+from nash.data.lengths import check_lengths
+from nash.data.rows import Row, read_rows
+from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable
+from nash.measuring.metrics import check_references
+from nash.measuring.report import Side
+from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, new_t5, save_model
+from nash.precision import check_precisions, choose_precision
+from nash.recipes.recipe import FinetuneRecipe
+from nash.run.folder import PRECISION, RunFolder
+from nash.run.lineage import input_digests, lineage_of, portable
+from nash.run.progress import Stage
+from nash.training.layer_dropout import LayerDropoutTrainer
+from nash.training.phase import train, write_log
+from nash.training.phase_progress import TrainingProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneReport:
+    """The outcome of `nash finetune`. `ref` is a reference if the model was published, else its folder."""
+
+    ref: str
+    digest: str | None
+    n: int
+    dense: Side
+
+    def document(self) -> dict[str, Any]:
+        """The report as one JSON object, of the shape that `nash prune` prints, with nothing pruned in it."""
+        return {**asdict(self), "pruned": None, "speedup": None}
+
+
+def finetune(
+    recipe: FinetuneRecipe, out: Path, store: Store, console: Console, name: str | None, alias: str
+) -> FinetuneReport:
+    """Train, or go on with training, in the run folder `out`; evaluate; publish as `name@alias` if named.
+
+    Raises:
+        RequestError: data, tokenizer or start model cannot be used.
+        model_store.errors.InvalidRequestError: `name` or `alias` is not legal.
+    """
+    if name is not None:
+        check_name(name, "model name")
+    check_name(alias, "alias")
+    folder = out / "model"
+    if not folder.is_dir():
+        check_precisions([recipe.training.precision])
+    data = recipe.data
+    with Stage("reading the data", console):
+        rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+        test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
+        check_references(recipe.metric, [row.targets for row in test_rows])
+    start = None if recipe.model is None else find_model(recipe.model, store)
+    if start is not None:
+        check_lengths(start.model.spec, data)
+    if start is not None and not folder.is_dir():
+        check_assessable(start.model, test_rows, recipe.metric, data)
+    inputs = input_digests(data, start, recipe.tokenizer)
+    with RunFolder(out, portable(recipe), inputs) as run:
+        if name is not None:
+            store.check_writable()
+        if not folder.is_dir():
+            _train(recipe, rows, validation_rows, start, run, console)
+        known = run.read_json(RESULTS)
+        if known is None:
+            found = assess(Model.open(folder), None, test_rows, recipe.metric, data, console)
+            run.write_json(RESULTS, found.document())
+        else:
+            found = Assessment.of(known)
+        precision = run.read_json(PRECISION) or {}
+    ref, digest = str(folder), None
+    if name is not None:
+        parent = start.version.digest if start is not None and start.version is not None else None
+        lineage = lineage_of(recipe, parent, inputs, precision)
+        published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
+        ref, digest = f"{name}@{alias}", published.digest
+    trained = Model.open(folder)
+    side = Side(parameters=trained.parameters, bytes=trained.tensor_bytes, **vars(found.dense))
+    return FinetuneReport(ref=ref, digest=digest, n=found.n, dense=side)
+
+
+def _train(
+    recipe: FinetuneRecipe,
+    rows: list[Row],
+    validation_rows: list[Row],
+    start: FoundModel | None,
+    run: RunFolder,
+    console: Console,
+) -> None:
+    tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
+    assert tokenizer_folder is not None  # the recipe has one or the other
+    tokenizer = load_tokenizer(tokenizer_folder)
+    with Stage("splitting the texts into tokens", console):
+        pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
+        validation = TokenizedPairs.under(recipe.data, validation_rows, tokenizer)
+    if pairs.cut:
+        console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
+    set_seed(recipe.seed)
+    if start is not None:
+        model = load_dense(start.model)
+    else:
+        assert recipe.shape is not None
+        model = new_t5(recipe.shape, tokenizer, recipe.data.max_target_tokens)
+    progress = TrainingProgress("fine-tune", console)
+    trainer = LayerDropoutTrainer(
+        model,
+        pairs,
+        recipe.training,
+        rate=recipe.layer_dropout,
+        output_dir=run.path / "checkpoints",
+        seed=recipe.seed,
+        validation=validation,
+        callbacks=[progress],
+    )
+    run.bind()
+    choice = choose_precision(recipe.training.precision)
+    console.print(f"training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.note_precision("training", choice)
+    try:
+        log = train(trainer)
+    finally:
+        progress.close()
+    write_log(run.path / "training_log.jsonl", log)
+    save_model(model.to("cpu"), tokenizer_folder, run.path / "model", DTYPES[recipe.save_dtype])

@@ -1,0 +1,140 @@
+"""The losses of training and distillation, as functions of tensors. Those that take a teacher's scores use them up.
+
+Axes: B batch, T target positions, S source positions, V vocabulary, D model width. Sums over real tokens are
+divided by `items`, the number of real target tokens in the whole update: gradients then do not depend on how an
+update is cut into micro-batches, nor on padding.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nash.data.examples import IGNORED
+
+_NUMBERS_AT_ONCE = 2**21  # of a matrix of logits; some megabytes
+
+
+def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, items: Tensor | int | None) -> Tensor:
+    """Task loss in nats a token; `items` None means the real tokens of this batch."""
+    total = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / _items(labels_BT, items)
+
+
+def prediction_distillation(
+    student_BTV: Tensor,
+    teacher_BTV: Tensor,
+    labels_BT: Tensor,
+    temperature: float,
+    items: Tensor | int | None,
+) -> Tensor:
+    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), in nats a real token.
+
+    Where the student's scores have a gradient it is written over the teacher's, which is all the memory it takes.
+    """
+    weights = (0.0, 1.0)
+    return task_and_prediction(student_BTV, teacher_BTV, labels_BT, temperature, items, weights=weights).loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLosses:
+    """Of a batch's tokens: the weighted sum to be minimized, and its parts, which have no gradient of their own."""
+
+    loss: Tensor
+    task: Tensor
+    prediction: Tensor
+
+
+def task_and_prediction(
+    student_BTV: Tensor,
+    teacher_BTV: Tensor,
+    labels_BT: Tensor,
+    temperature: float,
+    items: Tensor | int | None,
+    *,
+    weights: tuple[float, float],
+) -> TokenLosses:
+    """`cross_entropy` and `prediction_distillation`, by their `weights`, of scores that are used up.
+
+    The gradient of the sum is written over the teacher's scores, and the student's are not kept.
+    """
+    rows_NV = student_BTV.flatten(0, 1), teacher_BTV.flatten(0, 1)
+    coefficients = weights[0], weights[1] * temperature**2
+    items = _items(labels_BT, items)
+    loss, task, divergence = _TokenLosses.apply(*rows_NV, labels_BT.flatten(), temperature, coefficients)  # type: ignore[no-untyped-call]
+    return TokenLosses(
+        loss=loss / items, task=weights[0] * task / items, prediction=coefficients[1] * divergence / items
+    )
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Cross-entropy, and KL(teacher || student) at a temperature, summed over the rows [N, V] that have a label.
+
+    Autograd would keep half a dozen matrices of the size of the logits, which are the largest thing in a step where the
+    vocabulary is large. Here the gradient is made with the sums, a few rows at a time, in float32: softmax(student)
+    less one at the label, and softmax(student) - softmax(teacher) at the temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_NV: Tensor,
+        teacher_NV: Tensor,
+        labels_N: Tensor,
+        temperature: float,
+        coefficients: tuple[float, float],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        task, divergence = (torch.zeros((), device=student_NV.device) for _ in range(2))
+        learns = ctx.needs_input_grad[0]
+        gradient_NV = teacher_NV if teacher_NV.dtype == student_NV.dtype else torch.empty_like(student_NV)
+        count = max(1, _NUMBERS_AT_ONCE // student_NV.shape[1])
+        for part in (slice(start, start + count) for start in range(0, len(student_NV), count)):
+            padding_R1, label_R1 = (labels_N[part] == IGNORED)[:, None], labels_N[part, None].clamp(min=0)
+            scores = student_NV[part].float()
+            student = F.log_softmax(scores, dim=-1)
+            task -= student.gather(1, label_R1).masked_fill_(padding_R1, 0.0).sum()
+            soft_student = student if temperature == 1 else F.log_softmax(scores / temperature, dim=-1)
+            teacher = F.log_softmax(teacher_NV[part].float() / temperature, dim=-1)
+            probability = teacher.exp()
+            divergence += teacher.sub_(soft_student).mul_(probability).masked_fill_(padding_R1, 0.0).sum()
+            if learns:
+                towards_teacher = soft_student.exp().sub_(probability).mul_(coefficients[1] / temperature)
+                ones_R1 = torch.ones_like(label_R1, dtype=student.dtype)
+                gradient = (
+                    student.exp_().scatter_add_(1, label_R1, -ones_R1).mul_(coefficients[0]).add_(towards_teacher)
+                )
+                gradient_NV[part] = gradient.masked_fill_(padding_R1, 0.0)
+        ctx.gradient_NV = gradient_NV if learns else None
+        ctx.mark_non_differentiable(task, divergence)
+        return coefficients[0] * task + coefficients[1] * divergence, task, divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None  # one backward pass: it is scaled in place
+        assert gradient_NV is not None, "the gradient is used up"
+        return gradient_NV.mul_(of_loss.to(gradient_NV.dtype)), None, None, None, None
+
+
+def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:
+    """Squared error of hidden states, a mean over the width, summed where the mask is true, divided by `items`.
+
+    L is S or T; `items` is the number of real positions in the whole update, None those of this batch.
+    """
+    difference_ND = student_BLD[mask_BL].float() - teacher_BLD[mask_BL].float()
+    return difference_ND.square().mean(-1).sum() / (mask_BL.sum() if items is None else items)
+
+
+def _items(labels_BT: Tensor, items: Tensor | int | None) -> Tensor | int:
+    return (labels_BT != IGNORED).sum().clamp(min=1) if items is None else items
+
+
+def share_of_update(labels_BT: Tensor, items: Tensor | int | None) -> Tensor:
+    """The fraction of an update's real target tokens that this micro-batch holds; 1 where `items` is None."""
+    here = (labels_BT != IGNORED).sum()
+    return here / items if items is not None else torch.ones((), device=labels_BT.device)

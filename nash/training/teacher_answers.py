@@ -1,0 +1,65 @@
+"""Sequence-level distillation (Kim and Rush, 2016): the student learns the teacher's own answers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from model_store.model.model import Model
+from nash.data.rows import Row
+from nash.measuring.assess import evaluation_config
+from nash.measuring.evaluate import predict
+from nash.recipes.recipe import DataRecipe
+from nash.run.progress import Stage
+from server.engine.interface.config import EngineConfig
+
+FILE = "teacher_answers.jsonl"  # in the folder of the run, or of its sweep: one text a row, in the rows' order
+_CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
+
+
+def with_teacher_answers(
+    rows: Sequence[Row], teacher: Model, data: DataRecipe, out: Path, console: Console
+) -> list[Row]:
+    """The rows with the answer of the `teacher` as their only target.
+
+    A row to which it answers nothing keeps its targets. Answers are kept in `out`; those that are there already are
+    not made again.
+    """
+    config = evaluation_config(data)
+    answers = _whole_lines(out / FILE)
+    if len(answers) < len(rows):
+        title = "the teacher answers the training rows"
+        with Stage(title, console, len(rows), done=len(answers), unit="rows") as stage:
+            _answer(rows, answers, teacher, config, out / FILE, stage)
+    return [
+        replace(row, targets=(answer,)) if answer.strip() else row for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def _answer(
+    rows: Sequence[Row], answers: list[str], teacher: Model, config: EngineConfig, file: Path, stage: Stage
+) -> None:
+    """Make the answers to the rows behind those that are there, and add them to these and to the file."""
+    while len(answers) < len(rows):
+        there = len(answers)
+
+        def watch(done: int, _: int, there: int = there) -> None:
+            stage.update(there + done)
+
+        made = predict(teacher, [row.source for row in rows[there : there + _CHUNK_ROWS]], config, watch)
+        with file.open("a", encoding="utf-8") as kept:
+            kept.write("".join(json.dumps(answer) + "\n" for answer in made))
+        answers += made
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The answers in a file; what a kill left of a line is cut off it."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,1 @@
+"""A vocabulary trimmed to a task, and the `tokenizer.json` that goes with it."""

@@ -1,0 +1,69 @@
+"""From an error to its answer: a status and `{"error", "error_type"}`."""
+
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from server.api.http.json_response import AsciiJsonResponse
+from server.errors import (
+    BodyTooLargeError,
+    ClientGoneError,
+    InternalError,
+    MethodNotAllowedError,
+    NotFoundError,
+    RequestError,
+)
+
+
+def error_document(error: RequestError) -> dict[str, Any]:
+    """What callers read, as a body and as an event of a stream."""
+    return {"error": str(error), "error_type": error.error_type}
+
+
+def error_response(error: RequestError) -> Response:
+    """The whole answer, with Retry-After where coming back makes sense."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, BodyTooLargeError):
+        headers["connection"] = "close"  # or the client could go on sending what nobody reads
+    return AsciiJsonResponse(error_document(error), status_code=error.status, headers=headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every RequestError that a route raises, and what the router itself refuses."""
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The router raises these alone: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        response = error_response(MethodNotAllowedError(f"{request.method} {path} is not served: use {allowed}"))
+        response.headers["allow"] = allowed
+        return response
+    return error_response(NotFoundError(f"{path} is not served: GET /openapi.json lists what is"))
+
+
+async def _on_client_disconnect(request: Request, error: Exception) -> Response:
+    """The client went away while it was still sending; nobody reads this."""
+    return error_response(ClientGoneError("the client closed its connection"))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """A fault of this program: the log has the traceback, the caller is told nothing of our insides."""
+    return error_response(InternalError("an internal error, the server's log says more: report it to the operator"))

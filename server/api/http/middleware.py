@@ -1,0 +1,156 @@
+"""What every request passes before its route, as plain ASGI; their order stands in `app.py`."""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.http.errors import error_response
+from server.api.http.keys import KeyRing
+from server.api.http.keys import Scope as KeyScope
+from server.errors import BodyTooLargeError, ForbiddenError, RequestError
+from server.frontend.service import Service
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_OPEN_PATHS = ("/", "/health", "/health/ready")  # no key needed to read these, nor what begins with the next
+_OPEN_PREFIX = "/page/"
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class RequestId:
+    """Gives every answer an `x-request-id`: the caller's own, else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class HeadAsGet:
+    """Answers HEAD where GET is served: watchers ask for no more than the status. The server drops the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
+class SameSite:
+    """Refuses what a web page of another site could send to a server on this machine.
+
+    Without keys, being able to connect is all that a caller needs, and every page in a browser on this machine is
+    able to: by name (DNS rebinding shows in Host) or across origins (shows in Origin).
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str) -> None:
+        self._app = app
+        self._names = _LOOPBACK_NAMES | {host}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(Headers(scope=scope))
+            except ForbiddenError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: Headers) -> None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if _host_name(host) not in self._names:
+            raise ForbiddenError(
+                f"Host {host!r} is not this machine: call 127.0.0.1 or localhost, "
+                "or start the server with --api-keys or --allow-unauthenticated"
+            )
+        if origin is not None and origin.lower() != f"http://{host.lower()}":
+            raise ForbiddenError(f"Origin {origin!r} is another site: call from the page at http://{host}/")
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+class KeyCheck:
+    """Asks for a key, except for health and the page's own files."""
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_open(scope):
+            try:
+                self._keys.check(Headers(scope=scope).get("authorization"), KeyScope.INFER)
+            except RequestError as error:
+                response = error_response(error)
+                response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    return scope["method"] == "GET" and (path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX))
+
+
+class OpenRequests:
+    """Counts what is under way, and refuses what begins after the server was told to stop."""
+
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            with self._service.open_request():
+                await self._app(scope, receive, send)
+        except RequestError as error:
+            await error_response(error)(scope, receive, send)
+
+
+class BodyLimit:
+    """Counts the bytes of a body as they come, whatever its headers claim."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._max_bytes:
+                raise BodyTooLargeError(f"the body has more than {self._max_bytes} bytes: send less at once")
+            return message
+
+        await self._app(scope, receive_counted, send)

@@ -1,0 +1,1 @@
+"""A file a group of routes, and the documents that they answer with."""

@@ -1,0 +1,183 @@
+"""`POST /compare`: one request on several variants, one after the other, with the speed-up and the agreement.
+
+Request: `{"inputs": str, "parameters"?: {...}, "models"?: [REF, ...], "stream"?: bool}`. Without `models` it is every
+loaded variant of the first loaded model's family, in the order of the command line.
+
+The document, which is the whole answer where `stream` is false:
+
+    {"baseline": "g2p@dense",
+     "results": [{"ref": "g2p@dense", "model": "g2p", "variant": "dense",
+                  "generated_text": "HH AH L OW",
+                  "timings": {"queue_ms", "encode_ms", "decode_ms", "total_ms",
+                              "time_to_first_token_ms", "time_per_output_token_ms"},
+                  "finish_reason": "eos_token", "generated_tokens": 5, "seed": null,
+                  "speedup": 1.0,
+                  "agreement": {"exact": true, "rouge_l": 1.0, "token_edit_distance": 0}},
+                 ...]}
+
+`results` stand in the order in which the variants ran, all with the same parameters; where they sample and no seed
+was given, all with the one that was drawn for the first, `seed`. `sequences` and `details` are there as in `/generate`.
+The baseline is the dense variant, else the first; its own speedup is 1.0 and it agrees with itself. `speedup` = the
+baseline's (total - queue) over the variant's. `time_per_output_token_ms` is null where there was one token. `rouge_l`
+is the F-measure over words parted by white space, `token_edit_distance` counts the vocabulary's tokens (the end token
+is left out).
+
+With `"stream": true` the answer is a stream of server-sent events, `data:{...}` and an empty line each. Which event
+it is shows in its keys:
+
+    has "token":          {"ref", "model", "variant", "index": 1, "at_ms": 5.31,
+                           "token": {"id": 12, "text": "HH", "logprob": -0.02, "special": false}}
+                          one token of one variant; index counts from 1 within the variant; at_ms is when the engine
+                          made it, on the clock of the timings; the texts of one variant, joined, are its
+                          generated_text (the end token is special and has the text "")
+    has "generated_text": {"ref", "model", "variant", "generated_text", "timings", "finish_reason",
+                           "generated_tokens", "seed"}
+                          this variant is done, once for each; the next one begins after it
+    has "results":        the document above; the last event of a stream that went well
+    has "error":          {"error", "error_type"} and, where it was one variant's, "ref", "model", "variant";
+                          the last event of a stream that did not
+
+A line that starts with a colon is a keep-alive comment. An error before the first event is an ordinary HTTP error.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.http.disconnect import unless_gone
+from server.api.http.errors import error_document
+from server.api.http.json_response import AsciiJsonResponse
+from server.api.http.sse import EventStreamResponse, made_ahead
+from server.api.request.bodies import read_comparison, text_request
+from server.api.request.schemas import CompareRequest
+from server.api.routes.answers import Answer, streamed_tokens
+from server.api.routes.documents import (
+    answers_of,
+    is_several,
+    names_document,
+    sequence_documents,
+    timings_document,
+    whole_details_document,
+)
+from server.errors import RequestError
+from server.frontend.generation import Generation
+from server.frontend.routing import dense_or_first
+from server.frontend.service import Service
+from server.frontend.variant import Variant
+from server.messages import Finished
+from server.text.agreement import agreement
+
+
+def compare_routes(service: Service) -> APIRouter:
+    """The comparing route of one service."""
+    router = APIRouter()
+
+    @router.post("/compare")
+    async def compare(request: Request) -> Response:
+        """Run one text on several variants and say how much faster each is, and how much they agree."""
+        body, variants = await read_comparison(request, service)
+        events = _events(service, body, variants)
+        if body.stream:
+            # Comparisons run one at a time: a client that does not read must not keep the others waiting.
+            return EventStreamResponse(made_ahead(events), keep_alive_s=service.settings.keep_alive_s)
+        return AsciiJsonResponse(await unless_gone(request, _last(events)))
+
+    return router
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one variant made of the text."""
+
+    variant: Variant
+    generation: Generation
+    finished: Finished
+    best: Answer
+    details: bool  # whether they were asked for
+
+    @property
+    def working_ms(self) -> float:
+        """Its time without the queue."""
+        return self.finished.timings.total_ms - self.finished.timings.queue_ms
+
+    @property
+    def plain_tokens(self) -> list[str]:
+        """The tokens of its best answer without the special ones, written out: a variant may number them anew."""
+        tokens, codec = self.finished.tokens[: self.best.generated_tokens], self.variant.codec
+        return [codec.piece(token) for token in tokens if not codec.is_special(token)]
+
+    def document(self) -> dict[str, Any]:
+        """What it made, without its names."""
+        document = {
+            "generated_text": self.best.text,
+            "timings": timings_document(self.finished.timings),
+            "finish_reason": self.best.finish_reason.value,
+            "generated_tokens": self.best.generated_tokens,
+            "seed": self.generation.submit.parameters.seed,
+        }
+        if is_several(self.generation):
+            answers = answers_of(self.variant, self.generation, self.finished, details=False)
+            document["sequences"] = sequence_documents(answers)
+        if self.details:
+            document["details"] = whole_details_document(self.generation, self.best)
+        return document
+
+
+async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            last = event
+    return last
+
+
+async def _events(service: Service, body: CompareRequest, variants: Sequence[Variant]) -> AsyncIterator[dict[str, Any]]:
+    """The events of a streamed comparison; without `stream` only those that are not tokens."""
+    stream, details = bool(body.stream), bool(body.generation.details)
+    asked = text_request([body.inputs], ["inputs"], body.generation, logprobs=stream or details, stream=stream)
+    answers: list[_Answer] = []
+    begun = False
+    async with service.comparisons.turn():
+        for variant in variants:
+            names = names_document(variant)
+            try:
+                (generation,) = await variant.admit(asked, "compare")
+                if (seed := generation.submit.parameters.seed) is not None:  # drawn for one, it is that of all
+                    asked = replace(asked, given={**asked.given, "seed": seed})
+                async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
+                    async for token in tokens:
+                        if stream:
+                            event = {"index": token.index, "at_ms": round(token.at_ms, 3), "token": token.document}
+                            yield {**names, **event, **({"top_tokens": token.top_tokens} if token.top_tokens else {})}
+                            begun = True
+                        if token.end is not None:
+                            answers.append(_Answer(variant, generation, *token.end, details))
+            except RequestError as error:
+                if not (stream and begun):
+                    raise
+                yield {**error_document(error), **names}
+                return
+            yield {**names, **answers[-1].document()}
+            begun = True
+    yield _comparison(answers)
+
+
+def _comparison(answers: Sequence[_Answer]) -> dict[str, Any]:
+    """The document of the module's docstring."""
+    by_variant = {answer.variant: answer for answer in answers}
+    baseline = by_variant[dense_or_first([answer.variant for answer in answers])]
+    results = []
+    for answer in answers:
+        agreed = agreement(answer.best.text, answer.plain_tokens, baseline.best.text, baseline.plain_tokens)
+        results.append(
+            {
+                **names_document(answer.variant),
+                **answer.document(),
+                "speedup": round(baseline.working_ms / answer.working_ms, 4),
+                "agreement": {**agreed._asdict(), "rouge_l": round(agreed.rouge_l, 4)},
+            }
+        )
+    return {"baseline": baseline.variant.ref, "results": results}

@@ -1,0 +1,87 @@
+"""From what an engine made to what callers read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from server.api.routes.answers import Answer, spell
+from server.engine.interface.results import Timings
+from server.frontend.generation import Generation
+from server.frontend.variant import Variant
+from server.messages import Finished
+
+
+def names_document(variant: Variant) -> dict[str, Any]:
+    """Which variant answered."""
+    return {"model": variant.model, "variant": variant.variant, "ref": variant.ref}
+
+
+def timings_document(timings: Timings) -> dict[str, Any]:
+    """Milliseconds, to the microsecond."""
+    return {name: None if value is None else round(value, 3) for name, value in vars(timings).items()}
+
+
+def answer_document(variant: Variant, generation: Generation, finished: Finished, *, details: bool) -> dict[str, Any]:
+    """One whole answer of `/generate`."""
+    best, *others = answers_of(variant, generation, finished, details=details)
+    document = {
+        "generated_text": best.text,
+        **names_document(variant),
+        "timings": timings_document(finished.timings),
+    }
+    if is_several(generation):
+        document["sequences"] = sequence_documents([best, *others])
+    if details:
+        document["details"] = whole_details_document(generation, best)
+        if others:
+            document["details"]["best_of_sequences"] = [
+                {"generated_text": other.text, **whole_details_document(generation, other)} for other in others
+            ]
+    return document
+
+
+def answers_of(variant: Variant, generation: Generation, finished: Finished, *, details: bool) -> list[Answer]:
+    """All answers of a generation, best first."""
+    return [spell(variant, generation, hypothesis, details=details) for hypothesis in finished.hypotheses]
+
+
+def is_several(generation: Generation) -> bool:
+    """Whether more than one answer was asked for."""
+    return generation.submit.parameters.num_return_sequences > 1
+
+
+def sequence_documents(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """The answers where more than one was asked for."""
+    return [{"generated_text": answer.text, "score": answer.score} for answer in answers]
+
+
+def details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
+    """How it ended, in the words of text-generation-inference; with the score, where it was not the only candidate."""
+    document = {
+        "finish_reason": answer.finish_reason.value,
+        "generated_tokens": answer.generated_tokens,
+        "seed": generation.submit.parameters.seed,
+        "input_length": len(generation.submit.source_ids),
+    }
+    return document if answer.score is None else {**document, "score": answer.score}
+
+
+def whole_details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
+    """The same with the tokens, which must have been asked for."""
+    document = {**details_document(generation, answer), "prefill": [], "tokens": answer.tokens}
+    return {**document, "top_tokens": answer.top_tokens} if answer.top_tokens else document
+
+
+def timing_headers(generations: Sequence[Generation], finished: Sequence[Finished]) -> dict[str, str]:
+    """The headers of text-generation-inference, whole milliseconds; of a list, its slowest item and its sums."""
+    total_ms = max(each.timings.total_ms for each in finished)
+    queue_ms = max(each.timings.queue_ms for each in finished)
+    inference_ms = max(each.timings.total_ms - each.timings.queue_ms for each in finished)
+    generated = sum(len(each.tokens) for each in finished)
+    return {
+        "x-total-time": str(round(total_ms)),
+        "x-queue-time": str(round(queue_ms)),
+        "x-inference-time": str(round(inference_ms)),
+        "x-time-per-token": str(round(inference_ms / generated)),
+        "x-prompt-tokens": str(sum(len(each.submit.source_ids) for each in generations)),
+        "x-generated-tokens": str(generated),
+    }

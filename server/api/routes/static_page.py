@@ -1,0 +1,69 @@
+"""`GET /` and `/page/NAME`: the comparison page, from the files of the package folder `page`."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.errors import NotFoundError
+
+_FOLDER = Path(__file__).parents[1] / "page"
+_INDEX = "index.html"
+_TYPES = {  # by hand: the tables of Python and of machines differ
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+_HEADERS = {
+    "cache-control": "no-cache",  # kept, and asked for again with its ETag: an upgrade shows at once
+    "content-security-policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def page_routes() -> APIRouter:
+    """The page's routes; its files are read once, now."""
+    router = APIRouter(include_in_schema=False)
+    files = {path.name: _read(path) for path in _FOLDER.iterdir() if path.is_file()}
+
+    @router.get("/")
+    async def index(request: Request) -> Response:
+        return _answer(request, files[_INDEX])
+
+    @router.get("/page/{name}")
+    async def asset(request: Request, name: str) -> Response:
+        if name not in files:
+            raise NotFoundError(f"/page/{name} is no part of the page")
+        return _answer(request, files[name])
+
+    return router
+
+
+def _read(path: Path) -> _File:
+    content = path.read_bytes()
+    return _File(
+        content=content,
+        media_type=_TYPES.get(path.suffix, "application/octet-stream"),
+        etag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+    )
+
+
+def _answer(request: Request, file: _File) -> Response:
+    headers = {**_HEADERS, "etag": file.etag}
+    if request.headers.get("if-none-match") == file.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.media_type, headers=headers)

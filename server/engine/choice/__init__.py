@@ -1,0 +1,1 @@
+"""What each sequence goes on with: rules on scores, sampling, beam search, transformers' in all."""

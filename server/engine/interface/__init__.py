@@ -1,0 +1,1 @@
+"""What callers share with the engine: parameters, limits, defaults, results. Needs no torch."""

@@ -1,0 +1,1 @@
+"""What the machine has: processors and their instructions, caches, memory, CUDA devices."""

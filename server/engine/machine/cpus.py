@@ -1,0 +1,135 @@
+"""What processor this machine has, and how much of it this process may use. Needs no torch."""
+
+import os
+import platform
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+# Of the many names in /proc/cpuinfo those that decide how a model is computed, as the kernel writes them.
+_INSTRUCTION_SETS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+
+# What oneDNN, and with it PyTorch, leaves unused by each value of ONEDNN_MAX_CPU_ISA, by the beginnings of names.
+_UNUSED_BELOW = {
+    "SSE41": ("avx", "fma", "amx"),
+    "AVX": ("avx", "fma", "amx"),
+    "AVX2": ("avx512", "avx_vnni", "amx"),
+    "AVX2_VNNI": ("avx512", "amx"),
+    "AVX2_VNNI_2": ("avx512", "amx"),
+    "AVX512_CORE": ("avx512_", "amx"),
+    "AVX512_CORE_VNNI": ("avx512_bf16", "avx512_fp16", "amx"),
+    "AVX512_CORE_BF16": ("avx512_fp16", "amx"),
+}
+
+
+@cache
+def processor_features() -> frozenset[str]:
+    """What Linux says that this processor can do; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself; "unknown" where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
+    return next(names, "") or platform.processor() or "unknown"
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Which of those that matter here the processor has; none where the system does not tell."""
+    found = processor_features()
+    return tuple(name for name in _INSTRUCTION_SETS if name in found)
+
+
+def torch_instruction_sets() -> tuple[str, ...]:
+    """Those that PyTorch's products may use: the variable ONEDNN_MAX_CPU_ISA holds them to fewer."""
+    unused = _UNUSED_BELOW.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), ())
+    return tuple(name for name in instruction_sets() if not name.startswith(unused))
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """How many threads can run at once in this process: its cores, or fewer by a cgroup's quota; at least 1.
+
+    Of a quota of one and a half, one: a second thread would be stopped for half of the time, and the first waits for it
+    at the end of every operation.
+    """
+    quota = cpu_quota(root)
+    return available_cores() if quota is None else max(1, min(available_cores(), int(quota)))
+
+
+def allowed_cpus() -> frozenset[int]:
+    """Numbers of the cores that the scheduler may put this process on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def available_cores() -> int:
+    """How many they are."""
+    return len(allowed_cpus())
+
+
+def share_of_the_machine() -> str:
+    """What `usable_cpus` counts, for messages."""
+    cores, quota = available_cores(), cpu_quota()
+    counted = "1 core" if cores == 1 else f"{cores} cores"
+    return counted if quota is None else f"{counted}, held to {quota:g} by its cgroup"
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Processor time that this process's cgroups may take, in cores; None where nothing limits it.
+
+    `root` is where proc and sys are.
+    """
+    quotas = [_quota_of(folder) for folder in _cgroup_folders(root)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def numa_nodes(root: Path = Path("/")) -> int:
+    """How many parts the memory has, each near to some of the cores; 1 where the system does not tell."""
+    return max(1, len([*(root / "sys/devices/system/node").glob("node[0-9]*")]))
+
+
+def _cgroup_folders(root: Path) -> Iterator[Path]:
+    """This process's groups and all above them, for each limits those below.
+
+    Inside a container /proc may name a folder that only the host sees; the groups' root is the container's own then.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers  # without controllers: version 2
+        own = mount / name.lstrip("/")
+        yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(mount))
+
+
+def _quota_of(folder: Path) -> float | None:
+    """In cores; of version 2 `cpu.max` says it ("max 100000"), of version 1 two files do, and -1 is no limit."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota, period = ((folder / f"cpu.cfs_{key}_us").read_text(encoding="ascii") for key in ("quota", "period"))
+        return float(quota) / float(period) if quota != "max" and float(quota) > 0 else None
+    except (OSError, ValueError):
+        return None

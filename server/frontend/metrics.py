@@ -1,0 +1,188 @@
+"""The server's Prometheus metrics. Labels come from loaded models alone; every child is created when a model loads.
+
+Headline ratios are meant to be read from `_sum / _count`, which is exact; the buckets resolve a millisecond.
+"""
+
+from dataclasses import dataclass
+from itertools import takewhile
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+from server.engine.interface.results import Timings
+from server.messages import Ready, Stats
+
+OUTCOMES = ("ok", "client_error", "rejected", "timeout", "cancelled", "error")
+MODES = ("unary", "stream", "compare")
+PATHS = ("graph", "eager")  # of a decode step, where an engine records graphs
+UNKNOWN = "_unknown"  # model and variant of what was refused before a variant was known
+
+_LABELS = ("model", "variant")
+
+
+def geometric_buckets(least: float, most: float, factor: float = 1.2) -> tuple[float, ...]:
+    """Bounds from `least` on, each `factor` times the one before, the last at least `most`."""
+    bounds = [least]
+    while bounds[-1] < most:
+        bounds.append(float(f"{bounds[-1] * factor:.4g}"))
+    return tuple(bounds)
+
+
+def decimal_buckets(most: int) -> tuple[float, ...]:
+    """1, 2, 5, 10, 20, 50, ... up to `most`."""
+    bounds = (step * 10**power for power in range(12) for step in (1.0, 2.0, 5.0))
+    return tuple(takewhile(lambda bound: bound <= most, bounds))
+
+
+_REQUEST_BUCKETS = geometric_buckets(0.001, 10.0)
+_TOKEN_BUCKETS = geometric_buckets(0.0001, 1.0)
+_COUNT_BUCKETS = decimal_buckets(10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """The labels of nash_model_info."""
+
+    version: str
+    digest: str
+    parent: str
+    decoder_layers: int
+    encoder_sparsity: float
+    dtype: str
+    baseline: bool  # whether the other variants of the model are compared with it
+    engine: str  # what computes it: `native-SET` or `torch`
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """In Prometheus' manner: texts alone, truth as true and false."""
+        values = vars(self).items()
+        return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values}
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        ProcessCollector(registry=registry)
+        self.requests = self._counter("requests", "Generations, by how they ended", "outcome")
+        self.duration = self._histogram(
+            "request_duration_seconds", "Arrival of the request, its body read, to its answer", _REQUEST_BUCKETS, "mode"
+        )
+        self.first_token = self._histogram("time_to_first_token_seconds", "Arrival to first token", _REQUEST_BUCKETS)
+        self.output_token = self._histogram(
+            "time_per_output_token_seconds", "Mean gap between a generation's tokens", _TOKEN_BUCKETS
+        )
+        self.queue = self._histogram("queue_seconds", "Arrival to a slot", _REQUEST_BUCKETS)
+        self.encode = self._histogram("encode_seconds", "One encoder batch", _REQUEST_BUCKETS)
+        self.decode_step = self._histogram("decode_step_seconds", "One step of the whole batch", _TOKEN_BUCKETS)
+        self.batch_size = self._histogram("batch_size", "Sequences in a decode step", _COUNT_BUCKETS)
+        self.source_tokens = self._histogram("source_tokens", "Source tokens of a generation", _COUNT_BUCKETS)
+        self.generated_tokens = self._histogram("generated_tokens", "Tokens that a generation made", _COUNT_BUCKETS)
+        self.tokens = self._counter("tokens", "Tokens through the engine", "direction")
+        self.graph_steps = self._counter("graph_steps", "Decode steps, replayed from a graph or not", "path")
+        self.restarts = self._counter("worker_restarts", "Workers that had died and were started again")
+        self.running = self._gauge("requests_running", "Generations that hold a slot")
+        self.waiting = self._gauge("requests_waiting", "Generations that wait for a slot")
+        self.slots = self._gauge("slots", "Generations that can run at once")
+        self.cache_used = self._gauge("cache_used_ratio", "Used part of the attention caches", "kind")
+        self.memory = self._gauge("model_memory_bytes", "Memory of the model's worker", "kind")
+        self.load = self._gauge("model_load_seconds", "Time that the last load took, imports included")
+        self.info = Info("nash_model", "What is loaded", _LABELS, registry=registry)
+        for outcome in OUTCOMES:
+            self.requests.labels(UNKNOWN, UNKNOWN, outcome)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry, buckets=buckets)
+
+    def refused(self, outcome: str) -> None:
+        """Count a request that ended before its variant was known."""
+        self.requests.labels(UNKNOWN, UNKNOWN, outcome).inc()
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class VariantMetrics:
+    """The children of one loaded variant."""
+
+    def __init__(self, metrics: Metrics, model: str, variant: str, description: ModelDescription) -> None:
+        own = (model, variant)
+        self._requests = {outcome: metrics.requests.labels(*own, outcome) for outcome in OUTCOMES}
+        self._duration = {mode: metrics.duration.labels(*own, mode) for mode in MODES}
+        self._first_token = metrics.first_token.labels(*own)
+        self._output_token = metrics.output_token.labels(*own)
+        self._queue = metrics.queue.labels(*own)
+        self._encode = metrics.encode.labels(*own)
+        self._decode_step = metrics.decode_step.labels(*own)
+        self._batch_size = metrics.batch_size.labels(*own)
+        self._source_tokens = metrics.source_tokens.labels(*own)
+        self._generated_tokens = metrics.generated_tokens.labels(*own)
+        self._tokens = {kind: metrics.tokens.labels(*own, kind) for kind in ("source", "padding", "generated")}
+        self._own = own
+        self._graph_steps = metrics.graph_steps
+        self._restarts = metrics.restarts.labels(*own)
+        self._running = metrics.running.labels(*own)
+        self._waiting = metrics.waiting.labels(*own)
+        self._slots = metrics.slots.labels(*own)
+        self._cache_used = {kind: metrics.cache_used.labels(*own, kind) for kind in ("self", "cross")}
+        self._memory = {kind: metrics.memory.labels(*own, kind) for kind in ("weights", "cache", "peak")}
+        self._load = metrics.load.labels(*own)
+        metrics.info.labels(*own).info(description.labels)
+
+    def ended(self, outcome: str, generations: int = 1) -> None:
+        """Count generations that ended in `outcome`, refused ones included."""
+        self._requests[outcome].inc(generations)
+
+    def answered(self, mode: str, duration_s: float, timings: Timings, source: int, generated: int) -> None:
+        """Count one generation that went well, with its times and its numbers of tokens."""
+        self.ended("ok")
+        self._duration[mode].observe(duration_s)
+        self._first_token.observe(timings.time_to_first_token_ms / 1e3)
+        if timings.time_per_output_token_ms is not None:
+            self._output_token.observe(timings.time_per_output_token_ms / 1e3)
+        self._queue.observe(timings.queue_ms / 1e3)
+        self._source_tokens.observe(source)
+        self._generated_tokens.observe(generated)
+
+    def loaded(self, ready: Ready) -> None:
+        """Note what a worker said when its model was loaded."""
+        self._slots.set(ready.limits.slots)
+        self._load.set(ready.load_s)
+        for kind, count in ready.memory_bytes.items():
+            self._memory[kind].set(count)
+
+    def restarted(self) -> None:
+        """Count a worker that died; nothing runs until the next one is loaded."""
+        self._restarts.inc()
+        self._running.set(0)
+        self._waiting.set(0)
+        for ratio in self._cache_used.values():
+            ratio.set(0.0)
+
+    def observe(self, stats: Stats) -> None:
+        """Take in what a worker did since it last said so."""
+        for seconds in stats.decode_step_s:
+            self._decode_step.observe(seconds)
+        for seconds in stats.encode_s:
+            self._encode.observe(seconds)
+        for size in stats.batch_sizes:
+            self._batch_size.observe(size)
+        self._tokens["source"].inc(stats.source_tokens)
+        self._tokens["padding"].inc(stats.padding_tokens)
+        self._tokens["generated"].inc(stats.generated_tokens)
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        for kind, ratio in stats.cache_used_ratio.items():
+            self._cache_used[kind].set(ratio)
+        self._memory["peak"].set(stats.peak_bytes)
+        if stats.steps_by_path:  # whoever has graphs has both children from the first step on, and others none
+            for path in PATHS:
+                self._graph_steps.labels(*self._own, path).inc(stats.steps_by_path.get(path, 0))

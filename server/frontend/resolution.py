@@ -1,0 +1,119 @@
+"""From what `--model` asks for to a verified model and the names that the variant goes by."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model_store.find import FoundModel, find_model
+from model_store.model.model import TOKENIZER, WEIGHTS
+from model_store.store import Store
+from model_store.version.quality import QualityRecord
+from model_store.version.ref import Ref
+from server.engine.capabilities import AUTO, check_calibrated, engine_name, why_not
+from server.engine.dtype_choice import with_dtype
+from server.engine.errors import LoadError
+from server.errors import SettingsError
+from server.settings import ModelRequest
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedVariant:
+    """One model to load. `model` and `variant` are its labels everywhere, `ref` is what callers name it by."""
+
+    ref: str
+    model: str
+    variant: str
+    found: FoundModel
+    request: ModelRequest  # as it will be loaded: its dtype is never "auto", its lengths are those that the model has
+    dtype_why: str  # why it is this dtype
+    engine: str  # what will run it: `native-SET` or `torch`
+
+    @property
+    def version(self) -> int | None:
+        """Its number in the store; None for a model from outside."""
+        return None if self.found.version is None else self.found.version.version
+
+    @property
+    def digest(self) -> str | None:
+        """Of its manifest."""
+        return None if self.found.version is None else self.found.version.digest
+
+    @property
+    def parent(self) -> str | None:
+        """The digest of the version that it was made from."""
+        return None if self.found.version is None else self.found.version.manifest.lineage.parent
+
+    @property
+    def parameters(self) -> int | None:
+        """As its manifest has them."""
+        return None if self.found.version is None else self.found.version.manifest.spec.parameters
+
+
+def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[ResolvedVariant, ...]:
+    """Find and verify every model that was asked for, in that order.
+
+    Raises:
+        ModelStoreError: a REF that is not in the store, damaged files, an architecture that is not supported.
+        SettingsError: two of them would have the same name, or this machine has not what one of them asks for.
+    """
+    resolved: dict[str, ResolvedVariant] = {}
+    for request in requests:
+        variant = _resolve(request, store)
+        if variant.ref in resolved:
+            other = resolved[variant.ref].request.ref
+            raise SettingsError(f"{request.ref} and {other} are both {variant.ref}: give one")
+        resolved[variant.ref] = variant
+        config = variant.request.engine
+        _logger.info("%s runs in %s on %s (%s)", variant.ref, config.dtype, variant.engine, variant.dtype_why)
+    return tuple(resolved.values())
+
+
+def _resolve(request: ModelRequest, store: Store) -> ResolvedVariant:
+    found = find_model(request.ref, store)
+    ref, name, variant = _labels(found)
+    records: Sequence[QualityRecord] = ()
+    if found.version is not None and request.engine.dtype == AUTO:  # a damaged record is in nobody's way who names one
+        records = store.quality(found.version.ref)
+    request, why, engine = _settled(request, found, records)
+    return ResolvedVariant(
+        ref=ref, model=name, variant=variant, found=found, request=request, dtype_why=why, engine=engine
+    )
+
+
+def _labels(found: FoundModel) -> tuple[str, str, str]:
+    """The reference, the name and the variant that callers and metrics know a model by."""
+    if found.version is None:
+        model = found.model
+        model.require(WEIGHTS, TOKENIZER)  # the worker would miss them too, seconds later
+        name = re.sub(r"[^a-z0-9._-]+", "-", model.folder.resolve().name.lower()).lstrip("._-")[:64] or "model"
+        variant = "pruned" if model.spec.compact else "dense"
+        return f"{name}@{variant}", name, variant
+    asked = Ref.parse(found.ref)
+    if asked.alias is None or asked.variant is None:
+        return found.version.ref, asked.name, f"v{found.version.version}"
+    return f"{asked.name}@{asked.variant}", asked.name, asked.variant
+
+
+def _settled(
+    request: ModelRequest, found: FoundModel, records: Sequence[QualityRecord]
+) -> tuple[ModelRequest, str, str]:
+    """The request as it will be loaded, why in this dtype, and what will run it.
+
+    A model with so many positions takes no longer sources, whatever was asked for.
+
+    Raises:
+        SettingsError: this machine has not what is asked for.
+    """
+    try:
+        config, choice = with_dtype(request.engine.within(found.model.spec.max_positions), records)
+        refusal = why_not(config)
+        if refusal is None:
+            if config.dtype == "int4":
+                check_calibrated(found.model)
+            return replace(request, engine=config), choice.why, engine_name(config)
+    except LoadError as error:
+        refusal = str(error)
+    raise SettingsError(f"model {request.ref!r}: {refusal}")

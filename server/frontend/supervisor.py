@@ -1,0 +1,270 @@
+"""Keeps the worker of one variant alive and the promises made to its callers.
+
+Every accepted generation ends exactly once. Of a worker that dies, those that have sent nothing yet are run again,
+once; the others fail.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+
+from server.engine.interface.config import EngineConfig
+from server.errors import (
+    ClientGoneError,
+    GenerationError,
+    InvalidRequestError,
+    RequestError,
+    StartError,
+    TimedOutError,
+    UnavailableError,
+)
+from server.frontend.admission import Admission
+from server.frontend.generation import Generation, GenerationRequest, Mode
+from server.frontend.metrics import VariantMetrics
+from server.frontend.worker_process import WorkerProcess
+from server.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Load,
+    LoadFailed,
+    Ready,
+    Report,
+    Stats,
+    Submit,
+    TokenReport,
+    Tokens,
+)
+from server.settings import Settings
+
+_MOST_RUNS = 2
+_LONGEST_PAUSE_S = 30.0
+_ERRORS: dict[str, type[RequestError]] = {
+    "validation": InvalidRequestError,
+    "timeout": TimedOutError,
+    "generation": GenerationError,
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class ModelState(StrEnum):
+    """What `/models` says of a variant."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Supervisor:
+    """One variant's worker, its restarts, and the generations that are under way on it."""
+
+    def __init__(
+        self,
+        ref: str,
+        directory: Path,
+        engine: EngineConfig,
+        settings: Settings,
+        metrics: VariantMetrics,
+        *,
+        worker_module: str = "server.worker",
+    ) -> None:
+        self.state = ModelState.LOADING
+        self.ready: Ready | None = None  # what the present worker said when it had loaded; None while it has not
+        self._ref = ref
+        self._load = Load(directory=str(directory), config=engine)
+        self._settings = settings
+        self._metrics = metrics
+        self._worker_module = worker_module
+        self._admission = Admission(slots=engine.slots, max_queue=settings.max_queue)
+        self._ids = count(1)
+        self._pending: dict[int, Generation] = {}  # accepted and not ended, in the order of arrival
+        self._worker: WorkerProcess | None = None
+        self._load_error: str | None = None
+        self._pause_s = settings.restart_s
+        self._first_ready: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process that runs the engine now."""
+        return None if self._worker is None else self._worker.pid
+
+    async def start(self) -> None:
+        """Start the worker and wait until its model is loaded.
+
+        Raises:
+            StartError: the model cannot be loaded, or the worker died on it.
+        """
+        self._first_ready = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_alive())
+        await self._first_ready
+
+    async def stop(self) -> None:
+        """End the worker and what still runs on it; nothing is accepted any more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self.ready = None
+        self.end_all(UnavailableError("the server is shutting down: send the request again in a moment"))
+        if self._worker is not None:
+            await self._worker.stop()
+
+    def submit(self, requests: Sequence[GenerationRequest], mode: Mode) -> list[Generation]:
+        """Accept all of `requests`, or none.
+
+        Raises:
+            UnavailableError: the model is not loaded at the moment.
+            OverloadedError: the queue has no room.
+        """
+        if self.ready is None or self._worker is None:
+            raise UnavailableError(
+                f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready tells when",
+                retry_after_s=max(1.0, self._pause_s),
+            )
+        self._admission.check(len(self._pending), len(requests))
+        generations = [Generation(self._submission(request), request, mode) for request in requests]
+        loop = asyncio.get_running_loop()
+        for generation in generations:
+            self._pending[generation.submit.id] = generation
+            generation.deadline = loop.call_later(self._settings.total_s, self._expire, generation)
+        self._run(generations)
+        return generations
+
+    def cancel(self, generation: Generation) -> None:
+        """Stop a generation that nobody waits for any more; one that has ended stays as it is."""
+        if generation.submit.id in self._pending:
+            self._forget(generation)
+            self._fail(generation, ClientGoneError("the client closed its connection"))
+
+    def end_all(self, error: RequestError) -> None:
+        """Fail everything that is under way."""
+        for generation in list(self._pending.values()):
+            self._fail(generation, error)
+
+    def _submission(self, request: GenerationRequest) -> Submit:
+        return Submit(
+            id=next(self._ids),
+            source_ids=request.source_ids,
+            parameters=request.parameters,
+            stream=request.stream or request.watch is not None,
+            arrived_s=request.arrived_s,
+            queue_limit_s=self._settings.queue_s,
+        )
+
+    def _run(self, generations: Sequence[Generation]) -> None:
+        assert self._worker is not None
+        for generation in generations:
+            generation.begin()
+        self._worker.send([generation.submit for generation in generations])
+
+    def _forget(self, generation: Generation) -> None:
+        """Let the worker stop, where there is one that has it."""
+        if self._worker is not None and self.ready is not None:
+            self._worker.send([Cancel(id=generation.submit.id)])
+
+    def _fail(self, generation: Generation, error: RequestError) -> None:
+        if self._pending.pop(generation.submit.id, None) is not None:
+            self._metrics.ended(error.outcome)
+            generation.fail(error)
+
+    def _expire(self, generation: Generation) -> None:
+        self._forget(generation)
+        self._fail(
+            generation,
+            TimedOutError(
+                f"the request took more than {self._settings.total_s:g} s: ask for fewer tokens, or send less at once"
+            ),
+        )
+
+    def _on_report(self, report: Report) -> None:
+        match report:
+            case Tokens():
+                for token in report.reports:
+                    if (generation := self._pending.get(token.id)) is not None:
+                        self._take(generation, token)
+            case Finished():
+                if (generation := self._pending.pop(report.id, None)) is not None:
+                    self._answer(generation, report)
+            case Failed():
+                if (generation := self._pending.get(report.id)) is not None:
+                    self._fail(generation, _ERRORS.get(report.kind, GenerationError)(report.error))
+            case Stats():
+                self._metrics.observe(report)
+            case Ready():
+                self._become_ready(report)
+            case LoadFailed():
+                self._load_error = report.error
+
+    def _take(self, generation: Generation, token: TokenReport) -> None:
+        if (stopped := generation.push(token)) is not None:
+            self._forget(generation)
+            del self._pending[token.id]
+            self._answer(generation, stopped)
+
+    def _answer(self, generation: Generation, finished: Finished) -> None:
+        self._pause_s = self._settings.restart_s  # the worker works
+        self._admission.finished()
+        self._metrics.answered(
+            generation.mode,
+            time.monotonic() - generation.submit.arrived_s,
+            finished.timings,
+            source=len(generation.submit.source_ids),
+            generated=len(finished.tokens),
+        )
+        generation.finish(finished)
+
+    def _become_ready(self, ready: Ready) -> None:
+        self.ready = ready
+        self.state = ModelState.READY
+        self._metrics.loaded(ready)
+        assert self._first_ready is not None
+        if not self._first_ready.done():
+            self._first_ready.set_result(None)
+        self._run(list(self._pending.values()))
+
+    async def _keep_alive(self) -> None:
+        """Start workers, one after the other, for as long as the server runs."""
+        assert self._first_ready is not None
+        while True:
+            self.state, self._load_error = ModelState.LOADING, None
+            how = await self._live_once()
+            self._worker = self.ready = None
+            self.state = ModelState.FAILED
+            reason = self._load_error or f"its worker {how}; the lines above say more"
+            if not self._first_ready.done():
+                self._first_ready.set_exception(StartError(f"{self._ref} cannot be loaded: {reason}"))
+                return
+            _logger.error("%s: its worker %s, the next one starts in %g s", self._ref, how, self._pause_s)
+            self._metrics.restarted()
+            self._drop_what_cannot_run_again(how)
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+
+    async def _live_once(self) -> str:
+        """One life of a worker; how it ended."""
+        try:
+            self._worker = await WorkerProcess.spawn(self._worker_module, self._environment(), self._on_report)
+        except OSError as error:  # no descriptors, processes or memory left: they may come free
+            return f"could not be started ({error.strerror})"
+        self._worker.send([self._load])
+        return await self._worker.wait()
+
+    def _drop_what_cannot_run_again(self, how: str) -> None:
+        for generation in list(self._pending.values()):
+            if generation.delivered or generation.runs >= _MOST_RUNS:
+                self._fail(generation, GenerationError(f"the worker of {self._ref} {how}: send the request again"))
+
+    def _environment(self) -> dict[str, str]:
+        """What must stand in a worker's environment before it imports torch."""
+        environment = {"HF_HUB_OFFLINE": "1"}  # nothing is downloaded at serve time
+        if self._load.config.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._load.config.threads)
+        return environment

@@ -1,0 +1,141 @@
+"""The method's switches, each in a short run of its own."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from model_store.model.model import Model
+from model_store.store import Store
+from nash.data.rows import Row
+from nash.errors import RequestError
+from nash.measuring.evaluate import predict
+from nash.pruning.prune import prune
+from nash.recipes.recipe import PruneRecipe, build_recipe
+from nash.training.teacher_answers import FILE
+from server.engine.interface.config import EngineConfig
+from tests.nash.tiny_training import build_task_model, task_rows
+
+BASE = {
+    "name": "reverse",
+    "data": {
+        "train": "train.jsonl",
+        "validation": "validation.jsonl",
+        "max_source_tokens": 16,
+        "max_target_tokens": 16,
+    },
+    "pruning": {"encoder_sparsity": 0.4, "decoder_layers": 2},
+    "prune_training": {"max_steps": 3, "batch_size": 8},
+    "final_training": {"max_steps": 2, "batch_size": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    build_task_model(folder / "dense", dropout=0.1)
+    rows = [{"source": row.source, "target": list(row.targets)} for row in task_rows(50)]
+    for split, chosen in {"train": rows[:40], "validation": rows[40:]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return folder
+
+
+def run(task: Path, out: Path, **overrides: Any) -> dict[str, Any]:
+    recipe = recipe_of(task, **overrides)
+    return prune(recipe, out, Store(out.with_name("store")), Console(quiet=True)).document()
+
+
+def recipe_of(task: Path, **overrides: Any) -> PruneRecipe:
+    table = json.loads(json.dumps(BASE)) | {"model": str(task / "dense")}
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return build_recipe(PruneRecipe, table, "of a test", task, dotted)
+
+
+def test_cofi_cuts_both_stacks(task: Path, tmp_path: Path) -> None:
+    run(task, tmp_path / "out", pruning__gated_stacks="both", pruning__gate_sublayers=True, pruning__decoder_layers=3)
+    spec = Model.open(tmp_path / "out" / "model").spec
+    assert len(spec.decoder) == 3
+    widths = [(len(x.self_heads), len(x.cross_heads), x.ffn) for x in spec.decoder]
+    assert widths != [(spec.num_heads, spec.num_heads, spec.decoder_d_ff)] * 3
+
+
+def test_layers_by_what_their_loss_does(task: Path, tmp_path: Path) -> None:
+    """Kept in the folder, and taken from there when the run goes on."""
+    out = tmp_path / "out"
+    run(task, out, pruning__layer_selection="auto", pruning__encoder_sparsity=0.0)
+    chosen = json.loads((out / "layers.json").read_text())
+    assert [layer.origin for layer in Model.open(out / "model").spec.decoder] == chosen
+    others = next(pair for pair in ([0, 1], [1, 2]) if pair != chosen)
+    (out / "layers.json").write_text(json.dumps(others))
+    for stage in ("compact", "model"):
+        for file in (out / stage).iterdir():
+            file.unlink()
+        (out / stage).rmdir()
+    run(task, out, pruning__layer_selection="auto", pruning__encoder_sparsity=0.0)
+    assert [layer.origin for layer in Model.open(out / "model").spec.decoder] == others
+
+
+def test_repair_changes_the_cut_matrices_alone(task: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    found = {}
+    for repaired in (False, True):
+        out = tmp_path / str(repaired) / "out"
+        run(task, out, pruning__repair=repaired)
+        found[repaired] = load_file(out / "compact" / "model.safetensors")
+    assert found[False].keys() == found[True].keys()
+    changed = {name for name, tensor in found[False].items() if not tensor.equal(found[True][name])}
+    assert changed
+    assert all(re.fullmatch(r"encoder\..*\.(o|wo)\.weight", name) for name in changed)
+
+
+def test_the_teachers_own_answers(task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    rows = task_rows(50)[:40]
+    (out / FILE).write_text(json.dumps("kept from before") + "\n" + '"torn')
+    run(task, out, distillation__sequence_level=True)
+    answers = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
+    config = EngineConfig(max_source_tokens=16, max_new_tokens=16)
+    assert answers[0] == "kept from before"
+    assert answers[1:] == predict(Model.open(task / "dense"), [row.source for row in rows[1:]], config)
+
+
+def test_no_final_phase(task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(task, out, final_training__epochs=0.0)
+    assert not (out / "final_log.jsonl").exists()
+    assert Model.open(out / "model").spec == Model.open(out / "compact").spec
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"prune_training__epochs": 0.0}, "leaves the gates untrained"),
+        ({"pruning__layer_selection": "best"}, "layer_selection"),
+        ({"pruning__gated_stacks": "decoder"}, "gated_stacks"),
+        ({"distillation__encoder_matching": "nearest"}, "encoder_matching"),
+    ],
+)
+def test_what_is_refused(task: Path, overrides: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        recipe_of(task, **overrides)
+
+
+def test_a_speed_is_not_asked_of_both_stacks(task: Path) -> None:
+    table = json.loads(json.dumps(BASE)) | {"model": str(task / "dense"), "pruning": {"gated_stacks": "both"}}
+    with pytest.raises(RequestError, match="leave gated_stacks"):
+        build_recipe(PruneRecipe, table, "of a test", task, {"pruning.speedup": 2.0})
+
+
+def test_rows_without_an_answer_keep_their_targets(task: Path, tmp_path: Path) -> None:
+    from nash.training.teacher_answers import with_teacher_answers
+
+    data = recipe_of(task).data
+    rows = [Row(source="a", targets=("x",)), Row(source="b", targets=("y", "z"))]
+    (tmp_path / FILE).write_text('" "\n"found"\n')
+    answered = with_teacher_answers(rows, Model.open(task / "dense"), data, tmp_path, Console(quiet=True))
+    assert answered == [rows[0], Row(source="b", targets=("found",))]

@@ -1,0 +1,192 @@
+"""What each part of a loss does to the gradient, and that accumulation does nothing to it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, set_seed
+
+from nash import precision
+from nash.pruning.student_training import StudentTrainer
+from nash.recipes.recipe import DistillationRecipe, PruningRecipe
+from nash.training.phase import FinetuneTrainer, train
+from tests.nash.tiny_training import build_task_model, finetune_trainer, student_trainer
+
+NO_CLIPPING = 1e9
+PRUNING = PruningRecipe(encoder_sparsity=0.5, sparsity_warmup=0.0, gate_learning_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_task_model(tmp_path_factory.mktemp("model") / "m", dropout=0.0)
+
+
+class Watch(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Keeps, before every update, the gradients that the optimizer is about to use and the rates of its groups."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, Tensor]] = []
+        self.rates: list[list[float]] = []
+
+    def on_pre_optimizer_step(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def run(trainer: FinetuneTrainer) -> None:
+    """To the end, without checkpoints."""
+    trainer.args.save_strategy = "no"
+    train(trainer)
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        size = float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * size + 1e-9, msg=name)
+
+
+@pytest.mark.parametrize("build", [finetune_trainer, student_trainer])
+def test_accumulation_changes_nothing(build: Any, model_dir: Path, tmp_path: Path) -> None:
+    """One batch of eight, and four micro-batches of two, whose numbers of tokens differ."""
+    watches = []
+    for batch_size, accumulation in ((8, 1), (2, 4)):
+        watches.append(watch := Watch())
+        run(
+            build(
+                model_dir,
+                tmp_path / str(accumulation),
+                [watch],
+                batch_size=batch_size,
+                gradient_accumulation=accumulation,
+                max_steps=1,
+                max_grad_norm=NO_CLIPPING,
+            )
+        )
+    whole, parts = (watch.gradients[0] for watch in watches)
+    assert_same_gradients(parts, whole)
+    assert any(name.startswith("encoder") for name in whole)
+    assert (build is student_trainer) == any(name.startswith("maps") for name in whole)
+
+
+def gradient(trainer: FinetuneTrainer, items: Tensor | None = None) -> dict[str, Tensor]:
+    """Of the loss of one batch, with the same gates drawn every time."""
+    set_seed(1)
+    batch = trainer.data_collator([trainer.pairs[i] for i in range(8)])
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=items)
+    named = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return {name: g for (name, _), g in zip(named, found, strict=True) if g is not None}
+
+
+def with_losses(model_dir: Path, out: Path, **weights: float) -> StudentTrainer:
+    off = dict.fromkeys(("task_weight", "prediction_weight", "encoder_hidden_weight", "decoder_hidden_weight"), 0.0)
+    trainer = student_trainer(model_dir, out, distill=DistillationRecipe.model_validate(off | weights), pruning=PRUNING)
+    with torch.no_grad():
+        trainer.student.gates.multipliers_2.copy_(torch.tensor([1.0, 2.0]))
+    return trainer
+
+
+LOSSES = {"task_weight": 1.0, "prediction_weight": 0.5, "encoder_hidden_weight": 0.7, "decoder_hidden_weight": 0.3}
+# What the gradient of each loss reaches, and what it must not.
+REACHES = {
+    "task_weight": ({"encoder", "decoder", "gates"}, {"maps"}),
+    "prediction_weight": ({"encoder", "decoder", "gates"}, {"maps"}),
+    "encoder_hidden_weight": ({"encoder", "gates", "maps"}, {"decoder"}),
+    "decoder_hidden_weight": ({"encoder", "decoder", "gates", "maps"}, set()),
+}
+
+
+def test_every_loss_has_its_part_in_the_gradient(model_dir: Path, tmp_path: Path) -> None:
+    """The parts add up, so switching one off takes away exactly its own."""
+    whole = gradient(with_losses(model_dir, tmp_path, **LOSSES))
+    sparsity_alone = gradient(with_losses(model_dir, tmp_path))
+    assert set(sparsity_alone) == {n for n in whole if n.startswith("gates")}
+    assert all(g.any() for g in sparsity_alone.values())
+    total = {name: sparsity_alone.get(name, torch.zeros_like(g)).clone() for name, g in whole.items()}
+    for name, weight in LOSSES.items():
+        alone = gradient(with_losses(model_dir, tmp_path, **{name: weight}))
+        added = {n: g - sparsity_alone[n] if n in sparsity_alone else g for n, g in alone.items()}
+        moved = {n.split(".")[0] for n, g in added.items() if g.abs().max() > 1e-7}
+        reached, spared = REACHES[name]
+        assert reached <= moved, name
+        assert not spared & moved, name
+        for n, g in added.items():
+            total[n] += g
+    assert_same_gradients(total, whole)
+
+
+def test_multipliers_and_gates_pull_apart(model_dir: Path, tmp_path: Path) -> None:
+    """Below the target, ascending multipliers come to push the gates shut, and the gates follow down to the target."""
+    trainer = with_losses(model_dir, tmp_path)
+    found = gradient(trainer)
+    gates = trainer.student.gates
+    gap = gates.sparsity().item() - PRUNING.encoder_sparsity
+    assert gap < 0
+    torch.testing.assert_close(found["gates.multipliers_2"], torch.tensor([gap, gap**2]))
+
+    pruning = PruningRecipe(
+        encoder_sparsity=0.5, sparsity_warmup=0.5, gate_learning_rate=0.2, multiplier_learning_rate=0.2
+    )
+    trainer = student_trainer(
+        model_dir, tmp_path, distill=DistillationRecipe(), pruning=pruning, batch_size=4, max_steps=48, rows=8
+    )
+    run(trainer)
+    assert trainer.student.gates.sparsity().item() > 0.3
+    linear, quadratic = trainer.student.gates.multipliers_2.tolist()
+    assert linear < 0 < quadratic
+
+
+def test_clipping_spares_gates_and_maps(model_dir: Path, tmp_path: Path) -> None:
+    clipped, free = Watch(), Watch()
+    for watch, most in ((clipped, 1e-3), (free, NO_CLIPPING)):
+        out = tmp_path / str(most)
+        run(student_trainer(model_dir, out, [watch], pruning=PRUNING, batch_size=4, max_steps=1, max_grad_norm=most))
+    [small], [large] = clipped.gradients, free.gradients
+    spared = {name for name in large if name.startswith(("gates", "maps"))}
+    # Three layers of heads, three of units, the multipliers; the encoder's map and one of each decoder layer.
+    assert len(spared) == 7 + 1 + len([name for name in large if name.startswith("maps.decoder")])
+    assert_same_gradients({n: small[n] for n in spared}, {n: large[n] for n in spared})
+    norm = torch.stack([g.norm() for n, g in small.items() if n not in spared]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "expected"),
+    [
+        ("linear", 0, [0.1, 0.075, 0.05, 0.025]),
+        ("linear", 2, [0.0, 0.05, 0.1, 0.05]),
+        ("constant", 0, [0.1, 0.1, 0.1, 0.1]),
+        ("constant", 2, [0.0, 0.05, 0.1, 0.1]),
+    ],
+)
+def test_rates(model_dir: Path, tmp_path: Path, schedule: str, warmup_steps: int, expected: list[float]) -> None:
+    """Weights follow the schedule; maps, gates and multipliers keep their rate from the first step to the last."""
+    watch = Watch()
+    trainer = student_trainer(
+        model_dir,
+        tmp_path,
+        [watch],
+        pruning=PRUNING,
+        batch_size=4,
+        max_steps=4,
+        learning_rate=0.1,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+    )
+    run(trainer)
+    matrices, rest, maps, alphas, multipliers = zip(*watch.rates, strict=True)
+    assert list(matrices) == list(rest) == pytest.approx(expected)
+    assert maps == (0.1,) * 4
+    assert alphas == (0.02,) * 4
+    assert multipliers == (PRUNING.multiplier_learning_rate,) * 4
+
+
+def test_bfloat16_trains_under_every_loss(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "bfloat16_obstacle", lambda: None)  # imitated where it has to be: right, if slow
+    watch = Watch()
+    run(student_trainer(model_dir, tmp_path, [watch], pruning=PRUNING, batch_size=4, max_steps=1, precision="bfloat16"))
+    assert all(bool(g.isfinite().all()) for g in watch.gradients[0].values())
+    assert all(bool(g.any()) for name, g in watch.gradients[0].items() if not name.startswith("gates"))
