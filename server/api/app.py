@@ -14,12 +14,12 @@ from starlette.middleware import Middleware
 from server.api.http.errors import add_error_handlers
 from server.api.http.keys import KeyRing
 from server.api.http.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
-from server.api.request.schemas import CompareRequest, GenerateRequest, TaskRequest
 from server.api.routes.compare import compare_routes
 from server.api.routes.generate import generate_routes
 from server.api.routes.health import health_routes
 from server.api.routes.models import model_routes
 from server.api.routes.static_page import page_routes
+from server.frontend.request import CompareRequest, GenerateRequest, TaskRequest
 from server.frontend.service import Service
 from server.settings import Settings
 from server.version import project_version

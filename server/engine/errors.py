@@ -12,5 +12,15 @@ class BadRequestError(EngineError):
     """A sequence that cannot be run: empty or too long, or with a token outside the vocabulary."""
 
 
+class BadParameterError(BadRequestError):
+    """A generation parameter that cannot be, alone or with the others. Its caller may know it by another name."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        """`name` as `GenerationParameters` has it; `problem` goes on from it and says what to do."""
+        super().__init__(f"{name} {problem}")
+        self.name = name
+        self.problem = problem
+
+
 class LoadError(EngineError):
     """A model that cannot be loaded: weights unlike their config, no such dtype, no memory for its cache."""

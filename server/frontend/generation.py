@@ -1,75 +1,131 @@
 """One accepted generation, as the API process sees it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.results import FinishReason, Hypothesis, Timings
 from server.errors import RequestError
-from server.messages import Finished, Submit, TokenReport
-from server.text.answer_text import AnswerText
+from server.messages import Finished, TokenReport
+from server.text.answer import Answer, AnswerToken
+from server.text.tokenization import TextCodec
 
 Mode = Literal["unary", "stream", "compare"]  # the label of nash_request_duration_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRequest:
-    """What a variant is asked to generate."""
+class ToldToken:
+    """One token of the best answer, when it was made, and whether it is the last."""
 
-    source_ids: list[int]
-    parameters: GenerationParameters
-    stream: bool  # whether whoever asked reads the tokens as they come
-    arrived_s: float  # time.monotonic(); every time that a caller or an operator sees counts from here
-    watch: Callable[[], AnswerText] | None = None  # begins its text anew; None where no stop string can end it
+    token: AnswerToken
+    at_ms: float  # on the clock of the timings
+    last: bool = False
 
 
 class Generation:
-    """Ends exactly once: finished, failed or cancelled. Only its supervisor ends it."""
+    """All that this process knows of one text's generation, from its tokens to its answers.
 
-    def __init__(self, submit: Submit, request: GenerationRequest, mode: Mode) -> None:
-        self.submit = submit
-        self.request = request
+    It ends exactly once: finished, failed or cancelled. Only its supervisor ends it.
+    """
+
+    def __init__(
+        self,
+        source_ids: list[int],
+        parameters: GenerationParameters,
+        codec: TextCodec,
+        *,
+        mode: Mode,
+        arrived_s: float,
+        stops: Sequence[str] = (),
+        streamed: bool = False,
+    ) -> None:
+        """A generation that nobody has accepted yet.
+
+        Args:
+            parameters: with their seed, so that a second run gives the same text.
+            arrived_s: time.monotonic(); every time that a caller or an operator sees counts from here.
+            stops: an answer ends before the first of these strings.
+            streamed: whether whoever asked reads the tokens as they come.
+        """
+        self.source_ids = source_ids
+        self.parameters = parameters
         self.mode = mode
+        self.arrived_s = arrived_s
+        self.streamed = streamed
+        # Written by the supervisor.
+        self.id = 0  # unique for the life of its worker, once it is accepted
         self.runs = 0  # how many workers it was given to
         self.delivered = False  # whether a token went out, after which it cannot be run again
-        self.deadline: asyncio.TimerHandle | None = None  # written by the supervisor
-        self._watched: AnswerText | None = None
-        self._seen: list[TokenReport] = []  # of the present run, where it is watched
+        self.deadline: asyncio.TimerHandle | None = None
+        self._codec = codec
+        self._stops = stops
+        self._best: Answer | None = None  # the best answer, where its tokens are told one by one
+        self._first_ms = 0.0  # when the first of them was made
         self._finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        self._tokens: asyncio.Queue[TokenReport | None] = asyncio.Queue()
+        self._told: asyncio.Queue[ToldToken | None] = asyncio.Queue()
+
+    @property
+    def told_by_token(self) -> bool:
+        """Whether its worker is to tell every token: somebody reads them, or a stop string may end the text."""
+        return self.streamed or bool(self._stops)
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one answer was asked for."""
+        return self.parameters.num_return_sequences > 1
 
     async def result(self) -> Finished:
-        """Everything that it made.
+        """What its worker made.
 
         Raises:
             RequestError: it failed.
         """
         return await self._finished
 
-    async def tokens(self) -> AsyncIterator[TokenReport]:
-        """Tokens as they come, all but the last: that one comes with `result`."""
-        while (report := await self._tokens.get()) is not None:
-            yield report
+    async def tokens(self) -> AsyncIterator[ToldToken]:
+        """The tokens of the best answer as they come; beams and several samples come at once, when they are decided.
+
+        Raises:
+            RequestError: it failed.
+        """
+        while (told := await self._told.get()) is not None:
+            yield told
+        finished = await self.result()
+        assert self._best is not None, "tokens are told where they are streamed"
+        rest = self._best.complete(finished.hypotheses[0])
+        for token in rest:
+            yield ToldToken(token=token, at_ms=finished.timings.total_ms, last=token is rest[-1])
+
+    def answers(self, finished: Finished, *, by_token: bool) -> list[Answer]:
+        """All answers, best first; with their tokens one by one if asked, or where a stop string may stand in them."""
+        answers = []
+        for rank, hypothesis in enumerate(finished.hypotheses):
+            answer = self._best if rank == 0 else None
+            if answer is None and not by_token and not self._stops:
+                answer = Answer.whole(self._codec, self.parameters.prefix_ids, hypothesis)
+            else:
+                answer = answer or self._begun()
+                answer.complete(hypothesis)
+            answers.append(answer)
+        return answers
 
     def begin(self) -> None:
         """Note that a worker gets it; what another one made of it before does not count."""
         self.runs += 1
-        self._seen = []
-        self._watched = None if self.request.watch is None else self.request.watch()
+        self._best = self._begun() if self.told_by_token else None
 
     def push(self, report: TokenReport) -> Finished | None:
         """Take one more token; where a stop string ends the text with it, what the generation came to."""
-        if self._watched is not None:
-            self._seen.append(report)
-            self._watched.push(report.token)
-            if self._watched.stopped:
-                return self._stopped()
-        if self.request.stream:
+        assert self._best is not None, "a token that nobody asked for"
+        token = self._best.add(report.token, report.logprob, report.top_tokens)
+        if self._best.generated_tokens == 1:
+            self._first_ms = report.at_ms
+        if self.streamed:
             self.delivered = True
-            self._tokens.put_nowait(report)
-        return None
+            self._told.put_nowait(ToldToken(token=token, at_ms=report.at_ms, last=self._best.stopped))
+        return self._stopped(self._best, report) if self._best.stopped else None
 
     def finish(self, finished: Finished) -> None:
         """End it well."""
@@ -84,28 +140,30 @@ class Generation:
             self._finished.set_exception(error)
             self._finished.exception()  # where nobody waits any more, that is no bug to be logged
 
+    def _begun(self) -> Answer:
+        return Answer(self._codec, self.parameters.prefix_ids, self._stops)
+
     def _end(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
-        self._tokens.put_nowait(None)
+        self._told.put_nowait(None)
 
-    def _stopped(self) -> Finished:
-        """What was made so far, as a worker would tell it."""
-        first, last, seen = self._seen[0], self._seen[-1], self._seen
-        gaps = len(seen) - 1
+    def _stopped(self, best: Answer, last: TokenReport) -> Finished:
+        """What was made so far, as a worker would tell it; tokens alone, for all else is written down already."""
+        gaps = best.generated_tokens - 1
         hypothesis = Hypothesis(
-            tokens=[each.token for each in seen],
+            tokens=[each.id for each in best.tokens],
             finish_reason=FinishReason.STOP,
             score=None,
-            logprobs=[each.logprob for each in seen if each.logprob is not None],
-            top_tokens=[each.top_tokens for each in seen if each.top_tokens],
+            logprobs=[],
+            top_tokens=[],
         )
         timings = Timings(
             queue_ms=last.queue_ms,
             encode_ms=last.encode_ms,
             decode_ms=last.at_ms - last.queue_ms - last.encode_ms,
             total_ms=last.at_ms,
-            time_to_first_token_ms=first.at_ms,
-            time_per_output_token_ms=(last.at_ms - first.at_ms) / gaps if gaps else None,
+            time_to_first_token_ms=self._first_ms,
+            time_per_output_token_ms=(last.at_ms - self._first_ms) / gaps if gaps else None,
         )
-        return Finished(id=self.submit.id, hypotheses=[hypothesis], timings=timings)
+        return Finished(id=self.id, hypotheses=[hypothesis], timings=timings)

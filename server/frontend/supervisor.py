@@ -24,7 +24,7 @@ from server.errors import (
     UnavailableError,
 )
 from server.frontend.admission import Admission
-from server.frontend.generation import Generation, GenerationRequest, Mode
+from server.frontend.generation import Generation
 from server.frontend.metrics import VariantMetrics
 from server.frontend.worker_process import WorkerProcess
 from server.messages import (
@@ -117,8 +117,8 @@ class Supervisor:
         if self._worker is not None:
             await self._worker.stop()
 
-    def submit(self, requests: Sequence[GenerationRequest], mode: Mode) -> list[Generation]:
-        """Accept all of `requests`, or none.
+    def accept(self, generations: Sequence[Generation]) -> None:
+        """Accept all of them, or none.
 
         Raises:
             UnavailableError: the model is not loaded at the moment.
@@ -129,18 +129,17 @@ class Supervisor:
                 f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready tells when",
                 retry_after_s=max(1.0, self._pause_s),
             )
-        self._admission.check(len(self._pending), len(requests))
-        generations = [Generation(self._submission(request), request, mode) for request in requests]
+        self._admission.check(len(self._pending), len(generations))
         loop = asyncio.get_running_loop()
         for generation in generations:
-            self._pending[generation.submit.id] = generation
+            generation.id = next(self._ids)
+            self._pending[generation.id] = generation
             generation.deadline = loop.call_later(self._settings.total_s, self._expire, generation)
         self._run(generations)
-        return generations
 
     def cancel(self, generation: Generation) -> None:
         """Stop a generation that nobody waits for any more; one that has ended stays as it is."""
-        if generation.submit.id in self._pending:
+        if generation.id in self._pending:
             self._forget(generation)
             self._fail(generation, ClientGoneError("the client closed its connection"))
 
@@ -149,13 +148,13 @@ class Supervisor:
         for generation in list(self._pending.values()):
             self._fail(generation, error)
 
-    def _submission(self, request: GenerationRequest) -> Submit:
+    def _submission(self, generation: Generation) -> Submit:
         return Submit(
-            id=next(self._ids),
-            source_ids=request.source_ids,
-            parameters=request.parameters,
-            stream=request.stream or request.watch is not None,
-            arrived_s=request.arrived_s,
+            id=generation.id,
+            source_ids=generation.source_ids,
+            parameters=generation.parameters,
+            stream=generation.told_by_token,
+            arrived_s=generation.arrived_s,
             queue_limit_s=self._settings.queue_s,
         )
 
@@ -163,15 +162,15 @@ class Supervisor:
         assert self._worker is not None
         for generation in generations:
             generation.begin()
-        self._worker.send([generation.submit for generation in generations])
+        self._worker.send([self._submission(generation) for generation in generations])
 
     def _forget(self, generation: Generation) -> None:
         """Let the worker stop, where there is one that has it."""
         if self._worker is not None and self.ready is not None:
-            self._worker.send([Cancel(id=generation.submit.id)])
+            self._worker.send([Cancel(id=generation.id)])
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
-        if self._pending.pop(generation.submit.id, None) is not None:
+        if self._pending.pop(generation.id, None) is not None:
             self._metrics.ended(error.outcome)
             generation.fail(error)
 
@@ -214,9 +213,9 @@ class Supervisor:
         self._admission.finished()
         self._metrics.answered(
             generation.mode,
-            time.monotonic() - generation.submit.arrived_s,
+            time.monotonic() - generation.arrived_s,
             finished.timings,
-            source=len(generation.submit.source_ids),
+            source=len(generation.source_ids),
             generated=len(finished.tokens),
         )
         generation.finish(finished)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.request.parameters import GenerationParameters
+from server.frontend.request_parameters import RequestParameters
 from tests.running_server import RunningServer
 
 OK = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}
@@ -69,7 +69,7 @@ def test_a_malformed_body_is_refused_by_name(client: httpx.Client, body: bytes, 
         ),
         (
             {"temperature": 1e-40},
-            "parameters.temperature is 1e-40, which is as good as 0: leave it out for the likeliest",
+            "parameters.temperature is 1e-40: it must be a number of at least 1e-30, or leave it out",
         ),
         ({"repetition_penalty": 0}, "parameters.repetition_penalty is 0: should be greater than or equal to 0.000001"),
         ({"top_p": 1.5}, "parameters.top_p is 1.5: should be less than or equal to 1"),
@@ -87,7 +87,7 @@ def test_a_malformed_body_is_refused_by_name(client: httpx.Client, body: bytes, 
         ({"stop": ["x"] * 17}, "parameters.stop has 17 items: give at most 16"),
         ({"top_n_tokens": 21}, "parameters.top_n_tokens is 21: should be less than or equal to 20"),
         ({"forced_bos_token": "xyz"}, "parameters.forced_bos_token is no token of this model's tokenizer: write it as"),
-        ({"forced_bos_token_id": 30}, "parameters.forced_bos_token_id: token 30 is outside the vocabulary of 30"),
+        ({"forced_bos_token_id": 30}, "parameters.forced_bos_token_id holds token 30, which is outside the vocabulary"),
         ({"forced_bos_token": "a", "forced_bos_token_id": 3}, "parameters.forced_bos_token and forced_bos_token_id sa"),
         ({"decoder_input_text": "x" * 200}, "parameters.decoder_input_text has 200 tokens, which leaves none of this"),
         ({"decoder_input_text": "x" * 200, "max_new_tokens": 1}, "parameters.decoder_input_text has 200 tokens: it m"),
@@ -226,7 +226,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 PARAMETERS = st.dictionaries(
-    st.sampled_from([*GenerationParameters.model_fields, "foo"]),
+    st.sampled_from([*RequestParameters.model_fields, "foo"]),
     st.integers(-3, 300) | st.floats(0, 3) | st.booleans() | JSON,
     max_size=4,
 )

@@ -4,7 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.request.parameters import GenerationParameters, TaskParameters
+from server.frontend.request_parameters import RequestParameters, TaskParameters
 from tests.api.conftest import Direct
 from tests.api.streams import events_of
 from tests.tiny_models import EOS_ID, build_tokenizer
@@ -90,11 +90,11 @@ def test_every_parameter_is_the_engines_and_changes_something(
 
 def test_an_early_end_of_beams_reaches_the_engine() -> None:
     for value in (True, False, "never"):
-        assert GenerationParameters(early_stopping=value).given() == {"early_stopping": value}
+        assert RequestParameters(early_stopping=value).given() == {"early_stopping": value}
 
 
 def test_null_is_the_same_as_not_given(client: httpx.Client) -> None:
-    nulls = dict.fromkeys([*GenerationParameters.model_fields])
+    nulls = dict.fromkeys([*RequestParameters.model_fields])
     body = {"inputs": "hello", "model": None, "stream": None}
     plain = client.post("/generate", json={"inputs": "hello"}).json()["generated_text"]
     for path, parameters in (
@@ -199,8 +199,8 @@ def test_compared_variants_get_the_same_parameters_and_one_seed(client: httpx.Cl
 
 def test_the_schema_tells_the_ranges(client: httpx.Client) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    properties = schemas["GenerationParameters"]["properties"]
-    assert set(properties) == set(GenerationParameters.model_fields)
+    properties = schemas["RequestParameters"]["properties"]
+    assert set(properties) == set(RequestParameters.model_fields)
     (top_p, _null) = properties["top_p"]["anyOf"]
     assert (top_p["exclusiveMinimum"], top_p["maximum"]) == (0, 1)
     (stop, _null) = properties["stop"]["anyOf"]

@@ -21,12 +21,11 @@ from server.errors import (
     TimedOutError,
     UnavailableError,
 )
-from server.frontend.generation import Generation, GenerationRequest
+from server.frontend.generation import Generation
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.supervisor import ModelState, Supervisor
 from server.frontend.worker_process import WorkerProcess
 from server.settings import ModelRequest, Settings
-from server.text.answer_text import AnswerText
 from server.text.tokenization import TextCodec
 from tests.server.fake_engine import (
     BREAKS_THE_STEP,
@@ -40,6 +39,9 @@ from tests.tiny_models import EOS_ID as TINY_EOS_ID
 from tests.tiny_models import build_tokenizer
 
 LABELS = {"model": "m", "variant": "v"}
+
+
+CODEC = TextCodec(build_tokenizer(), TINY_EOS_ID)
 
 
 class Harness:
@@ -72,19 +74,23 @@ class Harness:
         *sources: list[int],
         stream: bool = False,
         tokens: int = 1000,
-        watch: Callable[[], AnswerText] | None = None,
+        stop: str | None = None,
     ) -> list[Generation]:
-        requests = [
-            GenerationRequest(
-                source_ids=source,
-                parameters=GenerationParameters(max_new_tokens=tokens, logprobs=True),
-                stream=stream,
+        """Token 3 is "a", 4 is "b" and so on."""
+        generations = [
+            Generation(
+                source,
+                GenerationParameters(max_new_tokens=tokens, logprobs=True),
+                CODEC,
+                mode="stream" if stream else "unary",
                 arrived_s=time.monotonic(),
-                watch=watch,
+                stops=() if stop is None else (stop,),
+                streamed=stream,
             )
             for source in sources
         ]
-        return self.supervisor.submit(requests, "stream" if stream else "unary")
+        self.supervisor.accept(generations)
+        return generations
 
     def count(self, name: str, **labels: str) -> float:
         value = self._registry.get_sample_value(name, {**LABELS, **labels})
@@ -135,8 +141,10 @@ def test_results_and_streams(tmp_path: Path) -> None:
             unary = harness.submit([5, 6], [7])
             (stream,) = harness.submit([8, 9], stream=True)
             assert [(await generation.result()).tokens for generation in unary] == [[5, 6, 1], [7, 1]]
-            assert [report.token async for report in stream.tokens()] == [8, 9]
-            assert (await stream.result()).tokens == [8, 9, 1]
+            told = [each async for each in stream.tokens()]
+            assert [each.token.id for each in told] == (await stream.result()).tokens == [8, 9, 1]
+            assert [each.last for each in told] == [False, False, True]
+            assert told[-1].at_ms == (await stream.result()).timings.total_ms
             assert harness.outcomes() == {"ok": 3}
             assert harness.count("nash_request_duration_seconds_count", mode="unary") == 2
             assert harness.count("nash_generated_tokens_sum") == 3 + 2 + 3
@@ -144,24 +152,22 @@ def test_results_and_streams(tmp_path: Path) -> None:
     run(scenario())
 
 
-def until(stop: str) -> Callable[[], AnswerText]:
-    """Token 3 is "a", 4 is "b" and so on."""
-    return lambda: AnswerText(TextCodec(build_tokenizer(), TINY_EOS_ID).stream(), [stop])
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_string_ends_a_generation_well_and_its_slot_is_free_at_once(tmp_path: Path, stream: bool) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as harness:
             # Each takes 5 s to its limit, and there are two slots.
-            generations = harness.submit(*[[RUNS_FOR_EVER]] * 6, stream=stream, tokens=1000, watch=until("ccc"))
-            seen = [[report.token async for report in each.tokens()] for each in generations]
+            generations = harness.submit(*[[RUNS_FOR_EVER]] * 6, stream=stream, tokens=1000, stop="ccc")
+            if stream:
+                told = [[each async for each in generation.tokens()] for generation in generations]
+                assert [[each.last for each in one] for one in told] == [[False, False, True]] * 6
+                assert [[each.token.text for each in one] for one in told] == [["", "", ""]] * 6
             results = [await each.result() for each in generations]
             assert [each.tokens for each in results] == [[5, 5, 5]] * 6
-            assert seen == [[5, 5] if stream else []] * 6
-            for each in results:
-                (hypothesis,), timings = each.hypotheses, each.timings
-                assert (hypothesis.finish_reason, hypothesis.logprobs) == ("stop_sequence", [-0.5] * 3)
+            for generation, each in zip(generations, results, strict=True):
+                (answer,), timings = generation.answers(each, by_token=False), each.timings
+                assert (answer.text, answer.finish_reason) == ("", "stop_sequence")
+                assert [token.logprob for token in answer.tokens] == [-0.5] * 3
                 assert timings.time_per_output_token_ms is not None
                 assert timings.total_ms == pytest.approx(timings.queue_ms + timings.encode_ms + timings.decode_ms)
                 assert timings.time_to_first_token_ms + 2 * timings.time_per_output_token_ms == pytest.approx(
@@ -178,7 +184,7 @@ def test_a_stop_string_ends_a_generation_well_and_its_slot_is_free_at_once(tmp_p
 def test_a_watched_generation_that_sent_nothing_is_run_again_from_its_beginning(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as harness:
-            (watched,) = harness.submit([RUNS_FOR_EVER], tokens=12, watch=until("c" * 10))
+            (watched,) = harness.submit([RUNS_FOR_EVER], tokens=12, stop="c" * 10)
             await harness.eventually(lambda: harness.count("nash_requests_running") == 1)
             harness.submit([KILLS_IT_ONCE, 6])
             assert (await watched.result()).tokens == [5] * 10
@@ -267,8 +273,10 @@ def test_a_stream_that_has_begun_is_not_run_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as harness:
             (generation,) = harness.submit([KILLS_IT_AFTER_A_TOKEN, 5], stream=True)
-            assert [report.token async for report in generation.tokens()] == [KILLS_IT_AFTER_A_TOKEN]
-            assert isinstance(await error_of(generation), GenerationError)
+            tokens = generation.tokens()
+            assert (await anext(tokens)).token.id == KILLS_IT_AFTER_A_TOKEN
+            with pytest.raises(GenerationError):
+                await anext(tokens)
             assert harness.count("nash_worker_restarts_total") == 1
 
     run(scenario())

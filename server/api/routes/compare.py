@@ -42,34 +42,33 @@ A line that starts with a colon is a keep-alive comment. An error before the fir
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.http.body import read_comparison
 from server.api.http.disconnect import unless_gone
 from server.api.http.errors import error_document
 from server.api.http.json_response import AsciiJsonResponse
 from server.api.http.sse import EventStreamResponse, made_ahead
-from server.api.request.bodies import read_comparison, text_request
-from server.api.request.schemas import CompareRequest
-from server.api.routes.answers import Answer, streamed_tokens
 from server.api.routes.documents import (
-    answers_of,
-    is_several,
     names_document,
     sequence_documents,
     timings_document,
+    token_document,
     whole_details_document,
 )
 from server.errors import RequestError
 from server.frontend.generation import Generation
+from server.frontend.request import CompareRequest
 from server.frontend.routing import dense_or_first
 from server.frontend.service import Service
 from server.frontend.variant import Variant
 from server.messages import Finished
 from server.text.agreement import agreement
+from server.text.answer import Answer
 
 
 def compare_routes(service: Service) -> APIRouter:
@@ -90,14 +89,19 @@ def compare_routes(service: Service) -> APIRouter:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Outcome:
     """What one variant made of the text."""
 
     variant: Variant
     generation: Generation
     finished: Finished
-    best: Answer
+    answers: list[Answer]  # best first
     details: bool  # whether they were asked for
+
+    @property
+    def best(self) -> Answer:
+        """The answer that is compared."""
+        return self.answers[0]
 
     @property
     def working_ms(self) -> float:
@@ -107,8 +111,7 @@ class _Answer:
     @property
     def plain_tokens(self) -> list[str]:
         """The tokens of its best answer without the special ones, written out: a variant may number them anew."""
-        tokens, codec = self.finished.tokens[: self.best.generated_tokens], self.variant.codec
-        return [codec.piece(token) for token in tokens if not codec.is_special(token)]
+        return [self.variant.codec.piece(token.id) for token in self.best.tokens if not token.special]
 
     def document(self) -> dict[str, Any]:
         """What it made, without its names."""
@@ -117,11 +120,10 @@ class _Answer:
             "timings": timings_document(self.finished.timings),
             "finish_reason": self.best.finish_reason.value,
             "generated_tokens": self.best.generated_tokens,
-            "seed": self.generation.submit.parameters.seed,
+            "seed": self.generation.parameters.seed,
         }
-        if is_several(self.generation):
-            answers = answers_of(self.variant, self.generation, self.finished, details=False)
-            document["sequences"] = sequence_documents(answers)
+        if self.generation.several:
+            document["sequences"] = sequence_documents(self.answers)
         if self.details:
             document["details"] = whole_details_document(self.generation, self.best)
         return document
@@ -137,46 +139,61 @@ async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 async def _events(service: Service, body: CompareRequest, variants: Sequence[Variant]) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed comparison; without `stream` only those that are not tokens."""
     stream, details = bool(body.stream), bool(body.generation.details)
-    asked = text_request([body.inputs], ["inputs"], body.generation, logprobs=stream or details, stream=stream)
-    answers: list[_Answer] = []
+    outcomes: list[_Outcome] = []
+    seed: int | None = None  # drawn for one, it is that of all
     begun = False
     async with service.comparisons.turn():
         for variant in variants:
             names = names_document(variant)
             try:
-                (generation,) = await variant.admit(asked, "compare")
-                if (seed := generation.submit.parameters.seed) is not None:  # drawn for one, it is that of all
-                    asked = replace(asked, given={**asked.given, "seed": seed})
-                async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
-                    async for token in tokens:
-                        if stream:
-                            event = {"index": token.index, "at_ms": round(token.at_ms, 3), "token": token.document}
-                            yield {**names, **event, **({"top_tokens": token.top_tokens} if token.top_tokens else {})}
-                            begun = True
-                        if token.end is not None:
-                            answers.append(_Answer(variant, generation, *token.end, details))
+                (generation,) = await variant.admit(
+                    body, "compare", logprobs=stream or details, streamed=stream, seed=seed
+                )
+                seed = generation.parameters.seed
+                try:
+                    async for event in _token_events(generation):
+                        yield names | event
+                        begun = True
+                    finished = await generation.result()
+                finally:
+                    variant.supervisor.cancel(generation)  # where the caller stops early
             except RequestError as error:
                 if not (stream and begun):
                     raise
                 yield {**error_document(error), **names}
                 return
-            yield {**names, **answers[-1].document()}
+            answers = generation.answers(finished, by_token=True)
+            outcomes.append(_Outcome(variant, generation, finished, answers, details))
+            yield {**names, **outcomes[-1].document()}
             begun = True
-    yield _comparison(answers)
+    yield _comparison(outcomes)
 
 
-def _comparison(answers: Sequence[_Answer]) -> dict[str, Any]:
+async def _token_events(generation: Generation) -> AsyncIterator[dict[str, Any]]:
+    """An event a token, where they are streamed."""
+    if not generation.streamed:
+        return
+    index = 0
+    async for told in generation.tokens():
+        index += 1
+        event = {"index": index, "at_ms": round(told.at_ms, 3), "token": token_document(told.token)}
+        if told.token.top_tokens:
+            event["top_tokens"] = [token_document(each) for each in told.token.top_tokens]
+        yield event
+
+
+def _comparison(outcomes: Sequence[_Outcome]) -> dict[str, Any]:
     """The document of the module's docstring."""
-    by_variant = {answer.variant: answer for answer in answers}
-    baseline = by_variant[dense_or_first([answer.variant for answer in answers])]
+    by_variant = {outcome.variant: outcome for outcome in outcomes}
+    baseline = by_variant[dense_or_first([outcome.variant for outcome in outcomes])]
     results = []
-    for answer in answers:
-        agreed = agreement(answer.best.text, answer.plain_tokens, baseline.best.text, baseline.plain_tokens)
+    for outcome in outcomes:
+        agreed = agreement(outcome.best.text, outcome.plain_tokens, baseline.best.text, baseline.plain_tokens)
         results.append(
             {
-                **names_document(answer.variant),
-                **answer.document(),
-                "speedup": round(baseline.working_ms / answer.working_ms, 4),
+                **names_document(outcome.variant),
+                **outcome.document(),
+                "speedup": round(baseline.working_ms / outcome.working_ms, 4),
                 "agreement": {**agreed._asdict(), "rouge_l": round(agreed.rouge_l, 4)},
             }
         )

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.routes.answers import Answer, spell
 from server.engine.interface.results import Timings
 from server.frontend.generation import Generation
 from server.frontend.variant import Variant
 from server.messages import Finished
+from server.text.answer import Answer, AnswerToken
 
 
 def names_document(variant: Variant) -> dict[str, Any]:
@@ -20,15 +20,20 @@ def timings_document(timings: Timings) -> dict[str, Any]:
     return {name: None if value is None else round(value, 3) for name, value in vars(timings).items()}
 
 
+def token_document(token: AnswerToken) -> dict[str, Any]:
+    """One token, without the others that were likely."""
+    return {"id": token.id, "text": token.text, "logprob": token.logprob, "special": token.special}
+
+
 def answer_document(variant: Variant, generation: Generation, finished: Finished, *, details: bool) -> dict[str, Any]:
     """One whole answer of `/generate`."""
-    best, *others = answers_of(variant, generation, finished, details=details)
+    best, *others = generation.answers(finished, by_token=details)
     document = {
         "generated_text": best.text,
         **names_document(variant),
         "timings": timings_document(finished.timings),
     }
-    if is_several(generation):
+    if generation.several:
         document["sequences"] = sequence_documents([best, *others])
     if details:
         document["details"] = whole_details_document(generation, best)
@@ -37,16 +42,6 @@ def answer_document(variant: Variant, generation: Generation, finished: Finished
                 {"generated_text": other.text, **whole_details_document(generation, other)} for other in others
             ]
     return document
-
-
-def answers_of(variant: Variant, generation: Generation, finished: Finished, *, details: bool) -> list[Answer]:
-    """All answers of a generation, best first."""
-    return [spell(variant, generation, hypothesis, details=details) for hypothesis in finished.hypotheses]
-
-
-def is_several(generation: Generation) -> bool:
-    """Whether more than one answer was asked for."""
-    return generation.submit.parameters.num_return_sequences > 1
 
 
 def sequence_documents(answers: Sequence[Answer]) -> list[dict[str, Any]]:
@@ -59,16 +54,21 @@ def details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
     document = {
         "finish_reason": answer.finish_reason.value,
         "generated_tokens": answer.generated_tokens,
-        "seed": generation.submit.parameters.seed,
-        "input_length": len(generation.submit.source_ids),
+        "seed": generation.parameters.seed,
+        "input_length": len(generation.source_ids),
     }
     return document if answer.score is None else {**document, "score": answer.score}
 
 
 def whole_details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
     """The same with the tokens, which must have been asked for."""
-    document = {**details_document(generation, answer), "prefill": [], "tokens": answer.tokens}
-    return {**document, "top_tokens": answer.top_tokens} if answer.top_tokens else document
+    document = {
+        **details_document(generation, answer),
+        "prefill": [],
+        "tokens": [token_document(token) for token in answer.tokens],
+    }
+    top_tokens = [[token_document(each) for each in token.top_tokens] for token in answer.tokens if token.top_tokens]
+    return {**document, "top_tokens": top_tokens} if top_tokens else document
 
 
 def timing_headers(generations: Sequence[Generation], finished: Sequence[Finished]) -> dict[str, str]:
@@ -82,6 +82,6 @@ def timing_headers(generations: Sequence[Generation], finished: Sequence[Finishe
         "x-queue-time": str(round(queue_ms)),
         "x-inference-time": str(round(inference_ms)),
         "x-time-per-token": str(round(inference_ms / generated)),
-        "x-prompt-tokens": str(sum(len(each.submit.source_ids) for each in generations)),
+        "x-prompt-tokens": str(sum(len(each.source_ids) for each in generations)),
         "x-generated-tokens": str(generated),
     }

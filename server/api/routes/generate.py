@@ -1,32 +1,29 @@
 """`POST /generate`, `/generate_stream` and `/`: text in, text out, in the shapes of text-generation-inference."""
 
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.http.body import read_generation
 from server.api.http.disconnect import unless_gone
 from server.api.http.json_response import AsciiJsonResponse
 from server.api.http.sse import EventStreamResponse
-from server.api.request.bodies import read_generation, text_request
-from server.api.request.schemas import GenerateRequest, TaskRequest
-from server.api.routes.answers import streamed_tokens
 from server.api.routes.documents import (
     answer_document,
-    answers_of,
     details_document,
-    is_several,
     names_document,
     sequence_documents,
     timing_headers,
     timings_document,
+    token_document,
 )
 from server.errors import InvalidRequestError
 from server.frontend.generation import Generation
+from server.frontend.request import GenerateRequest, TaskRequest
 from server.frontend.service import Service
-from server.frontend.variant import TextRequest, Variant
+from server.frontend.variant import Variant
 from server.messages import Finished
 
 
@@ -63,19 +60,12 @@ def generate_routes(service: Service) -> APIRouter:
     return router
 
 
-def _asked(body: GenerateRequest, arrived_s: float, *, logprobs: bool, stream: bool) -> TextRequest:
-    task = body.task if isinstance(body, TaskRequest) else None
-    return text_request(
-        body.texts, body.fields, body.generation, logprobs=logprobs, stream=stream, task=task, arrived_s=arrived_s
-    )
-
-
 async def _answers(
     variant: Variant, body: GenerateRequest, arrived_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The answer to each text, and the headers of all."""
     details = bool(body.generation.details)
-    generations = await variant.admit(_asked(body, arrived_s, logprobs=details, stream=False), "unary")
+    generations = await variant.admit(body, "unary", arrived_s=arrived_s, logprobs=details)
     finished = await _results(variant, generations)
     documents = [
         answer_document(variant, generation, each, details=details)
@@ -97,24 +87,32 @@ def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s
     if isinstance(body.inputs, list):
         variant.metrics.ended("client_error", len(body.inputs))
         raise InvalidRequestError("inputs is a list, which cannot stream: send one text, or leave stream out")
-    events = _events(variant, _asked(body, arrived_s, logprobs=True, stream=True))
-    return EventStreamResponse(events, keep_alive_s=service.settings.keep_alive_s)
+    return EventStreamResponse(_events(variant, body, arrived_s), keep_alive_s=service.settings.keep_alive_s)
 
 
-async def _events(variant: Variant, asked: TextRequest) -> AsyncIterator[dict[str, Any]]:
+async def _events(variant: Variant, body: GenerateRequest, arrived_s: float) -> AsyncIterator[dict[str, Any]]:
     """One event a token; the last one has the whole text, the details and the timings."""
-    (generation,) = await variant.admit(asked, "stream")
-    async with contextlib.aclosing(streamed_tokens(variant, generation)) as tokens:
-        async for token in tokens:
-            event = {"index": token.index, "token": token.document, "generated_text": None, "details": None}
-            if token.top_tokens:
-                event["top_tokens"] = token.top_tokens
-            if token.end is not None:
-                finished, answer = token.end
-                event["generated_text"] = answer.text
-                event["details"] = details_document(generation, answer)
+    (generation,) = await variant.admit(body, "stream", arrived_s=arrived_s, logprobs=True, streamed=True)
+    try:
+        index = 0
+        async for told in generation.tokens():
+            index += 1
+            event = {
+                "index": index,
+                "token": token_document(told.token),
+                "generated_text": None,
+                "details": None,
+            }
+            if told.token.top_tokens:
+                event["top_tokens"] = [token_document(each) for each in told.token.top_tokens]
+            if told.last:
+                finished = await generation.result()
+                answers = generation.answers(finished, by_token=False)
+                event["generated_text"] = answers[0].text
+                event["details"] = details_document(generation, answers[0])
                 event |= {**names_document(variant), "timings": timings_document(finished.timings)}
-                if is_several(generation):
-                    answers = answers_of(variant, generation, finished, details=False)
+                if generation.several:
                     event["sequences"] = sequence_documents(answers)
             yield event
+    finally:
+        variant.supervisor.cancel(generation)  # where the caller stops early

@@ -5,19 +5,15 @@ so that no model is silently decoded in another way; keys that do not touch the 
 """
 
 import dataclasses
-import math
 import reprlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from server.engine.errors import BadRequestError, LoadError
-from server.engine.interface.parameters import GenerationParameters
-
-# What transformers falls back on where neither the model nor the caller says anything, and is not neutral.
-_DEFAULT_TOP_K = 50
+from server.engine.errors import BadParameterError, LoadError
+from server.engine.interface.parameters import DECLARATIONS, Declaration, GenerationParameters
 
 # Keys that would change the tokens in a way that this engine cannot; the values under which they change nothing.
 _REFUSED: dict[str, tuple[object, ...]] = {
@@ -61,7 +57,7 @@ class GenerationDefaults:
         The lengths follow the prefix, and the default for the least length gives way to the most.
 
         Raises:
-            BadRequestError: the prefix leaves no room within the model's max_length.
+            BadParameterError: the prefix leaves no room within the model's max_length.
         """
         base, taken = self.parameters, len(given.get("prefix_ids", ()))
         lengths = {"max_new_tokens": base.max_new_tokens, "min_new_tokens": base.min_new_tokens}
@@ -71,9 +67,10 @@ class GenerationDefaults:
         if self.min_length is not None:
             lengths["min_new_tokens"] = max(0, self.min_length - 1 - taken)
         if lengths["max_new_tokens"] < 1 and "max_new_tokens" not in given:
-            raise BadRequestError(
-                f"the decoder prefix has {taken} tokens, which leaves none of this model's max_length of "
-                f"{self.max_length or self.most_new_tokens + 1}: shorten it, or give max_new_tokens"
+            raise BadParameterError(
+                "prefix_ids",
+                f"has {taken} tokens, which leaves none of this model's max_length of "
+                f"{self.max_length or self.most_new_tokens + 1}: shorten it, or give max_new_tokens",
             )
         parameters = dataclasses.replace(base, **(lengths | dict(given)))
         if "min_new_tokens" not in given:
@@ -107,8 +104,10 @@ def read_generation_config(
                 "whether the model still answers as you want"
             )
     read = _Fields(fields, path, vocab_size)
-    max_new_tokens, max_length = read.count("max_new_tokens", least=1), read.count("max_length", least=2)
-    min_new_tokens, min_length = read.count("min_new_tokens"), read.count("min_length")
+    values = {name: read.value(declared) for name, declared in DECLARATIONS.items() if declared.key is not None}
+    values = {name: value for name, value in values.items() if value is not None}
+    max_new_tokens, max_length = values.get("max_new_tokens"), read.count("max_length", least=2)
+    min_new_tokens, min_length = values.get("min_new_tokens"), read.count("min_length")
     if max_new_tokens is not None:
         max_length = None
     elif max_length is not None:
@@ -118,40 +117,16 @@ def read_generation_config(
     elif min_length is not None:
         min_new_tokens = max(0, min_length - 1)
     longest = min(max_new_tokens or most_new_tokens, most_new_tokens)
-    start, do_sample = read.token("decoder_start_token_id"), read.flag("do_sample")
+    values |= {"max_new_tokens": longest, "min_new_tokens": min(min_new_tokens or 0, longest)}
+    start = read.token("decoder_start_token_id")
     return GenerationDefaults(
-        parameters=GenerationParameters(
-            max_new_tokens=longest,
-            min_new_tokens=min(min_new_tokens or 0, longest),
-            do_sample=do_sample,
-            # Zero is how some write "greedy"; without sampling nothing reads it.
-            temperature=1.0 if fields.get("temperature") == 0 and not do_sample else read.number("temperature", 1.0),
-            top_k=_or(read.count("top_k"), _DEFAULT_TOP_K),
-            top_p=read.number("top_p", 1.0),
-            typical_p=read.number("typical_p", 1.0),
-            num_beams=read.count("num_beams", least=1) or 1,
-            length_penalty=read.number("length_penalty", 1.0, above=-math.inf),
-            early_stopping=read.early_stopping(),
-            num_return_sequences=read.count("num_return_sequences", least=1) or 1,
-            repetition_penalty=read.number("repetition_penalty", 1.0),
-            no_repeat_ngram_size=read.count("no_repeat_ngram_size") or 0,
-            bad_words=read.token_sequences("bad_words_ids"),
-            suppress_tokens=read.tokens("suppress_tokens"),
-            begin_suppress_tokens=read.tokens("begin_suppress_tokens"),
-            forced_bos_token_id=read.token("forced_bos_token_id"),
-            forced_eos_token_ids=read.tokens("forced_eos_token_id"),
-            renormalize_logits=read.flag("renormalize_logits"),
-        ),
+        parameters=GenerationParameters(**values),
         max_length=max_length,
         min_length=min_length,
         most_new_tokens=most_new_tokens,
         eos_ids=read.tokens("eos_token_id") or (eos_id,),
         decoder_start_id=decoder_start_id if start is None else start,
     )
-
-
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
 
 
 class _Fields:
@@ -173,23 +148,42 @@ class _Fields:
             raise self.bad(key, f"a whole number from {least}")
         return value
 
-    def number(self, key: str, default: float, *, above: float = 0.0) -> float:
-        value = self._fields.get(key, default)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value < math.inf:
-            raise self.bad(key, "a number" if above < 0 else f"a number above {above:g}")
+    def value(self, declared: Declaration) -> Any:
+        """A declared parameter's; what the file means where it does not name it, else None."""
+        key = declared.key
+        assert key is not None, "a parameter that no file has"
+        if self._fields.get(key) is None:
+            return declared.unset
+        match declared.kind:
+            case "count":
+                return self.count(key, least=int(declared.least or 0))
+            case "number":
+                return self._number(key, declared)
+            case "flag":
+                return self._flag(key)
+            case "early stopping":
+                return "never" if self._fields[key] == "never" else self._flag(key)
+            case "token":
+                return self.token(key)
+            case "tokens":
+                return self.tokens(key)
+            case "token sequences":
+                return self._token_sequences(key)
+
+    def _number(self, key: str, declared: Declaration) -> float | None:
+        value = self._fields[key]
+        # Zero is how some write "greedy"; without sampling nothing reads it.
+        if declared.samples and value == 0 and not self._fields.get("do_sample"):
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or declared.problem(value) is not None:
+            raise self.bad(key, declared.rule)
         return float(value)
 
-    def flag(self, key: str) -> bool:
-        value = self._fields.get(key)
-        if value is not None and not isinstance(value, bool):
+    def _flag(self, key: str) -> bool:
+        value = self._fields[key]
+        if not isinstance(value, bool):
             raise self.bad(key, "true or false")
-        return bool(value)
-
-    def early_stopping(self) -> bool | Literal["never"]:
-        if self._fields.get("early_stopping") == "never":
-            return "never"
-        return self.flag("early_stopping")
+        return value
 
     def token(self, key: str) -> int | None:
         tokens = self.tokens(key)
@@ -204,10 +198,8 @@ class _Fields:
             return ()
         return self._as_tokens(key, value if isinstance(value, list) else [value])
 
-    def token_sequences(self, key: str) -> tuple[tuple[int, ...], ...]:
-        value = self._fields.get(key)
-        if value is None:
-            return ()
+    def _token_sequences(self, key: str) -> tuple[tuple[int, ...], ...]:
+        value = self._fields[key]
         if not isinstance(value, list) or not all(isinstance(each, list) and each for each in value):
             raise self.bad(key, "a list of lists of token ids")
         return tuple(self._as_tokens(key, each) for each in value)

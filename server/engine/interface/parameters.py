@@ -1,45 +1,186 @@
-"""How one generation is decoded."""
+"""How one generation is decoded: each parameter declared once.
 
-from dataclasses import dataclass
-from typing import Literal
+A declaration is a field of `GenerationParameters`: its name, its default, the values that it may have, and its key in a
+model's generation_config.json. What else depends on a parameter is derived from it: the schema of a request
+(`server.frontend.request_parameters`), a model's defaults (`generation_config`), the engine's checks (`validation`).
+Only what a parameter does stands elsewhere, in one place.
+"""
+
+import dataclasses
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+LARGEST_COUNT = 2**31 - 1
+
+Kind = Literal["count", "number", "flag", "early stopping", "token", "tokens", "token sequences"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What is known of a parameter besides its name and its default."""
+
+    kind: Kind
+    about: str = ""  # for whoever writes a request; "" where the name says it
+    least: float | None = None
+    above: float | None = None  # the value is larger
+    most: float | None = None
+    below: float | None = None  # the value is smaller
+    remedy: str = ""  # what to do instead of a value that it may not have
+    in_requests: bool = False
+    samples: bool = False  # to give it in a request asks for sampling
+    key: str | None = None  # in generation_config.json; None: it is not read from there
+    unset: Any = None  # what a file means that does not name it; None: the default
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with the value of a count or a number, and what it must be; None where nothing is."""
+        fits = (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+        if fits and (isinstance(value, int) or math.isfinite(value)):
+            return None
+        return f"is {reprlib.repr(_plain(value))[1:-1]}: it must be {self.rule}{self.remedy}"
+
+    @property
+    def rule(self) -> str:
+        """The values that it may have, in words."""
+        what = "a whole number" if self.kind == "count" else "a number"
+        low = self.least if self.least is not None else self.above
+        if low is None and self.most is None:
+            return what
+        most = None if self.most == LARGEST_COUNT else self.most if self.below is None else self.below - 1
+        if self.least is not None and most is not None:
+            return f"{what} from {_plain(self.least)} to {_plain(most)}"
+        lower = f"above {self.above:g}" if self.least is None else f"of at least {self.least:g}"
+        return f"{what} {lower}" if most is None else f"{what} {lower} and at most {_plain(most)}"
+
+
+def _plain(number: float) -> str:
+    """All digits of a whole number."""
+    return str(number) if isinstance(number, int) else f"{number:.12g}"
+
+
+def _declared(default: Any, declaration: Declaration) -> Any:
+    return field(default=default, metadata={"declaration": declaration})
+
+
+def _count(default: Any = dataclasses.MISSING, *, least: int = 0, **rest: Any) -> Any:
+    most = None if "below" in rest else rest.pop("most", LARGEST_COUNT)
+    return _declared(default, Declaration(kind="count", least=least, most=most, **rest))
+
+
+def _number(default: float, **rest: Any) -> Any:
+    return _declared(default, Declaration(kind="number", **rest))
+
+
+def _flag(default: bool = False, **rest: Any) -> Any:
+    return _declared(default, Declaration(kind="flag", **rest))
+
+
+def _tokens(key: str | None = None, kind: Kind = "tokens") -> Any:
+    return _declared((), Declaration(kind=kind, key=key))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParameters:
-    """How one generation is decoded; the names are transformers' where it has one, and so is what they do.
+    """The names are transformers' where it has one, and so is what they do. The defaults change nothing: greedy.
 
-    The defaults change nothing: greedy decoding. What a model's own generation_config.json says comes in through
-    `GenerationDefaults`.
+    What a model's own generation_config.json says comes in through `GenerationDefaults`.
     """
 
-    max_new_tokens: int
-    min_new_tokens: int = 0  # no end token before so many others
-    ignore_eos: bool = False  # go on to max_new_tokens whatever comes: forced lengths, for measurements
-    prefix_ids: tuple[int, ...] = ()  # stand after the decoder's start token; what is generated goes on from them
+    max_new_tokens: int = _count(
+        least=1, in_requests=True, key="max_new_tokens", about="at most as many as the model is loaded for"
+    )
+    min_new_tokens: int = _count(
+        0, in_requests=True, key="min_new_tokens", about="no end token before so many other tokens"
+    )
+    ignore_eos: bool = _flag()  # go on to max_new_tokens whatever comes: forced lengths, for measurements
+    prefix_ids: tuple[int, ...] = _tokens()  # stand after the decoder's start token; the answer goes on from them
 
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
-    typical_p: float = 1.0
-    seed: int | None = None  # None: drawn at admission
+    do_sample: bool = _flag(
+        in_requests=True,
+        key="do_sample",
+        about="true where temperature, top_k, top_p or typical_p is given; false makes those mean nothing",
+    )
+    # Scores divided by less than `least` are beyond float32.
+    temperature: float = _number(
+        1.0,
+        above=0,
+        least=1e-30,
+        remedy=", or leave it out for the likeliest tokens",
+        in_requests=True,
+        samples=True,
+        key="temperature",
+    )
+    # transformers falls back on 50 where a model says nothing: its one default that is not neutral.
+    top_k: int = _count(0, in_requests=True, samples=True, key="top_k", unset=50, about="0: all")
+    top_p: float = _number(1.0, above=0, most=1, in_requests=True, samples=True, key="top_p")
+    typical_p: float = _number(1.0, above=0, most=1, in_requests=True, samples=True, key="typical_p")
+    seed: int | None = _count(  # None: drawn at admission
+        None,
+        below=2**64,
+        in_requests=True,
+        about="the same gives the same texts; else one is drawn, and details tell which",
+    )
 
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    num_return_sequences: int = 1  # so many of the beams, or so many samples
+    num_beams: int = _count(
+        1, least=1, in_requests=True, key="num_beams", about="at most as many as the model has slots"
+    )
+    length_penalty: float = _number(
+        1.0,
+        least=-10,
+        most=10,
+        in_requests=True,
+        key="length_penalty",
+        about="a beam's score is divided by its length to this power: above 0 favours long answers",
+    )
+    early_stopping: bool | Literal["never"] = _declared(
+        False,
+        Declaration(
+            kind="early stopping",
+            in_requests=True,
+            key="early_stopping",
+            about="when beams are given up, as transformers has it",
+        ),
+    )
+    num_return_sequences: int = _count(
+        1, least=1, in_requests=True, key="num_return_sequences", about="so many beams or samples, best first"
+    )
 
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0  # 0: n-grams may repeat
-    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not come
-    suppress_tokens: tuple[int, ...] = ()
-    begin_suppress_tokens: tuple[int, ...] = ()  # only as the first token that is not forced
-    forced_bos_token_id: int | None = None  # the first token; no prefix stands before it, else it is not forced
-    forced_eos_token_ids: tuple[int, ...] = ()  # the token at max_new_tokens is one of these
-    renormalize_logits: bool = False
+    repetition_penalty: float = _number(1.0, least=1e-6, most=1e6, in_requests=True, key="repetition_penalty")
+    no_repeat_ngram_size: int = _count(0, in_requests=True, key="no_repeat_ngram_size", about="0: n-grams may repeat")
+    bad_words: tuple[tuple[int, ...], ...] = _tokens("bad_words_ids", "token sequences")  # must not come
+    suppress_tokens: tuple[int, ...] = _tokens("suppress_tokens")
+    begin_suppress_tokens: tuple[int, ...] = _tokens("begin_suppress_tokens")  # only as the first that is not forced
+    # The first token; no prefix stands before it, else it is not forced.
+    forced_bos_token_id: int | None = _declared(
+        None,
+        Declaration(
+            kind="token",
+            least=0,
+            most=LARGEST_COUNT,
+            in_requests=True,
+            key="forced_bos_token_id",
+            about="the first token",
+        ),
+    )
+    forced_eos_token_ids: tuple[int, ...] = _tokens("forced_eos_token_id")  # the token at max_new_tokens is one of them
+    renormalize_logits: bool = _flag(key="renormalize_logits")
 
-    logprobs: bool = False  # also give each token's natural-log probability, as the model said it before all the above
-    top_n_tokens: int = 0  # also give so many of the model's best tokens at each position
+    # Also give each token's natural-log probability, as the model said it before all the above.
+    logprobs: bool = _flag()
+    top_n_tokens: int = _count(
+        0,
+        most=20,
+        in_requests=True,
+        about="so many of the likeliest tokens at each place, in details and in streams",
+    )
 
     @property
     def prompt(self) -> int:
@@ -50,3 +191,8 @@ class GenerationParameters:
     def rows(self) -> int:
         """How many cache slots a generation owns: one a beam, or one a sample."""
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
+
+
+DECLARATIONS: Mapping[str, Declaration] = MappingProxyType(
+    {each.name: each.metadata["declaration"] for each in dataclasses.fields(GenerationParameters)}
+)

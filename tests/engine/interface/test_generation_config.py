@@ -113,7 +113,9 @@ def test_lengths_of_the_model_count_the_prefix_and_those_of_new_tokens_do_not() 
     assert (counted.max_new_tokens, counted.min_new_tokens) == (15, 3)
     fresh = read({"max_new_tokens": 20, "min_new_tokens": 8}).resolve({"prefix_ids": (5,) * 4})
     assert (fresh.max_new_tokens, fresh.min_new_tokens) == (20, 8)
-    with pytest.raises(BadRequestError, match="prefix has 30 tokens, which leaves none of this model's max_length of"):
+    with pytest.raises(
+        BadRequestError, match="prefix_ids has 30 tokens, which leaves none of this model's max_length of"
+    ):
         read({"max_length": 20}).resolve({"prefix_ids": (5,) * 30})
     given = read({"max_length": 20}).resolve({"prefix_ids": (5,) * 30, "max_new_tokens": 4})
     assert given.max_new_tokens == 4
@@ -141,7 +143,7 @@ def test_a_seed_is_drawn_where_one_is_needed() -> None:
         ({"num_beams": 0}, "num_beams is 0: it must be a whole number from 1"),
         ({"max_length": 1}, "max_length is 1: it must be a whole number from 2"),
         ({"max_new_tokens": True}, "max_new_tokens is True: it must be"),
-        ({"temperature": 0, "do_sample": True}, "temperature is 0: it must be a number above 0"),
+        ({"temperature": 0, "do_sample": True}, "temperature is 0: it must be a number of at least 1e-30"),
         ({"length_penalty": "long"}, "length_penalty is 'long': it must be a number"),
         ({"early_stopping": "soon"}, "early_stopping is 'soon': it must be true or false"),
         ({"eos_token_id": 100}, "eos_token_id is 100: it must be token ids below vocab_size, 100"),

@@ -354,7 +354,7 @@ def test_padding_that_the_configuration_leaves_open(task: Task, tmp_path: Path) 
 def test_what_could_not_be_assessed_is_refused_before_training(
     task: Task, tmp_path: Path, old: str, new: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for backend in ("torch_backend", "native.backend"):
+    for backend in ("pytorch.backend", "native.backend"):
         monkeypatch.setattr(f"server.engine.{backend}.available_bytes", lambda device: 10**9)
     assert says in refused(task, tmp_path, task.recipe("unfit", RECIPE.replace(old, new, 1)))
 

@@ -20,6 +20,7 @@ from nash.pruning.walk import walk as whole_walk
 from nash.recipes.recipe import PruneRecipe
 from nash.run import disk
 from nash.sweep import latency as sweep_latency
+from nash.sweep import sweep as sweeping
 from nash.sweep.sweep import sweep
 from nash.training import teacher_answers
 from nash.training.phase import last_checkpoint
@@ -225,7 +226,7 @@ def test_an_error_that_nobody_has_foreseen_is_one_points(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         whole_walk(recipe, *rest, **options)
 
-    monkeypatch.setattr(sweep, "walk", walk)
+    monkeypatch.setattr(sweeping, "walk", walk)
     recipe = task.recipe("unlucky", 'recipe = "prune.toml"\nseeds = [0, 1]\n')
     outcome = nash("sweep", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json")
     assert outcome.code == 1

@@ -1,32 +1,28 @@
 """`parameters` of a request: how it wants its texts to be made. Null is the same as not given.
 
-What is checked here needs no model; what depends on one is checked when its variant is known, and before the request
-waits for anything.
+What the engine knows of is not listed here: its schema follows from the declarations of `GenerationParameters`. Here
+stands what is about texts. What is checked here needs no model; what depends on one is checked when its variant is
+known, and before the request waits for anything.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-_LARGEST_COUNT = 2**31 - 1
+from server.engine.interface.parameters import DECLARATIONS, LARGEST_COUNT, Declaration
+
 MOST_STOPS = 16
 _LONGEST_STOP = 256
-_MOST_TOP_TOKENS = 20
-_LEAST_TEMPERATURE = 1e-30  # scores divided by less are beyond float32
-
-_Count = Annotated[int, Field(ge=0, le=_LARGEST_COUNT)]
-_Number = Annotated[int, Field(ge=1, le=_LARGEST_COUNT)]
-_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _early_stopping(value: object) -> object:
@@ -51,15 +47,6 @@ def _nothing(value: object) -> object:
     return value
 
 
-def _divisor(value: float) -> float:
-    if value < _LEAST_TEMPERATURE:
-        raise PydanticCustomError(
-            "field", f" is {value:g}, which is as good as 0: leave it out for the likeliest tokens"
-        )
-    return value
-
-
-_Temperature = Annotated[float, Field(gt=0), AfterValidator(_divisor)]
 _EarlyStopping = Annotated[
     bool | Literal["never"] | None,
     BeforeValidator(_early_stopping),
@@ -67,58 +54,65 @@ _EarlyStopping = Annotated[
 ]
 _Unavailable = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"enum": [None, False, 0, ""]})]
 _Stops = Annotated[list[str], Field(max_length=MOST_STOPS), AfterValidator(_stops)]
+_SourceTokens = Annotated[int, Field(ge=2, le=LARGEST_COUNT)]
 
 
-class GenerationParameters(BaseModel):
+def _schema_of(declared: Declaration) -> Any:
+    """A declared parameter as a field of a request, which may leave it out."""
+    if declared.kind == "early stopping":
+        return _EarlyStopping, Field(default=None, description=declared.about)
+    if declared.kind == "flag":
+        kind: Any = bool
+    else:
+        lowest = {"gt": declared.above} if declared.above is not None else {"ge": declared.least}
+        number = float if declared.kind == "number" else int
+        kind = Annotated[
+            number,
+            Field(**lowest, le=declared.most, lt=declared.below),
+            AfterValidator(_possible(declared)),
+        ]
+    return kind | None, Field(default=None, description=declared.about or None)
+
+
+def _possible(declared: Declaration) -> Any:
+    """Refuses what lies within the bounds that are promised and still cannot be computed with."""
+
+    def check(value: float) -> float:
+        if (problem := declared.problem(value)) is not None:
+            raise PydanticCustomError("field", f" {problem}")
+        return value
+
+    return check
+
+
+_EngineParameters: Any = create_model(
+    "_EngineParameters",
+    __config__=ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False),
+    **{name: _schema_of(declared) for name, declared in DECLARATIONS.items() if declared.in_requests},
+)
+
+
+class RequestParameters(_EngineParameters):
     """How one generation is decoded; what is not given is as the model's own generation_config says.
 
     The last ones are known to clients of other servers. They are accepted where they change nothing.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    max_new_tokens: _Number | None = Field(default=None, description="at most as many as the model is loaded for")
-    min_new_tokens: _Count | None = Field(default=None, description="no end token before so many others")
-    truncate: Annotated[int, Field(ge=2, le=_LARGEST_COUNT)] | None = Field(
+    truncate: _SourceTokens | None = Field(
         default=None, description="how many source tokens to keep, those that the tokenizer puts around a text included"
     )
     stop: _Stops | None = Field(default=None, description="the text ends before the first of these that comes")
-
-    do_sample: bool | None = Field(
-        default=None,
-        description="true where temperature, top_k, top_p or typical_p is given; false makes those mean nothing",
+    best_of: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = Field(
+        default=None, description="another name for num_return_sequences"
     )
-    temperature: _Temperature | None = None
-    top_k: _Count | None = Field(default=None, description="0: all")
-    top_p: _Share | None = None
-    typical_p: _Share | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = Field(
-        default=None, description="the same gives the same texts; else one is drawn, and details tell which"
-    )
-
-    num_beams: _Number | None = Field(default=None, description="at most as many as the model has slots")
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = Field(
-        default=None, description="a beam's score is divided by its length to this power: above 0 favours long ones"
-    )
-    early_stopping: _EarlyStopping = Field(default=None, description="when beams are given up, as transformers has it")
-    num_return_sequences: _Number | None = Field(default=None, description="so many beams or samples, best first")
-    best_of: _Number | None = Field(default=None, description="another name for num_return_sequences")
-
-    repetition_penalty: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
-    no_repeat_ngram_size: _Count | None = Field(default=None, description="0: n-grams may repeat")
-    forced_bos_token_id: _Count | None = Field(default=None, description="the first token")
     forced_bos_token: str | None = Field(
-        default=None, description="the same as the vocabulary writes it, or the code of a language"
+        default=None, description="the first token as the vocabulary writes it, or the code of a language"
     )
     decoder_input_text: str | None = Field(
         default=None, description="the answer goes on from this text, and does not hold it"
     )
-
     details: bool | None = Field(
         default=None, description="also tell tokens, log-probabilities, the seed and how it ended"
-    )
-    top_n_tokens: Annotated[int, Field(ge=0, le=_MOST_TOP_TOKENS)] | None = Field(
-        default=None, description="so many of the likeliest tokens at each place, in details and in streams"
     )
 
     return_full_text: bool | None = Field(default=None, description="means nothing: an answer never holds its source")
@@ -128,25 +122,8 @@ class GenerationParameters(BaseModel):
     grammar: _Unavailable = None
     adapter_id: _Unavailable = None
 
-    _SAMPLING: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p", "typical_p")
-    _OF_THE_ENGINE: ClassVar[tuple[str, ...]] = (
-        "max_new_tokens",
-        "min_new_tokens",
-        "do_sample",
-        *_SAMPLING,
-        "seed",
-        "num_beams",
-        "length_penalty",
-        "early_stopping",
-        "num_return_sequences",
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "forced_bos_token_id",
-        "top_n_tokens",
-    )
-
     @model_validator(mode="after")
-    def _one_name_for_one_thing(self) -> "GenerationParameters":
+    def _one_name_for_one_thing(self) -> "RequestParameters":
         if None not in (self.forced_bos_token, self.forced_bos_token_id):
             raise PydanticCustomError(
                 "fields", "forced_bos_token and forced_bos_token_id say the same: give one of them"
@@ -158,18 +135,29 @@ class GenerationParameters(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """What is asked of the engine, by the names of its parameters; without what is left to the model."""
-        given = {name: value for name in self._OF_THE_ENGINE if (value := getattr(self, name)) is not None}
+        given = {
+            name: value
+            for name, declared in DECLARATIONS.items()
+            if declared.in_requests and (value := getattr(self, name)) is not None
+        }
         if self.best_of is not None:
             given["num_return_sequences"] = self.best_of
-        if self.do_sample is None and any(name in given for name in self._SAMPLING):
+        if self.do_sample is None and any(DECLARATIONS[name].samples for name in given):
             given["do_sample"] = True
         return given
 
+    def name_of(self, engine_name: str) -> str:
+        """What this request calls a parameter of the engine."""
+        names = {"prefix_ids": "decoder_input_text"}
+        if self.best_of is not None:
+            names["num_return_sequences"] = "best_of"
+        return names.get(engine_name, engine_name)
 
-class TaskParameters(GenerationParameters):
+
+class TaskParameters(RequestParameters):
     """`parameters` of `POST /`: those of summarization and translation clients on top."""
 
-    generate_parameters: GenerationParameters | None = Field(
+    generate_parameters: RequestParameters | None = Field(
         default=None, description="what those clients know of the above; it has precedence"
     )
     truncation: Literal["do_not_truncate", "longest_first", "only_first", "only_second"] | None = Field(
@@ -184,7 +172,7 @@ class TaskParameters(GenerationParameters):
     @model_validator(mode="after")
     def _one_target(self) -> "TaskParameters":
         try:
-            merged = self.generation()
+            merged = self.merged()
         except ValidationError as error:
             raise PydanticCustomError("fields", error.errors()[0]["msg"]) from error
         if self.tgt_lang is not None and (merged.forced_bos_token, merged.forced_bos_token_id) != (None, None):
@@ -196,8 +184,8 @@ class TaskParameters(GenerationParameters):
         """Whether a text that is too long is cut to what the model takes."""
         return self.truncation in ("longest_first", "only_first")
 
-    def generation(self) -> GenerationParameters:
+    def merged(self) -> RequestParameters:
         """Both levels in one."""
-        upper = {name: getattr(self, name) for name in GenerationParameters.model_fields}
+        upper = {name: getattr(self, name) for name in RequestParameters.model_fields}
         lower = vars(self.generate_parameters) if self.generate_parameters is not None else {}
-        return GenerationParameters(**(upper | {name: value for name, value in lower.items() if value is not None}))
+        return RequestParameters(**(upper | {name: value for name, value in lower.items() if value is not None}))

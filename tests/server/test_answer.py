@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from server.text.answer_text import AnswerText, beginning_of_a_stop, first_stop
+from server.engine.interface.results import FinishReason, Hypothesis
+from server.text.answer import Answer, beginning_of_a_stop, first_stop
 from server.text.tokenization import TextCodec
 
 NO_EOS = 10**6
@@ -26,12 +27,12 @@ def tokens_of(text: str) -> list[int]:
     return [ALPHABET.index(character) for piece, _ in pieces for character in piece]
 
 
-def told(text: str, stops: list[str]) -> tuple[list[str], AnswerText]:
+def told(text: str, stops: list[str]) -> tuple[list[str], Answer]:
     """What is told with each token, until it stops."""
-    answer, ids = AnswerText(CODEC.stream(), stops), tokens_of(text)
+    answer, ids = Answer(CODEC, stops=stops), tokens_of(text)
     texts = []
     for i, token in enumerate(ids):
-        texts.append(answer.push(token) if i < len(ids) - 1 else answer.finish(token))
+        texts.append(answer.add(token, None, last=i == len(ids) - 1).text)
         if answer.stopped:
             break
     return texts, answer
@@ -73,6 +74,35 @@ def test_the_longest_possible_beginning_is_held_back() -> None:
     assert beginning_of_a_stop("xaba", ["abac", "bax"]) == 3
     assert beginning_of_a_stop("xab", ["b"]) == 0
     assert beginning_of_a_stop("x", []) == 0
+
+
+def whole_of(text: str, score: float | None = None) -> Hypothesis:
+    ids = tokens_of(text)
+    logprobs = [-float(i) for i in range(len(ids))]
+    return Hypothesis(tokens=ids, finish_reason=FinishReason.LENGTH, score=score, logprobs=logprobs, top_tokens=[])
+
+
+def test_an_answer_that_has_begun_is_completed_up_to_a_stop_string() -> None:
+    hypothesis = whole_of("one END two", score=-1.5)
+    answer = Answer(CODEC, stops=["END"])
+    answer.add(hypothesis.tokens[0], 0.0)
+    rest = answer.complete(hypothesis)
+    assert [token.id for token in rest] == hypothesis.tokens[1:7]
+    assert [token.logprob for token in rest] == hypothesis.logprobs[1:7]
+    assert (answer.text, answer.generated_tokens, answer.score) == ("one ", 7, -1.5)
+    assert answer.finish_reason is FinishReason.STOP
+    assert answer.complete(hypothesis) == []
+
+
+def test_a_whole_answer_is_what_its_tokens_say_one_by_one() -> None:
+    hypothesis = whole_of("aé漢😀b")
+    by_token = Answer(CODEC, tokens_of("é"))
+    by_token.complete(hypothesis)
+    whole = Answer.whole(CODEC, tokens_of("é"), hypothesis)
+    assert whole.text == by_token.text == "aé漢😀b"
+    assert whole.generated_tokens == by_token.generated_tokens == len(hypothesis.tokens)
+    assert whole.finish_reason is by_token.finish_reason is FinishReason.LENGTH
+    assert (whole.tokens, len(by_token.tokens)) == ([], len(hypothesis.tokens))
 
 
 SHORT = st.text(alphabet="abé漢", max_size=12)

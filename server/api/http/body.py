@@ -1,0 +1,108 @@
+"""From a request's bytes to what it asks of which variants; what is refused on the way is counted as unknown."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar, get_args
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from server.engine.interface.parameters import DECLARATIONS
+from server.errors import InvalidRequestError, RequestError
+from server.frontend.request import JSON_TYPES, CompareRequest, GenerateRequest
+from server.frontend.routing import family_of_first, route
+from server.frontend.service import Service
+from server.frontend.variant import Variant
+
+G = TypeVar("G", bound=GenerateRequest)
+B = TypeVar("B", bound=BaseModel)
+
+
+async def read_generation(request: Request, service: Service, schema: type[G]) -> tuple[G, Variant, float]:
+    """The body of a generating route, the variant that it goes to, and when the body was there (time.monotonic()).
+
+    Raises:
+        RequestError: the body is too large or not what it should be, or names what is not loaded.
+    """
+    with _counting(service):
+        content = await request.body()
+        arrived_s = time.monotonic()
+        body = parse_body(schema, content)
+        most = service.settings.max_batch_items
+        if len(body.texts) > most:
+            raise InvalidRequestError(f"inputs has {len(body.texts)} texts, a request takes {most}: send several")
+        return body, route(body.model, service.variants), arrived_s
+
+
+async def read_comparison(request: Request, service: Service) -> tuple[CompareRequest, list[Variant]]:
+    """The body of `/compare` and the variants to run, each once, in the order asked for.
+
+    Raises:
+        RequestError: as above.
+    """
+    with _counting(service):
+        body = parse_body(CompareRequest, await request.body())
+        if body.models is None:
+            return body, family_of_first(service.variants)
+        return body, list(dict.fromkeys(route(ref, service.variants) for ref in body.models))
+
+
+@contextmanager
+def _counting(service: Service) -> Iterator[None]:
+    try:
+        yield
+    except RequestError as error:
+        service.metrics.refused(error.outcome)
+        raise
+
+
+def parse_body(schema: type[B], body: bytes) -> B:
+    """Read a JSON body.
+
+    Raises:
+        InvalidRequestError: it is not JSON, or not what `schema` says; the message names the first fault.
+    """
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidRequestError(_message(schema, error.errors(include_url=False)[0])) from error
+
+
+def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    match fault["type"]:
+        case "json_invalid":
+            return f"the body is not JSON ({fault['msg'].removeprefix('Invalid JSON: ')}): send an object"
+        case "extra_forbidden":
+            known = ", ".join(_fields_at(schema, fault["loc"][:-1]))
+            return f"{where} is not known: leave it out, or use one of {known}"
+        case "missing":
+            return f"{where} is missing: give it"
+        case "texts":
+            return f"{where} is {fault['msg']}"
+        case "field":
+            return f"{where}{fault['msg']}"
+        case "fields":
+            return f"{where}.{fault['msg']}"
+        case "too_long":
+            return f"{where} has {fault['ctx']['actual_length']} items: give at most {fault['ctx']['max_length']}"
+    declared = DECLARATIONS.get(str(fault["loc"][-1])) if fault["loc"] else None
+    remedy = "" if declared is None else declared.remedy
+    return f"{where or 'the body'} is {_shown(fault['input'])}: {fault['msg'].removeprefix('Input ')}{remedy}"
+
+
+def _fields_at(schema: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The names of an object's fields, followed down from the body."""
+    for part in path:
+        inner = get_args(schema.model_fields[str(part)].annotation)  # of `Schema | None`
+        schema = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
+    return list(schema.model_fields)
+
+
+def _shown(value: object) -> str:
+    """A faulty value: numbers as they are, else its type, for a text may be long or private."""
+    if isinstance(value, int | float) and len(repr(value)) <= 30:
+        return repr(value).lower() if isinstance(value, bool) else repr(value)
+    return JSON_TYPES.get(type(value), "of a wrong type")

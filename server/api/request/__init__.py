@@ -1,1 +1,0 @@
-"""From the bytes of a body to what is asked: strict schemas, and the parameters of a request."""

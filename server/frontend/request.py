@@ -1,0 +1,97 @@
+"""What a caller asks for: the bodies of requests, read strictly. An unknown key or a wrong type is refused by name."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from server.frontend.request_parameters import RequestParameters, TaskParameters
+
+JSON_TYPES: dict[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def _texts(value: object) -> object:
+    """One text or a list of texts; said by hand because a union's errors name all that it might have been."""
+    items = value if isinstance(value, list) else [value]
+    for i, item in enumerate(items):
+        if not isinstance(item, str):
+            where = f" at index {i}" if isinstance(value, list) else ""
+            wanted = "a text" if isinstance(value, list) else "a text or a list of texts"
+            raise PydanticCustomError("texts", f"{JSON_TYPES[type(item)]}{where}: give {wanted}")
+    if not items:
+        raise PydanticCustomError("texts", "an empty list: give at least one text")
+    return value
+
+
+Texts = Annotated[
+    str | list[str],
+    BeforeValidator(_texts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class TextRequest(BaseModel):
+    """Texts, and how to generate for them: what all bodies have."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    inputs: Texts
+    parameters: RequestParameters | None = None
+    stream: bool | None = None
+
+    @property
+    def generation(self) -> RequestParameters:
+        """How to generate."""
+        return self.parameters or RequestParameters()
+
+    @property
+    def task(self) -> TaskParameters | None:
+        """What summarization and translation clients say on top."""
+        return None
+
+    @property
+    def texts(self) -> list[str]:
+        """The inputs as a list."""
+        return [self.inputs] if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def fields(self) -> list[str]:
+        """What an error calls each of `texts`."""
+        return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
+
+
+class GenerateRequest(TextRequest):
+    """The body of `/generate` and `/generate_stream`."""
+
+    model: str | None = None
+
+
+class CompareRequest(TextRequest):
+    """The body of `/compare`."""
+
+    inputs: str
+    models: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class TaskRequest(GenerateRequest):
+    """The body of `POST /`."""
+
+    parameters: TaskParameters | None = None
+
+    @property
+    def generation(self) -> RequestParameters:
+        """How to generate; summarization and translation clients put what they know of it one level down."""
+        return self.task.merged()
+
+    @property
+    def task(self) -> TaskParameters:
+        """What such clients say on top."""
+        return self.parameters or TaskParameters()
