@@ -22,7 +22,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.readme_table import rewritten
+from docs.marked import rewritten
 from nash.measuring.metrics import quality
 from nash.recipes.recipe import MetricKind
 

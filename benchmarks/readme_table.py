@@ -1,15 +1,17 @@
-"""Writes the README's tables of results from the files in benchmarks/results.
+"""Writes the tables of results in README.md and docs/performance.md from the files in benchmarks/results.
 
-python -m benchmarks.readme_table            rewrites the parts of README.md between the marks of each table
-python -m benchmarks.readme_table --check    exits 1 if it is not what the files say
+python -m benchmarks.readme_table            rewrites what stands between the marks of each table, and docs/results.png
+python -m benchmarks.readme_table --check    exits 1 if a page does not say what the files say
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from docs.marked import rewritten
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -89,16 +91,36 @@ def engine_table() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": results_table, "engine": engine_table}
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": results_table},
+    "docs/performance.md": {"engine": engine_table},
+}
+PICTURE = "docs/results.png"
 
 
-def rewritten(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
-    """The text with what stands between the marks of each table made anew."""
-    for name, table in tables.items():
-        before, rest = text.split(f"<!-- {name}:begin -->\n")
-        _, after = rest.split(f"<!-- {name}:end -->")
-        text = f"{before}<!-- {name}:begin -->\n{table()}<!-- {name}:end -->{after}"
-    return text
+def draw(path: Path) -> None:
+    """Quality over speed, from the same files as the results' table."""
+    import matplotlib.pyplot as plt
+
+    reports, served = [_read(name) for name in PRUNED], _read(END_TO_END)
+    points = [("dense, 6 decoder layers", reports[0]["dense"], reports[0]["dense_ref"])]
+    for report in reports:
+        layers, cut = report["decoder_layers"], report["encoder_sparsity"]
+        label = f"{layers} layer{'s' if layers > 1 else ''}, {100 * cut:.0f} % of the encoder cut"
+        points.append((label, report["pruned"], report["ref"]))
+    alone = {variant["ref"]: variant["speedup"] for variant in served["concurrency"][0]["variants"]}
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    for label, side, ref in points:
+        speedup, right = alone[ref], 100 - side["metrics"]["word_error_rate"]
+        axes.plot(speedup, right, "*" if ref == points[0][2] else "o", color="#0a7f5a", markersize=9)
+        axes.annotate(label, (speedup, right), xytext=(8, 4), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="times as fast as the dense model, through the server", ylabel="words right, %")
+    axes.set_xlim(0.9, 3.6)
+    axes.set_ylim(60, 80)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _read(name: str) -> Any:
@@ -106,17 +128,20 @@ def _read(name: str) -> Any:
 
 
 def main() -> None:
-    """Rewrite the README, or check it."""
-    parser = argparse.ArgumentParser(description="Make the README's tables of results.")
+    """Rewrite the pages and the picture, or check the pages."""
+    parser = argparse.ArgumentParser(description="Make the tables of results.")
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    wanted = rewritten(text, TABLES)
-    if check and wanted != text:
-        sys.exit("README.md does not say what benchmarks/results say: run python -m benchmarks.readme_table")
+    for name, tables in TABLES.items():
+        page = ROOT / name
+        text = page.read_text(encoding="utf-8")
+        wanted = rewritten(text, tables)
+        if check and (wanted != text or not (ROOT / PICTURE).is_file()):
+            sys.exit(f"{name} does not say what benchmarks/results say: run python -m benchmarks.readme_table")
+        if not check:
+            page.write_text(wanted, encoding="utf-8")
     if not check:
-        readme.write_text(wanted, encoding="utf-8")
+        draw(ROOT / PICTURE)
 
 
 if __name__ == "__main__":

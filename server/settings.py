@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from server.engine.capabilities import AUTO, DTYPES
-from server.engine.interface.config import MOST_THREADS, EngineConfig
+from server.engine.interface.config import MOST_THREADS, SETTINGS, EngineConfig
 from server.engine.machine.cpus import share_of_the_machine, usable_cpus
 from server.engine.machine.topology import default_threads
 from server.errors import SettingsError
 
-_ENVIRONMENT_PREFIX = "NASH_SERVER_"
-_STORE_VARIABLE = "NASH_STORE"  # shared with the commands that write the store
+ENVIRONMENT_PREFIX = "NASH_SERVER_"
+STORE_VARIABLE = "NASH_STORE"  # shared with the commands that write the store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +53,7 @@ class ModelRequest:
         return cls(ref=ref, engine=EngineConfig(**chosen))
 
 
-_MODEL_HELP = (
-    "a variant to serve; repeat it. Keys: dtype auto (the fastest whose recorded quality holds), float32, bfloat16, "
-    "int8 and int4 (CPU), float16 (CUDA); device cpu, cuda; "
-    "backend auto, native, torch; quantization none, bnb-int8, bnb-nf4 (the layers' weights by bitsandbytes, computing "
-    "in dtype); graphs auto, on, off (CUDA); threads, slots, max_source_tokens, max_new_tokens, max_encode_tokens"
-)
+_MODEL_HELP = "a variant to serve; repeat it. Keys: " + "; ".join(f"{key}: {about}" for key, about in SETTINGS.items())
 
 
 def _text(value: str) -> str:
@@ -119,17 +114,11 @@ def _flag(value: str) -> bool:
     return value == "1"
 
 
+_PARSERS: Mapping[str, Callable[[str], object]] = {"dtype": _dtype, "threads": _threads}
 _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
-    "dtype": _dtype,
-    "device": _text,
-    "backend": _text,
-    "graphs": _text,
-    "quantization": _text,
-    "threads": _threads,
-    "slots": _count,
-    "max_source_tokens": _count,
-    "max_new_tokens": _count,
-    "max_encode_tokens": _count,
+    each.name: _PARSERS.get(each.name, _text if each.type is str else _count)
+    for each in fields(EngineConfig)
+    if each.name in SETTINGS
 }
 
 
@@ -274,16 +263,16 @@ def _from_file(path: Path, options: Mapping[str, Any]) -> dict[str, tuple[str, A
 def _from_environment(environment: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """By field: the variable's name and its text."""
     chosen: dict[str, tuple[str, Any]] = {}
-    if environment.get(_STORE_VARIABLE):
-        chosen["store"] = (_STORE_VARIABLE, environment[_STORE_VARIABLE])
+    if environment.get(STORE_VARIABLE):
+        chosen["store"] = (STORE_VARIABLE, environment[STORE_VARIABLE])
     for variable in sorted(environment):
-        if not variable.startswith(_ENVIRONMENT_PREFIX):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
-        name = variable.removeprefix(_ENVIRONMENT_PREFIX).lower()
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if name == "models":
             chosen[name] = (variable, environment[variable].split())
         elif name in options and name != "store":
             chosen[name] = (variable, environment[variable])
         else:
-            raise SettingsError(f"{variable} is not a setting: unset it; {_ENVIRONMENT_PREFIX}PORT is one that is")
+            raise SettingsError(f"{variable} is not a setting: unset it; {ENVIRONMENT_PREFIX}PORT is one that is")
     return chosen

@@ -98,14 +98,11 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from benchmarks.peers.report import PICTURE, ROOT, SECTION, documents, draw, section
-    from benchmarks.readme_table import rewritten
+    from benchmarks.peers.report import PAGE, PICTURE, ROOT, SECTION, documents, draw, section
+    from docs.marked import rewritten
 
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if f"<!-- {SECTION}:begin -->\n" not in text or f"<!-- {SECTION}:end -->" not in text:
-        print(f"README.md has no lines <!-- {SECTION}:begin --> and <!-- {SECTION}:end -->", file=sys.stderr)
-        return 1
+    page = ROOT / PAGE
+    text = page.read_text(encoding="utf-8")
     try:
         found = documents()
     except FileNotFoundError as error:
@@ -114,10 +111,10 @@ def _table(options: argparse.Namespace) -> int:
     wanted = rewritten(text, {SECTION: lambda: section(found)})
     if options.check:
         if wanted != text or not (ROOT / PICTURE).is_file():
-            print("README.md does not say what benchmarks/results say: run python -m benchmarks.peers table")
+            print(f"{PAGE} does not say what benchmarks/results say: run python -m benchmarks.peers table")
             return 1
         return 0
-    readme.write_text(wanted, encoding="utf-8")
+    page.write_text(wanted, encoding="utf-8")
     draw(found[0], ROOT / PICTURE)
     return 0
 

@@ -11,8 +11,9 @@ from benchmarks.peers.catalogue import AGREES, DTYPES, ENGINE, NATIVE, PEERS, SH
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("peers.json", "peers-avx2.json")
+PAGE = "docs/performance.md"
 PICTURE = "docs/peers.png"
-SECTION = "peers"  # of the README, between its marks
+SECTION = "peers"  # of the page, between its marks
 CUT_OFF = 3  # in the picture
 _TITLES = {peer.name: peer.title for peer in PEERS}
 
@@ -32,8 +33,8 @@ def documents() -> list[Document]:
 
 
 def section(found: Sequence[Document]) -> str:
-    """What stands in the README: a picture, and for each document its tables; the first shape's is unfolded."""
-    parts = [f"![Whole answers of the engine and its peers]({PICTURE})", ""]
+    """What stands in the page: a picture, and for each document its tables; the first shape's is unfolded."""
+    parts = [f"![Whole answers of the engine and its peers]({Path(PICTURE).name})", ""]
     for document in found:
         for i, shape in enumerate(_shapes(document)):
             title = f"{SHAPE_TITLES[shape]}, {_instruction_set(document)}"

@@ -8,11 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-# What `python -m server` takes behind a model's name.
-MODEL_KEYS = (
-    *("dtype", "device", "backend", "graphs", "quantization", "threads", "slots"),
-    *("max_source_tokens", "max_new_tokens", "max_encode_tokens"),
-)
+from server.engine.interface.config import SETTINGS
 
 OptionalStoreOption = Annotated[
     Path | None, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder; default: store.")
@@ -25,7 +21,7 @@ def command(
         typer.Option(
             "--model",
             metavar="REF[,key=value...]",
-            help=f"A variant to serve; repeat it. Keys: {', '.join(MODEL_KEYS)}.",
+            help=f"A variant to serve; repeat it. Keys: {', '.join(SETTINGS)}.",
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,

@@ -41,7 +41,9 @@ SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: what a spee
 class Section(BaseModel):
     """A table of a recipe: unknown keys, values of another type and numbers that are none are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -58,14 +60,14 @@ class Section(BaseModel):
 
 
 class DataLayout(Section):
-    """Which columns of the data hold what. `a.b` is the value b within column a.
-
-    A target is a text or a list of texts, all of them right; several columns are several right answers.
-    """
+    """Which columns of the data hold what. `a.b` is the value b within column a."""
 
     source_column: str = "source"
+    """The column of the source text."""
     target_columns: list[str] = Field(default=["target"], min_length=1)
-    prefix: str = ""  # stands before every source, as in "summarize: "
+    """The columns of the answers: a text, or a list of texts that are all right. Several columns hold several."""
+    prefix: str = ""
+    """Put before every source, as in `"summarize: "`."""
 
     @property
     def example(self) -> str:
@@ -77,66 +79,94 @@ class DataLayout(Section):
 class DataRecipe(DataLayout):
     """The data of each split, and length limits in tokens.
 
-    A file (JSONL, .csv, .tsv, .parquet), a folder saved by `datasets`, or `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
+    A split is a file (JSONL, .csv, .tsv, .parquet), a folder saved by `datasets`, or
+    `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
     """
 
     train: Path
+    """What the model is trained on."""
     validation: Path
+    """What training is watched on. It stands in for a test split that is not given."""
     test: Path | None = None
-    test_rows: int | None = Field(default=None, ge=1)  # evaluate on the first so many rows only
+    """What the figures of the report are measured on."""
+    test_rows: int | None = Field(default=None, ge=1)
+    """Measure on the first rows only."""
     max_source_tokens: Count = 512
+    """Longer sources lose their end."""
     max_target_tokens: Count = 256
+    """Longer answers lose their end."""
 
 
 class OptimizationRecipe(Section):
-    """One phase of training. A step is one update of the weights. No epochs: the phase is passed over.
-
-    Precision "auto" is bfloat16 where the hardware has it, else float32.
-    """
+    """One phase of training. A step is one update of the weights."""
 
     epochs: float = Field(default=1.0, ge=0)
+    """Passes over the training rows. 0 skips the phase."""
     max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many steps, whatever `epochs` says."""
     batch_size: Count = 32
+    """Rows in a forward pass."""
     gradient_accumulation: Count = 1
+    """Forward passes in a step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` updates hidden matrices with Muon and everything else with AdamW."""
     learning_rate: Rate = 1e-4
+    """The highest that `schedule` reaches."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger norm are scaled down to it."""
     precision: Precision = "auto"
+    """`auto` is bfloat16 where the hardware multiplies in it, else float32."""
     checkpoint_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints. An interrupted run continues from the last one."""
 
 
 class T5Shape(Section):
-    """The shape of a T5 that is trained from nothing. The vocabulary is the tokenizer's."""
+    """The shape of a T5 that is trained from scratch. The vocabulary is the tokenizer's."""
 
     d_model: Count
+    """Width of the model."""
     num_heads: Count
+    """Attention heads of a layer."""
     d_kv: Count
+    """Width of a head."""
     d_ff: Count
+    """Feed-forward units of a layer."""
     encoder_layers: Layers
+    """Layers of the encoder."""
     decoder_layers: Layers
+    """Layers of the decoder."""
     feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+    """`relu` as in T5, `gated-gelu` as in T5 v1.1."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout rate while training."""
 
 
 class FinetuneRecipe(Section):
-    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`.
-
-    With `layer_dropout`, each decoder layer but the first is left out of an update with this probability, so that the
-    model takes it well when `nash prune` drops layers for good.
-    """
+    """`nash finetune`: start from `model`, or from scratch with `shape` and `tokenizer`."""
 
     model: str | None = None
+    """The model to start from: a path, or a REF in the store."""
     shape: T5Shape | None = None
+    """Train a T5 of this shape from scratch."""
     tokenizer: Path | None = None
+    """The folder of its tokenizer."""
     data: DataRecipe
     training: OptimizationRecipe
     layer_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Leave each decoder layer but the first out of an update with this probability (LayerDrop). The model then loses
+    little when `nash prune` drops layers for good."""
     metric: MetricKind = "exact"
+    """What the test rows are measured with."""
     seed: Seed = 0
+    """Order of the rows, dropout, and the initial weights from scratch."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """The dtype of the weights in the saved folder."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -150,64 +180,75 @@ class FinetuneRecipe(Section):
 
 
 class PruningRecipe(Section):
-    """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units.
-
-    NASH has gates on the encoder's heads and units. With `gated_stacks` "both" the decoder's are cut as well, and the
-    sparsity is that of both stacks: CoFi, with `gate_sublayers`. `repair` refits cut matrices before the final phase.
-    `trim_vocab` keeps the tokens that the training rows need.
-
-    `speedup` asks for a speed instead: how many times faster than the dense model under the recipe's workload.
-    """
+    """What to cut. NASH gates the encoder's heads and feed-forward units and keeps some of the decoder's layers."""
 
     speedup: float | None = Field(default=None, gt=1)
+    """Ask for a speed instead of a shape: how many times faster than the dense model under `[workload]`."""
     encoder_sparsity: float = Field(default=0.3, ge=0, lt=1)
+    """The fraction to cut of the encoder's weights in heads and feed-forward units."""
     decoder_layers: int | list[int] | None = None
+    """How many decoder layers to keep, or which ones, counted from 0. All if left out."""
     layer_selection: LayerSelection = "uniform"
+    """Which layers a number means: spread evenly, the first, the last, or those whose loss hurts least."""
     gate_heads: bool = True
+    """Cut attention heads."""
     gate_units: bool = True
+    """Cut feed-forward units."""
     gate_sublayers: bool = False
+    """Cut whole sublayers, as CoFi does."""
     gated_stacks: Literal["encoder", "both"] = "encoder"
+    """`both` cuts the decoder's heads and units too, as CoFi does. The sparsity is then that of both stacks."""
     repair: bool = False
+    """Refit cut matrices by least squares before the final phase."""
     trim_vocab: bool = False
+    """Keep only the tokens that the training rows need."""
     gate_learning_rate: Rate = 0.05
+    """Learning rate of the gates."""
     multiplier_learning_rate: Rate = 0.05
-    sparsity_warmup: float = Field(default=0.5, ge=0, le=1)  # share of the pruning phase
+    """Learning rate of the Lagrange multipliers that drive the sparsity to its target."""
+    sparsity_warmup: float = Field(default=0.5, ge=0, le=1)
+    """Share of the pruning phase in which the target rises from 0."""
 
 
 class WorkloadRecipe(Section):
-    """What speed is asked and measured for: requests that arrive together, and how the engine computes.
-
-    Lengths that are not given are the data's. The dtype "auto" is the fastest of which the dense version in the store
-    has a record that its quality holds, else float32.
-    """
+    """The requests that speed is measured on, and how the engine computes them."""
 
     batch: int = Field(default=1, ge=1)
+    """Requests that arrive together."""
     source_tokens: int | None = Field(default=None, ge=1)
+    """Length of each source. The data's if left out."""
     new_tokens: int | None = Field(default=None, ge=1)
+    """Length of each answer. The data's if left out."""
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    """`auto` is the fastest dtype whose quality is on record for the dense version, else float32."""
     threads: int | None = Field(default=None, ge=1)
+    """Threads of the engine. Its own choice if left out."""
 
 
 class QuantizationRecipe(Section):
-    """What the finished model has besides: with `int4`, its layers in four bits a weight, calibrated on the data."""
+    """What is added to the finished model."""
 
     int4: bool = False
+    """Also calibrate its layers to four bits a weight, for `dtype=int4`."""
 
 
 class DistillationRecipe(Section):
-    """Weights of the losses; a weight of zero switches its loss off.
-
-    The teacher's encoder layers are compared with the nearest of the student's ("dynamic", as CoFi does) or with those
-    of the same number ("same"). With `sequence_level` the targets are the teacher's own answers.
-    """
+    """Weights of the losses. A weight of 0 switches its loss off."""
 
     task_weight: float = Field(default=1.0, ge=0)
+    """Cross-entropy against the targets."""
     prediction_weight: float = Field(default=1.0, ge=0)
+    """KL divergence from the teacher's predictions."""
     temperature: float = Field(default=2.0, gt=0)
+    """Softens both predictions in that divergence."""
     encoder_hidden_weight: float = Field(default=0.001, ge=0)
+    """Distance from the teacher's hidden states in the encoder."""
     decoder_hidden_weight: float = Field(default=0.001, ge=0)
+    """The same in the decoder."""
     encoder_matching: Literal["dynamic", "same"] = "dynamic"
+    """Compare an encoder layer of the teacher with the student's nearest one, as CoFi does, or with the same one."""
     sequence_level: bool = False
+    """Train on the teacher's own answers instead of the data's targets."""
 
     @property
     def trains(self) -> bool:
@@ -216,11 +257,14 @@ class DistillationRecipe(Section):
 
 
 class PruneRecipe(Section):
-    """`nash prune`: from a fine-tuned `model` (a path or a reference) to a compact one in the store."""
+    """`nash prune`: from a fine-tuned model to a compact one in the store."""
 
     model: str
+    """The fine-tuned model: a path, or a REF in the store."""
     name: str
+    """The name to publish under."""
     alias: str = "pruned"
+    """The alias of the compact model. The dense one gets `dense`."""
     data: DataRecipe
     pruning: PruningRecipe = PruningRecipe()
     workload: WorkloadRecipe = WorkloadRecipe()
@@ -229,8 +273,11 @@ class PruneRecipe(Section):
     final_training: OptimizationRecipe = OptimizationRecipe()
     quantization: QuantizationRecipe = QuantizationRecipe()
     metric: MetricKind = "exact"
+    """What the test rows are measured with."""
     seed: Seed = 0
+    """Order of the rows, dropout and gates."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """The dtype of the compact weights in the store."""
 
     @property
     def precisions(self) -> list[Precision]:

@@ -33,7 +33,9 @@ class PointRecipe(Section):
     """One shape of a list. What it leaves out is the prune recipe's."""
 
     decoder_layers: Layers = None
+    """How many decoder layers to keep, or which ones."""
     encoder_sparsity: Sparsity | None = None
+    """The fraction to cut of the encoder."""
 
 
 class Shapes(Section):
@@ -43,8 +45,11 @@ class Shapes(Section):
     """
 
     decoder_layers: list[int | list[int]] = Field(default=[])
+    """The first axis of the grid."""
     encoder_sparsity: list[Sparsity] = Field(default=[])
+    """The second axis of the grid."""
     points: list[PointRecipe] = Field(default=[])
+    """Single shapes beside the grid."""
 
     @property
     def named(self) -> bool:
@@ -69,8 +74,10 @@ class Shapes(Section):
 class MethodRecipe(Shapes):
     """A way to prune: dotted keys of the prune recipe under `set`; for the sweep's shapes or, if any, its own."""
 
-    name: str = Field(pattern="^[^_]")  # a legend shows no name that begins with one
+    name: str = Field(pattern="^[^_]")
+    """What the report calls it. A legend shows no name that begins with `_`."""
     set: dict[str, Any] = Field(default={})
+    """Keys of the prune recipe that this method changes, dotted or as tables."""
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -102,10 +109,15 @@ class SweepRecipe(Shapes):
     """`nash sweep`: prune the same model to many shapes, with several seeds, by one method or more."""
 
     recipe: Path
+    """The prune recipe that every point starts from."""
     seeds: list[Seed] = Field(default=[0], min_length=1)
+    """Every point is run with each of them."""
     methods: list[MethodRecipe] = Field(default=[MethodRecipe(name="NASH")], min_length=1)
+    """The methods to compare."""
     publish: Publish = "none"
-    quality_kept: float = Field(default=0.97, gt=0, le=1)  # of the dense quality: the report names the fastest with it
+    """Which points go into the store."""
+    quality_kept: float = Field(default=0.97, gt=0, le=1)
+    """The report names the fastest point that keeps this share of the dense quality."""
 
     @model_validator(mode="after")
     def _methods_are_told_apart(self) -> Self:

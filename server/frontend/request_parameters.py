@@ -99,7 +99,7 @@ class RequestParameters(_EngineParameters):
     """
 
     truncate: _SourceTokens | None = Field(
-        default=None, description="how many source tokens to keep, those that the tokenizer puts around a text included"
+        default=None, description="keep this many source tokens, including those that the tokenizer adds around a text"
     )
     stop: _Stops | None = Field(default=None, description="the text ends before the first of these that comes")
     best_of: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = Field(
@@ -109,18 +109,18 @@ class RequestParameters(_EngineParameters):
         default=None, description="the first token as the vocabulary writes it, or the code of a language"
     )
     decoder_input_text: str | None = Field(
-        default=None, description="the answer goes on from this text, and does not hold it"
+        default=None, description="the answer continues this text and does not repeat it"
     )
     details: bool | None = Field(
-        default=None, description="also tell tokens, log-probabilities, the seed and how it ended"
+        default=None, description="also return tokens, log-probabilities, the seed and the finish reason"
     )
 
-    return_full_text: bool | None = Field(default=None, description="means nothing: an answer never holds its source")
-    decoder_input_details: bool | None = Field(default=None, description="means nothing: prefill is empty")
-    watermark: _Unavailable = None
-    frequency_penalty: _Unavailable = Field(default=None, description="not available, repetition_penalty is")
-    grammar: _Unavailable = None
-    adapter_id: _Unavailable = None
+    return_full_text: bool | None = Field(default=None, description="changes nothing: an answer never holds its source")
+    decoder_input_details: bool | None = Field(default=None, description="changes nothing: prefill is empty")
+    watermark: _Unavailable = Field(default=None, description="not available")
+    frequency_penalty: _Unavailable = Field(default=None, description="not available; repetition_penalty is")
+    grammar: _Unavailable = Field(default=None, description="not available")
+    adapter_id: _Unavailable = Field(default=None, description="not available")
 
     @model_validator(mode="after")
     def _one_name_for_one_thing(self) -> "RequestParameters":
@@ -158,16 +158,16 @@ class TaskParameters(RequestParameters):
     """`parameters` of `POST /`: those of summarization and translation clients on top."""
 
     generate_parameters: RequestParameters | None = Field(
-        default=None, description="what those clients know of the above; it has precedence"
+        default=None, description="the parameters above, as those clients send them; these win"
     )
     truncation: Literal["do_not_truncate", "longest_first", "only_first", "only_second"] | None = Field(
         default=None, description="longest_first and only_first use the beginning of a text that is too long"
     )
     clean_up_tokenization_spaces: bool | None = Field(
-        default=None, description="means nothing: the tokenizer's decoder decides"
+        default=None, description="changes nothing: the tokenizer's decoder decides"
     )
-    src_lang: str | None = Field(default=None, description="where the model has languages: that of the source")
-    tgt_lang: str | None = Field(default=None, description="where the model has languages: that of the answer")
+    src_lang: str | None = Field(default=None, description="language of the source, for a model with languages")
+    tgt_lang: str | None = Field(default=None, description="language of the answer, for a model with languages")
 
     @model_validator(mode="after")
     def _one_target(self) -> "TaskParameters":

@@ -17,7 +17,7 @@ from benchmarks.peers.catalogue import INSTRUCTION_SETS, NAMED, PEERS, SHAPE_TIT
 from benchmarks.peers.measure import Places, Plan, Results, Selection
 from benchmarks.peers.protocol import PeerError, Process
 from benchmarks.peers.timing import timed
-from benchmarks.readme_table import rewritten
+from docs.marked import rewritten
 from model_store.model.config import layout_of, spec_of
 from model_store.model.spec import ModelSpec
 

@@ -17,10 +17,10 @@ from typer.main import get_command
 from model_store.model.model import Model
 from model_store.store import Store
 from nash.cli.main import app
-from nash.cli.serve import MODEL_KEYS
 from nash.preflight import check_prune
 from nash.recipes.recipe import PruneRecipe, build_recipe
 from nash.run.lineage import portable
+from server.engine.interface.config import SETTINGS
 from server.settings import ModelRequest
 from tests.nash.command_line import nash
 from tests.tiny_families import CASES, build_tiny
@@ -217,5 +217,5 @@ def test_help_names_defaults_and_choices() -> None:
 def test_serve_names_the_keys_that_the_server_takes() -> None:
     with pytest.raises(Exception, match="use key=value with one of ") as refusal:
         ModelRequest.parse("m,surprise=1")
-    assert str(refusal.value).partition("one of ")[2].split(", ") == list(MODEL_KEYS)
-    assert set(MODEL_KEYS) <= set(re.findall(r"\w+", nash("serve", "--help").out))
+    assert str(refusal.value).partition("one of ")[2].split(", ") == list(SETTINGS)
+    assert set(SETTINGS) <= set(re.findall(r"\w+", nash("serve", "--help").out))

@@ -1,24 +1,45 @@
 """How a model is loaded, and what it accepts from then on."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
 
 MOST_THREADS = 1024  # far more than pays; a hundred thousand take the system down with them
+
+
+def _setting(default: Any, about: str) -> Any:
+    """A field that whoever serves or measures a model may set; `about` is the help of every command."""
+    return field(default=default, metadata={"about": about})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a model is loaded; fixed for the life of its engine."""
 
-    dtype: str = "float32"  # see `capabilities`; "auto", for `dtype_choice`, is never what an engine runs in
-    device: str = "cpu"
-    backend: str = "auto"  # "native", our operator for CPUs; "torch"; "auto" takes the first that can
-    graphs: str = "auto"  # steps recorded once and replayed: "auto" is "on" on CUDA, else "off"
-    quantization: str = "none"  # "bnb-int8", "bnb-nf4": the layers' weights by bitsandbytes, computing in `dtype`
-    threads: int | None = None  # None: as many as torch has, within the quota; natively, those of one memory node
-    slots: int = 32  # how many sequences can run at once
-    max_source_tokens: int = 512
-    max_new_tokens: int = 256
-    max_encode_tokens: int = 1024  # most positions, padding included, encoded in one step; one source may exceed it
+    # "auto", for `dtype_choice`, is never what an engine runs in.
+    dtype: str = _setting(
+        "float32",
+        "auto (the fastest whose recorded quality holds), float32, bfloat16; on CPUs also int8, int4 (for a model that "
+        "was calibrated) and float64; on CUDA float16",
+    )
+    device: str = _setting("cpu", "cpu, cuda, or one of several devices as in cuda:1")
+    backend: str = _setting("auto", "auto (the first that can), native (our operator for CPUs), torch")
+    graphs: str = _setting(
+        "auto", "auto (on where the device is CUDA), on, off: whether steps are recorded at load and replayed"
+    )
+    quantization: str = _setting(
+        "none", "none, bnb-int8, bnb-nf4: the layers' weights by bitsandbytes in 8 or 4 bits, computing in dtype"
+    )
+    threads: int | None = _setting(
+        None, "threads on a CPU; by default the model's share of what this process may use, within one memory node"
+    )
+    slots: int = _setting(32, "sequences that run at once")
+    max_source_tokens: int = _setting(512, "the longest source")
+    max_new_tokens: int = _setting(256, "the longest answer")
+    max_encode_tokens: int = _setting(
+        1024, "the most positions, padding included, encoded in one step; one source may exceed it"
+    )
     max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
     # Where all that run are greedy, steps are run for so long before anybody looks at them: a small model's step takes
     # less than what surrounds it. It is how much later a newcomer may begin. 0: never; CUDA has graphs instead.
@@ -47,3 +68,8 @@ class EngineLimits:
     def of(cls, config: EngineConfig) -> "EngineLimits":
         """Of an engine that is loaded so."""
         return cls(max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots)
+
+
+SETTINGS: Mapping[str, str] = MappingProxyType(
+    {each.name: each.metadata["about"] for each in fields(EngineConfig) if "about" in each.metadata}
+)

@@ -95,10 +95,13 @@ class GenerationParameters:
     """
 
     max_new_tokens: int = _count(
-        least=1, in_requests=True, key="max_new_tokens", about="at most as many as the model is loaded for"
+        least=1,
+        in_requests=True,
+        key="max_new_tokens",
+        about="the longest answer; at most what the model is loaded for",
     )
     min_new_tokens: int = _count(
-        0, in_requests=True, key="min_new_tokens", about="no end token before so many other tokens"
+        0, in_requests=True, key="min_new_tokens", about="the end token cannot come before this many others"
     )
     ignore_eos: bool = _flag()  # go on to max_new_tokens whatever comes: forced lengths, for measurements
     prefix_ids: tuple[int, ...] = _tokens()  # stand after the decoder's start token; the answer goes on from them
@@ -106,7 +109,7 @@ class GenerationParameters:
     do_sample: bool = _flag(
         in_requests=True,
         key="do_sample",
-        about="true where temperature, top_k, top_p or typical_p is given; false makes those mean nothing",
+        about="implied by temperature, top_k, top_p and typical_p; false makes them mean nothing",
     )
     # Scores divided by less than `least` are beyond float32.
     temperature: float = _number(
@@ -117,20 +120,48 @@ class GenerationParameters:
         in_requests=True,
         samples=True,
         key="temperature",
+        about="divides the scores before a token is drawn: below 1 favours likely tokens",
     )
     # transformers falls back on 50 where a model says nothing: its one default that is not neutral.
-    top_k: int = _count(0, in_requests=True, samples=True, key="top_k", unset=50, about="0: all")
-    top_p: float = _number(1.0, above=0, most=1, in_requests=True, samples=True, key="top_p")
-    typical_p: float = _number(1.0, above=0, most=1, in_requests=True, samples=True, key="typical_p")
+    top_k: int = _count(
+        0,
+        in_requests=True,
+        samples=True,
+        key="top_k",
+        unset=50,
+        about="draw from this many of the likeliest tokens; 0 means all",
+    )
+    top_p: float = _number(
+        1.0,
+        above=0,
+        most=1,
+        in_requests=True,
+        samples=True,
+        key="top_p",
+        about="draw from the likeliest tokens that together have this probability",
+    )
+    typical_p: float = _number(
+        1.0,
+        above=0,
+        most=1,
+        in_requests=True,
+        samples=True,
+        key="typical_p",
+        about="draw from the most typical tokens that together have this probability (locally typical sampling)",
+    )
     seed: int | None = _count(  # None: drawn at admission
         None,
         below=2**64,
         in_requests=True,
-        about="the same gives the same texts; else one is drawn, and details tell which",
+        about="the same seed gives the same texts; if left out, one is drawn, and details report it",
     )
 
     num_beams: int = _count(
-        1, least=1, in_requests=True, key="num_beams", about="at most as many as the model has slots"
+        1,
+        least=1,
+        in_requests=True,
+        key="num_beams",
+        about="beams of the search, at most the model's slots",
     )
     length_penalty: float = _number(
         1.0,
@@ -146,15 +177,24 @@ class GenerationParameters:
             kind="early stopping",
             in_requests=True,
             key="early_stopping",
-            about="when beams are given up, as transformers has it",
+            about="when the beam search ends, as in transformers",
         ),
     )
     num_return_sequences: int = _count(
-        1, least=1, in_requests=True, key="num_return_sequences", about="so many beams or samples, best first"
+        1, least=1, in_requests=True, key="num_return_sequences", about="return this many beams or samples, best first"
     )
 
-    repetition_penalty: float = _number(1.0, least=1e-6, most=1e6, in_requests=True, key="repetition_penalty")
-    no_repeat_ngram_size: int = _count(0, in_requests=True, key="no_repeat_ngram_size", about="0: n-grams may repeat")
+    repetition_penalty: float = _number(
+        1.0,
+        least=1e-6,
+        most=1e6,
+        in_requests=True,
+        key="repetition_penalty",
+        about="above 1 makes tokens that were generated before less likely, below 1 more likely",
+    )
+    no_repeat_ngram_size: int = _count(
+        0, in_requests=True, key="no_repeat_ngram_size", about="no n-gram of this length occurs twice; 0 allows all"
+    )
     bad_words: tuple[tuple[int, ...], ...] = _tokens("bad_words_ids", "token sequences")  # must not come
     suppress_tokens: tuple[int, ...] = _tokens("suppress_tokens")
     begin_suppress_tokens: tuple[int, ...] = _tokens("begin_suppress_tokens")  # only as the first that is not forced
@@ -167,7 +207,7 @@ class GenerationParameters:
             most=LARGEST_COUNT,
             in_requests=True,
             key="forced_bos_token_id",
-            about="the first token",
+            about="the first token of the answer",
         ),
     )
     forced_eos_token_ids: tuple[int, ...] = _tokens("forced_eos_token_id")  # the token at max_new_tokens is one of them
@@ -179,7 +219,7 @@ class GenerationParameters:
         0,
         most=20,
         in_requests=True,
-        about="so many of the likeliest tokens at each place, in details and in streams",
+        about="report this many of the likeliest tokens at each position, in details and in streams",
     )
 
     @property

@@ -21,7 +21,6 @@ from nash.recipes.recipe import PruneRecipe
 from nash.run import disk
 from nash.sweep import latency as sweep_latency
 from nash.sweep import sweep as sweeping
-from nash.sweep.sweep import sweep
 from nash.training import teacher_answers
 from nash.training.phase import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
