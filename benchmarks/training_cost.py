@@ -27,16 +27,18 @@ from transformers import PreTrainedTokenizerFast, set_seed
 from benchmarks.environment import environment
 from benchmarks.shapes import NAMED, Shape, build, word_of
 from model_store.model.config import spec_of
-from model_store.model.spec import shortened
+from model_store.model.spec import ModelSpec, shortened
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import Row
 from nash.pruning.compaction import shorten_decoder
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.masking import GateKinds, Gates
-from nash.pruning.student_training import StudentTrainer
+from nash.pruning.objective import StudentObjective
+from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends, select_layers
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
-from nash.training.phase import FinetuneTrainer
+from nash.training.objective import Objective, TaskObjective
+from nash.training.phase import Phase
 
 PLAIN, DISTILLED, PRUNED = "plain fine-tuning", "distillation", "distillation and gates"
 BATCHES = {"g2p": 128, "t5-small": 16, "t5-base": 8}
@@ -46,58 +48,37 @@ STEPS = 1000  # that the schedules are told of
 
 
 class Stepper:
-    """A trainer that takes single steps, on one batch."""
+    """A phase of which single updates are made, on one batch."""
 
     def __init__(self, kind: str, shape: Shape, decoder_layers: int, options: argparse.Namespace, out: Path) -> None:
         set_seed(0)
-        self.trainer = _trainer(kind, shape, decoder_layers, options, out)
-        self.trainer.create_optimizer_and_scheduler(STEPS)
-        self.trainer.current_gradient_accumulation_steps = 1
-        self.trainer.state.max_steps = STEPS
-        self.trainer.accelerator.prepare_model(self.trainer.model)  # wraps its forward in autocast
-        pairs = self.trainer.pairs
-        self.batch = self.trainer.data_collator([pairs[i] for i in range(len(pairs))])
+        batch_size = options.batch_size or BATCHES[shape.name]
+        objective, spec = _objective(kind, shape, decoder_layers)
+        optimization = OptimizationRecipe(batch_size=batch_size, precision=options.precision, max_steps=STEPS)
+        pairs = random_pairs(shape, batch_size)
+        self.phase = Phase(objective, pairs, optimization, spec=spec, folder=out, seed=0)
+        self.batch = self.phase.on_device(self.phase.collate([pairs[i] for i in range(len(pairs))]))
 
     def step(self) -> float:
-        """One update of the weights, as the Trainer does it; milliseconds."""
-        trainer = self.trainer
+        """One update of the weights; milliseconds."""
         start_s = time.perf_counter()
-        [inputs], items = trainer.get_batch_samples(iter([self.batch]), 1, trainer.args.device)
-        trainer.training_step(trainer.model, inputs, items)
-        trainer._clip_grad_norm(trainer.model)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-        trainer.model.zero_grad()
+        self.phase.update([self.batch])
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - start_s)
 
 
-def _trainer(kind: str, shape: Shape, decoder_layers: int, options: argparse.Namespace, out: Path) -> FinetuneTrainer:
+def _objective(kind: str, shape: Shape, decoder_layers: int) -> tuple[Objective, ModelSpec]:
     dense = build(shape)
     spec = spec_of(dense.config.to_dict())
     kept = select_layers(shape.layers, decoder_layers)
-    student = shorten_decoder(dense, kept)
-    batch_size = options.batch_size or BATCHES[shape.name]
-    pairs = random_pairs(shape, batch_size)
-    optimization = OptimizationRecipe(batch_size=batch_size, precision=options.precision)
-    settings: dict[str, Any] = {"output_dir": out, "seed": 0}
+    model = shorten_decoder(dense, kept)
     if kind == PLAIN:
-        del dense
-        return FinetuneTrainer(student, pairs, optimization, **settings)
-    student.maps = DistillationMaps(shape.d_model, decoder_layers)
-    if kind == PRUNED:
-        student.gates = Gates(shortened(spec, kept), GateKinds())
-    return StudentTrainer(
-        student,
-        dense,
-        pairs,
-        optimization,
-        DistillationRecipe(),
-        block_ends=block_ends(kept, shape.layers),
-        pruning=PruningRecipe() if kind == PRUNED else None,
-        **settings,
-    )
+        return TaskObjective(model), spec
+    gates = Gates(shortened(spec, kept), GateKinds()) if kind == PRUNED else None
+    student = Student(model, DistillationMaps(shape.d_model, decoder_layers), gates)
+    distill, ends = DistillationRecipe(), block_ends(kept, shape.layers)
+    return StudentObjective(student, dense, distill, block_ends=ends, pruning=PruningRecipe()), spec
 
 
 def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
@@ -132,7 +113,7 @@ def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> d
         teacher_bytes = sum(p.nbytes for p in build(shape).parameters())
     del steppers
     gc.collect()
-    max_logits = {kind: _in_own_process(kind, shape, decoder_layers, options) for kind in kinds}
+    peak_of = {kind: _in_own_process(kind, shape, decoder_layers, options) for kind in kinds}
     return {
         "shape": shape.name,
         "decoder_layers": decoder_layers,
@@ -141,12 +122,12 @@ def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> d
         "target_tokens": shape.new_tokens,
         "step_ms": {kind: statistics.median(times) for kind, times in turns.items()},
         "step_ms_turns": {kind: [round(ms, 3) for ms in times] for kind, times in turns.items()},
-        "peak_bytes": max_logits,
+        "peak_bytes": peak_of,
         "teacher_bytes": teacher_bytes,
         "over_plain": _ratio(turns[PRUNED], turns[PLAIN]),
         "distillation_over_plain": _ratio(turns[DISTILLED], turns[PLAIN]),
         "share_of_gates": 1 - _ratio(turns[DISTILLED], turns[PRUNED]),
-        "memory_over_teacher_and_plain": max_logits[PRUNED] / (teacher_bytes + max_logits[PLAIN]),
+        "memory_over_teacher_and_plain": peak_of[PRUNED] / (teacher_bytes + peak_of[PLAIN]),
     }
 
 

@@ -121,7 +121,7 @@ class SimilarLengthSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch; the Trainer calls it."""
+        """Choose the order of this epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from nash.pruning.masking import Mask, masked
 from nash.pruning.repair import NormalEquations
 from nash.recipes.layer_selection import search_layers
 from nash.training import losses
-from nash.training.phase import decoder_inputs
+from nash.training.objective import decoder_inputs
 
 ROWS = 512
 _BATCH = 16  # scores of a batch's targets are the most that is in memory
@@ -53,7 +53,7 @@ def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tup
         shortened = shorten_decoder(teacher, kept).eval()
         total = 0.0
         for batch, states, whole in zip(batches, encoded, teacher_states, strict=True):
-            feed = {**decoder_inputs(teacher, batch), "input_ids": None, "encoder_outputs": (states,)}
+            feed = {**decoder_inputs(teacher.config, batch), "input_ids": None, "encoder_outputs": (states,)}
             scores, teacher_scores = shortened(**feed).logits, head(whole) + bias
             total += float(losses.prediction_distillation(scores, teacher_scores, batch["labels"], 1.0, tokens))
         return total
@@ -124,4 +124,4 @@ def _encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
 
 
 def _run(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
-    return model(**decoder_inputs(model, batch))
+    return model(**decoder_inputs(model.config, batch))

@@ -12,7 +12,7 @@ from nash.training import losses
 class DistillationMaps(nn.Module):
     """Linear maps from the student's hidden states to the teacher's, started at identity.
 
-    A submodule of the student while it is trained, so that the Trainer's checkpoints hold it.
+    A submodule of the student, so that checkpoints hold it.
     """
 
     def __init__(self, width: int, decoder_layers: int) -> None:

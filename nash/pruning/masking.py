@@ -67,7 +67,7 @@ class HardenedGates:
 class Gates(nn.Module):
     """The gates' parameters and the two Lagrange multipliers of their sparsity.
 
-    A submodule of the student while it is pruned, so that the Trainer's checkpoints hold it. `spec` is the student's.
+    A submodule of the student, so that checkpoints hold it. `spec` is the student's.
     """
 
     def __init__(self, spec: ModelSpec, kinds: GateKinds) -> None:

@@ -1,7 +1,7 @@
 """What `nash prune` works on: read and checked before there is any training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,13 +23,12 @@ from nash.training.phase import check_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run works on: the dense model, what is kept of its decoder, and the data."""
+    """What a run works on: the dense model and the data."""
 
     inputs: dict[str, str]  # digests of what is read
     model: Model  # the dense one
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     tokenizer: PreTrainedTokenizerBase
-    kept_layers: tuple[int, ...]
     train_rows: list[Row]
     validation_rows: list[Row]
     test_rows: list[Row]
@@ -61,16 +60,16 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
         model=model,
         version=found.version,
         tokenizer=tokenizer,
-        kept_layers=(),
         train_rows=train_rows,
         validation_rows=validation_rows,
         test_rows=test_rows[: data.test_rows],
     )
-    return aimed(recipe, task)
+    check_targets(recipe, task)
+    return task
 
 
-def aimed(recipe: PruneRecipe, task: Task) -> Task:
-    """A task with a recipe's targets: runs that share model and data read them once.
+def check_targets(recipe: PruneRecipe, task: Task) -> None:
+    """Check what a recipe asks for of a task. Runs that share model and data read them once.
 
     Raises:
         RequestError: the targets cannot be used.
@@ -78,7 +77,7 @@ def aimed(recipe: PruneRecipe, task: Task) -> Task:
     check_words(recipe)
     if recipe.pruning.speedup is None:
         _check_reachable(recipe.pruning, task.spec)
-    return replace(task, kept_layers=asked_layers(recipe, task.spec))
+    asked_layers(recipe, task.spec)
 
 
 def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:

@@ -27,8 +27,9 @@ from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
 from nash.pruning.prune import publish
-from nash.pruning.task import Task, aimed, prepare
-from nash.pruning.walk import walk
+from nash.pruning.run import Run
+from nash.pruning.stages import walk
+from nash.pruning.task import Task, check_targets, prepare
 from nash.recipes.recipe import PruneRecipe
 from nash.recipes.sweep import Point, SweepRecipe
 from nash.run.disk import full_disk_named
@@ -73,7 +74,8 @@ def sweep(
     with Stage("reading the data", console):
         task = prepare(shared, store)
     check_apart(out, task.model.folder)
-    tasks = {point.id: _aimed(point, task) for point in points}
+    for point in points:
+        _check_targets(point, task)
     with RunFolder(out, sweep_settings(shared), task.inputs) as run:
         run.bind()
         for point in points:
@@ -89,7 +91,7 @@ def sweep(
         asked = shared.workload.model_copy(update={"dtype": dtype})
         workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
         dense = _assess_dense(shared, task, workload, run, console)
-        failures = _train_points(points, tasks, out, console)
+        failures = _train_points(points, task, out, console)
         trained = [point for point in points if _done(out, point)]
         if not trained:
             raise NashError(f"every point failed, the first one thus: {failures[0].error}")
@@ -97,7 +99,7 @@ def sweep(
         _measure(waiting, task, workload, out, console)
         report = _report(recipe, trained, task, workload, dense, failures, out)
         chosen = {"none": [], "frontier": report.on_frontier, "all": [p.id for p in report.points]}[recipe.publish]
-        refs = {p.id: _publish(p, tasks[p.id], workload, dense, out, store) for p in trained if p.id in chosen}
+        refs = {p.id: _publish(p, task, workload, dense, out, store) for p in trained if p.id in chosen}
         report = dataclasses.replace(
             report, points=[dataclasses.replace(figures, ref=refs.get(figures.id)) for figures in report.points]
         )
@@ -105,9 +107,9 @@ def sweep(
         return report
 
 
-def _aimed(point: Point, task: Task) -> Task:
+def _check_targets(point: Point, task: Task) -> None:
     try:
-        return aimed(point.recipe, task)
+        check_targets(point.recipe, task)
     except (RequestError, InvalidRequestError) as error:
         raise RequestError(f"point {point.id}: {error}") from error
 
@@ -143,7 +145,7 @@ def _evaluate(recipe: PruneRecipe, task: Task, model: Model, name: str, console:
         return evaluate(model, rows, recipe.metric, config, stage.update).metrics
 
 
-def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, console: Console) -> list[Failure]:
+def _train_points(points: Sequence[Point], task: Task, out: Path, console: Console) -> list[Failure]:
     """Take every point that is not done to its end."""
     waiting = [point for point in points if not _done(out, point)]
     if len(waiting) < len(points):
@@ -155,7 +157,7 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
         console.print(f"point {len(points) - len(waiting) + i + 1} of {len(points)}, {point.id}{left}", soft_wrap=True)
         started_s = time.monotonic()
         try:
-            _train_point(point, tasks[point.id], out, console)
+            _train_point(point, task, out, console)
         except DiskFullError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the points behind are to be reached
@@ -170,7 +172,7 @@ def _train_points(points: Sequence[Point], tasks: dict[str, Task], out: Path, co
             raise
         else:
             taken_s.append(time.monotonic() - started_s)
-        gc.collect()  # a trainer holds itself in cycles, and with it a whole model
+        gc.collect()  # a module may hold itself in cycles, and with it a whole model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return failures
@@ -180,7 +182,7 @@ def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
     room = _size(task.model)["bytes"]
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
-        walk(point.recipe, task, run, console, answers=out)
+        walk(Run(point.recipe, task, run, console, answers=out))
         metrics = _evaluate(point.recipe, task, Model.open(run.path / "model"), point.id, console)
         run.write_json(QUALITY, metrics)
         # A sweep has many points, and checkpoints are the largest part of each.

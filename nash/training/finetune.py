@@ -8,6 +8,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from model_store.find import FoundModel, find_model
+from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.store import Store
 from model_store.version.ref import check_name
@@ -23,9 +24,9 @@ from nash.recipes.recipe import FinetuneRecipe
 from nash.run.folder import PRECISION, RunFolder
 from nash.run.lineage import input_digests, lineage_of, portable
 from nash.run.progress import Stage
-from nash.training.layer_dropout import LayerDropoutTrainer
-from nash.training.phase import train, write_log
-from nash.training.phase_progress import TrainingProgress
+from nash.training.layer_dropout import LayerDropoutObjective
+from nash.training.phase import Phase, write_log
+from nash.training.progress import TrainingProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,22 +115,22 @@ def _train(
         assert recipe.shape is not None
         model = new_t5(recipe.shape, tokenizer, recipe.data.max_target_tokens)
     progress = TrainingProgress("fine-tune", console)
-    trainer = LayerDropoutTrainer(
-        model,
+    phase = Phase(
+        LayerDropoutObjective(model, recipe.layer_dropout),
         pairs,
         recipe.training,
-        rate=recipe.layer_dropout,
-        output_dir=run.path / "checkpoints",
+        spec=spec_of(model.config.to_dict()),
+        folder=run.path / "checkpoints",
         seed=recipe.seed,
         validation=validation,
-        callbacks=[progress],
+        watcher=progress,
     )
     run.bind()
     choice = choose_precision(recipe.training.precision)
     console.print(f"training in {choice.precision} ({choice.why})", soft_wrap=True)
     run.note_precision("training", choice)
     try:
-        log = train(trainer)
+        log = phase.run()
     finally:
         progress.close()
     write_log(run.path / "training_log.jsonl", log)

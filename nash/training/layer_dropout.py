@@ -6,37 +6,35 @@ companies of them needs less training afterwards to do so. At use all layers run
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from nash.modeling.layers import layers_of
-from nash.training.phase import FinetuneTrainer
+from nash.training.objective import Autocast, Batch, Loss, TaskObjective, Update
 
 
-class LayerDropoutTrainer(FinetuneTrainer):
-    """Fine-tunes with each decoder layer but the first left out of a micro-batch with probability `rate`.
+class LayerDropoutObjective(TaskObjective):
+    """The task's loss with each decoder layer but the first left out of a micro-batch with probability `rate`.
 
     The first one stays: pruning to evenly spread layers always keeps it, and it holds T5's table of positions.
     """
 
-    def __init__(self, *args: Any, rate: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: PreTrainedModel, rate: float) -> None:
+        super().__init__(model)
         self.rate = rate
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The task's loss of the layers drawn for this micro-batch; validation is of all layers."""
-        unwrapped: Any = getattr(model, "module", model)
-        with only_layers(unwrapped, draw(len(layers_of(unwrapped, "decoder")), self.rate)):
-            return super().compute_loss(model, inputs, *args, **kwargs)
+    def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
+        """The loss of the layers drawn for this micro-batch; validation is of all layers."""
+        with only_layers(self.module, draw(len(layers_of(self.module, "decoder")), self.rate)):
+            return super().loss(batch, update, autocast)
 
 
 def draw(total: int, rate: float) -> tuple[int, ...]:
     """The layers that stay, ascending: the first, and each other with probability 1 - `rate`.
 
-    Drawn from torch's global generator, whose state the Trainer's checkpoints keep.
+    Drawn from torch's global generator, whose state the checkpoints keep.
     """
     return (0, *(i for i, left_out in enumerate((torch.rand(total - 1) < rate).tolist(), 1) if not left_out))
 

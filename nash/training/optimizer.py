@@ -1,4 +1,4 @@
-"""Muon for hidden matrices, AdamW for everything else, as one optimizer that the Trainer can checkpoint.
+"""Muon for hidden matrices, AdamW for everything else, as one optimizer.
 
 Muon (Jordan et al., 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, so that every direction
 moves by the same amount. On this project's own example it reaches the loss of 1000 AdamW steps in about 420.
@@ -34,7 +34,7 @@ def orthogonalize(matrices_BMN: Tensor) -> Tensor:
 class MuonAdamW(torch.optim.AdamW):
     """AdamW, except that parameter groups with `muon` true take Muon's step.
 
-    A group's `constant_rate` asks the trainer to leave its learning rate out of the schedule.
+    A group's `constant_rate` asks that its learning rate be left out of the schedule.
 
     Learning rates are comparable: Muon's update is scaled to the root mean square that AdamW's has (0.2 times the
     root of the longer side; Liu et al., 2025), so both kinds of group can share one rate and one schedule.
@@ -92,15 +92,14 @@ class MuonAdamW(torch.optim.AdamW):
 def parameter_groups(model: PreTrainedModel, *, muon: bool, weight_decay: float) -> list[dict[str, Any]]:
     """Split the parameters into hidden matrices and the rest (embeddings, position tables, norm weights, biases).
 
-    Only the matrices are decayed. Parameters that need no gradient are left out, and so are the gates and maps that
-    a student carries while it is pruned: they have groups of their own.
+    Only the matrices are decayed. Parameters that need no gradient are left out.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables.add(id(model.get_output_embeddings().weight))
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or name.startswith(("gates.", "maps.")):
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
             continue
         (rest if parameter.ndim < 2 or id(parameter) in tables else matrices).append(parameter)
     return [

@@ -1,184 +1,276 @@
-"""One phase of training on transformers' Seq2SeqTrainer.
+"""One phase of training: the loop, in the open.
 
-Checkpoints, resume and mixed precision are the Trainer's. What is ours: batches of like
-lengths, the optimizer, and a loss whose gradient does not depend on the accumulation steps.
+An update takes `gradient_accumulation` micro-batches of like lengths. Their losses are divided by the tokens of the
+whole update, so the gradient does not depend on how it is cut. A phase validates after every epoch, logs every few
+steps, and continues from its newest checkpoint as if it had not been interrupted: weights, optimizer, random numbers
+and order are those that it would have had.
 """
 
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    PrinterCallback,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-    TrainerState,
-)
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import set_seed
 
-from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec
 from nash.data.examples import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.errors import NashError, RequestError
-from nash.precision import choose_precision
+from nash.precision import choose_precision, training_device
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.disk import full_disk_named
 from nash.training import losses
-from nash.training.optimizer import MuonAdamW, parameter_groups
+from nash.training.checkpoint import (
+    PhaseState,
+    last_checkpoint,
+    load_checkpoint,
+    restore_random_states,
+    save_checkpoint,
+)
+from nash.training.objective import Batch, Objective, Update
+from nash.training.optimizer import MuonAdamW
+from nash.training.schedule import rate_factor
 
+LOG_STEPS = 50
 _NAMED_ROWS = 20  # of a batch, in an error
-# The recipe's names to the Trainer's, whose own "constant" knows no warm-up.
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-class FinetuneTrainer(Seq2SeqTrainer):
-    """Minimises the task's cross-entropy; the pruning trainer builds on it."""
+class Watcher:
+    """Is told how a phase gets on; the methods do nothing, so that one overrides what one wants to know."""
 
-    # T5's forward takes **kwargs but ignores num_items_in_batch, so the Trainer would neither divide by the
-    # accumulation steps nor leave it to the model: compute_loss below divides by the update's tokens itself.
-    loss_is_scaled_for_ga = True
+    def begun(self, step: int, steps: int) -> None:
+        """The phase begins, or continues after `step` of its `steps` updates."""
+
+    def before_update(self, phase: "Phase") -> None:
+        """All gradients of an update are there, clipped; the optimizer is about to use them."""
+
+    def updated(self, phase: "Phase") -> None:
+        """An update was made."""
+
+    def validating(self, batch: int) -> None:
+        """Batch number `batch`, from 1, of a validation is done."""
+
+    def logged(self, entry: dict[str, float]) -> None:
+        """An entry was added to the log."""
+
+    def ended(self) -> None:
+        """The last update was made."""
+
+
+class Phase:
+    """Trains a module towards an objective. `run` is the loop; it may be called once."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        objective: Objective,
         pairs: TokenizedPairs,
         optimization: OptimizationRecipe,
         *,
-        output_dir: Path,
+        spec: ModelSpec,
+        folder: Path,
         seed: int,
         validation: TokenizedPairs | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        watcher: Watcher | None = None,
+        log_steps: int = LOG_STEPS,
     ) -> None:
-        """`validation` pairs have their loss logged after every epoch; nothing is trained on them."""
-        spec = spec_of(model.config.to_dict())
-        for each in [pairs] if validation is None else [pairs, validation]:
-            check_tokens(each, spec)
-        self.optimization = optimization
-        self.pairs = pairs
-        self.validation_sums: list[Tensor | float] = []  # nats and tokens of the validation that is under way
-        super().__init__(
-            model=model,
-            args=_arguments(optimization, output_dir, seed, validated=validation is not None),
-            data_collator=Collator(pad_id=model.config.pad_token_id),
-            train_dataset=pairs,
-            eval_dataset=validation,
-            callbacks=list(callbacks),
-        )
-        self.remove_callback(PrinterCallback)  # the progress callback says the same, better
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return SimilarLengthSampler(self.pairs.lengths(), batch, self.args.seed)
-
-    def optimizer_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of the optimizer, each a dict as torch.optim takes them."""
-        return parameter_groups(
-            self.model,
-            muon=self.optimization.optimizer == "muon",
-            weight_decay=self.optimization.weight_decay,
-        )
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer on first use."""
-        if getattr(self, "optimizer", None) is None:
-            self.optimizer = MuonAdamW(self.optimizer_groups(), lr=self.optimization.learning_rate)
-        return self.optimizer
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The recipe's schedule for every parameter group but those that keep a constant rate."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
-        for i, group in enumerate(scheduler.optimizer.param_groups):
-            if group["constant_rate"]:
-                scheduler.lr_lambdas[i] = _constant
-                group["lr"] = scheduler.base_lrs[i]  # a warm-up has set it for the first step already
-        return scheduler
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Clip the weights alone: a gate's gradient has another scale and must not shrink the weights' steps."""
-        clipped = [p for group in self.optimizer.param_groups if not group["constant_rate"] for p in group["params"]]
-        norm: Tensor = self.accelerator.clip_grad_norm_(clipped, self.args.max_grad_norm)
-        return norm
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Cross-entropy summed over real tokens, divided by the real tokens of the whole update."""
-        outputs = model(**decoder_inputs(model, inputs))
-        loss = losses.cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, forward and backward.
+        """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
 
         Raises:
-            NashError: its loss is not finite; the weights stay as they were before it.
+            RequestError: the pairs have tokens that the model has not, or targets that never end.
         """
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        if not bool(loss.isfinite()):
-            rows = sorted(set(inputs["rows"].tolist()))
+        for each in [pairs] if validation is None else [pairs, validation]:
+            check_tokens(each, spec)
+        self.objective = objective
+        self.optimization = optimization
+        self.folder = folder
+        self.seed = seed
+        self.validation = validation
+        self.watcher = watcher or Watcher()
+        self.log_steps = log_steps
+        self.device = torch.device(training_device())
+        self.collate = Collator(pad_id=spec.pad_id)
+        self.pairs = pairs
+        self.state = PhaseState()
+        self.grad_norm = torch.zeros(())
+        accumulated = optimization.batch_size * optimization.gradient_accumulation
+        self.sampler = SimilarLengthSampler(pairs.lengths(), accumulated, seed)
+        micro_batches = math.ceil(len(pairs) / optimization.batch_size)
+        self.updates_per_epoch = max(1, math.ceil(micro_batches / optimization.gradient_accumulation))
+        self.steps = optimization.max_steps or math.ceil(optimization.epochs * self.updates_per_epoch)
+        half = choose_precision(optimization.precision).precision == "bfloat16"
+        self.autocast: Callable[[], AbstractContextManager[Any]] = (
+            (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else nullcontext
+        )
+        objective.module.to(self.device)
+        self.optimizer = MuonAdamW(objective.groups(optimization), lr=optimization.learning_rate)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the end, from the last whole checkpoint if there is one; the log's entries.
+
+        Raises:
+            NashError: a loss or a weight is not finite, or the disk is full.
+        """
+        set_seed(self.seed)
+        module = self.objective.module
+        checkpoint = last_checkpoint(self.folder)
+        if checkpoint is not None:
+            self.state = load_checkpoint(checkpoint, module, self.optimizer)
+        self.watcher.begun(self.state.step, self.steps)
+        # A checkpoint is the weights and the optimizer's two moments; the oldest one goes after the newest is written.
+        checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in module.parameters())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with full_disk_named(self.folder, checkpoint_bytes):
+            while self.state.step < self.steps:
+                self._run_epoch(checkpoint)
+                checkpoint = None
+        self.watcher.ended()
+        return self.state.log
+
+    def _run_epoch(self, resumed: Path | None) -> None:
+        """The updates that are left of an epoch, and a validation."""
+        epoch, done = divmod(self.state.step, self.updates_per_epoch)
+        if resumed is not None and done == 0:
+            restore_random_states(resumed)
+        updates = self._updates(epoch)
+        for _ in range(done):
+            next(updates)
+        if resumed is not None and done > 0:
+            restore_random_states(resumed)
+        for batches in updates:
+            self.update(batches)
+            at_end = self.state.step == self.steps
+            if self.state.step % self.log_steps == 0:
+                self._log()
+            if at_end or self.state.step % self.updates_per_epoch == 0:
+                self.validate()
+            if at_end or self.state.step % self.optimization.checkpoint_steps == 0:
+                self._save()
+            if at_end:
+                return
+
+    def _updates(self, epoch: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each update of an epoch."""
+        self.sampler.set_epoch(epoch)
+        loader = DataLoader(
+            self.pairs, batch_size=self.optimization.batch_size, sampler=self.sampler, collate_fn=self.collate
+        )
+        batches = iter(loader)
+        while update := list(islice(batches, self.optimization.gradient_accumulation)):
+            yield [self.on_device(batch) for batch in update]
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch where the module is."""
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def update(self, batches: list[Batch]) -> None:
+        """One step of the optimizer."""
+        self.objective.module.train()
+        update = self.update_of(batches)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate if group["constant_rate"] else rate * self._rate_factor()
+        for batch in batches:
+            self._backward(batch, update)
+        self._clip()
+        self.watcher.before_update(self)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        self.watcher.updated(self)
+
+    def update_of(self, batches: list[Batch]) -> Update:
+        """What the losses of these micro-batches are told of the update that they make."""
+        return Update(
+            step=self.state.step,
+            steps=self.steps,
+            source_tokens=torch.stack([batch["attention_mask"].sum() for batch in batches]).sum(),
+            target_tokens=torch.stack([(batch["labels"] != IGNORED).sum() for batch in batches]).sum(),
+        )
+
+    def _backward(self, batch: Batch, update: Update) -> None:
+        loss = self.objective.loss(batch, update, self.autocast)
+        torch.autograd.backward(loss.total)
+        value = loss.total.detach()
+        if not bool(value.isfinite()):
+            rows = sorted(set(batch["rows"].tolist()))
             named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")
-            raise self._diverged(f"the loss is {float(loss)} on a batch of {len(rows)} rows of the data ({named})")
-        return loss
+            raise self._diverged(f"the loss is {float(value)} on a batch of {len(rows)} rows of the data ({named})")
+        sums = self.state.figures
+        for name, part in {"loss": value, **loss.parts}.items():
+            sums[name] = sums.get(name, 0.0) + float(part.detach())
+        for name, newest in loss.newest.items():
+            sums[f"newest.{name}"] = float(newest.detach())
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The validation loss; leaves training's random numbers alone, for a run resumed at an epoch's end skips it."""
-        with torch.random.fork_rng():
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-            return metrics
+    def _clip(self) -> None:
+        """Clip the weights alone: a gate's gradient has another scale and must not shrink the weights' steps."""
+        clipped = [p for group in self.optimizer.param_groups if not group["constant_rate"] for p in group["params"]]
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(clipped, self.optimization.max_grad_norm)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The validation loss in nats a token; the Trainer's own is a mean of the batches' means."""
-        self.validation_sums = [0.0, 0.0]
-        output = super().evaluation_loop(*args, **kwargs)
-        nats, tokens = self.validation_sums
-        output.metrics["eval_loss"] = float(nats) / float(tokens)
-        return output
+    def _rate_factor(self) -> float:
+        return rate_factor(self.optimization, self.state.step, self.steps)
+
+    def _log(self) -> None:
+        """An entry with the means since the last one. An update's losses add up to its mean over tokens."""
+        sums, self.state.figures = self.state.figures, {}
+        entry = {
+            "loss": sums.pop("loss") / self.log_steps,
+            "grad_norm": float(self.grad_norm),
+            "learning_rate": self.rates[0] * self._rate_factor(),
+        }
+        for name, value in sums.items():
+            latest = name.startswith("newest.")
+            entry[name.removeprefix("newest.")] = value if latest else value / self.log_steps
+        self._enter(entry)
+
+    def _enter(self, entry: dict[str, float]) -> None:
+        entry |= {"epoch": self.state.step / self.updates_per_epoch, "step": self.state.step}
+        self.state.log.append(entry)
+        self.watcher.logged(entry)
 
     @torch.no_grad()
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None, None]:
-        """The validation loss of one batch: cross-entropy in nats a token."""
-        inputs = self._prepare_inputs(inputs)
-        logits_BTV = self.validation_logits(model, decoder_inputs(model, inputs))
-        nats, tokens = losses.cross_entropy(logits_BTV, inputs["labels"], 1), (inputs["labels"] != IGNORED).sum()
-        for i, value in enumerate((nats, tokens)):
-            self.validation_sums[i] += value.double()
-        return nats / tokens, None, None
+    def validate(self) -> float | None:
+        """The validation loss in nats a token, which the log gets; leaves training's random numbers alone."""
+        if self.validation is None:
+            return None
+        begun_s = time.perf_counter()
+        self.objective.module.eval()
+        loader = DataLoader(self.validation, batch_size=self.optimization.batch_size, collate_fn=self.collate)
+        nats: Tensor = torch.zeros((), dtype=torch.double, device=self.device)
+        tokens = torch.zeros((), dtype=torch.long, device=self.device)
+        with torch.random.fork_rng():
+            for number, batch in enumerate(map(self.on_device, loader), 1):
+                logits_BTV = self.objective.validation_logits(batch, self.autocast)
+                nats += losses.cross_entropy(logits_BTV, batch["labels"], 1)
+                tokens += (batch["labels"] != IGNORED).sum()
+                self.watcher.validating(number)
+        loss, seconds = float(nats / tokens), time.perf_counter() - begun_s
+        self._enter(
+            {
+                "eval_loss": loss,
+                "eval_runtime": seconds,
+                "eval_samples_per_second": len(self.validation) / seconds,
+                "eval_steps_per_second": len(loader) / seconds,
+            }
+        )
+        return loss
 
-    def validation_logits(self, model: nn.Module, feed: dict[str, Any]) -> Tensor:
-        """Scores [B, T, V] of the model as it would be used now."""
-        logits: Tensor = model(**feed).logits
-        return logits
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # A phase saves at its end too: weights that are not finite neither push out good checkpoints nor get published.
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+    def _save(self) -> None:
+        # A phase saves at its end too: weights that are not finite neither replace good checkpoints nor get published.
+        if not all(bool(parameter.isfinite().all()) for parameter in self.objective.module.parameters()):
             raise self._diverged("some weights are not finite")
-        super()._save_checkpoint(model, trial)
+        save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
 
     def _diverged(self, what: str) -> NashError:
         return NashError(
-            f"training went astray: {what} after step {self.state.global_step}; lower learning_rate or use "
-            f'precision = "float32" (checkpoints of earlier steps are kept in {self.args.output_dir})'
+            f"training diverged: {what} after step {self.state.step}; lower learning_rate or use "
+            f'precision = "float32" (checkpoints of earlier steps are kept in {self.folder})'
         )
 
 
@@ -200,103 +292,6 @@ def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
             f"the tokenizer puts the model's end token {spec.eos_id} behind no target, so no answer would ever end: "
             "give tokenizer.json a post-processor that does, or config.json the eos_token_id that it puts there"
         )
-
-
-def decoder_inputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """A batch with the decoder's inputs in place of the labels, so that the model computes no loss of its own."""
-    unwrapped: Any = getattr(model, "module", model)
-    return {
-        "input_ids": inputs["input_ids"],
-        "attention_mask": inputs["attention_mask"],
-        "decoder_input_ids": shift_right(inputs["labels"], unwrapped.config),
-        "use_cache": False,
-    }
-
-
-def shift_right(labels_BT: Tensor, config: PreTrainedConfig) -> Tensor:
-    """What the decoder reads to predict the labels: its start token, then the labels but the last; padding where none.
-
-    The start token is the one that serving begins with, for every family (transformers turns mBART's labels around
-    instead: the same where they end in their language, as mBART's tokenizer writes them).
-    """
-    shifted_BT = labels_BT.roll(1, dims=-1)
-    shifted_BT[:, 0] = config.decoder_start_token_id
-    return shifted_BT.masked_fill(shifted_BT == IGNORED, config.pad_token_id)
-
-
-def _constant(step: int) -> float:
-    return 1.0
-
-
-def _arguments(
-    optimization: OptimizationRecipe, output_dir: Path, seed: int, *, validated: bool
-) -> Seq2SeqTrainingArguments:
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(output_dir),
-        num_train_epochs=optimization.epochs,
-        max_steps=optimization.max_steps or -1,
-        per_device_train_batch_size=optimization.batch_size,
-        gradient_accumulation_steps=optimization.gradient_accumulation,
-        learning_rate=optimization.learning_rate,
-        lr_scheduler_type=_SCHEDULES[optimization.schedule],
-        warmup_steps=optimization.warmup_steps,
-        max_grad_norm=optimization.max_grad_norm,
-        bf16=choose_precision(optimization.precision).precision == "bfloat16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-        eval_strategy="epoch" if validated else "no",
-        per_device_eval_batch_size=optimization.batch_size,
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=optimization.checkpoint_steps,
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=50,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
-        use_cache=True,  # of the model's saved config: false would make others' generate slow; training passes its own
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    # More GPUs than one would each run a copy of the model, without the hooks and masks that stand on this one.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None. A kill while saving leaves one that was not."""
-
-    def step(path: Path) -> int:
-        return int(path.name.removeprefix("checkpoint-"))
-
-    for path in sorted(folder.glob("checkpoint-[0-9]*"), key=step, reverse=True):
-        try:
-            # The Trainer writes its state last.
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
-
-
-def train(trainer: FinetuneTrainer) -> list[dict[str, float]]:
-    """Run the phase to its end, from its last whole checkpoint if there is one; return the log's entries."""
-    folder = Path(str(trainer.args.output_dir))
-    checkpoint = last_checkpoint(folder)
-    state = None if checkpoint is None else TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state is not None and state.global_step >= state.max_steps:
-        # Going on from a phase's end, the Trainer would take one step more.
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = state
-    else:
-        # A checkpoint is the weights and the optimizer's two moments; the one before it goes after it is written.
-        checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in trainer.model.parameters())
-        folder.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(folder, checkpoint_bytes):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
 
 
 def write_log(path: Path, log: list[dict[str, float]]) -> None:

@@ -1,13 +1,12 @@
-"""A task, a teacher and trainers small enough that an update takes milliseconds."""
+"""A task, a teacher and phases of training small enough that an update takes milliseconds."""
 
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from model_store.model.model import Model
 from model_store.model.spec import shortened
@@ -17,10 +16,12 @@ from nash.modeling.folders import load_dense, load_tokenizer
 from nash.pruning.compaction import shorten_decoder
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.masking import GateKinds, Gates
-from nash.pruning.student_training import StudentTrainer
+from nash.pruning.objective import StudentObjective
+from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
-from nash.training.phase import FinetuneTrainer
+from nash.training.objective import TaskObjective
+from nash.training.phase import Phase, Watcher
 from tests.tiny_models import build_tiny_t5
 
 KEPT_LAYERS = (0, 2)
@@ -49,58 +50,63 @@ def task_pairs(directory: Path, count: int) -> TokenizedPairs:
     return TokenizedPairs(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
 
 
-def finetune_trainer(
-    directory: Path, out: Path, callbacks: Sequence[TrainerCallback] = (), *, rows: int = 16, **optimization: Any
-) -> FinetuneTrainer:
+def finetune_phase(
+    directory: Path, out: Path, watcher: Watcher | None = None, *, rows: int = 16, **optimization: Any
+) -> Phase:
     """Fine-tunes the dense model; every step is logged."""
     set_seed(0)
-    trainer = FinetuneTrainer(
-        load_dense(Model.open(directory)),
+    return Phase(
+        TaskObjective(load_dense(Model.open(directory))),
         task_pairs(directory, rows),
         OptimizationRecipe(**FLOAT32 | optimization),
-        output_dir=out,
+        spec=Model.open(directory).spec,
+        folder=out,
         seed=0,
         validation=task_pairs(directory, 5),
-        callbacks=callbacks,
+        watcher=watcher,
+        log_steps=1,
     )
-    trainer.args.logging_steps = 1
-    return trainer
 
 
-def student_trainer(
+def student_phase(
     directory: Path,
     out: Path,
-    callbacks: Sequence[TrainerCallback] = (),
+    watcher: Watcher | None = None,
     *,
     distill: DistillationRecipe = ALL_LOSSES,
     pruning: PruningRecipe | None = None,
     rows: int = 16,
     **optimization: Any,
-) -> StudentTrainer:
+) -> Phase:
     """Trains a student with two of three decoder layers, the pruning phase where `pruning` is given."""
     set_seed(0)
     teacher = load_dense(Model.open(directory))
-    student = shorten_decoder(teacher, KEPT_LAYERS)
-    _perturb(student)
-    student.maps = DistillationMaps(teacher.config.d_model, len(KEPT_LAYERS))
+    spec = Model.open(directory).spec
+    model = shorten_decoder(teacher, KEPT_LAYERS)
+    _perturb(model)
+    maps = DistillationMaps(spec.d_model, len(KEPT_LAYERS))
+    gates = None
     if pruning is not None:
         kinds = GateKinds(heads=pruning.gate_heads, units=pruning.gate_units)
-        student.gates = Gates(shortened(Model.open(directory).spec, KEPT_LAYERS), kinds)
-    trainer = StudentTrainer(
-        student,
+        gates = Gates(shortened(spec, KEPT_LAYERS), kinds)
+    objective = StudentObjective(
+        Student(model, maps, gates),
         teacher,
-        task_pairs(directory, rows),
-        OptimizationRecipe(**FLOAT32 | optimization),
         distill,
         block_ends=block_ends(KEPT_LAYERS, 3),
-        pruning=pruning,
-        output_dir=out,
+        pruning=pruning or PruningRecipe(),
+    )
+    return Phase(
+        objective,
+        task_pairs(directory, rows),
+        OptimizationRecipe(**FLOAT32 | optimization),
+        spec=spec,
+        folder=out,
         seed=0,
         validation=task_pairs(directory, 5),
-        callbacks=callbacks,
+        watcher=watcher,
+        log_steps=1,
     )
-    trainer.args.logging_steps = 1
-    return trainer
 
 
 def _perturb(student: nn.Module) -> None:

@@ -17,7 +17,7 @@ from nash.data.rows import Row
 from nash.errors import NashError
 from nash.int4.calibration import _input_grams, calibrate, calibrated_copy, round_without_data
 from nash.modeling.folders import load_dense, load_tokenizer
-from nash.training.phase import decoder_inputs
+from nash.training.objective import decoder_inputs
 from server.engine.interface.config import EngineConfig
 from server.engine.pytorch.backend import TorchBackend
 from tests.engine.family_reference import backend_logits

@@ -17,7 +17,7 @@ from nash.pruning import calibration
 from nash.pruning.calibration import ROWS, calibration_batches, closest_layers, repair
 from nash.pruning.compaction import compact, shorten_decoder
 from nash.pruning.masking import GateKinds, Gates, HardenedGates, Mask, masked
-from nash.training.phase import decoder_inputs
+from nash.training.objective import decoder_inputs
 from tests.nash.pruned_families import FAMILIES, build
 from tests.nash.tiny_training import KEPT_LAYERS, build_task_model, task_pairs
 

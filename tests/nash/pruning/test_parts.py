@@ -14,8 +14,8 @@ from nash.data.examples import IGNORED
 from nash.modeling.folders import load_dense
 from nash.modeling.layers import layers_of
 from nash.pruning.distillation import recorded
+from nash.training.objective import shift_right
 from nash.training.optimizer import parameter_groups
-from nash.training.phase import shift_right
 from tests.nash.pruned_families import FAMILIES, batch, build
 
 

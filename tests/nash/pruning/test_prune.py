@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM
 from model_store.model.model import INT4, Model
 from model_store.store import Store
 from nash.modeling.folders import load_dense
-from nash.training.phase import last_checkpoint
+from nash.training.checkpoint import last_checkpoint
 from server.engine.capabilities import engine_name, speed_order
 from server.engine.dtype_choice import choose_dtype
 from server.engine.engine import Engine

@@ -63,7 +63,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         machine.workloads.append(workload)
         return machine.measure
 
-    for module in ("pruning.prune", "pruning.walk"):
+    for module in ("pruning.prune", "pruning.stages"):
         monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
     return machine
 

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from nash.run import progress
 from nash.run.progress import Stage, duration
-from nash.training.phase import train
-from nash.training.phase_progress import TrainingProgress
-from tests.nash.tiny_training import build_task_model, finetune_trainer
+from nash.training.progress import TrainingProgress
+from tests.nash.tiny_training import build_task_model, finetune_phase
 
 
 @pytest.fixture
@@ -105,8 +104,7 @@ def test_training_tells_steps_and_validation(console: Console, tmp_path: Path, m
     monkeypatch.setattr(Stage, "update", noted)
     shown = TrainingProgress("final", console)
     model = build_task_model(tmp_path / "model", dropout=0.0)
-    trainer = finetune_trainer(model, tmp_path / "out", [shown], max_steps=3, batch_size=8)
-    train(trainer)
+    finetune_phase(model, tmp_path / "out", shown, max_steps=3, batch_size=8).run()
     said = lines(console)
     assert said[0] == "final: 0/3 steps"
     assert said[-1].startswith("final: 3/3 steps, took ")

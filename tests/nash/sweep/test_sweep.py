@@ -16,13 +16,13 @@ import pytest
 
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.pruning.walk import walk as whole_walk
-from nash.recipes.recipe import PruneRecipe
+from nash.pruning.run import Run as PruneRun
+from nash.pruning.stages import walk as whole_walk
 from nash.run import disk
 from nash.sweep import latency as sweep_latency
 from nash.sweep import sweep as sweeping
 from nash.training import teacher_answers
-from nash.training.phase import last_checkpoint
+from nash.training.checkpoint import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 
@@ -209,8 +209,8 @@ def test_a_failed_point_does_not_lose_the_others(run: Run, task: Task, tmp_path:
     document = json.loads(outcome.out)
     assert [p["id"] for p in document["points"]] == IDS[:2]
     assert [f["id"] for f in document["failed"]] == ["diverging-d1-s0.4-seed0"]
-    assert "went astray" in document["failed"][0]["error"]
-    assert "went astray" in (own.out / "report.html").read_text(encoding="utf-8")
+    assert "diverged" in document["failed"][0]["error"]
+    assert "diverged" in (own.out / "report.html").read_text(encoding="utf-8")
     error = outcome.err.splitlines()[-1]
     assert error == "error: 1 of 3 points failed and may be tried again: diverging-d1-s0.4-seed0"
 
@@ -220,10 +220,10 @@ def test_an_error_that_nobody_has_foreseen_is_one_points(
 ) -> None:
     """The points behind it are reached."""
 
-    def walk(recipe: PruneRecipe, *rest: Any, **options: Any) -> None:
-        if recipe.seed == 0:
+    def walk(run: PruneRun) -> None:
+        if run.recipe.seed == 0:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        whole_walk(recipe, *rest, **options)
+        whole_walk(run)
 
     monkeypatch.setattr(sweeping, "walk", walk)
     recipe = task.recipe("unlucky", 'recipe = "prune.toml"\nseeds = [0, 1]\n')
@@ -253,7 +253,7 @@ def test_when_every_point_fails(task: Task, tmp_path: Path) -> None:
     recipe = task.recipe("failing", 'recipe = "prune.toml"\n' + DIVERGING)
     outcome = nash("sweep", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json")
     assert (outcome.code, outcome.out) == (1, "")
-    assert "error: every point failed, the first one thus: training went astray" in outcome.err
+    assert "error: every point failed, the first one thus: training diverged" in outcome.err
 
 
 def test_a_full_disk_ends_the_sweep(run: Run, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_a_full_disk_ends_the_sweep(run: Run, task: Task, tmp_path: Path, monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nash.training.phase.FinetuneTrainer._save_checkpoint", full)
+    monkeypatch.setattr("nash.training.phase.save_checkpoint", full)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
     outcome = nash(
         "sweep", task.recipe("sweep", SWEEP), "--out", tmp_path / "out", "--store", tmp_path / "store", "--json"
@@ -382,7 +382,7 @@ def test_ctrl_c_says_where_it_goes_on(task: Task, tmp_path: Path, monkeypatch: p
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nash.pruning.walk.train", interrupted)
+    monkeypatch.setattr("nash.pruning.stages.Phase.run", interrupted)
     outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, outcome.out) == (130, "")
     assert f"interrupted: the same command goes on with {IDS[0]}" in outcome.err

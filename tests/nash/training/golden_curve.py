@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from nash.recipes.recipe import DistillationRecipe, PruningRecipe
-from nash.training.phase import train
-from tests.nash.tiny_training import build_task_model, student_trainer
+from tests.nash.tiny_training import build_task_model, student_phase
 
 FILE = Path(__file__).with_name("golden_curve.json")
 STEPS = 20
@@ -20,7 +19,7 @@ STEPS = 20
 def curve(folder: Path) -> list[dict[str, float]]:
     """For each step its losses (task, prediction, hidden states, sparsity's), the sum of them, and the sparsity."""
     torch.set_num_threads(1)
-    trainer = student_trainer(
+    phase = student_phase(
         build_task_model(folder / "model", dropout=0.1),
         folder / "out",
         distill=DistillationRecipe(encoder_hidden_weight=0.01, decoder_hidden_weight=0.01),
@@ -33,7 +32,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
         warmup_steps=4,
     )
     names = ("loss", "task", "prediction", "encoder", "decoder", "lagrangian", "sparsity")
-    return [{name: entry[name] for name in names} for entry in train(trainer) if "loss" in entry]
+    return [{name: entry[name] for name in names} for entry in phase.run() if "loss" in entry]
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from nash.modeling.folders import load_dense
 from nash.modeling.layers import layers_of
 from nash.pruning.compaction import shorten_decoder
 from nash.recipes.recipe import OptimizationRecipe
-from nash.training.layer_dropout import LayerDropoutTrainer, draw, only_layers
-from nash.training.phase import train
+from nash.training.layer_dropout import LayerDropoutObjective, draw, only_layers
+from nash.training.phase import Phase
 from tests.nash.tiny_training import build_task_model, task_pairs
 from tests.nash.training.test_training import Interrupt
 from tests.tiny_families import CASES, FIRST_TOKEN, build_tiny
@@ -25,16 +25,17 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_task_model(tmp_path_factory.mktemp("task") / "model", dropout=0.0)
 
 
-def trainer_of(model_dir: Path, out: Path, rate: float, *callbacks: Interrupt) -> LayerDropoutTrainer:
+def phase_of(model_dir: Path, out: Path, rate: float, watcher: Interrupt | None = None) -> Phase:
     set_seed(0)
-    return LayerDropoutTrainer(
-        load_dense(Model.open(model_dir)),
+    model = Model.open(model_dir)
+    return Phase(
+        LayerDropoutObjective(load_dense(model), rate),
         task_pairs(model_dir, 16),
         OptimizationRecipe(max_steps=6, batch_size=4, learning_rate=0.01, checkpoint_steps=2),
-        rate=rate,
-        output_dir=out,
+        spec=model.spec,
+        folder=out,
         seed=0,
-        callbacks=callbacks,
+        watcher=watcher,
     )
 
 
@@ -94,34 +95,39 @@ def test_training_draws_anew_for_every_micro_batch(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    trainer = trainer_of(model_dir, tmp_path, 0.5)
-    decoder = trainer.model.get_decoder()
+    phase = phase_of(model_dir, tmp_path, 0.5)
+    model = phase.objective.module
+    assert isinstance(model, PreTrainedModel)
+    decoder = model.get_decoder()
     forward = decoder.forward
 
     def counted(*args: object, **kwargs: object) -> object:
-        ran.append(len(layers_of(trainer.model, "decoder")))
+        ran.append(len(layers_of(model, "decoder")))
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(decoder, "forward", counted)
-    train(trainer)
+    phase.run()
     assert len(ran) == 6
     assert min(ran) >= 1
     assert len(set(ran)) > 1, "always as many layers"
     ran.clear()
-    trainer.evaluate(task_pairs(model_dir, 5))
+    phase.validation = task_pairs(model_dir, 5)
+    phase.validate()
     assert set(ran) == {LAYERS}, "validation is of the whole model"
 
 
 def test_an_interrupted_run_draws_the_same_layers(model_dir: Path, tmp_path: Path) -> None:
-    whole = trainer_of(model_dir, tmp_path / "whole", 0.5)
-    train(whole)
+    def trained(out: str, rate: float) -> dict[str, torch.Tensor]:
+        phase = phase_of(model_dir, tmp_path / out, rate)
+        phase.run()
+        return phase.objective.module.state_dict()
+
+    whole = trained("whole", 0.5)
     with pytest.raises(KeyboardInterrupt):
-        train(trainer_of(model_dir, tmp_path / "out", 0.5, Interrupt(3)))
+        phase_of(model_dir, tmp_path / "out", 0.5, Interrupt(3)).run()
     torch.manual_seed(99)
-    resumed = trainer_of(model_dir, tmp_path / "out", 0.5)
-    train(resumed)
-    for name, weight in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=0, atol=0, msg=name)
-    without = trainer_of(model_dir, tmp_path / "without", 0.0)
-    train(without)
-    assert any(not torch.equal(w, without.model.state_dict()[n]) for n, w in whole.model.state_dict().items())
+    resumed = trained("out", 0.5)
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0, msg=name)
+    without = trained("without", 0.0)
+    assert any(not torch.equal(weight, without[name]) for name, weight in whole.items())

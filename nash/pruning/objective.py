@@ -1,0 +1,120 @@
+"""What a student is trained towards: the task, its teacher and, in the pruning phase, a sparsity."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nash.data.examples import IGNORED
+from nash.modeling.layers import layers_of
+from nash.precision import training_device
+from nash.pruning import distillation, gates
+from nash.pruning.masking import Gates
+from nash.pruning.student import Computed, Student, compute
+from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.training import losses
+from nash.training.objective import Autocast, Batch, Loss, Update, decoder_inputs
+from nash.training.optimizer import parameter_groups
+
+
+class StudentObjective:
+    """The weighted sum of the task's, the distillation's and, where the student has gates, the sparsity's losses."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: PreTrainedModel,
+        distill: DistillationRecipe,
+        *,
+        block_ends: tuple[int, ...],
+        pruning: PruningRecipe,
+    ) -> None:
+        """`block_ends`: for each of the student's decoder layers, the teacher layer that it is compared with."""
+        self.module = student
+        self.teacher = teacher.to(training_device()).eval().requires_grad_(False)
+        self.distill = distill
+        self.block_ends = block_ends
+        self.pruning = pruning
+        self.compared_layers = distillation.compared_layers(len(layers_of(teacher, "encoder")))
+
+    def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
+        """The weights; then maps, alphas and multipliers (ascending), none of them decayed.
+
+        The latter keep their rate: if it fell with the weights' schedule, late gates would freeze.
+        """
+        muon = optimization.optimizer == "muon"
+        groups = parameter_groups(self.module.model, muon=muon, weight_decay=optimization.weight_decay)
+        constant = {"constant_rate": True}
+        groups.append({"params": list(self.module.maps.parameters()), **constant})
+        own = self.module.gates
+        if own is not None:
+            groups.append({"params": own.alphas(), "lr": self.pruning.gate_learning_rate, **constant})
+            rate = self.pruning.multiplier_learning_rate
+            groups.append({"params": [own.multipliers_2], "lr": rate, "maximize": True, **constant})
+        return groups
+
+    def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
+        """Every loss that is switched on, weighted. A teacher that no loss asks for is not run."""
+        want, labels_BT, items = self.distill, batch["labels"], update.target_tokens
+        feed = decoder_inputs(self.module.model.config, batch)
+        with autocast():
+            student = self.module(feed)
+        totals: list[Tensor] = []
+        shown: dict[str, Tensor] = {}
+        if want.prediction_weight or want.encoder_hidden_weight or want.decoder_hidden_weight:
+            teacher = self._run_teacher(feed, autocast)
+        if want.prediction_weight:
+            weights = (want.task_weight, want.prediction_weight)
+            both = losses.task_and_prediction(
+                student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items, weights=weights
+            )
+            totals.append(both.loss)
+            if want.task_weight:
+                shown["task"] = both.task
+            shown["prediction"] = both.prediction
+        elif want.task_weight:
+            shown["task"] = want.task_weight * losses.cross_entropy(student.logits_BTV, labels_BT, items)
+            totals.append(shown["task"])
+        if want.encoder_hidden_weight:
+            shown["encoder"] = want.encoder_hidden_weight * distillation.encoder_loss(
+                student.encoder_BSD,
+                [teacher.encoder_BSD[i] for i in self.compared_layers],
+                self.module.maps.encoder,
+                batch["attention_mask"].bool(),
+                update.source_tokens,
+                self.compared_layers if want.encoder_matching == "same" else None,
+            )
+            totals.append(shown["encoder"])
+        if want.decoder_hidden_weight:
+            shown["decoder"] = want.decoder_hidden_weight * distillation.decoder_loss(
+                student.decoder_BTD,
+                [teacher.decoder_BTD[i] for i in self.block_ends],
+                self.module.maps.decoder,
+                labels_BT != IGNORED,
+                items,
+            )
+            totals.append(shown["decoder"])
+        newest: dict[str, Tensor] = {}
+        if self.module.gates is not None:
+            newest["sparsity"] = self.module.gates.sparsity()
+            share = losses.share_of_update(labels_BT, items)
+            shown["lagrangian"] = self._lagrangian(newest["sparsity"], self.module.gates, update) * share
+            totals.append(shown["lagrangian"])
+        return Loss(total=torch.stack(totals).sum(), parts=shown, newest=newest)
+
+    def validation_logits(self, batch: Batch, autocast: Autocast) -> Tensor:
+        """Scores of the student, its gates at their values without noise."""
+        with autocast():
+            computed: Computed = self.module(decoder_inputs(self.module.model.config, batch))
+        return computed.logits_BTV
+
+    @torch.no_grad()
+    def _run_teacher(self, feed: dict[str, Any], autocast: Autocast) -> Computed:
+        with autocast():
+            return compute(self.teacher, feed)
+
+    def _lagrangian(self, sparsity: Tensor, own: Gates, update: Update) -> Tensor:
+        warmup_steps = round(self.pruning.sparsity_warmup * update.steps)
+        target = gates.scheduled_target(self.pruning.encoder_sparsity, update.step, warmup_steps)
+        return gates.lagrangian(sparsity, target, own.multipliers_2)

@@ -1,0 +1,184 @@
+"""From a dense model to a finished compact one: the stages of a run, in order.
+
+A stage leaves its result in the run's folder, and is skipped if the result is there: an interrupted run continues where
+it stopped. The vocabulary comes first, the teacher's too: every later step is cheaper for it, and the teacher's
+probabilities and answers are made of the tokens that stay.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from model_store.model.config import layout_of, spec_of
+from model_store.model.model import INT4, Model
+from model_store.model.spec import shortened
+from nash.int4.calibration import calibrate
+from nash.measuring.random_model import with_vocabulary
+from nash.measuring.speedup import engine_measure, settle
+from nash.modeling.folders import DTYPES, load_compact, load_dense, save_model
+from nash.precision import choose_precision
+from nash.pruning.calibration import calibration_batches, closest_layers, repair
+from nash.pruning.compaction import compact, shorten_decoder
+from nash.pruning.distillation import DistillationMaps
+from nash.pruning.masking import Gates
+from nash.pruning.objective import StudentObjective
+from nash.pruning.run import LAYERS, VOCABULARY, Run
+from nash.pruning.student import Student
+from nash.pruning.task import gate_kinds, texts_of
+from nash.recipes.layer_selection import block_ends
+from nash.recipes.recipe import OptimizationRecipe
+from nash.run.progress import Stage
+from nash.training.phase import Phase, write_log
+from nash.training.progress import TrainingProgress
+from nash.vocabulary.trimming import Coverage, trim_vocabulary
+
+SETTLED = "settled.json"  # the encoder sparsity after a look at what the gates decided
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningStage:
+    """One step of the way."""
+
+    result: str  # what it leaves in the run's folder, last of all
+    make: Callable[[Run], None]
+    asked: Callable[[Run], bool] = lambda run: True
+
+
+def walk(run: Run) -> None:
+    """Make what is missing of the run's results, up to its finished `model`."""
+    for stage in STAGES:
+        if stage.asked(run) and not (run.path / stage.result).exists():
+            stage.make(run)
+
+
+def trim(run: Run) -> None:
+    """The dense model with the vocabulary that the training rows need."""
+    task = run.task
+    held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
+    with Stage("trimming the vocabulary", run.console):
+        report = trim_vocabulary(task.model, run.path / "trimmed", texts_of(task.train_rows), held_out)
+    run.folder.write_json(VOCABULARY, report)
+    run.console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
+    for split, coverage in report["coverage"].items():
+        run.console.print(f"{split}: {Coverage(**coverage)}", soft_wrap=True)
+
+
+def choose_layers(run: Run) -> None:
+    """The decoder layers without which the teacher changes least."""
+    keep = run.recipe.pruning.decoder_layers
+    assert isinstance(keep, int), "layers that are listed are not chosen"
+    pairs = run.tokenized(run.task.train_rows)
+    with Stage(f"looking for the {keep} decoder layers that stay closest to all", run.console):
+        batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)
+        chosen = closest_layers(load_dense(run.teacher), keep, batches)
+    run.folder.write_json(LAYERS, chosen)
+
+
+def prune_and_cut(run: Run) -> None:
+    """Train the student with gates, decide them, and write the compact model that they leave."""
+    recipe, spec, kept = run.recipe, run.spec, run.kept_layers
+    set_seed(recipe.seed)
+    teacher = load_dense(run.teacher)
+    student = Student(
+        shorten_decoder(teacher, kept),
+        DistillationMaps(spec.d_model, len(kept)),
+        gates := Gates(shortened(spec, kept), gate_kinds(recipe.pruning)),
+    )
+    if recipe.pruning.encoder_sparsity:
+        _train(run, "prune", student, teacher, recipe.prune_training)
+    student.to("cpu")
+
+    def cut(sparsity: float) -> PreTrainedModel:
+        return compact(student.model, spec, kept, gates.harden(sparsity))
+
+    sparsity = _settled(run, cut)
+    compacted = cut(sparsity)
+    if recipe.pruning.repair and sparsity:
+        sublayers = layout_of(shortened(spec, kept)).sublayers()
+        with Stage("refitting what feeds on cut parts", run.console):
+            batches = calibration_batches(run.train_pairs, spec.pad_id, recipe.seed)
+            repair(compacted, student.model, sublayers, gates.expected(), batches)
+    save_model(compacted, run.teacher.folder, run.path / "compact", torch.float32)
+
+
+def _settled(run: Run, cut: Callable[[float], PreTrainedModel]) -> float:
+    """The recipe's sparsity; of a run that has a speed to reach, the one that has it with what the gates left."""
+    if run.plan is None:
+        return run.recipe.pruning.encoder_sparsity
+    known: float | None = run.folder.read_json(SETTLED)
+    if known is None:
+        with Stage("measuring the speed of what the gates left", run.console, steady=True):
+            known = settle(
+                run.plan,
+                with_vocabulary(run.spec, run.spec.dense_vocab_size),
+                lambda sparsity: spec_of(cut(sparsity).config.to_dict()),
+                engine_measure(run.teacher, run.plan.workload),
+                most_sparsity=gate_kinds(run.recipe.pruning).reach(run.spec),
+            )
+        run.folder.write_json(SETTLED, known)
+    return known
+
+
+def finish(run: Run) -> None:
+    """Fine-tune the compact model with its teacher."""
+    recipe = run.recipe
+    set_seed(recipe.seed)
+    model = load_compact(Model.open(run.path / "compact"))
+    if recipe.final_training.epochs:
+        student = Student(model, DistillationMaps(run.spec.d_model, len(run.kept_layers)))
+        _train(run, "final", student, load_dense(run.teacher), recipe.final_training)
+    save_model(model.to("cpu"), run.teacher.folder, run.path / "model", DTYPES[recipe.save_dtype])
+
+
+def calibrate_int4(run: Run) -> None:
+    """The finished model's layers in four bits a weight, beside its weights."""
+    limits = {key: getattr(run.recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
+    calibrate(Model.open(run.path / "model"), run.task.train_rows, run.console, seed=run.recipe.seed, **limits)
+
+
+def _train(run: Run, name: str, student: Student, teacher: PreTrainedModel, optimization: OptimizationRecipe) -> None:
+    """One phase; its checkpoints and its log are called `name`."""
+    pairs, validation = run.train_pairs, run.validation_pairs
+    choice = choose_precision(optimization.precision)
+    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.folder.note_precision(f"{name}_training", choice)
+    progress = TrainingProgress(name, run.console)
+    objective = StudentObjective(
+        student,
+        teacher,
+        run.recipe.distillation,
+        block_ends=block_ends(run.kept_layers, run.spec.dense_decoder_layers),
+        pruning=run.recipe.pruning,
+    )
+    phase = Phase(
+        objective,
+        pairs,
+        optimization,
+        spec=run.spec,
+        folder=run.path / "checkpoints" / name,
+        seed=run.recipe.seed,
+        validation=validation,
+        watcher=progress,
+    )
+    try:
+        log = phase.run()
+    finally:
+        progress.close()
+    write_log(run.path / f"{name}_log.jsonl", log)
+
+
+STAGES = (
+    PruningStage(result=VOCABULARY, make=trim, asked=lambda run: run.recipe.pruning.trim_vocab),
+    PruningStage(
+        result=LAYERS,
+        make=choose_layers,
+        asked=lambda run: (
+            run.recipe.pruning.layer_selection == "auto" and isinstance(run.recipe.pruning.decoder_layers, int)
+        ),
+    ),
+    PruningStage(result="compact", make=prune_and_cut),
+    PruningStage(result="model", make=finish),
+    PruningStage(result=f"model/{INT4}", make=calibrate_int4, asked=lambda run: run.recipe.quantization.int4),
+)

@@ -1,0 +1,57 @@
+"""A student while it is trained: the model, and what it carries for the time of its training."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model_store.model.config import layout_of, spec_of
+from nash.modeling.layers import layers_of
+from nash.pruning import distillation
+from nash.pruning.distillation import DistillationMaps
+from nash.pruning.masking import Gates, masked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What a model made of a batch: logits [B, T, V], and the outputs of its layers."""
+
+    logits_BTV: Tensor
+    encoder_BSD: Sequence[Tensor]
+    decoder_BTD: Sequence[Tensor]
+
+
+class Student(nn.Module):
+    """A model with its gates and with the maps to its teacher's hidden states.
+
+    All are submodules, so that checkpoints hold them; the model alone is what is kept in the end.
+    """
+
+    def __init__(self, model: PreTrainedModel, maps: DistillationMaps, gates: Gates | None = None) -> None:
+        """`gates`: those of the pruning phase; None where none are trained."""
+        super().__init__()
+        self.model = model
+        self.maps = maps
+        self.gates = gates
+        self.sublayers = layout_of(spec_of(model.config.to_dict())).sublayers()
+
+    def forward(self, feed: dict[str, Any]) -> Computed:
+        """Run the model on `decoder_inputs`: with drawn gates in training, else with each gate's value."""
+        with ExitStack() as stack:
+            if self.gates is not None:
+                mask = self.gates.draw() if self.training else self.gates.expected()
+                stack.enter_context(masked(self.model, self.sublayers, mask))
+            return compute(self.model, feed)
+
+
+def compute(model: PreTrainedModel, feed: dict[str, Any]) -> Computed:
+    """Run a model and record what its layers give."""
+    with (
+        distillation.recorded(layers_of(model, "encoder")) as encoder,
+        distillation.recorded(layers_of(model, "decoder")) as decoder,
+    ):
+        logits = model(**feed).logits
+    return Computed(logits_BTV=logits, encoder_BSD=encoder, decoder_BTD=decoder)

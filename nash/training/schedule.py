@@ -1,0 +1,23 @@
+"""How the learning rate goes over a phase: pure functions of the step."""
+
+import math
+
+from nash.recipes.recipe import OptimizationRecipe
+
+
+def rate_factor(optimization: OptimizationRecipe, step: int, steps: int) -> float:
+    """What the learning rate is multiplied by in the update after `step` others, of `steps`: from 0 to 1.
+
+    It rises linearly from 0 over the warm-up, then stays or falls to 0.
+    """
+    warmup = optimization.warmup_steps
+    if step < warmup:
+        return step / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    match optimization.schedule:
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "constant":
+            return 1.0
