@@ -51,7 +51,7 @@ class ForbiddenError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """There is no such variant loaded, or no such route."""
+    """No such variant is loaded, or there is no such route."""
 
     status, error_type, outcome = 404, "not_found", "client_error"
 

@@ -1,7 +1,7 @@
 """The protocol between the API process and a worker: typed messages in length-prefixed msgpack frames.
 
-A frame is a four-byte big-endian length followed by that many bytes of msgpack. Commands go to the worker, reports
-come back. For a request that is not streamed, a worker reports nothing until the request is done.
+A frame is a four-byte big-endian length followed by that many bytes of msgpack. Commands go to the worker, and
+reports come back. For a request that is not streamed, a worker reports nothing until the request is done.
 """
 
 from collections.abc import Iterator, Sequence

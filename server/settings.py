@@ -1,4 +1,4 @@
-"""The server's settings, from the command line, the environment, a file and the defaults below, in that order."""
+"""The server's settings, in order of precedence: the command line, the environment, a file, the defaults below."""
 
 import argparse
 import ipaddress

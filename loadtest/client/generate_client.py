@@ -105,10 +105,10 @@ def _judged(answer: Answer, ref: str, content: bytes, tokens: object) -> Answer:
 
 
 def _measured(value: Any) -> float:
-    """Parse a number that can have been measured.
+    """Parse a plausible measurement: a finite number from 0 to _MOST.
 
     Raises:
-        ValueError: it cannot have been.
+        ValueError: it is not one.
     """
     number = float(value)
     if not (math.isfinite(number) and 0 <= number <= _MOST):

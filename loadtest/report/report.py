@@ -62,7 +62,7 @@ def times(ratio: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Milliseconds as text. Three significant digits: runs do not repeat more exactly than that."""
+    """Milliseconds as text, with three significant digits: more than a run reproduces."""
     if value is None:
         return ABSENT
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -22,7 +22,7 @@ _DIGEST = re.compile(rb"([0-9a-f]{64})\n")
 
 @dataclass(frozen=True, kw_only=True)
 class AliasMove:
-    """One generation of an alias: it names `version` since `at` (UTC, ISO)."""
+    """One generation of an alias, which names `version` from `at` (UTC, ISO) on."""
 
     version: int
     reason: str

@@ -8,7 +8,7 @@ It holds two tensors for each matrix [O, I] of the layers, divided into G groups
 Padding inputs have the nibble 8. Each matrix is the one that the engine multiplies with, including everything folded
 into it; NAME is its place in the engine's layers, as in `decoder.3.cross.key`. Embeddings and the output matrix are not
 included. The file's metadata contain the sha256 of the `model.safetensors` it was made from: beside other weights, it
-would still answer like the original ones.
+would still answer as the original ones did.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from typing import Any, get_origin
 KIND = "quality"  # among a version's measurements
 REFERENCE = "float32"
 MOST_LOSS = 0.005  # the largest loss, relative to the reference's figure, at which a dtype's quality still holds
-_ROUNDING = 1e-9  # figures are shares of whole rows and can meet the bound exactly, where floats would just miss it
+_ROUNDING = 1e-9  # figures are fractions of whole rows and can meet the bound exactly, which floats may just miss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,7 +106,7 @@ class Metrics:
         self.requests.labels(UNKNOWN, UNKNOWN, outcome).inc()
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
