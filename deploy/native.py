@@ -1,11 +1,11 @@
-"""The stack of docker-compose.yml on this machine, without containers: the same commands, the same configuration.
+"""The stack of docker-compose.yml on this machine without containers: the same commands and configuration.
 
     python -m deploy.native [--store STORE] [--model REF ...]
 
-starts the server and a Prometheus that watches it, on loopback. Ctrl-C, SIGTERM and SIGHUP end both, after the
-server's drain; the same signal once more ends the drain. Killed by SIGKILL it leaves Prometheus' folder behind, and on
-Linux nothing else. It needs Debian's `prometheus`. Only what names a container is rewritten: hosts, ports, the folders
-of mounts.
+starts the server, and a Prometheus that monitors it, on loopback. Ctrl-C, SIGTERM and SIGHUP end both after the
+server's drain; a second signal cuts the drain short. SIGKILL leaves Prometheus's folder behind and, on Linux, nothing
+else. Debian's `prometheus` package is required. Only settings that refer to containers are rewritten: hosts, ports,
+mount folders.
 """
 
 import argparse
@@ -43,9 +43,9 @@ class PrometheusError(Exception):
 
 
 class Prometheus:
-    """A Prometheus of this machine with the committed configuration, for the length of a `with` block.
+    """Runs this machine's Prometheus with the committed configuration for the duration of a `with` block.
 
-    `server` is where the server listens, as HOST:PORT; `change` may edit the configuration before it is used.
+    `server` is the HOST:PORT where the server listens; `change` may edit the configuration before it is used.
     """
 
     def __init__(self, server: str, *, change: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -82,7 +82,7 @@ class Prometheus:
             if not self._listening.wait(_START_S) or not self.url:
                 raise PrometheusError("prometheus did not start: " + " / ".join(self._last_lines[-3:]))
             self._wait_until_ready()
-        except BaseException:  # Ctrl-C included: nothing else knows of the process yet
+        except BaseException:  # including Ctrl-C: nothing else knows about the process yet
             self.__exit__(None, None, None)
             raise
         return self
@@ -99,7 +99,7 @@ class Prometheus:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector of an expression now: `metric`, the labels, and `value`, the time and a text.
+        """The current instant vector of an expression. `metric` holds the labels, `value` the time and a string.
 
         Raises:
             PrometheusError: the expression is not valid.
@@ -108,18 +108,18 @@ class Prometheus:
         return result if isinstance(result, list) else [result]
 
     def metric_names(self) -> set[str]:
-        """Every name that it has a series of, recorded ones included."""
+        """All names of its series, including recorded ones."""
         return set(self._get("label/__name__/values"))
 
     def rules(self) -> list[dict[str, Any]]:
-        """Recording and alerting rules as they stand, with `health` and `lastError`."""
+        """The recording and alerting rules with their current state, including `health` and `lastError`."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def wait_for(self, expression: str, *, timeout_s: float = 60.0) -> list[dict[str, Any]]:
-        """The vector of an expression as soon as it is not empty.
+        """Wait until the vector of an expression is not empty, and return it.
 
         Raises:
-            PrometheusError: it still is after `timeout_s`.
+            PrometheusError: it is still empty after `timeout_s`.
         """
         deadline_s = time.monotonic() + timeout_s
         while not (found := self.query(expression)):
@@ -129,7 +129,7 @@ class Prometheus:
         return found
 
     def _wait_until_ready(self) -> None:
-        """It listens before it answers queries."""
+        """Wait until it answers queries: it listens before it can."""
         deadline_s = time.monotonic() + _START_S
         while True:
             try:
@@ -160,7 +160,7 @@ class Prometheus:
 
 
 def native_configuration(server: str) -> dict[str, Any]:
-    """The committed prometheus.yml with this machine's paths, and with HOST:PORT of the server."""
+    """The committed prometheus.yml with this machine's paths and the server's HOST:PORT."""
     configuration: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
     mounted = Path(_flags(_compose_command("prometheus"))["--config.file"]).parent
     configuration["rule_files"] = [
@@ -185,30 +185,30 @@ def _flags(command: Sequence[str]) -> dict[str, str]:
 
 
 def _with_flags(command: Sequence[str], own: dict[str, Any]) -> list[str]:
-    """The command with these flags in place of its own."""
+    """The command with `own` flags added, replacing flags of the same name."""
     kept = [argument for argument in command if argument.split("=", 1)[0] not in own]
     return kept + [f"{flag}={value}" for flag, value in own.items()]
 
 
 def _bound(command: list[str]) -> list[str]:
-    """The command, on Linux so that the kernel sends it SIGTERM when the thread that started it ends."""
+    """The command; on Linux, wrapped so that the kernel sends it SIGTERM when the thread that started it ends."""
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return command if setpriv is None else [setpriv, "--pdeathsig", "TERM", "--", *command]
 
 
 def _pass_on(server: "subprocess.Popen[bytes]") -> None:
-    """From now on, what asks this process to end asks the server; the rest ends with it."""
+    """Pass signals that would end this process on to the server. Everything else ends when the server does."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         server.send_signal(signal.SIGTERM)
 
     for number in _ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup sets SIG_IGN
             signal.signal(number, ask)
 
 
 def main() -> int:
-    """Run the server and Prometheus until the server ends or a signal comes; the server's exit status."""
+    """Run the server and Prometheus until the server ends or a signal ends it; return the server's exit status."""
     parser = argparse.ArgumentParser(description="The server and Prometheus on this machine, without containers.")
     parser.add_argument("--store", default="store", help="the model store's folder")
     parser.add_argument("--model", action="append", help="a variant to serve; default: g2p@dense and g2p@pruned")
@@ -217,7 +217,8 @@ def main() -> int:
     command = [sys.executable, "-m", "server", "--store", options.store, "--port", str(options.port)]
     for model in options.model or ("g2p@dense", "g2p@pruned"):
         command += ["--model", model]
-    # In a group of its own: a terminal's Ctrl-C would reach it directly too, and a second signal cuts its drain short.
+    # In its own process group: otherwise a terminal's Ctrl-C would also reach it directly, and a second signal cuts its
+    # drain short.
     server = subprocess.Popen(_bound(command), process_group=0)
     _pass_on(server)
     try:
@@ -229,7 +230,7 @@ def main() -> int:
         server.terminate()
         server.wait()
         return 1
-    return status if status >= 0 else 128 - status  # as a shell says it of one that a signal ended
+    return status if status >= 0 else 128 - status  # a shell's exit status for a process ended by a signal
 
 
 if __name__ == "__main__":

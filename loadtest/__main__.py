@@ -1,4 +1,4 @@
-"""`python -m loadtest`: what `nash loadtest` becomes."""
+"""`python -m loadtest`, which `nash loadtest` executes."""
 
 import importlib.util
 import os
@@ -9,8 +9,8 @@ PACKAGES = ("locust", "matplotlib", "jinja2", "numpy")
 
 
 def main() -> None:
-    """Run the command line, once its packages are known to be there."""
-    # Ctrl-C while packages are imported: nothing has begun that wants to be tidied up.
+    """Run the command line, after checking that its packages are installed."""
+    # On Ctrl-C during the imports, exit at once: there is nothing to clean up yet.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # `nash loadtest` holds it back until here
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]

@@ -22,13 +22,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def run() -> None:
-    """0 done; 1 the work failed or its figures may not be believed; 2 the request was wrong; 130 interrupted."""
+    """Exit codes: 0 done; 1 the run failed or its figures are unreliable; 2 the request was wrong; 130 interrupted."""
     try:
         app(prog_name="nash loadtest")
     except LoadtestError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RequestError) else 130 if isinstance(error, InterruptedRunError) else 1)
-    except OSError as error:  # a full disk, a folder without permission: nothing of ours knows better
+    except OSError as error:  # a full disk, a folder without permission: the system's message is the best there is
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
 
@@ -95,7 +95,7 @@ def loadtest(
 
 
 def _print(result: Result) -> None:
-    """The result for people."""
+    """Print the result for human readers."""
     console = Console(highlight=False, markup=False)
     console.print(_table(result.summary))
     for sentence in headlines(result.summary):

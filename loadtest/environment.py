@@ -10,7 +10,7 @@ PACKAGES = ("locust", "gevent", "geventhttpclient", "numpy")
 
 
 def client_environment() -> dict[str, Any]:
-    """Processor, memory and versions."""
+    """The processor, memory, system and package versions."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -1,8 +1,8 @@
-"""The error tree of the load test. Messages name the value and the remedy and are shown as they stand."""
+"""The error hierarchy of the load test. Messages name the value and the remedy, and are shown unchanged."""
 
 
 class LoadtestError(Exception):
-    """The work failed for a reason that the user can understand (exit code 1)."""
+    """The run failed for a reason that the user can understand (exit code 1)."""
 
 
 class InterruptedRunError(LoadtestError):
@@ -10,4 +10,4 @@ class InterruptedRunError(LoadtestError):
 
 
 class RequestError(LoadtestError):
-    """What was asked for is wrong: a bad row, an unknown REF, a folder that is in use (exit code 2)."""
+    """The request is wrong: a bad row, an unknown REF, a folder that is in use (exit code 2)."""

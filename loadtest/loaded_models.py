@@ -1,4 +1,4 @@
-"""What the server has loaded, and which of it is put under load."""
+"""Find out which variants the server has loaded, and choose those to put under load."""
 
 import json
 import math
@@ -22,32 +22,32 @@ class Target:
     """One variant under load."""
 
     ref: str
-    name: str  # what figures and plots call it
-    weight: float = 1.0  # its share of the requests, in proportion to the others'
+    name: str  # its name in figures and plots
+    weight: float = 1.0  # its share of the requests, relative to the others' weights
 
     def __str__(self) -> str:
         return f"{self.ref},weight={self.weight!r}"
 
 
 class ServerClient:
-    """Asks a server what it is and has; generates nothing."""
+    """Asks a server about itself and its models; generates nothing."""
 
     def __init__(self, host: str, key: str | None) -> None:
         """`host` is a URL such as `http://127.0.0.1:8000`.
 
         Raises:
-            RequestError: it is none.
+            RequestError: it is not.
         """
         self.host = checked_host(host)
         self._headers = authorization(key)
-        # Locust's client uses no proxy either.
+        # No proxy: Locust's client uses none either.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def models(self) -> list[dict[str, Any]]:
-        """`GET /models` of a server that is ready.
+        """`GET /models`, once the server has said that it is ready.
 
         Raises:
-            LoadtestError: it cannot be reached, is not ready, refuses the key, or is no server of this kind.
+            LoadtestError: it cannot be reached, is not ready, refuses the key, or is not a nash server.
         """
         ready = self._get("/health/ready")
         if not isinstance(ready, dict) or ready.get("ready") is not True:
@@ -65,7 +65,7 @@ class ServerClient:
         """`GET /info`.
 
         Raises:
-            LoadtestError: it cannot be had.
+            LoadtestError: it cannot be read.
         """
         return self._get("/info")
 
@@ -77,13 +77,13 @@ class ServerClient:
             raise LoadtestError(f"{self.host}{path} answered {status}: give the address of a nash server")
         try:
             document = json.loads(body)
-            json.dumps(document, allow_nan=False)  # it goes into summary.json, which is strict
+            json.dumps(document, allow_nan=False)  # it goes into summary.json, which must be strict JSON
         except (ValueError, RecursionError) as error:
             raise LoadtestError(f"{self.host}{path} is not JSON: give the address of a nash server") from error
         return document
 
     def _fetch(self, path: str) -> tuple[int, bytes]:
-        """Status and body."""
+        """`GET path`: the status and the body."""
         try:
             request = urllib.request.Request(self.host + path, headers=self._headers)
             try:
@@ -105,16 +105,16 @@ class ServerClient:
 
 
 def checked_host(host: str) -> str:
-    """The URL without a slash at its end.
+    """The URL without trailing slashes.
 
     Raises:
-        RequestError: it is no http(s) URL, has a query, or characters that no request line may hold.
+        RequestError: it is not an http(s) URL, has a query, or has characters not allowed in a request line.
     """
     try:
         parts = urlsplit(host)
         usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
         usable = usable and parts.port != 0 and "@" not in parts.netloc
-        # Names of hosts may have other letters, for which there is an encoding.
+        # Host names may have non-ASCII letters, for which there is an encoding.
         usable = usable and parts.path.isascii() and host.isprintable() and not set(host) & set(' "<>\\^`{|}')
     except ValueError:
         usable = False
@@ -124,10 +124,10 @@ def checked_host(host: str) -> str:
 
 
 def api_key() -> str | None:
-    """The key in the environment, without the white space around it that a file or a shell left; None without one.
+    """The key from the environment, without surrounding white space left by a file or a shell; None without a key.
 
     Raises:
-        RequestError: no header may hold it.
+        RequestError: it has characters not allowed in a header.
     """
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -141,10 +141,10 @@ def authorization(key: str | None) -> dict[str, str]:
 
 
 def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> list[Target]:
-    """The variants under load: those asked for as `REF[,weight=N]`, else all of the first model's family.
+    """The variants under load: those given as `REF[,weight=N]`, otherwise all of the first model's family.
 
     Raises:
-        RequestError: a REF that is not loaded, one that is named twice, a bad weight, or an infinite sum of weights.
+        RequestError: a REF is not loaded or given twice, a weight is invalid, or the sum of weights is infinite.
     """
     loaded = {model["ref"]: model for model in models}
     if asked:
@@ -155,14 +155,14 @@ def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> li
         raise RequestError("the weights are too large to be added up: only their proportion counts, give smaller ones")
     variants = [loaded[ref]["variant"] for ref in weights]
     return [
-        # Two families may call a variant alike.
+        # Variants of two families may have the same name.
         Target(ref=ref, name=name if variants.count(name) == 1 else ref, weight=weight)
         for (ref, weight), name in zip(weights.items(), variants, strict=True)
     ]
 
 
 def baseline_of(targets: Sequence[Target], models: Sequence[dict[str, Any]]) -> Target:
-    """The one that the others are compared with: the variant `dense` where there is one, else the first."""
+    """The variant that the others are compared with: `dense` if there is one, otherwise the first."""
     dense = {model["ref"] for model in models if model["variant"] == "dense"}
     return next((target for target in targets if target.ref in dense), targets[0])
 

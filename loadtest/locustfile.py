@@ -2,9 +2,9 @@
 
     locust -f loadtest/locustfile.py --class-picker --host http://127.0.0.1:8000 --workload examples/g2p/workload.jsonl
 
-opens Locust's web page, with the options below as fields; `python -m loadtest` runs the same file without a page and
-makes a report of the rows. It needs Locust and this package only. Set GEVENT_BACKEND=select: gevent's default waits
-in whole milliseconds, which makes an open loop half a millisecond late, select a seventh of that.
+opens Locust's web page, with the options below as fields; `python -m loadtest` runs the same file without the page and
+turns the rows into a report. The file needs only Locust and this package. Set GEVENT_BACKEND=select: gevent's default
+waits in whole milliseconds, which makes an open loop half a millisecond late; with select it is a seventh of that.
 """
 
 import gc
@@ -33,7 +33,7 @@ from loadtest.errors import LoadtestError, RequestError
 from loadtest.loaded_models import ServerClient, Target, api_key, authorization, checked_host, choose_targets
 from loadtest.plan import MOST_PER_S
 
-MAX_IN_FLIGHT = 4096  # what arrives beyond is recorded as failed
+MAX_IN_FLIGHT = 4096  # requests beyond this are recorded as failed
 _FLUSH_S = 0.5
 
 
@@ -66,13 +66,13 @@ def _add_options(parser: LocustArgumentParser) -> None:
 
 
 class Load:
-    """One run: what is sent next, to whom, and where its row goes."""
+    """One run: what is sent next, to which variant, and where its row goes."""
 
     def __init__(self, environment: Environment) -> None:
-        """Take the options as they are now; the web page may have changed them.
+        """Read the current options, which the web page may have changed.
 
         Raises:
-            LoadtestError: they are wrong, or the server is not there.
+            LoadtestError: the options are wrong, or the server cannot be used.
         """
         options: Any = environment.parsed_options
         host = checked_host(environment.host or "")
@@ -102,16 +102,16 @@ class Load:
         return (self._started + at_s for at_s in poisson_arrivals(rate_per_s, seed))
 
     def next_request(self) -> tuple[Target, int]:
-        """The variant that comes next and its text."""
+        """The next variant and the index of its text."""
         variant, text = next(self._order)
         return self._targets[variant], text
 
     def send(self, target: Target, text: int, intended: float | None = None) -> None:
-        """Send one request and record how it went; `intended` is when it was due, now if left out."""
+        """Send one request and record how it went; `intended` is when it was due, and defaults to now."""
         self._record(target, text, intended, self._client.generate(target.ref, self._workload.sources[text]))
 
     def refuse(self, target: Target, text: int, intended: float) -> None:
-        """Record one request as failed that is not sent, because too many are under way."""
+        """Record one request as failed without sending it, because too many are in progress."""
         now = time.perf_counter()
         self._record(target, text, intended, Answer(sent=now, ended=now, outcome=TOO_MANY_IN_FLIGHT))
 
@@ -119,7 +119,7 @@ class Load:
         """Write the last rows.
 
         Raises:
-            LoadtestError: some could not be written.
+            LoadtestError: some rows could not be written.
         """
         self._flusher.kill()
         self._client.close()
@@ -168,13 +168,13 @@ class Load:
 
 
 class _LoadUser(User):
-    """Locust makes the users itself, so the class is where they find their run."""
+    """Locust creates the users itself, so they find their run in this class."""
 
     abstract = True
     load: ClassVar[Load | None] = None
 
     def current_load(self) -> Load:
-        """The run.
+        """The current run.
 
         Raises:
             StopUser: it could not be set up; the log says why.
@@ -185,17 +185,17 @@ class _LoadUser(User):
 
 
 class ClosedUser(_LoadUser):
-    """Closed loop: sends its next request when the last one is answered, without a pause."""
+    """Closed loop: sends the next request as soon as the last one is answered."""
 
     @task
     def generate(self) -> None:
-        """One request."""
+        """Send one request."""
         load = self.current_load()
         load.send(*load.next_request())
 
 
 class ArrivalUser(_LoadUser):
-    """Open loop: requests arrive at the asked rate, whether or not the server keeps up; one user makes them all."""
+    """Open loop: requests arrive at the given rate, whether or not the server keeps up; one user sends them all."""
 
     fixed_count = 1
 
@@ -205,7 +205,7 @@ class ArrivalUser(_LoadUser):
 
     @task
     def arrive(self) -> None:
-        """The whole run: send what is due, each from a greenlet of its own, then wait for what is under way."""
+        """The whole run: send each due request from its own greenlet, then wait for those still in progress."""
         load = self.current_load()
         options: Any = self.environment.parsed_options
         under_way = Group()
@@ -224,16 +224,16 @@ class ArrivalUser(_LoadUser):
         raise StopUser
 
     def stop(self, force: bool = False) -> bool:
-        """Send nothing more, as well as what Locust does."""
+        """Send no more requests, then do what Locust does."""
         self._stopping.set()
         return bool(super().stop(force))
 
     def _wait_until(self, due: float) -> bool:
-        """Whether the run is to stop instead."""
+        """Wait until `due`. Returns whether the run should stop instead."""
         wait_s = due - time.perf_counter()
         if wait_s > 0:
             return bool(self._stopping.wait(wait_s))
-        gevent.sleep(0)  # or what was spawned would never run, nor who stops the run, while the schedule is behind
+        gevent.sleep(0)  # while behind schedule, let the spawned senders, and whatever stops the run, have their turn
         return bool(self._stopping.is_set())
 
 
@@ -250,7 +250,7 @@ def _open_load(environment: Environment, **_: object) -> None:
         return
     ask_for_short_slices()
     gc.collect()
-    gc.freeze()  # or every full collection would go through all of Locust, with requests waiting
+    gc.freeze()  # otherwise every full collection would scan all of Locust while requests wait
 
 
 @events.test_stop.add_listener  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: one run's alone, and no file in it that is only half there."""
+"""The output folder of a run: it belongs to one run alone, and never contains a partial file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,24 +16,24 @@ def check_unused(out: Path | None) -> None:
     """Refuse early what `claim` would refuse later.
 
     Raises:
-        RequestError: something is there.
+        RequestError: `out` is a file or a folder that is not empty.
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise _in_use(out)
 
 
 def claim(out: Path | None) -> Path:
-    """Make `out` this run's folder, or a new one under runs/ that is named after the time. An empty log stands in it.
+    """Make `out` this run's folder, with an empty log in it. If None, make a new one under runs/, named by the time.
 
     Raises:
-        RequestError: something is there, or another run was quicker.
+        RequestError: `out` is in use, or another run claimed it first.
     """
     if out is None:
         return _claim_by_time()
     out.mkdir(parents=True, exist_ok=True)
     check_unused(out)
     try:
-        (out / LOG).touch(exist_ok=False)  # of two runs that saw an empty folder, one makes the first file
+        (out / LOG).touch(exist_ok=False)  # if two runs saw an empty folder, only one creates this file
     except FileExistsError as error:
         raise _in_use(out) from error
     return out
@@ -41,10 +41,10 @@ def claim(out: Path | None) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which gets its name when all of it is there.
+    """A file to write, which gets its name only when complete.
 
     Raises:
-        LoadtestError: it cannot be written; nothing is left of it.
+        LoadtestError: it cannot be written; no partial file is left.
     """
     part = path.with_name(f".{path.name}.part")
     try:

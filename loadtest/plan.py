@@ -1,4 +1,4 @@
-"""What a run is asked to do."""
+"""The plan of a run: what it is asked to do."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.errors import RequestError
 
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)?")  # \d would also take the digits of other scripts
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)?")  # \d would also match the digits of other scripts
 _UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
 _LONGEST_S = 7 * 24 * 3600
 _MOST_USERS = 4096
@@ -30,7 +30,7 @@ class Plan:
     out: Path | None  # None: a new folder under runs/
 
     def __post_init__(self) -> None:
-        """Check what the options' types do not say.
+        """Check what the types do not.
 
         Raises:
             RequestError: a value is out of range.
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def open_loop(self) -> bool:
-        """Whether requests arrive at a rate."""
+        """Whether requests arrive at a fixed mean rate."""
         return self.rate_per_s is not None
 
     @property

@@ -1,4 +1,4 @@
-"""One load test from the first question to the report."""
+"""One load test, from the first query to the report."""
 
 import resource
 import signal
@@ -30,7 +30,7 @@ _TICK_S = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run left."""
+    """The outcome of a run."""
 
     summary: dict[str, Any]
     verdict: Verdict
@@ -43,8 +43,8 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
 
     Raises:
         RequestError: the workload, a REF, the API key or the output folder is wrong.
-        InterruptedRunError: the user ended it before the first request.
-        LoadtestError: the server is not there, Locust failed before the first request, or no report can be written.
+        InterruptedRunError: the user interrupted it before the first answer.
+        LoadtestError: the server cannot be used, Locust failed before the first answer, or no report can be written.
     """
     workload = read_workload(plan.workload)
     check_unused(plan.out)
@@ -94,14 +94,14 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
     with whole_file(out / "summary.json") as file:
         file.write(to_json(summary).encode("ascii"))
     with whole_file(out / "report.html") as file:
-        # What a server says of itself may hold half of a surrogate pair.
+        # What a server reports about itself may contain half of a surrogate pair.
         file.write(render(run, summary).encode("utf-8", errors="replace"))
     compress(rows)
     return Result(summary=summary, verdict=verdict, interrupted=interrupted, out=out)
 
 
 def _read(rows: Path) -> tuple[list[Row], int]:
-    """The rows, and how many lines are none."""
+    """The rows, and the number of lines that are not rows."""
     if not rows.exists():
         return [], 0
     with rows.open(encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -111,9 +111,9 @@ def _read(rows: Path) -> tuple[list[Row], int]:
 
 
 def _attend(locust: LocustProcess, progress: Progress, console: Console) -> tuple[bool, str | None]:
-    """Wait for the end and show how it goes; whether the run was interrupted, and what went wrong with Locust.
+    """Wait for the end and show progress; return whether the run was interrupted, and what went wrong with Locust.
 
-    The first Ctrl-C (or SIGTERM) stops the load and waits for what is under way; the second one does not wait.
+    The first Ctrl-C (or SIGTERM) stops the load and waits for requests in progress; the second one does not wait.
     """
     deadline = time.monotonic() + locust.longest_s
     with _sigterm_as_interrupt():

@@ -1,5 +1,5 @@
-"""The shape of models, and immutable versions of them on a disk. Imports nothing else of this project.
+"""The shape of models, and immutable versions of them on disk. Imports nothing else from this project.
 
-`store` is what others call: `publish`, `verify` and `find` are its verbs. `model/` is a model's shape and layout,
-`version/` what a version says of itself, `disk/` how both lie in files.
+`store` is the interface for callers; `publish`, `verify` and `find` are its operations. `model/` describes a model's
+shape and layout, `version/` a version's metadata, `disk/` how both are stored in files.
 """

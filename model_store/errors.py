@@ -1,6 +1,6 @@
-"""The error tree of the model store.
+"""The error hierarchy of the model store.
 
-Every message names the offending value and what to do about it; callers show it as it stands.
+Every message names the offending value and what to do about it; callers show it unchanged.
 """
 
 
@@ -9,7 +9,7 @@ class ModelStoreError(Exception):
 
 
 class InvalidRequestError(ModelStoreError):
-    """What was asked for is malformed: a bad name, a bad reference, a bad model directory."""
+    """The request is malformed: a bad name, a bad reference, a bad model directory."""
 
 
 class NotFoundError(InvalidRequestError):
@@ -17,7 +17,7 @@ class NotFoundError(InvalidRequestError):
 
 
 class UnsupportedModelError(InvalidRequestError):
-    """The model's `config.json` describes an architecture that this project does not handle."""
+    """The model's `config.json` describes an architecture that this project does not support."""
 
 
 class CorruptStoreError(ModelStoreError):
@@ -29,4 +29,4 @@ class UnknownSchemaError(ModelStoreError):
 
 
 class StoreAccessError(ModelStoreError):
-    """The disk refused: no permission, no space left, a read-only file system."""
+    """The disk refused the operation: no permission, no space left, a read-only file system."""

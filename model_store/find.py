@@ -1,4 +1,4 @@
-"""A model by what a user calls it: a folder, or a REF of one in the store."""
+"""Find a model by what a user calls it: a folder, or the REF of a model in the store."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ from model_store.version.ref import Ref, looks_like_path
 class FoundModel:
     """A model and where it was found."""
 
-    ref: str  # as it was asked for
+    ref: str  # as requested
     model: Model
     version: StoredVersion | None  # None for a folder outside the store
 
 
 def find_model(path_or_ref: str, store: Store) -> FoundModel:
-    """Find and open a model; one in the store is verified.
+    """Find and open a model; a model in the store is verified.
 
     Raises:
-        InvalidRequestError: there is none, or its `config.json` cannot be read.
-        UnsupportedModelError: it is of another architecture.
-        ModelStoreError: the store is damaged, or cannot be read.
+        InvalidRequestError: there is no such model, or its `config.json` cannot be read.
+        UnsupportedModelError: its architecture is not supported.
+        ModelStoreError: the store is damaged or cannot be read.
     """
     if looks_like_path(path_or_ref):
         folder = Path(path_or_ref)
@@ -40,6 +40,6 @@ def find_model(path_or_ref: str, store: Store) -> FoundModel:
         if Path(path_or_ref).is_dir():
             raise type(error)(f"{error}; a folder of that name is here: write ./{path_or_ref}") from error
         raise
-    # An alias may move at any time: from here on it is the version that counts.
+    # An alias may move at any time: from here on, use the version.
     folder = store.checkout(Ref(name=version.name, version=version.version))
     return FoundModel(ref=path_or_ref, model=Model.open(folder), version=version)

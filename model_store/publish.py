@@ -1,4 +1,4 @@
-"""The publish protocol. A crash at any point leaves at most garbage: blobs and folders that nothing names."""
+"""The publish protocol. A crash at any point leaves at most garbage: blobs and folders that nothing refers to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from model_store.version.source import ModelSource, inspect, list_files
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Where a model is now; `created` is false where the same content was there already."""
+    """Where a model was published; `created` is false if the same content was already there."""
 
     name: str
     version: int
@@ -28,7 +28,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What is to be published, and under which name."""
+    """What to publish, and under which name."""
 
     name: str
     directory: Path
@@ -46,15 +46,15 @@ class Publication:
 
 
 def publish(paths: Paths, publication: Publication, on_step: Callable[[str], None]) -> Published:
-    """Store a model directory as the next version of its name; `on_step` hears of each step in advance.
+    """Store a model directory as the next version of its name; `on_step` is called before each step.
 
     Raises:
         InvalidRequestError: the directory is not a publishable model.
-        CorruptStoreError: something foreign stands in the directory that is made for loading it.
+        CorruptStoreError: the version's view, from which it is loaded, contains a foreign file.
         StoreAccessError: there is not enough space.
     """
     sizes = list_files(publication.directory)
-    Model.open(publication.directory).check_weights()  # what is wrong is named where it lies, not by its copy
+    Model.open(publication.directory).check_weights()  # so that errors name the original, not its copy
     make_folder(paths.root)
     _check_space(paths.root, publication.directory, sum(sizes.values()))
     with private_folder(paths.tmp) as tmp:
@@ -65,7 +65,7 @@ def publish(paths: Paths, publication: Publication, on_step: Callable[[str], Non
             on_step(f"copy {path}")
             sha256, size = copy_new(publication.directory / path, copies / path)
             files.append(FileEntry(path=path, sha256=sha256, size=size))
-        # The copies are checked, not the originals: what was looked at is what is stored.
+        # Check the copies, not the originals: they are what is stored.
         manifest = _manifest(publication, inspect(copies), tuple(files))
         digest = manifest.digest
         for file in files:
@@ -77,12 +77,12 @@ def publish(paths: Paths, publication: Publication, on_step: Callable[[str], Non
         on_step("version")
         version, created = commit_version(paths, publication.name, publication.alias, digest, tmp)
         on_step("check")
-        # A collection that began before the version was there may have taken what was linked above.
+        # A garbage collection that began before the version existed may have deleted blobs linked above.
         fresh = {file.sha256: copies / file.path for file in files} | {digest: tmp / "manifest"}
         for sha256, copy in fresh.items():
             if not paths.blob(sha256).exists():
                 store_blob(paths, copy, sha256, tmp)
-        # Now, because those who load it may see the store on a read-only disk, and before an alias leads to it.
+        # Now, because loaders may see the store on a read-only disk; and before an alias points to the version.
         on_step("view")
         open_view(paths, manifest, digest, f"{publication.name}:{version}")
         if publication.alias is not None:

@@ -1,7 +1,7 @@
 """The model store on a local disk: immutable versions of models, named by number and by alias.
 
-Everything is created whole or not at all, so any number of processes may read and write one store at once,
-and a process that is killed leaves nothing behind that a reader could see.
+Everything is created whole or not at all. Any number of processes may therefore read and write one store at once, and
+a killed process leaves nothing behind that a reader could see.
 """
 
 import functools
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredVersion:
-    """One live version. `aliases` are those that name it now, sorted; `created_at` is UTC, ISO."""
+    """One live version. `aliases` are the ones that name it now, sorted; `created_at` is UTC, ISO."""
 
     name: str
     version: int
@@ -56,7 +56,7 @@ class StoredVersion:
 
 
 def _naming_disk_errors(method: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Turn what the operating system refuses into one line that says where."""
+    """Turn an operating system error into a one-line error that names the path."""
 
     @functools.wraps(method)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -71,13 +71,13 @@ def _naming_disk_errors(method: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 class Store:
-    """A store below one folder, which need not exist before something is published.
+    """A store in one folder, which need not exist until something is published.
 
-    Every method may raise `StoreAccessError`, and those that read a version `CorruptStoreError`.
+    Every method may raise `StoreAccessError`; methods that read a version may raise `CorruptStoreError`.
     """
 
     def __init__(self, root: Path, *, on_step: Callable[[str], None] = lambda _: None) -> None:
-        """`on_step` hears of each step of a publish just before it is taken."""
+        """`on_step` is called just before each step of a publish."""
         self.root = root
         self._paths = Paths(root)
         self._on_step = on_step
@@ -97,11 +97,11 @@ class Store:
     ) -> Published:
         """Store a model directory as the next version of `name`, and point `alias` at it.
 
-        Content that equals, manifest and all, that of the newest version or of the one that `alias` names makes no
-        new one. `kind` is read from `config.json` where it is not given.
+        If the content, manifest included, equals that of the newest version or of the one that `alias` names, no new
+        version is made. `kind` is read from `config.json` if not given.
 
         Raises:
-            InvalidRequestError: a bad name, or the directory is not a publishable model.
+            InvalidRequestError: a name is invalid, or the directory is not a publishable model.
         """
         publication = Publication(
             name=name,
@@ -117,17 +117,17 @@ class Store:
 
     @_naming_disk_errors
     def check_writable(self) -> None:
-        """Find out before hours of work whether what they make could be published; makes the store's folder."""
+        """Check that the store is writable, before hours of work on what will be published. Creates its folder."""
         with private_folder(self._paths.tmp):
             pass
 
     @_naming_disk_errors
     def resolve(self, ref: Ref | str) -> StoredVersion:
-        """The version that a reference means now; a bare name means its alias `default`, else the latest.
+        """The version that a reference names now; a bare name means its alias `default`, otherwise the latest version.
 
         Raises:
             InvalidRequestError: the reference is malformed.
-            NotFoundError: nothing in the store has it.
+            NotFoundError: the store has no such name, alias or version.
         """
         ref = _parsed(ref)
         version = find_version(self._paths, ref)
@@ -144,11 +144,11 @@ class Store:
 
     @_naming_disk_errors
     def tag(self, ref: Ref | str, alias: str, reason: str = "tag") -> StoredVersion:
-        """Point `alias` at a version of the same name; the version with its new aliases.
+        """Point `alias` at a version of the same name; return the version with its new aliases.
 
         Raises:
             InvalidRequestError: the alias or the reference is malformed.
-            NotFoundError: the version is not there.
+            NotFoundError: there is no such version.
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
@@ -158,10 +158,10 @@ class Store:
 
     @_naming_disk_errors
     def verify(self, ref: Ref | str | None = None) -> Sequence[Problem]:
-        """Read every file that one version, or the whole store, rests on; the bad ones.
+        """Read every file of one version, or of the whole store; return the bad ones.
 
         Raises:
-            NotFoundError: the version is not there.
+            NotFoundError: there is no such version.
         """
         if ref is None:
             return verify_store(self._paths)
@@ -170,11 +170,11 @@ class Store:
 
     @_naming_disk_errors
     def checkout(self, ref: Ref | str) -> Path:
-        """A model directory with exactly the files of a version, each verified in this call. It is read-only.
+        """A read-only model directory with exactly the files of a version, each verified in this call.
 
         Raises:
-            NotFoundError: the version is not there.
-            CorruptStoreError: a file is not what was published; it is named, and nothing is to be loaded.
+            NotFoundError: there is no such version.
+            CorruptStoreError: a file is not what was published; the message names it. Load nothing then.
         """
         version = self.resolve(ref)
         return open_view(self._paths, version.manifest, version.digest, version.ref)
@@ -183,13 +183,12 @@ class Store:
     def add_measurement(
         self, ref: Ref | str, record: Mapping[str, Any], *, key: Mapping[str, Any] | None = None
     ) -> bool:
-        """Keep what was measured on a version, such as a latency with its machine and date.
+        """Store a measurement of a version, such as a latency with its machine and date.
 
-        Of records with the same `key`, which is the whole record where it is not given, the first stays: false if
-        there was one.
+        `key` defaults to the whole record. If a record with the same `key` exists, it is kept and this returns false.
 
         Raises:
-            InvalidRequestError: the record is not JSON.
+            InvalidRequestError: the record cannot be written as JSON.
         """
         version = self.resolve(ref)
         try:
@@ -207,7 +206,7 @@ class Store:
 
     @_naming_disk_errors
     def measurements(self, ref: Ref | str) -> Sequence[dict[str, Any]]:
-        """The records that `add_measurement` kept for a version, oldest first.
+        """The records that `add_measurement` stored for a version, oldest first.
 
         Raises:
             CorruptStoreError: one of them cannot be read.
@@ -216,11 +215,11 @@ class Store:
         return [read_record(path) for path in record_paths(self._paths, version.name, version.digest)]
 
     def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
-        """Keep what a version was found to be worth in a dtype; false where that was known already, which stays."""
+        """Store a version's measured quality in a dtype; false if there is a record already, which is kept."""
         return self.add_measurement(ref, record.document(), key=record.key)
 
     def quality(self, ref: Ref | str) -> Sequence[QualityRecord]:
-        """The records that `add_quality` kept for a version, oldest first.
+        """The records that `add_quality` stored for a version, oldest first.
 
         Raises:
             CorruptStoreError: one of them cannot be read.
@@ -231,12 +230,12 @@ class Store:
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
-        """A fresh folder beside the store's own work in progress, gone afterwards."""
+        """A new folder among the store's work in progress, deleted afterwards."""
         with private_folder(self._paths.tmp) as folder:
             yield folder
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
-        """The aliases of each version number of a model."""
+        """The aliases of a model, by the version number they name now."""
         aliases: dict[int, tuple[str, ...]] = {}
         for alias in alias_names(self._paths, name):
             move = read_alias(self._paths, name, alias)

@@ -1,4 +1,4 @@
-"""Look at every byte that versions rest on, and say which files are bad."""
+"""Check every byte that versions depend on, and report the bad files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ from model_store.version.manifest import FileEntry
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One bad file: `ref` needs it, `file` is its name in the model directory, the pointer's kind, or "measurement"."""
+    """One bad file.
+
+    `ref` needs it; `file` is its name in the model directory, "manifest", "measurement", or the kind of pointer.
+    """
 
     ref: str
     file: str
@@ -24,7 +27,7 @@ class Problem:
 
 
 def verify_store(paths: Paths) -> list[Problem]:
-    """Every bad file of a whole store, versions first and then aliases, name by name."""
+    """Every bad file of a whole store, name by name, versions before aliases."""
     problems: list[Problem] = []
     for name in model_names(paths):
         live = live_versions(paths, name)

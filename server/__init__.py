@@ -1,6 +1,6 @@
-"""The online side. `python -m server` is the process that speaks HTTP; it starts a worker for every variant.
+"""The online side. `python -m server` is the process that speaks HTTP; it starts one worker per variant.
 
-Which process runs a file shows in its path: `api/` and `frontend/` run in the HTTP process, which holds no torch;
-`worker/` runs in a worker. Both use `text`-free `engine/interface` and the frames of `messages`. `engine/` is a
-library: it knows no HTTP and no process.
+The path shows which process runs a file: `api/`, `frontend/` and `text/` run in the HTTP process, which never loads
+torch; `worker/` runs in a worker. Both use `engine/interface`, which handles no text, and the frames of `messages`.
+`engine/` is a library that knows nothing of HTTP or processes.
 """

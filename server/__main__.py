@@ -1,7 +1,7 @@
 """`python -m server`: the API process.
 
-It listens at once and answers `/health`; `/health/ready` turns good, and the address is printed, when every model
-is loaded. SIGINT and SIGTERM drain and end it with exit code 0, a second one skips the drain.
+It listens and answers `/health` at once. When every model is loaded, `/health/ready` returns 200 and the address is
+printed. SIGINT or SIGTERM drains the server and ends it with exit code 0; a second signal skips the drain.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from server.errors import SettingsError, StartError
 from server.frontend.service import Service
 from server.settings import parse_settings
 
-# What is left of a connection when its request has ended, before it is cut: a client that reads slowly, say.
+# How long a connection may stay open after its request has ended, before it is cut: its client may read slowly.
 _CLOSE_S = 1
 _BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would end the process by the signal and not with 0."""
+    """Uvicorn without its signal handlers, which would end the process by the signal instead of with exit code 0."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
 
 
 class _Stop:
-    """What SIGINT and SIGTERM ask for."""
+    """What SIGINT and SIGTERM have asked for."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -49,7 +49,7 @@ class _Stop:
 
 
 async def _serve(service: Service, listener: socket.socket) -> None:
-    """Serve until a signal.
+    """Serve until a signal arrives.
 
     Raises:
         StartError: a model cannot be loaded.
@@ -86,7 +86,7 @@ async def _serve(service: Service, listener: socket.socket) -> None:
 
 
 async def _drain(service: Service, stop: _Stop) -> None:
-    """Wait for what runs, unless the operator is in a hurry."""
+    """Wait for running requests, unless the operator is in a hurry."""
     draining, hurry = asyncio.create_task(service.drain()), asyncio.create_task(stop.hurry.wait())
     await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
     draining.cancel()
@@ -107,8 +107,8 @@ def _address(listener: socket.socket) -> str:
 
 
 def main() -> int:
-    """Run the server; 0 after a signal, 1 where it could not start, 2 where it was asked for what cannot be."""
-    disable_created_metrics()  # type: ignore[no-untyped-call] # a time stamp a series, which nobody asks for
+    """Run the server. Returns 0 after a signal, 1 if it could not start, 2 if its settings or models are invalid."""
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a timestamp per series, which nobody uses
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("server").setLevel(logging.INFO)
     try:
@@ -125,7 +125,7 @@ def main() -> int:
     except (StartError, ModelStoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before the loop ran and took the signals over
+    except KeyboardInterrupt:  # before the loop took over the signals
         return 130
     return 0
 

@@ -1,21 +1,21 @@
-"""The error tree of the server: what a caller can be told, with the HTTP status and the metrics' outcome of each.
+"""The server's error hierarchy: what a caller can be told, each with its HTTP status and metrics outcome.
 
-Every message names the offending value and what to do about it; the API sends it as it stands.
+Every message names the offending value and what to do about it; the API sends it unchanged.
 """
 
 from typing import ClassVar
 
 
 class SettingsError(Exception):
-    """The server was started with something that makes no sense; nothing was started."""
+    """The server was given invalid settings; nothing was started."""
 
 
 class StartError(Exception):
-    """The server could not start: a model did not load, the address is taken."""
+    """The server could not start: a model did not load, or the address is taken."""
 
 
 class RequestError(Exception):
-    """Base of everything that ends a request without an answer."""
+    """Base of all errors that end a request without an answer."""
 
     status: ClassVar[int] = 500
     error_type: ClassVar[str] = "generation"  # the value of `error_type` on the wire
@@ -23,41 +23,41 @@ class RequestError(Exception):
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s  # when to come back; None: as it is, never
+        self.retry_after_s = retry_after_s  # sent as Retry-After; None: no such header
 
 
 class InvalidRequestError(RequestError):
-    """The request is malformed or asks for what cannot be done."""
+    """The request is malformed or asks for something impossible."""
 
     status, error_type, outcome = 422, "validation", "client_error"
 
 
 class BodyTooLargeError(RequestError):
-    """The body has more bytes than the server reads."""
+    """The body has more bytes than the server accepts."""
 
     status, error_type, outcome = 413, "validation", "client_error"
 
 
 class UnauthorizedError(RequestError):
-    """No key, or one that is not known."""
+    """The key is missing or unknown."""
 
     status, error_type, outcome = 401, "unauthorized", "client_error"
 
 
 class ForbiddenError(RequestError):
-    """The key, the Host or the Origin is known and not allowed here."""
+    """The key, the Host or the Origin is not allowed here."""
 
     status, error_type, outcome = 403, "unauthorized", "client_error"
 
 
 class NotFoundError(RequestError):
-    """No such variant is loaded, or no such route."""
+    """No such variant is loaded, or there is no such route."""
 
     status, error_type, outcome = 404, "not_found", "client_error"
 
 
 class MethodNotAllowedError(RequestError):
-    """The route is there, for another method."""
+    """The route exists, but for another method."""
 
     status, error_type, outcome = 405, "not_found", "client_error"
 
@@ -87,10 +87,10 @@ class GenerationError(RequestError):
 
 
 class ClientGoneError(RequestError):
-    """The client closed its connection; nobody reads this."""
+    """The client closed its connection; nobody reads this answer."""
 
     status, error_type, outcome = 499, "generation", "cancelled"
 
 
 class InternalError(RequestError):
-    """A fault of this program."""
+    """A bug in this program."""

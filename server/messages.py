@@ -1,7 +1,7 @@
-"""What the API process and a worker say to each other: typed messages in length-prefixed msgpack frames.
+"""The protocol between the API process and a worker: typed messages in length-prefixed msgpack frames.
 
-One frame is four bytes of length, big-endian, and so many bytes of msgpack. Commands go to the worker, reports
-come back. For a request that is not streamed a worker says nothing until it is over.
+A frame is a four-byte big-endian length followed by that many bytes of msgpack. Commands go to the worker, and
+reports come back. For a request that is not streamed, a worker reports nothing until the request is done.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,18 +25,18 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Run one generation. Answered by exactly one of `Finished` and `Failed`, unless it is cancelled."""
+    """Run one generation. Unless it is cancelled, it is answered by exactly one `Finished` or `Failed`."""
 
     id: int  # unique for the life of the worker
     source_ids: list[int]
-    parameters: GenerationParameters  # with the seed, so that a second run of it gives the same text
-    stream: bool  # report every token as it comes; beams and several samples are told at their end
+    parameters: GenerationParameters  # with the seed, so that a second run gives the same text
+    stream: bool  # report each token as it is made; beams and multiple samples are reported at the end
     arrived_s: float  # time.monotonic(), which all processes of a machine share
     queue_limit_s: float  # how long it may wait for a slot
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Stop this generation and say nothing more about it; unknown ids are ignored, they may have just ended."""
+    """Stop this generation and report nothing more about it. Unknown ids are ignored: they may just have ended."""
 
     id: int
 
@@ -45,13 +45,13 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The model is loaded."""
 
     limits: EngineLimits
-    defaults: GenerationDefaults  # the model's own, for what a request leaves out
+    defaults: GenerationDefaults  # the model's own values for what a request leaves out
     memory_bytes: dict[str, int]  # by kind: weights, cache
     load_s: float
 
 
 class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The model cannot be loaded; the worker ends after this."""
+    """The model cannot be loaded; the worker exits after this."""
 
     error: str
 
@@ -62,43 +62,43 @@ class TokenReport(msgspec.Struct, frozen=True, array_like=True):
     id: int
     token: int
     logprob: float | None
-    top_tokens: list[TopToken]  # empty where not asked for
-    at_ms: float  # when it was made, from the arrival on
-    queue_ms: float  # as in Timings, which a generation that is stopped at this token has from here
+    top_tokens: list[TopToken]  # empty if not requested
+    at_ms: float  # when it was made, counted from the request's arrival
+    queue_ms: float  # as in Timings: if a stop string ends the text at this token, its Timings are built from these
     encode_ms: float
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The tokens of a step, or of several, for all streamed generations; a last token comes in `Finished` alone."""
+    """The tokens of one or more steps, for all streamed generations. A last token comes only in `Finished`."""
 
     reports: list[TokenReport]
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A generation came to its end, with everything that it produced."""
+    """A generation has ended; this is everything it produced."""
 
     id: int
-    hypotheses: list[Hypothesis]  # best first; more than one where more were asked for
+    hypotheses: list[Hypothesis]  # best first; more than one only if requested
     timings: Timings
 
     @property
     def tokens(self) -> list[int]:
-        """Of the best answer, with its end token."""
+        """The tokens of the best answer, with its end token."""
         return self.hypotheses[0].tokens
 
     @property
     def logprobs(self) -> list[float]:
-        """One for each token of the best answer, or empty where not asked for."""
+        """One for each token of the best answer; empty if not requested."""
         return self.hypotheses[0].logprobs
 
     @property
     def finish_reason(self) -> FinishReason:
-        """The best answer's."""
+        """Why the best answer ended."""
         return self.hypotheses[0].finish_reason
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A generation was refused or broke."""
+    """A generation was refused or failed."""
 
     id: int
     kind: str  # "validation", "timeout" or "generation": the error_type on the wire
@@ -106,7 +106,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What happened since the last `Stats`, and how things stand."""
+    """What has happened since the last `Stats`, and the current state."""
 
     decode_step_s: list[float]
     encode_s: list[float]
@@ -117,8 +117,8 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
     running: int
     waiting: int
     cache_used_ratio: dict[str, float]  # by kind: self, cross
-    peak_bytes: int  # the most memory that the worker process ever held
-    steps_by_path: dict[str, int]  # "graph" and "eager"; empty where the engine has no graphs
+    peak_bytes: int  # the worker process's peak memory
+    steps_by_path: dict[str, int]  # "graph" and "eager"; empty if the engine has no graphs
 
 
 Command = Load | Submit | Cancel
@@ -126,20 +126,20 @@ Report = Ready | LoadFailed | Tokens | Finished | Failed | Stats
 
 
 class ProtocolError(Exception):
-    """The other side sent bytes that are no frame, or a frame that is no message."""
+    """The other side sent bytes that are not a frame, or a frame that is not a message."""
 
 
 class FrameBuffer:
-    """Cuts a stream of bytes into the payloads of its frames."""
+    """Splits a byte stream into the payloads of its frames."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the payload of every frame that is complete with `data`.
+        """Yield the payload of every frame that `data` completes.
 
         Raises:
-            ProtocolError: a frame claims more than MAX_FRAME_BYTES; the stream cannot be read any further.
+            ProtocolError: a frame claims more than MAX_FRAME_BYTES; the rest of the stream cannot be read.
         """
         self._bytes += data
         start = 0
@@ -164,7 +164,7 @@ _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Repor
 
 
 def encode(messages: Sequence[Command | Report]) -> bytes:
-    """The frames of `messages`, one after the other, to be written at once."""
+    """Encode `messages` as consecutive frames, to be written at once."""
     frames = bytearray()
     for message in messages:
         payload = _encoder.encode(message)
@@ -173,10 +173,10 @@ def encode(messages: Sequence[Command | Report]) -> bytes:
 
 
 def decode_command(payload: bytes) -> Command:
-    """Read the payload of one frame to a worker.
+    """Decode the payload of a frame sent to a worker.
 
     Raises:
-        ProtocolError: it is no command.
+        ProtocolError: it is not a command.
     """
     try:
         return _command_decoder.decode(payload)
@@ -185,10 +185,10 @@ def decode_command(payload: bytes) -> Command:
 
 
 def decode_report(payload: bytes) -> Report:
-    """Read the payload of one frame from a worker.
+    """Decode the payload of a frame sent by a worker.
 
     Raises:
-        ProtocolError: it is no report.
+        ProtocolError: it is not a report.
     """
     try:
         return _report_decoder.decode(payload)
@@ -197,7 +197,7 @@ def decode_report(payload: bytes) -> Report:
 
 
 def id_of_malformed(payload: bytes) -> int | None:
-    """The id in a `Submit` that cannot be read otherwise, so that it can still be answered."""
+    """The id of a `Submit` that cannot be decoded otherwise, so that it can still be answered."""
     try:
         fields = msgspec.msgpack.decode(payload)
     except _UNREADABLE:

@@ -1,4 +1,4 @@
-"""What the server is started with: the command line, then the environment, a file, and the defaults below."""
+"""The server's settings, in order of precedence: the command line, the environment, a file, the defaults below."""
 
 import argparse
 import ipaddress
@@ -128,8 +128,8 @@ def _option(default: Any, parse: Callable[[str], object], help_text: str) -> Any
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a server is started with. Each field is a flag (`--max-queue`) and a variable
-    (`NASH_SERVER_MAX_QUEUE`); `models` is the repeatable flag `--model`, the store's variable is NASH_STORE.
+    """All settings of a server. Each field is a flag (`--max-queue`) and a variable (`NASH_SERVER_MAX_QUEUE`).
+    `models` is the repeatable flag `--model`; the store's variable is NASH_STORE.
     """
 
     models: tuple[ModelRequest, ...]
@@ -160,17 +160,17 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
+        """Whether the address can be reached only from this machine."""
         if self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            return False  # a name, whatever it begins with, may lead anywhere
+            return False  # a host name can resolve to any address, whatever it begins with
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argparse with errors of one line that the caller prints."""
+    """An argparse parser that raises one-line errors for the caller to print."""
 
     def error(self, message: str) -> Any:
         raise SettingsError(f"{message}: see {self.prog} --help")
@@ -179,10 +179,12 @@ class _Parser(argparse.ArgumentParser):
 def parse_settings(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None, *, cores: int | None = None
 ) -> Settings:
-    """Read the settings from a command line and the environment; `cores` are those that this process may use if None.
+    """Read the settings from a command line and the environment.
+
+    `cores` defaults to the number that this process may use.
 
     Raises:
-        SettingsError: an unknown flag or variable, a value that makes no sense, a combination that is not safe.
+        SettingsError: an unknown flag or variable, an invalid value, or an unsafe combination.
     """
     environment = os.environ if environment is None else environment
     options = {option.name: option for option in fields(Settings) if option.default is not MISSING}
@@ -213,13 +215,13 @@ def parse_settings(
 
 
 def _with_threads(requests: Sequence[ModelRequest], cores: int | None) -> tuple[ModelRequest, ...]:
-    """Give every model that names no number of threads its share of the cores.
+    """Give every model that sets no thread count its share of the cores.
 
-    More threads than cores wait for each other at the end of every operation: two small models with two threads each
-    on two cores answer several times slower than with one each.
+    If there are more threads than cores, they wait for each other at the end of every operation: on two cores, two
+    small models with two threads each answer several times slower than with one each.
 
     Raises:
-        SettingsError: one asks for more than there are.
+        SettingsError: a model asks for more threads than there are cores.
     """
     usable, pools = cores or usable_cpus(), max(1, len(requests))
     for request in requests:
@@ -236,7 +238,7 @@ def _with_threads(requests: Sequence[ModelRequest], cores: int | None) -> tuple[
 
 
 def _from_file(path: Path, options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """By field: where it stands and its text; models as a list."""
+    """For each field, where the file sets it and its value as text; models as a list."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -261,7 +263,7 @@ def _from_file(path: Path, options: Mapping[str, Any]) -> dict[str, tuple[str, A
 
 
 def _from_environment(environment: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """By field: the variable's name and its text."""
+    """For each field, the name of its variable and the variable's text."""
     chosen: dict[str, tuple[str, Any]] = {}
     if environment.get(STORE_VARIABLE):
         chosen["store"] = (STORE_VARIABLE, environment[STORE_VARIABLE])

@@ -1,10 +1,10 @@
-"""Which version of this project runs."""
+"""The version of this project that is running."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def project_version() -> str:
-    """The installed version; "source" where it runs from a source tree that was not installed."""
+    """The installed version, or "source" if the project runs from a source tree that is not installed."""
     try:
         return version("nash")
     except PackageNotFoundError:

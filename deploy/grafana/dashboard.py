@@ -1,10 +1,10 @@
 """The dashboard "Dense against pruned", as code.
 
     python -m deploy.grafana.dashboard            write dashboards/nash.json
-    python -m deploy.grafana.dashboard --check    fail where the file and this module differ
+    python -m deploy.grafana.dashboard --check    fail if the file and this module differ
 
-Every panel says what it shows in its own description; docs/operations.md says what to make of it. A series is always
-named by its variant alone, so that Grafana gives a variant the same colour in every panel.
+Each panel's description says what it shows; docs/operations.md explains how to interpret it. A series is always named
+by its variant alone, so that Grafana gives a variant the same colour in every panel.
 """
 
 import argparse
@@ -57,9 +57,9 @@ UID = "nash-dense-against-pruned"
 _DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _COLUMNS = 24  # of Grafana's grid
 _OWN = 'model="$model", variant=~"$variant"'
-_TRAFFIC = f'{_OWN}, mode!="compare"'  # /compare runs one variant after the other, whatever else is going on
+_TRAFFIC = f'{_OWN}, mode!="compare"'  # /compare runs one variant after another, whatever else is running
 _BASELINE = 'max by (model, variant) (nash_model_info{baseline="true"})'
-_PARTS = ("sum", "count")  # of a histogram, beside its buckets
+_PARTS = ("sum", "count")  # a histogram's series besides its buckets
 _PAIRS_WINDOW = "$__range"
 _SPEEDUP_WINDOW = "5m"  # the window of the recording rules
 
@@ -76,7 +76,7 @@ def _targets(queries: Sequence[prometheus.Dataquery]) -> list[Builder[Dataquery]
 
 
 def _lines(title: str, description: str, unit: str, *queries: prometheus.Dataquery, span: int) -> timeseries.Panel:
-    """Lines over time, one a variant and query, from zero up."""
+    """Lines over time, one per variant and query, on an axis from zero."""
     return (
         timeseries.Panel()
         .title(title)
@@ -96,7 +96,7 @@ def _lines(title: str, description: str, unit: str, *queries: prometheus.Dataque
 
 
 def _speedup_stat(title: str, description: str, expression: str, *, no_value: str, span: int) -> stat.Panel:
-    """One number a variant; below 1 it is slower than the baseline, and red."""
+    """One number per variant, red if the variant is slower than the baseline (below 1)."""
     steps = [Threshold(color="red"), Threshold(value=0.995, color="text"), Threshold(value=1.05, color="green")]
     return (
         stat.Panel()
@@ -116,7 +116,7 @@ def _speedup_stat(title: str, description: str, expression: str, *, no_value: st
 
 
 def _mean(metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> str:
-    """The mean of a histogram's observations in the window, exact whatever its buckets; nothing without any."""
+    """The mean of a histogram's observations in the window. Exact, whatever the buckets; empty without observations."""
     total, count = (
         f"sum by (model, variant) (rate({metric}_{part}{{{labels}}}[{window}]))" for part in ("sum", "count")
     )
@@ -124,15 +124,15 @@ def _mean(metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> 
 
 
 def _quantile(share: float, metric: str, labels: str = _OWN, window: str = "$__rate_interval") -> str:
-    """A quantile, interpolated within a bucket; nothing, instead of NaN, where there was no observation."""
+    """A quantile, interpolated within a bucket. Empty, not NaN, without observations."""
     rates = f"sum by (le, model, variant) (rate({metric}_bucket{{{labels}}}[{window}]))"
     return f"histogram_quantile({share}, {rates}) >= 0"
 
 
 def _over_baseline(value: Callable[[str], str]) -> str:
-    """The baseline's value over each variant's; `value` makes an expression by (model, variant) from labels."""
-    every = value('model="$model"')  # the baseline counts whether or not it is chosen for display
-    baseline = f"max by (model) (({every}) * on (model, variant) group_left () {_BASELINE})"  # as the rules have it
+    """The baseline's value over each variant's. `value` turns labels into an expression by (model, variant)."""
+    every = value('model="$model"')  # the baseline counts even if it is not selected for display
+    baseline = f"max by (model) (({every}) * on (model, variant) group_left () {_BASELINE})"  # as in the rules
     return f"{baseline} / on (model) group_right () ({value(_OWN)})"
 
 
@@ -448,12 +448,12 @@ def build() -> Dashboard:
 
 
 def text() -> str:
-    """The dashboard's JSON, as it is committed."""
+    """The dashboard's JSON, as committed."""
     return JSONEncoder(sort_keys=True, indent=2).encode(build().build()) + "\n"
 
 
 def main() -> None:
-    """Write the file, or compare it."""
+    """Write the file, or check that it is up to date."""
     parser = argparse.ArgumentParser(description="Write Grafana's dashboard, or check that it is up to date.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the file differs")
     if not parser.parse_args().check:

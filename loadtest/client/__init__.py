@@ -1,1 +1,1 @@
-"""The process that sends: when, to which variant, and one raw row for every answer."""
+"""The process that sends the requests: when, to which variant, and one raw row for each."""

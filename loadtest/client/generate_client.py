@@ -1,9 +1,9 @@
-"""`POST /generate` with as little of the client in the measured time as Locust allows.
+"""`POST /generate` with as little client time in the measurement as Locust allows.
 
-It is the connection pool that lies under Locust's FastHttpUser, used directly. Against a server that answers at
-once, on one core of an AMD EPYC: 70 us of processor time a request, the report to Locust included; through
-FastHttpUser's session 120 to 170 us, through HttpUser's (requests) 640 us. An answer of a small model takes 4 ms, and
-the client shares the processor with the server in many a test.
+This uses the connection pool underneath Locust's FastHttpUser directly. Against a server that answers at once, on one
+core of an AMD EPYC, a request costs 70 us of processor time, including the report to Locust; through FastHttpUser's
+session 120 to 170 us, through HttpUser's (requests) 640 us. A small model answers in 4 ms, and in many tests the client
+shares the processor with the server.
 """
 
 import json
@@ -21,8 +21,8 @@ from geventhttpclient.response import HTTPParseError
 from loadtest.client.rows import BAD_ANSWER, CONNECTION, OK, TIMEOUT, UNFINISHED
 
 TIMEOUT_S = 60.0  # without a byte from the server
-_MOST = 1e9  # milliseconds or tokens; a server that says more, or less than nothing, does not say what it measured
-_ERROR_TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")  # what else it might be is not worth a column of its own
+_MOST = 1e9  # milliseconds or tokens; larger or negative values cannot have been measured
+_ERROR_TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")  # anything else is recorded as http_NNN
 
 
 class Answer(NamedTuple):
@@ -44,7 +44,7 @@ class GenerateClient:
     """Sends one text at a time; many greenlets may do so at once."""
 
     def __init__(self, host: str, headers: Mapping[str, str], *, concurrency: int, max_new_tokens: int | None) -> None:
-        """`host` is a URL; `concurrency` bounds the open connections."""
+        """`host` is a URL; `concurrency` limits the open connections."""
         self._path = urlsplit(host).path + "/generate"
         self._parameters = {} if max_new_tokens is None else {"parameters": {"max_new_tokens": max_new_tokens}}
         self._http = HTTPClient.from_url(
@@ -56,7 +56,7 @@ class GenerateClient:
         )
 
     def generate(self, ref: str, source: str) -> Answer:
-        """Ask one variant for one answer. A failure is an outcome, not an exception."""
+        """Request one answer from one variant. A failure is an outcome, not an exception."""
         body = json.dumps({"inputs": source, "model": ref, **self._parameters}).encode()
         status, content, tokens = 0, b"", None
         sent = time.perf_counter()
@@ -79,7 +79,7 @@ class GenerateClient:
 
 
 def _judged(answer: Answer, ref: str, content: bytes, tokens: object) -> Answer:
-    """Read what came. Only the answer of the variant that was asked counts."""
+    """Parse and check a response. Only an answer from the requested variant counts."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
@@ -105,10 +105,10 @@ def _judged(answer: Answer, ref: str, content: bytes, tokens: object) -> Answer:
 
 
 def _measured(value: Any) -> float:
-    """A number that can have been measured.
+    """Parse a plausible measurement: a finite number from 0 to _MOST.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is not one.
     """
     number = float(value)
     if not (math.isfinite(number) and 0 <= number <= _MOST):

@@ -12,16 +12,16 @@ from typing import Self
 from loadtest.loaded_models import Target
 from loadtest.plan import Plan
 
-STOP_S = 30  # how long requests that are under way may take when the run is over
-# The load goes on for a moment after the measured time, so that the last measured requests meet the same load as the
-# others. Locust's clock has also started before the first request.
+STOP_S = 30  # how long requests in progress may take when the run is over
+# The load continues briefly after the measured time, so that the last measured requests meet the same load as the
+# others. Also, Locust's clock starts before the first request.
 RUN_ON_S = 2
-_END_S = 20  # for Locust to write its own statistics and leave
+_END_S = 20  # for Locust to write its own statistics and exit
 _PACKAGE = Path(__file__).parents[1]
 
 
 class LocustProcess:
-    """One headless run. It ends by itself, by `stop`, or when this process dies: its standard input ends then."""
+    """One headless run. It ends by itself, by `stop`, or when this process dies, which closes its standard input."""
 
     def __init__(self, plan: Plan, targets: list[Target], *, rows: Path, log: Path) -> None:
         run_s = ceil(plan.warmup_s + plan.duration_s) + RUN_ON_S
@@ -31,7 +31,7 @@ class LocustProcess:
             *(sys.executable, "-m", "locust", "-f", str(_PACKAGE / "locustfile.py"), "--headless", "--only-summary"),
             *("--host", plan.host, "--users", str(users), "--spawn-rate", str(users)),
             *("--run-time", f"{run_s}s", "--stop-timeout", str(STOP_S), "--loglevel", "WARNING"),
-            *("--exit-code-on-error", "0"),  # failed requests are this report's business
+            *("--exit-code-on-error", "0"),  # our own report judges failed requests
             *("--models", " ".join(map(str, targets)), "--workload", str(plan.workload.resolve())),
             *("--seed", str(plan.seed), "--rows", str(rows), "--stop-with-stdin"),
         ]
@@ -50,8 +50,8 @@ class LocustProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
-                # Ctrl-C is for the parent alone, which ends this in its own way. Not a session of its own: Linux
-                # shares out the processor by session first, and a client in another one than the server is woken late.
+                # Ctrl-C must reach only the parent, which then stops this process itself. No separate session: Linux
+                # divides the processor by session first, so a client in another session than the server wakes late.
                 process_group=0,
             )
         return self
@@ -64,7 +64,7 @@ class LocustProcess:
 
     @property
     def longest_s(self) -> float:
-        """After this time something has gone wrong."""
+        """The longest that the run can take; after that, something has gone wrong."""
         return self._longest_s
 
     def kill(self) -> None:
@@ -73,7 +73,7 @@ class LocustProcess:
         self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to send nothing more and to wait for what is under way, at most STOP_S seconds."""
+        """Ask it to send no more requests and to wait at most STOP_S seconds for those in progress."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -86,23 +86,23 @@ class LocustProcess:
         return True
 
     def trouble(self) -> str | None:
-        """Why it did not end well; None if it did."""
+        """Why it failed; None if it did not."""
         code = self._process.returncode
         if code == 0:
             return None
         if code < 0:
             return f"Locust was ended by {signal.Signals(-code).name}: see {self._log}"
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
-        ours = [line for line in lines if line.startswith("error: ")]  # Locust prints a table of errors after it
+        ours = [line for line in lines if line.startswith("error: ")]  # Locust prints a table of errors after them
         reasons = ours or [line for line in lines if "error" in line.lower()] or ["no reason given"]
         return f"Locust ended with exit code {code} ({reasons[-1].strip()}): see {self._log}"
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would change the run behind the command line's back."""
+    """This process's environment, without variables that would silently override the command line."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOCUST_", "NASH_LOADTEST_"))}
     search = [str(_PACKAGE.parent), kept.get("PYTHONPATH")]
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-    # gevent's default, epoll, waits in whole milliseconds; select waits to the microsecond.
+    # gevent's default, epoll, waits in whole milliseconds; select waits with microsecond precision.
     kept["GEVENT_BACKEND"] = "select"
     return kept

@@ -1,4 +1,4 @@
-"""One raw row a request, answered or not: written by Locust's process, read by everything that follows."""
+"""One raw row per request, answered or not: written by Locust's process, read by everything that follows."""
 
 import csv
 import gzip
@@ -11,12 +11,12 @@ from typing import NamedTuple
 from loadtest.output_folder import whole_file
 
 OK = "ok"
-# Outcomes of this client. What a server says in `error_type`, and http_NNN, are outcomes too.
+# Outcomes that this client adds to the server's `error_type` values and http_NNN.
 TIMEOUT = "timeout_in_client"
-CONNECTION = "connection"  # refused, reset, or closed in mid-answer
-BAD_ANSWER = "bad_answer"  # no JSON, times that cannot be, or another variant than the one that was asked
+CONNECTION = "connection"  # refused, reset, or closed during the answer
+BAD_ANSWER = "bad_answer"  # not JSON, impossible times, or an answer from another variant than requested
 TOO_MANY_IN_FLIGHT = "too_many_in_flight"  # never sent
-UNFINISHED = "unfinished"  # still under way when the run was over and the patience too
+UNFINISHED = "unfinished"  # still in progress when the run and its grace period were over
 
 
 class Row(NamedTuple):
@@ -28,10 +28,10 @@ class Row(NamedTuple):
     service_ms: float  # end - sent
     variant: str
     ref: str
-    status: int  # of HTTP; 0 where there was no answer
+    status: int  # of HTTP; 0 if there was no answer
     outcome: str
     input: int  # index into the workload
-    queue_ms: float | None  # from here on as the server says
+    queue_ms: float | None  # this and the following as reported by the server
     encode_ms: float | None
     decode_ms: float | None
     total_ms: float | None
@@ -41,23 +41,23 @@ class Row(NamedTuple):
 class RowWriter:
     """Streams rows into a CSV file.
 
-    A disk that is full for a while must neither end the run nor tear a line in two: what could not be written waits
-    for the next `flush`, up to a bound, beyond which rows are lost and counted.
+    A temporarily full disk must neither end the run nor split a line. Whatever could not be written waits for the next
+    `flush`, up to a limit; beyond it, rows are lost and counted.
     """
 
     _MOST_WAITING_BYTES = 64 * 2**20
 
     def __init__(self, path: Path) -> None:
-        self.lost = 0  # rows that are not in the file, final after `close`
+        self.lost = 0  # rows missing in the file; final after `close`
         self.error: OSError | None = None  # the last one
-        self._file = path.open("wb", buffering=0)  # what is written must be known to the byte
+        self._file = path.open("wb", buffering=0)  # unbuffered, to know exactly how many bytes were written
         self._new = io.StringIO(newline="")
         self._waiting = bytearray()
         self._writer = csv.writer(self._new, lineterminator="\n")
         self._writer.writerow(Row._fields)
 
     def write(self, row: Row) -> None:
-        """Add one row, times to the microsecond; `flush` writes it."""
+        """Add one row, the client's times rounded to the microsecond; `flush` writes it."""
         if len(self._waiting) + self._new.tell() > self._MOST_WAITING_BYTES:
             self.lost += 1
             return
@@ -72,7 +72,7 @@ class RowWriter:
         )
 
     def flush(self) -> None:
-        """Write what there is, as far as the disk takes it."""
+        """Write all pending rows, as far as the disk accepts them."""
         self._waiting += self._new.getvalue().encode()
         self._new.seek(0)
         self._new.truncate()
@@ -83,7 +83,7 @@ class RowWriter:
             self.error = error
 
     def close(self) -> None:
-        """Write what is left; more than one call is fine."""
+        """Write what is left. May be called more than once."""
         if not self._file.closed:
             self.flush()
             self.lost += self._waiting.count(b"\n")
@@ -91,9 +91,9 @@ class RowWriter:
 
 
 def read_rows(lines: Iterable[str]) -> Iterator[Row | None]:
-    """The rows of a CSV file, None for a line that is no row.
+    """The rows of a CSV file; None for a line that is not a row.
 
-    A last line that was cut off, by a kill or because it is being written, is left out.
+    An incomplete last line, cut off by a kill or still being written, is left out.
     """
     head = True
     for line in lines:
@@ -105,7 +105,7 @@ def read_rows(lines: Iterable[str]) -> Iterator[Row | None]:
 
 
 def _row(line: str) -> Row | None:
-    # Line by line: a quote without its other half would take all that follows with it.
+    # Parse line by line: an unclosed quote would otherwise swallow everything after it.
     try:
         return _from_cells(*csv.reader((line,)))
     except (ValueError, TypeError, csv.Error):

@@ -1,4 +1,4 @@
-"""When requests are sent and to which variant: seeded, and nothing here knows of a clock."""
+"""When requests are sent and to which variant. Seeded and independent of any clock."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from loadtest.client.workload import Workload
 def poisson_arrivals(rate_per_s: float, seed: int) -> Iterator[float]:
     """Seconds from the start at which requests arrive: independent exponential gaps of mean `1 / rate_per_s`.
 
-    The times are the same however slowly they are asked for, so a client that falls behind cannot thin them out.
+    The times do not depend on how fast they are consumed, so a client that falls behind cannot lower the rate.
     """
     draw = random.Random(f"{seed}/arrivals")
     at_s = 0.0
@@ -20,9 +20,9 @@ def poisson_arrivals(rate_per_s: float, seed: int) -> Iterator[float]:
 
 
 def weighted_choices(weights: Sequence[float], seed: int) -> Iterator[int]:
-    """Indices into `weights`, drawn independently in their proportion.
+    """Indices into `weights`, drawn independently in proportion to the weights.
 
-    Independent draws split a Poisson process into Poisson processes, one for each variant; taking turns would not.
+    Independent draws split a Poisson process into one Poisson process per variant; taking turns would not.
     """
     draw = random.Random(f"{seed}/variants")
     bounds = list(accumulate(weights))
@@ -33,8 +33,8 @@ def weighted_choices(weights: Sequence[float], seed: int) -> Iterator[int]:
 class RequestOrder:
     """Which variant comes next, and which text it gets.
 
-    Each variant walks through the same shuffle of the workload by itself, round after round: all of them see the
-    same texts in the same order, at whatever weights.
+    Each variant goes through the same shuffle of the workload on its own, round after round. All variants thus get the
+    same texts in the same order, whatever their weights.
     """
 
     def __init__(self, workload: Workload, weights: Sequence[float], seed: int) -> None:

@@ -18,17 +18,17 @@ class Workload:
     sources: tuple[str, ...]
 
     def shuffled(self, seed: int) -> list[int]:
-        """Every index once. The same seed gives the same order, for every variant, on every machine."""
+        """Every index once, shuffled. The same seed gives the same order for every variant and on every machine."""
         order = list(range(len(self.sources)))
         random.Random(f"{seed}/workload").shuffle(order)
         return order
 
 
 def read_workload(path: Path) -> Workload:
-    """Read `{"source": text}` rows; other keys, such as the `target` of a data file, are passed over.
+    """Read `{"source": text}` rows; other keys, such as the `target` of a data file, are ignored.
 
     Raises:
-        RequestError: the file cannot be read, holds no row, or a row is malformed; names file and line.
+        RequestError: the file cannot be read or holds no rows, or a row is malformed; names file and line.
     """
     try:
         content = path.read_bytes()
@@ -37,7 +37,7 @@ def read_workload(path: Path) -> Workload:
         raise RequestError(f"workload {path} cannot be read: {error.strerror}: give a JSONL file") from error
     except UnicodeDecodeError as error:
         raise RequestError(f"workload {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and its like inside a text.
+    # Only "\n" ends a JSONL row: splitlines() would also split at U+2028 and the like inside a text.
     lines = enumerate(text.split("\n"), 1)
     sources = tuple(_source(line, path, number) for number, line in lines if line.strip())
     if not sources:

@@ -1,1 +1,1 @@
-"""The page that a load test leaves."""
+"""The HTML report of a load test."""

@@ -1,4 +1,4 @@
-"""The report's plots as SVG that takes its colours and its font from the page around it."""
+"""The report's plots, as SVG that takes its colours and font from the page around it."""
 
 import io
 import re
@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from loadtest.results.figures import Floats
 
-# Drawn in these colours, which nothing else has, and replaced by the page's variables, so that a plot follows its
-# light and dark dress.
+# Plots are drawn in these colours, which nothing else uses. The page's variables then replace them, so that a plot
+# follows the page's light and dark themes.
 _INK, _SOFT, _RULE = "#010203", "#040506", "#070809"
 _TONES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _VARIABLES = {
@@ -63,13 +63,13 @@ class Series:
 
 
 def distribution_plot(series: Sequence[Series]) -> str:
-    """For each latency the share of requests that were answered within it."""
+    """For each latency, the share of requests answered within it."""
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
         for tone, each in zip(cycle(_TONES), series, strict=False):
             if len(each.latency_ms) == 0:
                 continue
-            # Evenly spaced shares, the last hundredth in more detail: tails are what a log axis is for.
+            # Evenly spaced shares, with the last hundredth in more detail: the log axis is there to show the tail.
             shares = np.concatenate([np.linspace(0, 99, _CDF_POINTS), np.linspace(99, 100, 101)[1:]])
             axes.plot(np.percentile(each.latency_ms, shares), shares, color=tone)
         axes.set_xscale("log")
@@ -82,7 +82,7 @@ def distribution_plot(series: Sequence[Series]) -> str:
 
 
 def timeline_plot(series: Sequence[Series], duration_s: float) -> str:
-    """Median, 95th percentile and slowest request of every second, or of longer bins in a long run."""
+    """Median, 95th percentile and slowest request per second, or per longer bin in a long run."""
     bin_s = max(1.0, float(np.ceil(duration_s / _BINS)))
     with mpl.rc_context(_STYLE):
         figure, axes = _axes()
@@ -114,7 +114,7 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _log_ticks(axis: "mpl.axis.Axis") -> None:
-    """1, 2, 5, 10, ...: a decade may be all that there is to see."""
+    """Ticks at 1, 2, 5, 10, ..., since the data may span only one decade."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -122,7 +122,7 @@ def _log_ticks(axis: "mpl.axis.Axis") -> None:
 
 
 def _svg(figure: Figure, prefix: str, label: str) -> str:
-    """The bare element, with ids that two plots in one page do not share."""
+    """The bare <svg> element, with ids prefixed so that two plots on one page do not share them."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
@@ -135,6 +135,6 @@ def _svg(figure: Figure, prefix: str, label: str) -> str:
         svg = svg.replace(colour, variable)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    # Names of other hosts, even where nothing is fetched from them, have no place in a self-contained page.
+    # A self-contained page must not name other hosts, even if nothing is fetched from them.
     svg = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,4 +1,4 @@
-"""`report.html`: one page that needs nothing else, with the finding first."""
+"""`report.html`: one self-contained page, with the main result first."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ ABSENT = "\N{EN DASH}"
 
 
 def headlines(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence for each variant that was compared; figures that may not be believed make none."""
+    """One sentence per compared variant. A void run gets one sentence that says so instead."""
     verdict = summary["verdict"]
     if verdict["void"] and server_failed(summary["variants"]):
         return ["Requests failed, and the client fell behind its own schedule: nothing can be said about speed"]
@@ -26,7 +26,7 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
     compared = summary["speedups"]["by_ref"]
     if not compared:
         return [f"{baseline} alone: nothing to compare it with"]
-    # A variant that refuses what would have waited longest looks fast.
+    # A variant that refuses the requests that would have waited longest looks fast.
     only = "Among answered requests alone: " if any(figures["failed"] for figures in summary["variants"]) else ""
     sentences = []
     for ref, ratios in compared.items():
@@ -39,7 +39,7 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def banners(summary: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the run, what explains most of it first."""
+    """What is wrong with the run, with the main cause first."""
     void, problems = summary["verdict"]["void"], summary["verdict"]["problems"]
     lines = [*problems, void] if server_failed(summary["variants"]) else [void, *problems]
     return [line for line in lines if line]
@@ -57,25 +57,25 @@ def _sentence(name: str, baseline: str, ratios: Mapping[str, Any]) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio as people write it."""
+    """A ratio as text, such as 1.50x."""
     return f"{ratio:.2f}x"
 
 
 def milliseconds(value: float | None) -> str:
-    """Three figures are more than a run repeats."""
+    """Milliseconds as text, with three significant digits: more than a run reproduces."""
     if value is None:
         return ABSENT
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def per_second(value: float | None) -> str:
-    """A rate."""
+    """A rate as text."""
     return ABSENT if value is None else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def render(run: Run, summary: Mapping[str, Any]) -> str:
     """The whole page."""
-    # The plots come with matplotlib, whose import takes longer than all else before the load does.
+    # Imported late: plots import matplotlib, which takes longer than everything else before the load.
     from loadtest.report.plots import TONES, Series, distribution_plot, timeline_plot
 
     measured = run.measured.answered()
@@ -102,7 +102,7 @@ def render(run: Run, summary: Mapping[str, Any]) -> str:
         baseline=run.baseline,
         min_blocks=MIN_BLOCKS,
         max_lag_percent=round(MAX_LAG_SHARE * 100),
-        # Made by this program from numbers alone.
+        # Safe as markup: this program makes them from numbers alone.
         distribution=Markup(distribution_plot(series)),
         timeline=Markup(timeline_plot(series, run.measured_s)),
     )

@@ -1,1 +1,1 @@
-"""From raw rows to figures and a verdict. Pure, but for the progress that a person sees."""
+"""From raw rows to figures and a verdict. Pure, except for the progress display."""

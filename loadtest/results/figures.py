@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """Rows as arrays of one length, in the order of the file; NaN is a time that the server did not say."""
+    """Rows as arrays of equal length, in file order; NaN is a value that the server did not report."""
 
     intended_s: Floats
     lag_ms: Floats
@@ -32,7 +32,7 @@ class Records:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> "Records":
-        """Gather all rows."""
+        """Convert all rows to arrays."""
         gathered = list(rows)
 
         def column(name: str) -> Floats:
@@ -60,7 +60,7 @@ class Records:
         return Records(**{name: getattr(self, name)[chosen] for name in self.__dataclass_fields__})
 
     def between(self, start_s: float, end_s: float) -> "Records":
-        """The rows that were due from `start_s` to before `end_s`."""
+        """The rows due from `start_s` (included) to `end_s` (excluded)."""
         return self.where((self.intended_s >= start_s) & (self.intended_s < end_s))
 
     def of(self, ref: str) -> "Records":
@@ -68,12 +68,12 @@ class Records:
         return self.where(self.ref == ref)
 
     def answered(self) -> "Records":
-        """The rows that ended well; latencies are theirs alone."""
+        """The successful rows. Only they count for latencies."""
         return self.where(self.outcome == OK)
 
 
 def spread(values: Floats) -> dict[str, float] | None:
-    """Mean, percentiles (linear between the two nearest values, as numpy's default) and maximum; None of nothing."""
+    """Mean, percentiles (linear between the two nearest values, numpy's default) and maximum; None if empty."""
     if len(values) == 0:
         return None
     percentiles = np.percentile(values, PERCENTILES)
@@ -85,15 +85,15 @@ def spread(values: Floats) -> dict[str, float] | None:
 
 
 def failures(records: Records) -> dict[str, int]:
-    """How many requests failed in which way, the most frequent first."""
+    """How many requests failed in each way, the most frequent first."""
     counts = Counter(str(outcome) for outcome in records.outcome if outcome != OK)
     return dict(sorted(counts.items(), key=lambda kind: (-kind[1], kind[0])))
 
 
 def variant_figures(records: Records, duration_s: float) -> dict[str, Any]:
-    """The figures of one variant, from the rows of `duration_s` seconds."""
+    """The figures of one variant, from its rows in `duration_s` seconds."""
     answered = records.answered()
-    # A server that gives no count would make the sum of some the rate of all.
+    # If some answers have no token count, the sum of the others is not the rate of all.
     counted = len(answered) > 0 and not np.isnan(answered.generated_tokens).any()
     return {
         "n": len(records),

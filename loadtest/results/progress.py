@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: read from the rows as they are written."""
+"""The progress display of a run, read from the rows as they are written."""
 
 import time
 from collections import defaultdict
@@ -13,12 +13,12 @@ from rich.text import Text
 from loadtest.client.rows import OK, read_rows
 from loadtest.plan import Plan
 
-_RECENT = 500  # answers of which the median is shown
-_LINE_S = 10  # between lines where there is no terminal
+_RECENT = 500  # how many recent answers the median covers
+_LINE_S = 10  # between lines without a terminal
 
 
 class Progress:
-    """Follows the rows file; a line that redraws itself on a terminal, a line now and then elsewhere."""
+    """Follows the rows file. On a terminal it redraws one line; elsewhere it prints a line at intervals."""
 
     def __init__(self, plan: Plan, rows: Path, console: Console) -> None:
         self._plan, self._path, self._console = plan, rows, console
@@ -40,7 +40,7 @@ class Progress:
             self._live.stop()
 
     def update(self) -> None:
-        """Read what is new and show it."""
+        """Read new rows and show the progress."""
         self._read()
         if self._live:
             self._live.update(Text(self._line()), refresh=True)
@@ -58,7 +58,7 @@ class Progress:
         self._offset += len(whole)
         lines = whole.decode("utf-8", errors="replace").splitlines(keepends=True)
         if self._headed:
-            lines.insert(0, "\n")  # in place of the head, which read_rows passes over
+            lines.insert(0, "\n")  # in place of the header line, which read_rows skips
         self._headed = self._headed or bool(lines)
         for row in filter(None, read_rows(lines)):
             self._sent += 1

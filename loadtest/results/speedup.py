@@ -1,10 +1,9 @@
 """How many times as fast one variant is as another, with a bootstrap interval.
 
-Latencies a moment apart depend on each other: they share a queue, a batch and the machine's mood. A bootstrap that
-drew single requests would take them for independent and give intervals that are far too narrow. So it draws blocks
-of one second, the same seconds for both variants, which keeps what they had in common
-(Kuensch 1989, The jackknife and the bootstrap for general stationary observations; here with blocks that do not
-overlap, Carlstein 1986).
+Latencies close in time depend on each other: they share a queue, a batch and the machine's current state. A bootstrap
+over single requests would treat them as independent and give intervals that are far too narrow. This one therefore
+draws blocks of one second, the same seconds for both variants, which keeps what they had in common (Kuensch 1989, The
+jackknife and the bootstrap for general stationary observations; here with non-overlapping blocks, Carlstein 1986).
 """
 
 from dataclasses import dataclass
@@ -18,29 +17,29 @@ from loadtest.results.figures import Floats
 PERCENTILES = (50, 95, 99)
 STATISTICS = ("mean", *(f"p{q}" for q in PERCENTILES))
 BLOCK_S = 1.0
-MIN_BLOCKS = 10  # from fewer, an interval would say more about luck than about the run
+MIN_BLOCKS = 10  # with fewer, an interval would reflect luck more than the run
 RESAMPLES = 2000
 LEVEL = 0.95
-_LEAST_MS = 1e-6  # no clock tells less from 0
+_LEAST_MS = 1e-6  # no clock can tell less from 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Latencies in ascending order, and the block that each one falls into."""
+    """Latencies in ascending order, and the block that each falls into."""
 
     values: Floats
     blocks: NDArray[np.intp]
 
     @classmethod
     def of(cls, values: Floats, at_s: Floats) -> "Sample":
-        """Values and when they were due, in seconds from the start of the measured time."""
+        """From values and when their requests were due, in seconds from the start of the measured time."""
         order = np.argsort(values, kind="stable")
         return cls(values=values[order], blocks=np.floor(at_s[order] / BLOCK_S).astype(np.intp))
 
     def statistics(self, repeats: NDArray[np.int64]) -> Floats:
-        """STATISTICS of the sample in which every value of block `b` stands `repeats[b]` times.
+        """STATISTICS of the sample in which every value of block `b` occurs `repeats[b]` times; NaN if it is empty.
 
-        NaN where nothing is left. Equal to those of `np.repeat(values, repeats[blocks])`, without writing it out.
+        Equal to those of `np.repeat(values, repeats[blocks])`, but without building that array.
         """
         times = repeats[self.blocks]
         upto = np.cumsum(times)
@@ -57,10 +56,10 @@ class Sample:
 
 
 def speedup(baseline: Sample, variant: Sample, *, blocks: int, seed: int) -> dict[str, dict[str, Any]] | None:
-    """Baseline over variant for each of STATISTICS: `{ratio, low, high}`, above 1 where the variant is faster.
+    """Baseline over variant for each of STATISTICS: `{ratio, low, high}`, above 1 if the variant is faster.
 
-    `blocks` is how many the run had. `low` and `high` bound the 95 % interval; None in a run of fewer than
-    MIN_BLOCKS. None altogether where one of the two has no answer, or has times of 0, which make no ratio.
+    `blocks` is the run's number of blocks. `low` and `high` bound the 95 % interval; they are None if the run has fewer
+    than MIN_BLOCKS. Returns None if one of the two has no answers, or has times of 0, which give no ratio.
     """
     if len(baseline.values) == 0 or len(variant.values) == 0:
         return None
@@ -73,7 +72,7 @@ def speedup(baseline: Sample, variant: Sample, *, blocks: int, seed: int) -> dic
     if blocks >= MIN_BLOCKS:
         draws = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=RESAMPLES)
         resampled = np.array([_ratios(baseline, variant, draw) for draw in draws])
-        # A draw may hold no answer of a variant that gets few requests.
+        # A draw may contain no answer of a variant that gets few requests.
         if not np.isnan(resampled).all(axis=0).any():
             tail = (1 - LEVEL) / 2
             low, high = np.nanquantile(resampled, [tail, 1 - tail], axis=0).tolist()
@@ -84,7 +83,7 @@ def speedup(baseline: Sample, variant: Sample, *, blocks: int, seed: int) -> dic
 
 
 def _ratios(baseline: Sample, variant: Sample, repeats: NDArray[np.int64]) -> Floats:
-    """Baseline over variant for each of STATISTICS; NaN where one of them is 0, or nothing is left."""
+    """Baseline over variant for each of STATISTICS; NaN if one of them is 0 or a sample is empty."""
     above, below = baseline.statistics(repeats), variant.statistics(repeats)
     ratios: Floats = np.full(len(STATISTICS), np.nan)
     np.divide(above, below, out=ratios, where=(above > _LEAST_MS) & (below > _LEAST_MS))

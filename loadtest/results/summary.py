@@ -1,4 +1,4 @@
-"""`summary.json`: the plan, the server, the client, the figures and what they are worth."""
+"""`summary.json`: the plan, the server, the client, the figures and how reliable they are."""
 
 import json
 from collections.abc import Sequence
@@ -25,43 +25,43 @@ class Run:
     workload: Workload
     targets: Sequence[Target]
     baseline: Target
-    models: list[dict[str, Any]]  # of GET /models
-    info: Any  # of GET /info
-    records: Records  # everything, the warm-up too
+    models: list[dict[str, Any]]  # from GET /models
+    info: Any  # from GET /info
+    records: Records  # all rows, including the warm-up
     started_at: str  # ISO 8601
     interrupted: bool
-    ended_early: bool  # by an interrupt, or because Locust died
-    troubles: tuple[str, ...]  # what went wrong with the run itself, for its user
+    ended_early: bool  # by an interrupt, or because Locust ended by itself
+    troubles: tuple[str, ...]  # what went wrong with the run itself, as messages for the user
     client_cpu_s: float  # processor time of Locust
     client_wall_s: float
 
     @property
     def measured(self) -> Records:
-        """The rows that the figures are made from."""
+        """The rows from which the figures are computed."""
         return self.records.between(self.plan.warmup_s, self.end_s)
 
     @property
     def end_s(self) -> float:
-        """Where the measured time ended, from the start of the load: as planned, unless the run ended early.
+        """When the measured time ended, counted from the start of the load: as planned, unless the run ended early.
 
-        Not at the last request: a server that hangs until the end is asked nothing more by a closed loop.
+        Not at the last request: in a closed loop, a server that hangs until the end gets no more requests.
         """
         planned = self.plan.warmup_s + self.plan.duration_s
         if not self.ended_early:
             return planned
         last_s = self.records.intended_s
         if not self.plan.open_loop:
-            last_s = last_s + self.records.latency_ms / 1e3  # each user was at work until its last answer
+            last_s = last_s + self.records.latency_ms / 1e3  # each user was busy until its last answer
         return min(planned, max(self.plan.warmup_s, float(last_s.max(initial=0.0))))
 
     @property
     def measured_s(self) -> float:
-        """How long the measured time was."""
+        """The length of the measured time."""
         return self.end_s - self.plan.warmup_s
 
 
 def summarize(run: Run) -> tuple[dict[str, Any], Verdict]:
-    """The document of `summary.json`, and the verdict that stands in it."""
+    """The document of `summary.json`, and the verdict that it contains."""
     measured = run.measured
     variants: list[dict[str, Any]] = [
         {"ref": target.ref, "name": target.name, "weight": target.weight}
@@ -112,7 +112,7 @@ def _plan(run: Run) -> dict[str, Any]:
 
 
 def _speedups(run: Run, measured: Records) -> dict[str, Any]:
-    """By REF: of the client's latency and of the server's own total, each over the baseline's."""
+    """For each REF, the speed-up over the baseline by the client's latency and by the server's own total."""
     blocks = max(1, ceil(run.measured_s / BLOCK_S))
 
     def sample(ref: str, times: str) -> Sample:

@@ -1,4 +1,4 @@
-"""Whether a run may be believed."""
+"""Decide whether a run's figures are reliable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from loadtest.client.rows import TOO_MANY_IN_FLIGHT
 
 LAG_PERCENTILES = ("p50", "p95", "p99")
 MAX_LAG_SHARE = 0.1  # of the fastest variant's latency at the same percentile
-MAX_LAG_UNANSWERED_MS = 1000.0  # where nothing was answered, so that there is no latency to compare with
+MAX_LAG_UNANSWERED_MS = 1000.0  # if nothing was answered, so that there is no latency to compare with
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is wrong with a run; nothing, where both are empty."""
+    """What is wrong with a run; nothing if `void` is None and there are no `problems`."""
 
     void: str | None  # why its figures measure the client and not the server
     problems: tuple[str, ...]
@@ -21,33 +21,33 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether the figures stand as they are."""
+        """Whether the figures are reliable as they are."""
         return self.void is None and not self.problems
 
     def line(self) -> str:
-        """All of it in one line."""
+        """Everything in one line."""
         parts = (*self.problems, self.void) if self.failures_first else (self.void, *self.problems)
         return "; ".join(filter(None, parts))
 
 
 def lag_limits(latencies: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The most lag that a run may have, at each of LAG_PERCENTILES; `latencies` has the spread of each variant."""
+    """The largest lag allowed at each of LAG_PERCENTILES; `latencies` has the latency spread of each variant."""
     if not latencies:
         return dict.fromkeys(LAG_PERCENTILES, MAX_LAG_UNANSWERED_MS)
     return {q: MAX_LAG_SHARE * min(latency[q] for latency in latencies) for q in LAG_PERCENTILES}
 
 
 def server_failed(variants: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether requests failed that were sent; what the client never sent says nothing about the server."""
+    """Whether any sent request failed. Requests that the client never sent say nothing about the server."""
     return any(kind != TOO_MANY_IN_FLIGHT for figures in variants for kind in figures["failed"])
 
 
 def judge(
     variants: Sequence[Mapping[str, Any]], lag_ms: Mapping[str, float] | None, *, troubles: Sequence[str] = ()
 ) -> Verdict:
-    """Judge the figures of all variants; `lag_ms` is that of an open loop, None for a closed one, which has none.
+    """Judge the figures of all variants. `lag_ms` is None for a closed loop, which has no lag.
 
-    `troubles` is what went wrong with the run itself.
+    `troubles` lists what went wrong with the run itself.
     """
     latencies = [figures["latency_ms"] for figures in variants if figures["latency_ms"] is not None]
     void = None

@@ -1,1 +1,1 @@
-"""How a store lies on a disk: paths, write-once blobs, pointers, records, views of hard links."""
+"""How a store is laid out on disk: paths, write-once blobs, pointers, records, views of hard links."""

@@ -1,4 +1,4 @@
-"""The write-once bytes of a store, found by their sha256: model files and manifests."""
+"""The write-once files of a store, named by their sha256: model files and manifests."""
 
 import hashlib
 from pathlib import Path
@@ -12,9 +12,9 @@ REPAIR = "publish the same model directory again to repair it"
 
 
 def store_blob(paths: Paths, fresh: Path, sha256: str, tmp: Path) -> None:
-    """Put the file `fresh`, whose content has this sha256, among the blobs; durable.
+    """Store the file `fresh`, whose content has this sha256, durably as a blob.
 
-    A blob that is there already is read and compared before anyone relies on it, and replaced if it is bad.
+    A blob that already exists is read and checked before anyone relies on it, and replaced if it is bad.
     """
     blob = paths.blob(sha256)
     make_folder(blob.parent)
@@ -26,7 +26,7 @@ def read_manifest(paths: Paths, digest: str) -> Manifest:
     """The manifest with this digest.
 
     Raises:
-        CorruptStoreError: it is missing or its bytes are not what the digest says.
+        CorruptStoreError: it is missing, or its bytes do not match the digest.
         UnknownSchemaError: it was written by a newer program.
     """
     path = paths.blob(digest)

@@ -1,7 +1,7 @@
-"""What the store does to a file system: durable folders, write-once files, create-if-absent, hashing.
+"""The store's file system operations: durable folders, write-once files, create-if-absent, hashing.
 
-Creation is atomic because a file is written whole under a private name and then linked to its public one:
-`os.link` fails where the name is taken, and no reader ever sees half a file.
+Creation is atomic: a file is written completely under a private name and then linked to its public one. `os.link`
+fails if the name is taken, and no reader ever sees a partial file.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents, each one's name made durable in the one above it."""
+    """Create `folder` and its missing parents, making each name durable in its parent folder."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -40,13 +40,13 @@ def make_folder(folder: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that an unprivileged writer can still put on the file system of `folder`."""
+    """Bytes that an unprivileged writer can still write to the file system of `folder`."""
     return shutil.disk_usage(folder).free
 
 
 @contextmanager
 def private_folder(tmp: Path) -> Iterator[Path]:
-    """A fresh folder below `tmp`, gone afterwards, whatever happened inside."""
+    """A new folder below `tmp`, deleted afterwards whatever happened inside."""
     make_folder(tmp)
     folder = tmp / uuid.uuid4().hex
     folder.mkdir()
@@ -57,7 +57,7 @@ def private_folder(tmp: Path) -> Iterator[Path]:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a read-only file that must not exist yet, down to the disk.
+    """Write a new read-only file and sync it to disk.
 
     Raises:
         FileExistsError: `path` is taken.
@@ -70,10 +70,10 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def copy_new(source: Path, target: Path) -> tuple[str, int]:
-    """Copy a regular file to a new read-only one, down to the disk; return the sha256 (hex) and size copied.
+    """Copy a regular file to a new read-only one and sync it to disk; return the sha256 (hex) and size copied.
 
     Raises:
-        InvalidRequestError: `source` is a symbolic link or no regular file.
+        InvalidRequestError: `source` is a symbolic link or not a regular file.
         FileExistsError: `target` is taken.
     """
     try:
@@ -104,7 +104,7 @@ def _write_all(descriptor: int, chunk: bytes) -> None:
 
 
 def link_if_absent(source: Path, target: Path) -> bool:
-    """Give `source` the further name `target` unless that is taken, durably; whether it did so."""
+    """Link `source` durably to `target` unless that name is taken; return whether it did."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -114,19 +114,19 @@ def link_if_absent(source: Path, target: Path) -> bool:
 
 
 def replace_by_link(source: Path, target: Path, tmp: Path) -> None:
-    """Make `target` name the bytes of `source` at once, whatever it named before; durable.
+    """Atomically and durably make `target` a link to `source`, whatever it was before.
 
     Readers that have the old file open keep it. `tmp` is a private folder of the caller.
     """
     stand_in = tmp / uuid.uuid4().hex
     os.link(source, stand_in, follow_symlinks=False)
     stand_in.replace(target)
-    stand_in.unlink(missing_ok=True)  # rename leaves it where both already were the same file
+    stand_in.unlink(missing_ok=True)  # rename leaves it if both were already the same file
     sync_folder(target.parent)
 
 
 def damage(path: Path, sha256: str, size_bytes: int) -> str | None:
-    """What is wrong with a stored file, in a few words; None where it is exactly what it should be."""
+    """What is wrong with a stored file, in a few words; None if it is exactly as expected."""
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):

@@ -1,4 +1,4 @@
-"""Where everything lies inside a store. Pure: nothing here touches the disk.
+"""Where everything is inside a store. Pure: nothing here touches the disk.
 
 store/
   tmp/<uuid>/                                 work in progress, garbage after a crash
@@ -7,7 +7,7 @@ store/
   models/<name>/versions/000007               names a manifest digest: the commit point
   models/<name>/aliases/<alias>/000012        {version, reason, at}; the highest generation wins
   models/<name>/tombstones/000003             version 3 was removed
-  models/<name>/measurements/<digest>/<id>    write-once records of what was measured on a version
+  models/<name>/measurements/<digest>/<id>    write-once records of measurements of a version
 """
 
 import re
@@ -31,7 +31,7 @@ def parse_number(name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Paths:
-    """The paths below one store's root. Names, aliases and digests must have been checked before."""
+    """The paths below one store's root. Callers must check names, aliases and digests first."""
 
     root: Path
 

@@ -1,7 +1,7 @@
 """The small files that name things: version numbers, alias generations, tombstones.
 
-None is ever changed or deleted. A new one is created under the next free number, and the file system decides
-who of several writers gets it.
+None is ever changed or deleted. A new one is created under the next free number; the file system decides which of
+several writers gets it.
 """
 
 import json
@@ -22,7 +22,7 @@ _DIGEST = re.compile(rb"([0-9a-f]{64})\n")
 
 @dataclass(frozen=True, kw_only=True)
 class AliasMove:
-    """One generation of an alias: from `at` (UTC, ISO) on it names `version`."""
+    """One generation of an alias, which names `version` from `at` (UTC, ISO) on."""
 
     version: int
     reason: str
@@ -30,17 +30,17 @@ class AliasMove:
 
 
 def utc_text(seconds_since_epoch: float) -> str:
-    """A moment as ISO text in UTC, to the second."""
+    """A point in time as ISO text in UTC, to the second."""
     return datetime.fromtimestamp(seconds_since_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def model_names(paths: Paths) -> list[str]:
-    """The names of all models of a store, sorted; empty where there is no store yet."""
+    """The names of all models of a store, sorted; empty if there is no store yet."""
     return [name for name in _entries(paths.models) if paths.versions(name).is_dir()]
 
 
 def alias_names(paths: Paths, name: str) -> list[str]:
-    """The aliases that a model ever had, sorted."""
+    """All aliases that a model has ever had, sorted."""
     return _entries(paths.aliases(name))
 
 
@@ -64,9 +64,9 @@ def read_version(paths: Paths, name: str, version: int) -> str:
 
 
 def commit_version(paths: Paths, name: str, alias: str | None, digest: str, tmp: Path) -> tuple[int, bool]:
-    """Make `digest` the newest version of a model unless the newest, or the one that `alias` names, is it already.
+    """Make `digest` the newest version of a model, unless the newest version or the one that `alias` names has it.
 
-    Returns its number, and whether it is new.
+    Returns the version's number, and whether it is new.
     """
     aliased = None if alias is None else _alias_version(paths, name, alias)
     if aliased is not None and _is_live_with(paths, name, aliased, digest):
@@ -88,11 +88,11 @@ def _is_live_with(paths: Paths, name: str, version: int, digest: str) -> bool:
     try:
         return read_version(paths, name, version) == digest
     except CorruptStoreError:
-        return False  # an unreadable pointer must not stop the publishing that replaces it
+        return False  # an unreadable pointer must not block the publish that replaces it
 
 
 def read_alias(paths: Paths, name: str, alias: str) -> AliasMove | None:
-    """Where an alias points now; None if there never was such an alias.
+    """Where an alias points now; None if the alias never existed.
 
     Raises:
         CorruptStoreError: its newest generation cannot be read.
@@ -112,7 +112,7 @@ def read_alias(paths: Paths, name: str, alias: str) -> AliasMove | None:
 
 
 def move_alias(paths: Paths, name: str, alias: str, version: int, reason: str, tmp: Path) -> None:
-    """Let an alias name a version from now on: a new generation, unless it names that version already."""
+    """Point an alias at a version, by a new generation unless it already names that version."""
     folder = paths.alias(name, alias)
     make_folder(folder)
     pointer = tmp / "alias"
@@ -130,12 +130,12 @@ def _alias_version(paths: Paths, name: str, alias: str) -> int | None:
     try:
         move = read_alias(paths, name, alias)
     except CorruptStoreError:
-        return None  # moving the alias is how such a pointer is repaired
+        return None  # moving the alias repairs such a pointer
     return None if move is None else move.version
 
 
 def find_version(paths: Paths, ref: Ref) -> int:
-    """The version number that a reference means now; a bare name means its alias `default`, else the latest.
+    """The version number a reference names now; a bare name means its alias `default`, otherwise the latest version.
 
     Raises:
         NotFoundError: there is no such name, alias or version, or it was removed.

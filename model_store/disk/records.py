@@ -1,4 +1,4 @@
-"""What was measured on a version: files beside it that are written once, a JSON object each."""
+"""Measurements of a version: write-once files stored beside it, one JSON object each."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,17 @@ from model_store.version.quality import KIND, QualityRecord
 
 
 def record_paths(paths: Paths, name: str, digest: str) -> list[Path]:
-    """The records of a version, oldest first."""
+    """The files of a version's records, oldest first."""
     folder = paths.measurements(name, digest)
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """One of them.
+    """Read one record.
 
     Raises:
-        CorruptStoreError: it is no JSON object.
+        CorruptStoreError: it is not a JSON object.
     """
     try:
         record = json.loads(path.read_bytes())
@@ -32,7 +32,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_quality(path: Path) -> QualityRecord | None:
-    """One of them, where it is a quality record.
+    """Read one record; None if it is not a quality record.
 
     Raises:
         CorruptStoreError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Model directories made of hard links to blobs: what a loader opens is the very file that was verified."""
+"""Model directories made of hard links to blobs: a loader opens the very files that were verified."""
 
 import errno
 from collections.abc import Sequence
@@ -16,15 +16,14 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def open_view(paths: Paths, manifest: Manifest, digest: str, ref: str) -> Path:
-    """The directory of a version, complete and verified file by file in this call.
+    """The directory of a version, complete and with every file verified in this call.
 
-    Several processes may do this at once: each file is put in place in one step, and only where it is missing
-    or bad. A view that is in order is only read, so the store may then lie on a read-only disk; publishing opens
-    it for that.
+    Several processes may do this at once: only missing or bad files are put in place, each in one step. An intact view
+    is only read, so the store may be on a read-only disk; publishing creates the view for that reason.
 
     Raises:
-        CorruptStoreError: a blob is damaged, or something foreign stands in the directory.
-        StoreAccessError: files are missing or bad, and this process may not write the store.
+        CorruptStoreError: a blob is damaged, or the directory contains a foreign file.
+        StoreAccessError: files are missing or bad, and this process cannot write to the store.
     """
     view = paths.view(digest)
     bad = [f for f in manifest.files if damage(view / f.path, f.sha256, f.size) is not None]
@@ -49,7 +48,7 @@ def open_view(paths: Paths, manifest: Manifest, digest: str, ref: str) -> Path:
 
 
 def _put(paths: Paths, files: Sequence[FileEntry], view: Path, ref: str) -> None:
-    """Link verified blobs into a view, in the place of whatever stands there."""
+    """Link verified blobs into a view, replacing whatever is there."""
     make_folder(view)
     with private_folder(paths.tmp) as tmp:
         for file in files:

@@ -1,6 +1,6 @@
-"""What a model is: its files, its shape, and what its layout calls things. Needs no torch.
+"""What a model is: its files, its shape, and the names in its layout. Needs no torch.
 
 Read `model.py` first: a `Model` is a folder that was opened once. Its `spec` is its shape, dense or compact; its
 `layout` names the keys of `config.json`, the tensors and the sublayers. A family is a row of `families.py`, a layout a
-file (`t5.py`, `umt5.py`, `bart.py`). Everything else in the project imports this, and this imports nothing of theirs.
+file (`t5.py`, `umt5.py`, `bart.py`). The rest of the project imports this package; it imports nothing of the rest.
 """

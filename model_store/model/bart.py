@@ -12,18 +12,18 @@ _ATTENTION = {"self_attention": "self_attn", "cross_attention": "encoder_attn"}
 
 
 class BartLayout(Layout):
-    """Biases everywhere, norms first or last, positions added to the embedding, scaled scores."""
+    """Biases everywhere, norms first or last, positions added to the embedding, scaled attention scores."""
 
     layers_keys: ClassVar[Mapping[Stack, str]] = {"encoder": "encoder_layers", "decoder": "decoder_layers"}
     biases = True
     scaled_scores = True
     output = "lm_head"
     logits_bias = "final_logits_bias"
-    first_position = 2  # fairseq kept the rows before it for padding
+    first_position = 2  # fairseq reserved the rows before it for padding
 
     @classmethod
     def widths(cls, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-        """In BART's keys."""
+        """Read BART's keys."""
         activation = fields.text(config, "activation_function", family.feed_forward)
         if activation not in ACTIVATIONS:
             raise bad("activation_function", activation, " or ".join(ACTIVATIONS))
@@ -56,7 +56,7 @@ class BartLayout(Layout):
             "relative_buckets": 0,
             "relative_max_distance": 0,
             "max_positions": None if family.positions == "endless" else max_positions,
-            "layer_norm_eps": 1e-5,  # torch's own: no config of these families names one
+            "layer_norm_eps": 1e-5,  # torch's default: no config of these families sets one
             "scale_embedding": fields.flag(config, "scale_embedding", default=family.scales_embedding),
             "scale_logits": False,
             "shared_embedding": shared,
@@ -64,11 +64,11 @@ class BartLayout(Layout):
         }
 
     def layers(self, stack: Stack) -> str:
-        """A list of layers."""
+        """The module list of a stack's layers."""
         return f"model.{stack}.layers"
 
     def sublayer(self, stack: Stack, layer: int, kind: Kind) -> SublayerNames:
-        """A layer has its matrices and norms side by side."""
+        """A layer's matrices and norms are direct children of its module."""
         place = f"{self.layers(stack)}.{layer}"
         if kind == "feed_forward":
             return SublayerNames(inputs=(f"{place}.fc1",), out=f"{place}.fc2", norm=f"{place}.final_layer_norm")
@@ -77,23 +77,23 @@ class BartLayout(Layout):
         return SublayerNames(inputs=inputs, out=f"{module}.out_proj", norm=f"{module}_layer_norm")
 
     def embeddings(self, stack: Stack) -> tuple[str, ...]:
-        """A stack's own, else the shared one."""
+        """A stack's own embedding, otherwise the shared one."""
         return f"model.{stack}.embed_tokens", "model.shared"
 
     def final_norm(self, stack: Stack) -> str:
-        """Behind the last layer."""
+        """The norm after the last layer."""
         return f"model.{stack}.layer_norm"
 
     def embedding_norm(self, stack: Stack) -> str:
-        """Behind the sum of token and position."""
+        """The norm after the sum of token and position embeddings."""
         return f"model.{stack}.layernorm_embedding"
 
     def positions(self, stack: Stack) -> str:
-        """Learned, or sinusoids that some checkpoints hold."""
+        """The table of learned positions, or of sinusoids, which some checkpoints contain."""
         return f"model.{stack}.embed_positions"
 
     def stack_shapes(self) -> Shapes:
-        """Embeddings, an output matrix that is not tied to them, learned positions and norms."""
+        """Embeddings, an untied output matrix, learned positions and norms."""
         d, facts = self.spec.d_model, self.spec.facts
         if self.spec.shared_embedding:
             yield "model.shared.weight", (self.spec.vocab_size, d)
@@ -112,7 +112,7 @@ class BartLayout(Layout):
                 yield from self.norm_shapes(self.final_norm(stack))
 
     def optional_shapes(self) -> Shapes:
-        """The logits' bias, tables of positions that can be computed, tied matrices."""
+        """The logits' bias, computable position tables, tied matrices."""
         embedding = (self.spec.target_vocab_size, self.spec.d_model)
         if self.spec.facts.logits_bias:
             yield self.logits_bias, (1, self.spec.target_vocab_size)

@@ -1,4 +1,4 @@
-"""From a parsed `config.json` to a `ModelSpec`."""
+"""Turn a parsed `config.json` into a `ModelSpec`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,15 +19,15 @@ LAYOUTS: Mapping[str, type[Layout]] = MappingProxyType({"t5": T5Layout, "umt5": 
 
 
 def layout_of(spec: ModelSpec) -> Layout:
-    """What a model of this shape calls things."""
+    """The names that a model of this shape uses."""
     return LAYOUTS[spec.facts.layout](spec)
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    """Read the shape out of a parsed `config.json`.
+    """Read the shape from a parsed `config.json`.
 
     Raises:
-        UnsupportedModelError: another architecture, remote code, or a field that is missing or senseless.
+        UnsupportedModelError: another architecture, remote code, or a missing or invalid field.
     """
     family, compact = family_of(config.get("model_type"))
     if "auto_map" in config:
@@ -70,7 +70,7 @@ def _tokens(config: Mapping[str, Any], facts: Family, vocab_size: int, target_vo
 def _compact_layers(
     config: Mapping[str, Any], widths: Mapping[str, Any], num_layers: int, num_decoder_layers: int
 ) -> dict[str, Any]:
-    """The layers of a compact model and how many its dense original had."""
+    """The layers of a compact model, and how many its dense original had."""
     num_heads = widths["num_heads"]
     dense_encoder_layers = fields.count(config, "dense_encoder_layers", most=fields.MOST_LAYERS_OR_HEADS)
     if dense_encoder_layers < num_layers:
@@ -103,7 +103,7 @@ def _compact_layers(
 
 
 def with_kept(spec: ModelSpec, kept: dict[str, tuple[int, ...]]) -> ModelSpec:
-    """The shape that is left where the sublayers named in `kept`, by their `out`, hold these parts alone."""
+    """The shape left when each sublayer in `kept`, named by its `out`, keeps only the parts at these positions."""
     left = {(s.stack, s.layer, s.kind): kept[s.out] for s in layout_of(spec).sublayers() if s.out in kept}
 
     def heads(stack: Stack, i: int, kind: Kind, before: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Strict readers for the keys of a `config.json`. An error names the key, what it is, and what it must be."""
+"""Strict readers for the keys of a `config.json`. An error names the key, its value, and what it must be."""
 
 import reprlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from model_store.errors import UnsupportedModelError
 
 Heads = tuple[int, ...]
 
-# Far above every real model: a hostile config must not make us allocate by the number it names.
+# Far above every real model: a hostile config must not make us allocate whatever it claims.
 MOST_LAYERS_OR_HEADS = 1000
 
 
@@ -51,7 +51,7 @@ def bounded(config: Mapping[str, Any], key: str, most: int) -> int:
 
 
 def token(config: Mapping[str, Any], key: str, default: int, vocab_size: int) -> int:
-    """A token id; null counts as absent, a list of one as its item."""
+    """A token id. Null counts as absent, a one-item list as its item."""
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, list) and len(value) == 1:
@@ -62,7 +62,7 @@ def token(config: Mapping[str, Any], key: str, default: int, vocab_size: int) ->
 
 
 def positive(config: Mapping[str, Any], key: str, default: float) -> float:
-    """A number between 0 and 1."""
+    """A number between 0 and 1, both excluded."""
     value = config.get(key, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
         raise bad(key, value, "a small positive number")
@@ -78,7 +78,7 @@ def layers(config: Mapping[str, Any], key: str, number: int) -> list[Mapping[str
 
 
 def heads(layer: Mapping[str, Any], key: str, num_heads: int) -> Heads:
-    """Ascending numbers of heads."""
+    """An ascending list of head numbers."""
     value = layer.get(key)
     fits = isinstance(value, list) and all(
         isinstance(h, int) and not isinstance(h, bool) and 0 <= h < num_heads for h in value

@@ -1,4 +1,4 @@
-"""What sets the families of encoder-decoders apart, apart from their sizes.
+"""How the families of encoder-decoders differ, other than in size.
 
 | family  | norm  | place | final norm | embedding's norm | positions                | biases | logits' bias |
 |---------|-------|-------|------------|------------------|--------------------------|--------|--------------|
@@ -6,11 +6,11 @@
 | umt5    | RMS   | first | yes        | no               | relative, by layer       | no     | no           |
 | bart    | layer | last  | no         | yes              | learned, rows from 2     | yes    | yes          |
 | mbart   | layer | first | yes        | yes              | learned, rows from 2     | yes    | yes          |
-| marian  | layer | last  | no         | no               | sinusoidal, a fixed many | yes    | yes          |
-| pegasus | layer | first | yes        | no               | sinusoidal, a fixed many | yes    | yes          |
+| marian  | layer | last  | no         | no               | sinusoidal, fixed number | yes    | yes          |
+| pegasus | layer | first | yes        | no               | sinusoidal, fixed number | yes    | yes          |
 | m2m_100 | layer | first | yes        | no               | sinusoidal, any number   | yes    | no           |
 
-ByT5, v1.1, FLAN, MADLAD-400 and Aya-101 are T5; NLLB is M2M100. A stack whose norms come first has a final one.
+ByT5, v1.1, FLAN, MADLAD-400 and Aya-101 are T5; NLLB is M2M100. A stack whose norms come first has a final norm.
 """
 
 import reprlib
@@ -20,9 +20,9 @@ from typing import Literal
 
 from model_store.errors import UnsupportedModelError
 
-COMPACT_PREFIX = "nash_"  # of a compact model's `model_type`, before its family
+COMPACT_PREFIX = "nash_"  # precedes the family in a compact model's `model_type`
 
-# Of the names that transformers has for activations. SiLU is swish.
+# The supported activations by their transformers names. Swish is SiLU.
 ACTIVATIONS = MappingProxyType(
     {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_new", "silu": "silu", "swish": "silu"}
 )
@@ -30,9 +30,9 @@ ACTIVATIONS = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The facts of one family; the token ids are those of a config that names none."""
+    """The facts of one family. The token ids apply if the config names none."""
 
-    layout: Literal["t5", "umt5", "bart"]  # whose names the tensors and the config's keys have
+    layout: Literal["t5", "umt5", "bart"]  # which names the tensors and the config's keys have
     norm_first: bool = True
     embeds_norm: bool = False
     positions: Literal["relative", "learned", "sinusoidal", "endless"]
@@ -41,10 +41,10 @@ class Family:
     eos_id: int
     decoder_start_id: int
     feed_forward: str = "relu"  # as `feed_forward_proj` or `activation_function` would call it
-    starts_with_bos: bool = False  # where config.json names no start: translators begin with a language, named later
-    scales_embedding: bool = False  # by d_model^0.5, likewise
+    starts_with_bos: bool = False  # if config.json names no start token: translators start with a language, named later
+    scales_embedding: bool = False  # by d_model^0.5, if config.json does not say
     scales_logits: bool | None = None  # by d_model^-0.5; None: as config.json says
-    may_have_two_vocabularies: bool = False  # of sources and of targets
+    may_have_two_vocabularies: bool = False  # one for sources, one for targets
 
 
 _T5 = Family(layout="t5", positions="relative", logits_bias=False, pad_id=0, eos_id=1, decoder_start_id=0)
@@ -62,9 +62,9 @@ _BART = Family(
 FAMILIES = MappingProxyType(
     {
         "t5": _T5,
-        # It never scales, though its configs say that its matrices are tied.
+        # mT5 never scales its logits, although its configs say that its matrices are tied.
         "mt5": replace(_T5, feed_forward="gated-gelu", scales_logits=False),
-        # It always scales, as in transformers 5; older versions believed its configs, which say that nothing is tied.
+        # UMT5 always scales, as in transformers 5. Older versions trusted its configs, which say that nothing is tied.
         "umt5": replace(_T5, layout="umt5", feed_forward="gated-gelu", scales_logits=True),
         "bart": _BART,
         "mbart": replace(_BART, norm_first=True, decoder_start_id=0, starts_with_bos=True),
@@ -94,10 +94,10 @@ FAMILIES = MappingProxyType(
 
 
 def family_of(model_type: object) -> tuple[str, bool]:
-    """The family that a `model_type` names, and whether it is the compact form of it.
+    """The family that a `model_type` names, and whether it names the compact form.
 
     Raises:
-        UnsupportedModelError: it is none of them.
+        UnsupportedModelError: it is not a known family.
     """
     if isinstance(model_type, str):
         family = model_type.removeprefix(COMPACT_PREFIX)

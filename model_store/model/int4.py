@@ -1,14 +1,14 @@
-"""`int4.safetensors`: a model's layers in four bits a weight, calibrated on task data, beside its `model.safetensors`.
+"""`int4.safetensors`: a model's layers at four bits per weight, calibrated on task data, beside `model.safetensors`.
 
-It holds two tensors for each matrix [O, I] of the layers, G groups of 32 inputs each:
+It holds two tensors for each matrix [O, I] of the layers, divided into G groups of 32 inputs:
 
-    NAME.nibbles   U8 [O, G, 16]   byte b of a group has the weight of its input b low, of its input b + 16 high
+    NAME.nibbles   U8 [O, G, 16]   byte b of a group: input b's weight in the low half, input b + 16's in the high half
     NAME.steps     F16 [O, G]      a weight is (nibble - 8) * step
 
-Inputs beyond the last have the nibble 8. A matrix is the one that the engine multiplies with, what it folds into it
-included; NAME is its place in the engine's layers, as in `decoder.3.cross.key`. Embeddings and the output matrix are
-not there. The file's metadata have the sha256 of the `model.safetensors` that it was made from: with other weights it
-would answer as those did.
+Padding inputs have the nibble 8. Each matrix is the one that the engine multiplies with, including everything folded
+into it; NAME is its place in the engine's layers, as in `decoder.3.cross.key`. Embeddings and the output matrix are not
+included. The file's metadata contain the sha256 of the `model.safetensors` it was made from: beside other weights, it
+would still answer as the original ones did.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model_store.model.spec import ModelSpec
 
 GROUP = 32  # inputs that share a step
-_MADE_FROM = "weights_sha256"  # among the metadata
+_MADE_FROM = "weights_sha256"  # the metadata key
 
 
 def int4_matrices(spec: "ModelSpec") -> Iterator[tuple[str, tuple[int, int]]]:
@@ -57,7 +57,7 @@ def check_int4(spec: "ModelSpec", tensors: Mapping[str, TensorInfo]) -> None:
     """Compare the file's tensors with the model's shape.
 
     Raises:
-        InvalidRequestError: one is missing, has no place, or is of another shape or dtype.
+        InvalidRequestError: a tensor is missing, unexpected, or has the wrong shape or dtype.
     """
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, (outputs, inputs) in int4_matrices(spec):
@@ -77,16 +77,16 @@ def check_int4(spec: "ModelSpec", tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def origin_metadata(weights: Path) -> dict[str, str]:
-    """The file's metadata: from which weights it was made."""
+    """The file's metadata, which identify the weights it was made from."""
     with weights.open("rb") as file:
         return {_MADE_FROM: hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def check_int4_file(spec: "ModelSpec", path: Path, weights: Path) -> None:
-    """Compare the file with the model's shape, and with the weights beside it.
+    """Compare the file with the model's shape and with the weights beside it.
 
     Raises:
-        InvalidRequestError: it is torn, of another shape, or was made from other weights.
+        InvalidRequestError: it is incomplete, has another shape, or was made from other weights.
     """
     check_int4(spec, read_header(path))
     if read_metadata(path) != origin_metadata(weights):

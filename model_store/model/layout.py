@@ -1,10 +1,10 @@
-"""What a layout of checkpoints calls things: the keys of `config.json`, the tensors, and the sublayers by module name.
+"""The names in a checkpoint layout: the keys of `config.json`, the tensors, and the sublayers by module name.
 
-A layout is a file of its own (`t5.py`, `umt5.py`, `bart.py`), and no branch on one stands anywhere else: the engine
-reads weights, the pruner gates, cuts, exports and compares by the names that it gives.
+Each layout is one file (`t5.py`, `umt5.py`, `bart.py`), and no other code branches on the layout: the engine reads
+weights, and the pruner gates, cuts, exports and compares, by the names that the layout gives.
 
-A sublayer without heads or units leaves the residual as it is, but for what its biases and its norm add where there are
-any: those of its output matrix, and a norm that comes last.
+A sublayer without heads or units leaves the residual unchanged, except for what remains of it: the bias of its output
+matrix, if there is one, and its norm, if that comes last.
 """
 
 from abc import ABC, abstractmethod
@@ -27,27 +27,27 @@ STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 class SublayerNames:
     """The modules of one sublayer."""
 
-    inputs: tuple[str, ...]  # query, key and value; or the feed-forward's gate, where it has one, and its first matrix
+    inputs: tuple[str, ...]  # query, key and value; or the feed-forward's gate, if any, and its first matrix
     out: str
     norm: str
-    bias_table: str | None = None  # of relative positions, where a self-attention has its own
+    bias_table: str | None = None  # of relative positions, if a self-attention has its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sublayer:
-    """An attention or a feed-forward: parts of equal size side by side between its input matrices and its output.
+    """An attention or a feed-forward, divided into parts of equal size: heads or units.
 
-    Part p holds the rows p * columns to (p + 1) * columns of every input matrix (and of its bias), and the same columns
-    of the output matrix, whose bias belongs to no part.
+    Part p owns rows p * columns to (p + 1) * columns of every input matrix (and of its bias), and the same columns of
+    the output matrix, whose bias belongs to no part.
     """
 
     stack: Stack
-    layer: int  # its number in the stack as it is
+    layer: int  # its number in the current stack
     kind: Kind
     names: SublayerNames
-    numbers: tuple[int, ...]  # the heads that are there, as the dense model counts them; units just count up
-    columns: int  # of the output matrix that one part has: the head's width, or 1
-    part_weights: int  # weights that one part holds in all matrices, biases not counted
+    numbers: tuple[int, ...]  # the remaining heads, by their numbers in the dense model; units are numbered from 0
+    columns: int  # columns of the output matrix per part: the head's width, or 1
+    part_weights: int  # weights of one part in all matrices, without biases
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -66,32 +66,32 @@ class Sublayer:
 
     @property
     def bias_table(self) -> str | None:
-        """Module name of its own table of relative positions: it has all of the dense model's heads, or is absent."""
+        """Module name of its own table of relative positions, if any. It covers all of the dense model's heads."""
         return self.names.bias_table
 
     @property
     def parts(self) -> int:
-        """How many heads or units are there."""
+        """How many heads or units remain."""
         return len(self.numbers)
 
     @property
     def has_heads(self) -> bool:
-        """Whether the parts are attention heads; else they are feed-forward units."""
+        """Whether the parts are attention heads; otherwise they are feed-forward units."""
         return self.kind != "feed_forward"
 
 
 class Layout(ABC):
     """The names of one layout, for a model of the shape `spec`.
 
-    The tensors of a module `Name` are `Name.weight`, and `Name.bias` where there are biases.
+    The tensors of a module `Name` are `Name.weight` and, if the layout has biases, `Name.bias`.
     """
 
-    layers_keys: ClassVar[Mapping[Stack, str]]  # of config.json: how many layers a stack has
-    biases: ClassVar[bool]  # whether matrices and norms have any; norms that have take the mean away
+    layers_keys: ClassVar[Mapping[Stack, str]]  # the config.json keys that hold a stack's number of layers
+    biases: ClassVar[bool]  # whether matrices and norms have biases; norms with a bias also subtract the mean
     scaled_scores: ClassVar[bool]  # whether attention multiplies its scores by head_dim^-0.5
-    output: ClassVar[str]  # the output matrix, where it has one of its own
-    logits_bias: ClassVar[str | None]  # the tensor
-    first_position: ClassVar[int] = 0  # its row in a table of learned positions
+    output: ClassVar[str]  # the output matrix's module, if the checkpoint has its own
+    logits_bias: ClassVar[str | None]  # the tensor's name
+    first_position: ClassVar[int] = 0  # the row of position 0 in a table of learned positions
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -99,18 +99,18 @@ class Layout(ABC):
     @classmethod
     @abstractmethod
     def widths(cls, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-        """Every field of a spec that is about neither single layers nor tokens, out of a parsed `config.json`.
+        """All fields of a spec except those of layers and special tokens, read from a parsed `config.json`.
 
         Raises:
-            UnsupportedModelError: a field is missing or senseless.
+            UnsupportedModelError: a field is missing or invalid.
         """
 
     @classmethod
     def layer_counts(cls, config: Mapping[str, Any]) -> tuple[int, int]:
-        """Layers of the encoder and of the decoder, out of a parsed `config.json`.
+        """The numbers of encoder and decoder layers, read from a parsed `config.json`.
 
         Raises:
-            UnsupportedModelError: one is missing or senseless.
+            UnsupportedModelError: one is missing or invalid.
         """
         encoder, decoder = (
             fields.count(config, cls.layers_keys[stack], most=fields.MOST_LAYERS_OR_HEADS) for stack in STACKS
@@ -119,14 +119,14 @@ class Layout(ABC):
 
     @property
     def counts(self) -> dict[str, int]:
-        """The keys of `config.json` that say how many layers there are."""
+        """The keys of `config.json` that give the numbers of layers, with their values."""
         return {
             self.layers_keys["encoder"]: len(self.spec.encoder),
             self.layers_keys["decoder"]: len(self.spec.decoder),
         }
 
     def output_config(self, *, own: bool) -> dict[str, bool]:
-        """The keys of a stock `config.json` that say whether the checkpoint has an output matrix of its own."""
+        """The keys of a stock `config.json` that say whether the checkpoint has its own output matrix."""
         del own
         return {}
 
@@ -140,14 +140,14 @@ class Layout(ABC):
 
     @abstractmethod
     def embeddings(self, stack: Stack) -> tuple[str, ...]:
-        """The modules that may hold a stack's embedding: the first that is in a checkpoint counts."""
+        """The modules that may hold a stack's embedding; the first one found in a checkpoint is used."""
 
     @abstractmethod
     def final_norm(self, stack: Stack) -> str:
-        """The norm behind a stack whose norms come first."""
+        """The norm after a stack whose norms come first."""
 
     def embedding_norm(self, stack: Stack) -> str:
-        """The norm behind the embedding, in families that have one."""
+        """The norm after the embedding, in families that have one."""
         raise NotImplementedError(f"no family of this layout has a norm behind the {stack}'s embedding")
 
     def positions(self, stack: Stack) -> str:
@@ -155,26 +155,26 @@ class Layout(ABC):
         raise NotImplementedError(f"no family of this layout has a table of the {stack}'s positions")
 
     def bias_table(self, stack: Stack) -> str | None:
-        """The table of relative positions that all of a stack's layers share: it has all of the dense model's heads."""
+        """The table of relative positions that a stack's layers share. It covers all of the dense model's heads."""
         del stack
         return None
 
     @property
     def stack_tensors(self) -> frozenset[str]:
-        """Tensors that stand under a layer's name and belong to its whole stack."""
+        """Tensors named under one layer that belong to its whole stack."""
         tables = (self.bias_table(stack) for stack in STACKS)
         return frozenset(f"{table}.weight" for table in tables if table is not None)
 
     @abstractmethod
     def stack_shapes(self) -> Shapes:
-        """Name and shape of every tensor that belongs to no sublayer and must be there."""
+        """Name and shape of every required tensor that belongs to no sublayer."""
 
     @abstractmethod
     def optional_shapes(self) -> Shapes:
-        """Name and shape of every tensor that a checkpoint of this shape may hold besides."""
+        """Name and shape of every further tensor that a checkpoint of this shape may contain."""
 
     def shapes(self) -> Shapes:
-        """Name and shape of every tensor that a checkpoint of this shape must hold."""
+        """Name and shape of every tensor that a checkpoint of this shape must contain."""
         yield from self.stack_shapes()
         for sublayer in self.sublayers():
             width = sublayer.parts * sublayer.columns
@@ -198,7 +198,7 @@ class Layout(ABC):
             yield f"{name}.bias", (self.spec.d_model,)
 
     def sublayers(self, *stacks: Stack) -> tuple[Sublayer, ...]:
-        """The sublayers of a model of this shape, or of some of its stacks, in the order in which the layers run."""
+        """The sublayers of a model of this shape, or only of `stacks`, in the order in which the layers run."""
         return tuple(
             Sublayer(
                 stack=stack,

@@ -1,4 +1,4 @@
-"""A model folder, opened once: what is in it and which shape that has."""
+"""A model folder, opened once: its contents and its shape."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 GENERATION = "generation_config.json"
-INT4 = "int4.safetensors"  # `int4.py` says what is in it
+INT4 = "int4.safetensors"  # see `int4.py`
 
 _TOKENIZER_FILES = (
     TOKENIZER,
@@ -38,7 +38,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model folder whose `config.json` was read. Its other files are looked at when they are asked for."""
+    """A model folder whose `config.json` was read. Its other files are read only when needed."""
 
     folder: Path
     config: Mapping[str, Any]  # config.json, parsed
@@ -49,8 +49,8 @@ class Model:
         """Read the shape of the model in a folder.
 
         Raises:
-            InvalidRequestError: it holds no model.
-            UnsupportedModelError: it holds one of another architecture.
+            InvalidRequestError: the folder holds no model.
+            UnsupportedModelError: its architecture is not supported.
         """
         config = read_object(folder, CONFIG)
         try:
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def layout(self) -> Layout:
-        """What its configuration, tensors and sublayers are called."""
+        """The names of its configuration keys, tensors and sublayers."""
         return layout_of(self.spec)
 
     @property
@@ -70,20 +70,20 @@ class Model:
 
     @property
     def weights(self) -> Path:
-        """Its weights, as one safetensors file."""
+        """The path of its weights, one safetensors file."""
         return self.folder / WEIGHTS
 
     @property
     def calibrated(self) -> bool:
-        """Whether it holds weights that were calibrated to four bits."""
+        """Whether it includes weights calibrated to four bits."""
         return (self.folder / INT4).is_file()
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """The header of its weights, by name.
+        """The header entries of its weights, by tensor name.
 
         Raises:
-            InvalidRequestError: there are none, or their file is torn.
+            InvalidRequestError: there are no weights, or their file is incomplete.
         """
         self.require(WEIGHTS)
         return read_header(self.weights)
@@ -92,7 +92,7 @@ class Model:
         """Compare the header of its weights with its shape.
 
         Raises:
-            InvalidRequestError: there are none, their file is torn, or its tensors are not those of the shape.
+            InvalidRequestError: there are no weights, their file is incomplete, or its tensors do not fit the shape.
         """
         wanted = dict(self.layout.shapes())
         allowed = wanted | dict(self.layout.optional_shapes())
@@ -109,23 +109,23 @@ class Model:
 
     @property
     def used(self) -> tuple[TensorInfo, ...]:
-        """The tensors that it computes with, each once: a file may hold copies of its embedding."""
+        """The tensors it computes with, each once: a file may contain copies of its embedding."""
         names = {name for name, _ in self.layout.shapes()} | {f"{self.layout.output}.weight"}
         return tuple(info for name, info in self.tensors.items() if name in names)
 
     @property
     def parameters(self) -> int:
-        """Numbers in the tensors that it computes with."""
+        """The number of weights in the tensors it computes with."""
         return sum(info.elements for info in self.used)
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the tensors that it computes with."""
+        """The size in bytes of the tensors it computes with."""
         return sum(info.size_bytes for info in self.used)
 
     @property
     def generation(self) -> tuple[Path, Mapping[str, Any]]:
-        """What says how it decodes, and its content: older models say all in one `config.json`.
+        """The file that holds its decoding settings, and its content: in older models, `config.json`.
 
         Raises:
             InvalidRequestError: the file holds no JSON object.
@@ -136,11 +136,11 @@ class Model:
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """Every file of its tokenizer that is there."""
+        """All files of its tokenizer that exist."""
         return tokenizer_files(self.folder)
 
     def require(self, *names: str) -> None:
-        """Look for files.
+        """Check that files exist.
 
         Raises:
             InvalidRequestError: one is missing.
@@ -152,7 +152,7 @@ class Model:
                 )
 
     def digest(self) -> str:
-        """The sha256 of what makes the model: weights, settings and tokenizer.
+        """One sha256 of everything that defines the model: weights, settings and tokenizer.
 
         Raises:
             InvalidRequestError: there are no weights.
@@ -163,10 +163,10 @@ class Model:
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object in a model folder.
+    """Read a JSON object from a model folder.
 
     Raises:
-        InvalidRequestError: the folder or the file is not there, or the file holds something else.
+        InvalidRequestError: the folder or the file does not exist, or the file holds something else.
     """
     path = folder / name
     try:
@@ -183,12 +183,12 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """Every file of a tokenizer that is in a folder."""
+    """All tokenizer files in a folder."""
     return tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
 
 
 def files_digest(*files: Path) -> str:
-    """One sha256 of several files' names and contents."""
+    """One sha256 of the names and contents of several files."""
     digests = []
     for path in files:
         with path.open("rb") as file:

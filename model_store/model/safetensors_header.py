@@ -1,8 +1,8 @@
 """Read and check the header of a safetensors file, without torch and without touching the weights.
 
-A file is eight bytes of header length (little-endian), the header, which is a JSON object, and one buffer.
-The header maps each tensor's name to its dtype, shape and byte range; the ranges must tile the buffer with
-neither gaps nor overlaps. Whatever this module accepts the safetensors library accepts too.
+A file is eight bytes of header length (little-endian), the header (a JSON object) and one buffer. The header maps each
+tensor's name to its dtype, shape and byte range; the ranges must tile the buffer without gaps or overlaps. The
+safetensors library accepts every file that this module accepts.
 """
 
 import json
@@ -28,7 +28,7 @@ _DTYPE_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """One tensor of a file; `start` and `end` are byte offsets in the buffer behind the header."""
+    """One tensor of a file; `start` and `end` are byte offsets in the buffer after the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,10 +61,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors.
+    """The metadata strings that a safetensors file carries beside its tensors.
 
     Raises:
-        InvalidRequestError: as `read_header`.
+        InvalidRequestError: as for `read_header`.
     """
     read_header(path)
     with path.open("rb") as file:
@@ -74,7 +74,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def header_length(prefix: bytes, file_bytes: int) -> int:
-    """The header's length in bytes out of the file's first eight.
+    """The header's length in bytes, from the file's first eight bytes.
 
     Raises:
         InvalidRequestError: it exceeds the file or the format's limit.
@@ -90,7 +90,7 @@ def header_length(prefix: bytes, file_bytes: int) -> int:
 
 
 def parse_header(header: bytes, buffer_bytes: int) -> dict[str, TensorInfo]:
-    """Check a header against the length of the buffer that follows it; the tensors by name.
+    """Check a header against the length of the buffer that follows it; return the tensors by name.
 
     Raises:
         InvalidRequestError: it breaks a rule of the format.
@@ -121,7 +121,7 @@ def _no_constant(text: str) -> None:
 
 
 def _tensor(name: str, value: object) -> TensorInfo:
-    name = name[:120]  # it only goes into messages
+    name = name[:120]  # it is only used in messages
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InvalidRequestError(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -1,7 +1,7 @@
 """The shape of an encoder-decoder model, dense or compact.
 
-A dense model's `config.json` is the stock Hugging Face one; a compact model's has `model_type` `nash_` and its
-family's, and keys of its own that give every layer its own width. `config.py` reads it.
+A dense model's `config.json` is the stock Hugging Face one. A compact model's has `nash_` before its family in
+`model_type`, and extra keys that give each layer its own width. `config.py` reads both.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from model_store.model.families import FAMILIES, Family
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderLayerSpec:
-    """One encoder layer. A sublayer without heads, or without units, is absent: the residual passes."""
+    """One encoder layer. A sublayer without heads or units is absent: the residual passes through."""
 
     heads: Heads  # kept attention heads by their index in the dense model, ascending
     ffn: int  # kept feed-forward units
@@ -21,7 +21,7 @@ class EncoderLayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLayerSpec:
-    """One decoder layer; `origin` is the dense decoder layer that it was."""
+    """One decoder layer; `origin` is its number in the dense decoder."""
 
     self_heads: Heads
     cross_heads: Heads
@@ -35,8 +35,8 @@ class ModelSpec:
 
     family: str  # a key of `FAMILIES`
     vocab_size: int  # of sources
-    dense_vocab_size: int  # more where the vocabulary was trimmed
-    target_vocab_size: int  # of what the decoder reads and writes; another only where the embeddings are not shared
+    dense_vocab_size: int  # larger if the vocabulary was trimmed
+    target_vocab_size: int  # of what the decoder reads and writes; differs only if the embeddings are not shared
     d_model: int
     head_dim: int
     num_heads: int  # of every layer, in both stacks
@@ -44,14 +44,14 @@ class ModelSpec:
     decoder_d_ff: int
     activation: str  # "relu", "gelu", "gelu_new" or "silu": the name in transformers' table of activations
     gated_ffn: bool
-    relative_buckets: int  # 0 where positions are not relative
+    relative_buckets: int  # 0 if positions are not relative
     relative_max_distance: int  # likewise
-    max_positions: int | None  # of a source and of a target; None: any number
+    max_positions: int | None  # of a source and of a target; None: unlimited
     layer_norm_eps: float
     scale_embedding: bool  # multiply embedded tokens by d_model^0.5
     scale_logits: bool  # multiply the decoder's output by d_model^-0.5 before the vocabulary matrix
     shared_embedding: bool  # one table for sources and targets
-    tied_output: bool  # the output matrix may be the embedding; a checkpoint can still hold one of its own
+    tied_output: bool  # the output matrix may be the embedding; a checkpoint can still contain its own
     pad_id: int
     eos_id: int
     decoder_start_id: int
@@ -62,7 +62,7 @@ class ModelSpec:
 
     @property
     def facts(self) -> Family:
-        """What holds for the whole family."""
+        """The facts of its family."""
         return FAMILIES[self.family]
 
     @property
@@ -72,23 +72,23 @@ class ModelSpec:
 
     @property
     def encoder_sparsity(self) -> float:
-        """The fraction of the encoder's prunable weights (heads and feed-forward units) that is gone."""
+        """The fraction of the encoder's prunable weights (heads and feed-forward units) that was cut."""
         head, unit = self.head_weights, self.unit_weights
         kept = sum(len(layer.heads) * head + layer.ffn * unit for layer in self.encoder)
         return 1.0 - kept / (self.dense_encoder_layers * (self.num_heads * head + self.d_ff * unit))
 
     @property
     def head_weights(self) -> int:
-        """Weights that one attention head holds in q, k, v and o."""
+        """The number of weights of one attention head in q, k, v and o."""
         return 4 * self.d_model * self.head_dim
 
     @property
     def unit_weights(self) -> int:
-        """Weights that one feed-forward unit holds."""
+        """The number of weights of one feed-forward unit."""
         return (3 if self.gated_ffn else 2) * self.d_model
 
     def layer_config(self) -> dict[str, Any]:
-        """The keys that a compact model's `config.json` has on top of the dense one's."""
+        """The keys that a compact model's `config.json` adds to the dense one's."""
         return {
             "compact_encoder_layers": [{"heads": list(layer.heads), "ffn": layer.ffn} for layer in self.encoder],
             "compact_decoder_layers": [
@@ -106,7 +106,7 @@ class ModelSpec:
 
 
 def dense_of(spec: ModelSpec) -> ModelSpec:
-    """The shape of the dense model that `spec` was cut from, with the vocabulary that `spec` has."""
+    """The shape of the dense model that `spec` was cut from, but with `spec`'s own vocabulary."""
     heads, values = tuple(range(spec.num_heads)), dict(vars(spec))
     values["encoder"] = (EncoderLayerSpec(heads=heads, ffn=spec.d_ff),) * spec.dense_encoder_layers
     values["decoder"] = tuple(
@@ -117,7 +117,7 @@ def dense_of(spec: ModelSpec) -> ModelSpec:
 
 
 def shortened(spec: ModelSpec, kept_layers: tuple[int, ...]) -> ModelSpec:
-    """The shape of the dense model of which only these decoder layers are left, every layer whole."""
+    """The dense model's shape with only these decoder layers and as many encoder layers as `spec` has, all whole."""
     whole = dense_of(spec)
     encoder = whole.encoder[: len(spec.encoder)]
     return replace(whole, encoder=encoder, decoder=tuple(whole.decoder[i] for i in kept_layers))

@@ -1,7 +1,7 @@
 """T5's layout: T5, v1.1, FLAN, ByT5, MADLAD-400, Aya-101 and mT5.
 
-The token embedding is `shared.weight`, whatever copies of it a checkpoint holds. A table of relative positions stands
-under a stack's first block, whether or not that block has heads of its own.
+The token embedding is `shared.weight`, whatever copies of it a checkpoint contains. The table of relative positions is
+in a stack's first block, even if that block has no heads left.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _ATTENTION = {"self_attention": (0, "SelfAttention"), "cross_attention": (1, "En
 
 
 class T5Layout(Layout):
-    """Norms first, no biases, positions in the scores, which are not scaled."""
+    """Norms first, no biases, relative positions in the attention scores, which are not scaled."""
 
     layers_keys: ClassVar[Mapping[Stack, str]] = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
     biases = False
@@ -26,7 +26,7 @@ class T5Layout(Layout):
 
     @classmethod
     def widths(cls, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-        """In T5's keys."""
+        """Read T5's keys."""
         ffn_kind = fields.text(config, "feed_forward_proj", family.feed_forward)
         gated = ffn_kind.startswith("gated-")
         activation = ffn_kind.removeprefix("gated-")
@@ -36,10 +36,10 @@ class T5Layout(Layout):
             wanted = "relu, gelu, gelu_new or silu, with or without 'gated-' before it"
             raise bad("feed_forward_proj", ffn_kind, wanted)
         vocab_size, d_ff = fields.count(config, "vocab_size"), fields.count(config, "d_ff")
-        # transformers 5 writes scale_decoder_outputs; older files say the same through tie_word_embeddings.
+        # transformers 5 writes scale_decoder_outputs; older files express the same by tie_word_embeddings.
         tied = fields.flag(config, "tie_word_embeddings", default=True)
         scaled = fields.flag(config, "scale_decoder_outputs", default=tied)
-        # Half of the buckets, in the encoder a quarter, are single distances; the others reach on to the longest.
+        # Half of the buckets (a quarter in the encoder) cover single distances; the others extend to the longest.
         buckets = fields.count(config, "relative_attention_num_buckets", 32)
         if buckets < 4:
             raise bad("relative_attention_num_buckets", buckets, "at least 4")
@@ -69,22 +69,22 @@ class T5Layout(Layout):
 
     @classmethod
     def layer_counts(cls, config: Mapping[str, Any]) -> tuple[int, int]:
-        """A decoder that says nothing is as deep as the encoder."""
+        """If the config gives no decoder depth, the decoder is as deep as the encoder."""
         decoder = cls.layers_keys["decoder"]
         if config.get(decoder) is None:
             config = {**config, decoder: config.get(cls.layers_keys["encoder"])}
         return super().layer_counts(config)
 
     def output_config(self, *, own: bool) -> dict[str, bool]:
-        """transformers 5 looks at the tensors, and writes true whatever they are; older ones believe the flag."""
+        """Older versions of transformers trust this flag; version 5 looks at the tensors and always writes true."""
         return {"tie_word_embeddings": not own}
 
     def layers(self, stack: Stack) -> str:
-        """Blocks."""
+        """The module list of a stack's blocks."""
         return f"{stack}.block"
 
     def sublayer(self, stack: Stack, layer: int, kind: Kind) -> SublayerNames:
-        """A block's `layer` has its sublayers by number."""
+        """A block's `layer` list holds its sublayers by number."""
         place = f"{self.layers(stack)}.{layer}.layer"
         if kind == "feed_forward":
             place = f"{place}.{1 if stack == 'encoder' else 2}"
@@ -97,16 +97,16 @@ class T5Layout(Layout):
         return SublayerNames(inputs=inputs, out=f"{place}.{module}.o", norm=f"{place}.layer_norm")
 
     def embeddings(self, stack: Stack) -> tuple[str, ...]:
-        """One for both stacks."""
+        """The one embedding of both stacks."""
         del stack
         return ("shared",)
 
     def final_norm(self, stack: Stack) -> str:
-        """Behind the last block."""
+        """The norm after the last block."""
         return f"{stack}.final_layer_norm"
 
     def bias_table(self, stack: Stack) -> str | None:
-        """In the first block."""
+        """The table in the first block."""
         return self._table(stack, 0)
 
     def _table(self, stack: Stack, layer: int) -> str:
@@ -122,7 +122,7 @@ class T5Layout(Layout):
             yield from self.norm_shapes(self.final_norm(stack))
 
     def optional_shapes(self) -> Shapes:
-        """An output matrix of its own, copies of the embedding, a table that T5 never used."""
+        """An untied output matrix, copies of the embedding, and a table that T5 never used."""
         for name in (self.output, "encoder.embed_tokens", "decoder.embed_tokens"):
             yield f"{name}.weight", (self.spec.vocab_size, self.spec.d_model)
         unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

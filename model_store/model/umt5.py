@@ -1,4 +1,4 @@
-"""UMT5's layout: T5's, but that every self-attention has a table of relative positions of its own."""
+"""UMT5's layout: like T5's, except that every self-attention has its own table of relative positions."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ from model_store.model.t5 import T5Layout
 
 
 class UMT5Layout(T5Layout):
-    """A table comes and goes with its layer; where no head is left there is none."""
+    """A layer's table is pruned with its self-attention: if no head is left, there is no table."""
 
     def sublayer(self, stack: Stack, layer: int, kind: Kind) -> SublayerNames:
-        """T5's, and the table beside a self-attention's matrices."""
+        """T5's names, plus the table beside a self-attention's matrices."""
         names = super().sublayer(stack, layer, kind)
         return replace(names, bias_table=self._table(stack, layer)) if kind == "self_attention" else names
 
     def bias_table(self, stack: Stack) -> None:
-        """Layers share none."""
+        """None: layers share no table."""
         del stack

@@ -1,1 +1,1 @@
-"""What one version is: its name, its manifest, what may be published, what its dtypes are worth."""
+"""What one version is: its name, its manifest, what may be published, its quality in each dtype."""

@@ -1,7 +1,7 @@
-"""What one version of a model is: its files, its shape, where it came from, how good it is.
+"""The manifest of one version of a model: its files, its shape, where it came from, how good it is.
 
-A manifest has exactly one byte form (`canonical_bytes`), so equal content has an equal digest wherever and
-whenever it was published: keys sorted, no blanks, ASCII only, no time stamps.
+A manifest has exactly one byte form (`canonical_bytes`): sorted keys, no blanks, ASCII only, no timestamps. Equal
+content therefore has an equal digest wherever and whenever it was published.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ class FileEntry(_Record):
 
 
 class SpecSummary(_Record):
-    """The shape in the few numbers that people compare; the whole shape stands in `config.json`."""
+    """The shape in the few numbers that people compare; the whole shape is in `config.json`."""
 
     family: str
     vocab_size: int
-    dense_vocab_size: int | None = None  # where the vocabulary was trimmed
+    dense_vocab_size: int | None = None  # only if the vocabulary was trimmed
     d_model: int
     encoder_layers: int
     decoder_layers: int
@@ -44,28 +44,28 @@ class SpecSummary(_Record):
     dense_decoder_layers: int
     encoder_sparsity: float
     parameters: int
-    bytes: int  # of the weights, as they are stored
+    bytes: int  # of the weights as stored
     dtype: str
 
 
 class Lineage(_Record):
-    """Where a version came from; whatever is not known stays out."""
+    """Where a version came from; unknown fields are left out."""
 
     parent: Sha256 | None = None  # digest of the version that this one was made from
     data: dict[str, Sha256] = {}  # the data files by name
     recipe: dict[str, JsonValue] = {}
     seed: int | None = None
     code_version: str | None = None
-    precision: dict[str, str] = {}  # what each phase of training computed in, where the recipe left it open too
-    trained_from: str | None = None  # what the weights began as, where that is not in the store
+    precision: dict[str, str] = {}  # what each training phase computed in, even if the recipe left it open
+    trained_from: str | None = None  # the initial weights, if they are not in the store
 
 
 class Manifest(_Record):
-    """One version, as it is stored."""
+    """One version, as stored."""
 
     schema_version: Literal[1]
     kind: Kind
-    files: tuple[FileEntry, ...]  # by path, ascending
+    files: tuple[FileEntry, ...]  # sorted by path
     spec: SpecSummary
     lineage: Lineage = Lineage()
     metrics: dict[str, float] = {}
@@ -97,7 +97,7 @@ class Manifest(_Record):
             raise InvalidRequestError(f"cannot be published: {_first_line(error)}") from None
 
     def canonical_bytes(self) -> bytes:
-        """The one byte form. Fields at their default stay out, so a field added later changes no digest."""
+        """The only byte form. Fields at their default are left out, so that adding a field changes no digest."""
         fields = self.model_dump(mode="json", exclude_defaults=True)
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return text.encode("ascii")
@@ -112,8 +112,8 @@ class Manifest(_Record):
         """Read canonical bytes back.
 
         Raises:
-            UnknownSchemaError: written by a newer program.
-            CorruptStoreError: not a manifest, or not in its canonical form.
+            UnknownSchemaError: the manifest was written by a newer program.
+            CorruptStoreError: the bytes are not a manifest, or not in canonical form.
         """
         try:
             fields = json.loads(data)

@@ -1,6 +1,6 @@
-"""What a version was found to be worth in one dtype: the records that decide which dtype it is served in.
+"""Records of a version's measured quality in one dtype, which decide the dtype it is served in.
 
-A record stands beside its version in the store and is never changed. One dtype's record says something only beside
+A record is stored beside its version and never changed. A dtype's record is meaningful only in comparison with
 float32's on the same rows under the same limits.
 """
 
@@ -11,8 +11,8 @@ from typing import Any, get_origin
 
 KIND = "quality"  # among a version's measurements
 REFERENCE = "float32"
-MOST_LOSS = 0.005  # of the reference's figure: so much worse and a dtype's quality still holds
-_ROUNDING = 1e-9  # figures are shares of whole rows: they meet the bound exactly, and floats just miss it
+MOST_LOSS = 0.005  # the largest loss, relative to the reference's figure, at which a dtype's quality still holds
+_ROUNDING = 1e-9  # figures are fractions of whole rows and can meet the bound exactly, which floats may just miss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class QualityRecord:
     metric: str
     value: float  # in percent
     lower_is_better: bool
-    data: str  # sha256 of the rows, sources as the model gets them and all right answers
+    data: str  # sha256 of the rows: sources as the model gets them, and all correct answers
     split: str
     rows: int  # their number
     max_source_tokens: int
     max_new_tokens: int
     device: str  # "cpu" or "cuda"
-    engine: str  # what computed it, such as "native-avx512-bf16"
+    engine: str  # what ran it, such as "native-avx512-bf16"
     instruction_sets: tuple[str, ...]  # of the processor
     code_version: str
 
@@ -42,24 +42,24 @@ class QualityRecord:
 
     @property
     def task(self) -> tuple[object, ...]:
-        """What was asked: records of equal tasks can be compared, and there is one of each dtype."""
+        """What was measured. Records of equal tasks can be compared; each dtype has one per task."""
         return (self.metric, self.data, self.max_source_tokens, self.max_new_tokens, self.device)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the record's id is made from: the first of a task and dtype stays."""
+        """The source of the record's id. The first record of a task and dtype is kept."""
         return {"kind": KIND, "dtype": self.dtype, "task": list(self.task)}
 
     def document(self) -> dict[str, Any]:
-        """The record as it is stored."""
+        """The record as stored."""
         return {"kind": KIND, **asdict(self)}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "QualityRecord":
-        """The record that `document` was made from; fields of later programs are passed over.
+        """The record that `document` was made from; fields added by later programs are ignored.
 
         Raises:
-            ValueError: a field is missing or of another type.
+            ValueError: a field is missing or has the wrong type.
         """
         try:
             given = {name: document[name] for name in _TYPES}
@@ -74,7 +74,7 @@ class QualityRecord:
         return loss <= MOST_LOSS * abs(reference.value) + _ROUNDING
 
 
-# JSON has one kind of numbers, so a float may come back as an int.
+# JSON has only one number type, so a float may come back as an int.
 _TYPES: Mapping[str, Any] = {
     field.name: (float, int) if field.type is float else get_origin(field.type) or field.type
     for field in fields(QualityRecord)
@@ -83,16 +83,16 @@ _TYPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the records say of one dtype: whether its quality holds, and the comparison that decides."""
+    """What the records say about one dtype: whether its quality holds, and the comparison that decides."""
 
     holds: bool
     why: str
 
 
 def finding(dtype: str, device: str, records: Iterable[QualityRecord]) -> Finding | None:
-    """Compare a dtype with float32 wherever both were recorded on the device; None where nowhere they were.
+    """Compare a dtype with float32 on every task recorded for both on the device; None if there is none.
 
-    It holds where no comparison speaks against it; the worst one is told.
+    The quality holds if it holds in every comparison; `why` reports the worst one.
     """
     known = [record for record in records if record.device == device]
     references = {record.task: record for record in known if record.dtype == REFERENCE}
@@ -110,7 +110,7 @@ def finding(dtype: str, device: str, records: Iterable[QualityRecord]) -> Findin
 
 
 def _loss(pair: Sequence[QualityRecord]) -> float:
-    """Relative to the reference; more is worse."""
+    """The loss relative to the reference; more is worse."""
     own, reference = pair
     loss = own.value - reference.value if own.lower_is_better else reference.value - own.value
     return loss / abs(reference.value) if reference.value else loss

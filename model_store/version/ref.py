@@ -13,7 +13,7 @@ def check_name(value: str, what: str) -> str:
     """Return `value` if it is a legal name or alias.
 
     Raises:
-        InvalidRequestError: it is not; `what` ("model name", "alias") goes into the message.
+        InvalidRequestError: it is not; the message contains `what` ("model name", "alias").
     """
     if not _NAME.fullmatch(value):
         raise InvalidRequestError(
@@ -52,7 +52,7 @@ class Ref:
 
     @property
     def variant(self) -> str | None:
-        """What a loaded model asked for by this reference is called; None for a bare name."""
+        """The variant name of a model loaded by this reference; None for a bare name."""
         if self.alias is not None:
             return self.alias
         return None if self.version is None else f"v{self.version}"
@@ -64,5 +64,5 @@ class Ref:
 
 
 def looks_like_path(text: str) -> bool:
-    """Where a path or a reference may stand, a path contains a slash or starts with a dot."""
+    """Tell a path from a reference: a path contains a slash or starts with a dot."""
     return "/" in text or text.startswith(".")

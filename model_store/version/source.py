@@ -1,7 +1,7 @@
-"""What a publishable model directory is: a plain Hugging Face directory of known, harmless files.
+"""What can be published: a plain Hugging Face model directory of known, harmless files.
 
-Two looks are taken: `list_files` at the names in the directory that a user points at, before anything is
-copied, and `inspect` at the bytes that were copied and will be stored.
+There are two checks. `list_files` checks the names in the user's directory before anything is copied; `inspect` checks
+the bytes that were copied and will be stored.
 """
 
 import json
@@ -26,7 +26,7 @@ _TEXT_SUFFIXES = (".txt", ".md", ".toml", ".jsonl")
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
 _SUFFIXES = (".json", ".safetensors", *_SENTENCEPIECE_SUFFIXES, *_TEXT_SUFFIXES)
 _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# How files begin that could run code when opened: pickles of protocol 2 to 5 and the archives around them.
+# The first bytes of files that could run code when opened: pickles of protocol 2 to 5 and archives around them.
 _DANGEROUS_STARTS = (
     *((bytes((0x80, protocol)), "a pickle") for protocol in range(2, 6)),
     (b"PK\x03\x04", "a zip archive, as torch saves pickles"),
@@ -36,20 +36,20 @@ _DANGEROUS_STARTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """What `inspect` read out of a model directory."""
+    """What `inspect` found in a model directory."""
 
     spec: ModelSpec
     kind: Kind
     parameters: int  # elements of all tensors that the model uses, each counted once
     tensor_bytes: int
-    dtype: str  # as torch names it; several, where the file mixes them, joined by "+"
+    dtype: str  # torch's name; several, if the file mixes them, are joined by "+"
 
 
 def list_files(directory: Path) -> dict[str, int]:
-    """Names and sizes in bytes of the files that make up the model in `directory`, hidden ones left out.
+    """Names and sizes in bytes of the files of the model in `directory`, without hidden ones.
 
     Raises:
-        InvalidRequestError: no directory, a file missing, or something in it that has no place there.
+        InvalidRequestError: it is not a directory, lacks a file, or contains something that does not belong there.
     """
     if not directory.is_dir():
         raise InvalidRequestError(f"{directory} is not a directory: give the folder that holds config.json")
@@ -97,7 +97,7 @@ def inspect(directory: Path) -> ModelSource:
 
     Raises:
         InvalidRequestError: a file is not what its name says, or the files do not fit together.
-        UnsupportedModelError: `config.json` is of another architecture.
+        UnsupportedModelError: `config.json` describes an unsupported architecture.
     """
     for path in sorted(directory.iterdir()):
         _check_content(path)
@@ -118,7 +118,7 @@ def inspect(directory: Path) -> ModelSource:
 
 
 def check_publishable(directory: Path) -> None:
-    """Refuse what `Store.publish` would refuse, without a store.
+    """Refuse whatever `Store.publish` would refuse, without needing a store.
 
     Raises:
         InvalidRequestError: the directory is not a publishable model.

@@ -1,1 +1,1 @@
-"""The half of the HTTP process that speaks HTTP: `app` puts it together."""
+"""The half of the HTTP process that speaks HTTP. `app` puts it together."""

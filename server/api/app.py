@@ -33,16 +33,16 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """A server as an ASGI application, for any host of such: its workers start and stop with its lifespan.
+    """A server as an ASGI application, for any ASGI host. Its workers start and stop with its lifespan.
 
     Raises:
-        ModelStoreError, SettingsError, StartError: what was asked for cannot be served.
+        ModelStoreError, SettingsError, StartError: the requested models cannot be served.
     """
     return create_app_over(Service(settings), starts_service=True)
 
 
 def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
-    """The application over a service that exists, and that the caller starts and stops unless `starts_service`."""
+    """The application over an existing service. It starts the service if `starts_service`; it always stops it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +72,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
 
 
 def _middleware(service: Service) -> list[Middleware]:
-    """In the order in which a request passes them."""
+    """In the order in which a request passes through them."""
     settings = service.settings
     same_site = settings.is_loopback and not settings.allow_unauthenticated
     chain = [
@@ -87,7 +87,7 @@ def _middleware(service: Service) -> list[Middleware]:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The routes read their bodies themselves, so their schemas are added here."""
+    """The OpenAPI document. The routes read their bodies themselves, so the body schemas are added here."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     names, definitions = models_json_schema(
         [(schema, "validation") for schema in dict.fromkeys(_BODIES.values())],

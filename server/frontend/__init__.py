@@ -1,5 +1,5 @@
-"""The half of the HTTP process that knows no HTTP: variants, their workers, and who may wait.
+"""The half of the HTTP process that does not deal with HTTP: variants, their workers, and admission to the queue.
 
-A request's way: `variant` tokenizes it, `admission` lets it in or not, `supervisor` gives it to a worker, and its
-`generation` holds what comes back.
+The path of a request: `variant` tokenizes it, `admission` accepts or refuses it, `supervisor` gives it to a worker,
+and its `generation` holds what comes back.
 """

@@ -1,4 +1,4 @@
-"""How many generations of one variant may wait, and when to come back where they may not."""
+"""How many generations of one variant may wait, and when refused ones should retry."""
 
 import math
 import time
@@ -10,7 +10,7 @@ _RATE_SAMPLES = 64
 
 
 class Admission:
-    """The bound on one variant's queue, with the rate at which the variant finishes."""
+    """Bounds one variant's queue, and tracks the rate at which its generations finish."""
 
     def __init__(self, *, slots: int, max_queue: int) -> None:
         self._slots = slots
@@ -18,15 +18,15 @@ class Admission:
         self._finished_s: deque[float] = deque(maxlen=_RATE_SAMPLES)
 
     def finished(self) -> None:
-        """Note that a generation came to its end."""
+        """Record that a generation has finished."""
         self._finished_s.append(time.monotonic())
 
     def check(self, pending: int, wanted: int) -> None:
-        """Refuse `wanted` more generations where `pending` ones run and wait already.
+        """Refuse `wanted` more generations if the `pending` ones, running and waiting, leave no room.
 
         Raises:
-            OverloadedError: the queue has no room; `retry_after_s` is when what waits now will have left it, at the
-                rate of the last generations.
+            OverloadedError: the queue has no room; `retry_after_s` is when those waiting now will have left the
+                queue, at the recent rate.
         """
         if pending + wanted <= self._slots + self._max_queue:
             return
@@ -39,7 +39,7 @@ class Admission:
         )
 
     def _seconds_for(self, generations: int) -> int:
-        """Whole seconds, at least one, until so many generations have finished."""
+        """Whole seconds, at least one, until that many generations have finished."""
         if len(self._finished_s) < 2:
             return 1
         span_s = self._finished_s[-1] - self._finished_s[0]

@@ -1,4 +1,4 @@
-"""A lock for what must run alone, with a bound on how many wait for it and for how long."""
+"""A lock for work that must run alone, with bounds on how many wait for it and for how long."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,8 +21,8 @@ class BoundedLock:
         """Hold the lock.
 
         Raises:
-            OverloadedError: too many wait already.
-            TimedOutError: the turn did not come in time.
+            OverloadedError: too many are already waiting.
+            TimedOutError: the lock did not become free in time.
         """
         if self._lock.locked() and self._waiting >= self._max_waiting:
             raise OverloadedError(f"{self._waiting} comparisons wait already: try again later", retry_after_s=1)

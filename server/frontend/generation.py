@@ -25,7 +25,7 @@ class ToldToken:
 
 
 class Generation:
-    """All that this process knows of one text's generation, from its tokens to its answers.
+    """Everything this process knows about the generation for one text, from source tokens to answers.
 
     It ends exactly once: finished, failed or cancelled. Only its supervisor ends it.
     """
@@ -41,43 +41,43 @@ class Generation:
         stops: Sequence[str] = (),
         streamed: bool = False,
     ) -> None:
-        """A generation that nobody has accepted yet.
+        """A generation that has not been accepted yet.
 
         Args:
             parameters: with their seed, so that a second run gives the same text.
-            arrived_s: time.monotonic(); every time that a caller or an operator sees counts from here.
+            arrived_s: time.monotonic(); all times that callers or operators see count from here.
             stops: an answer ends before the first of these strings.
-            streamed: whether whoever asked reads the tokens as they come.
+            streamed: whether the caller reads the tokens as they are made.
         """
         self.source_ids = source_ids
         self.parameters = parameters
         self.mode = mode
         self.arrived_s = arrived_s
         self.streamed = streamed
-        # Written by the supervisor.
-        self.id = 0  # unique for the life of its worker, once it is accepted
+        # The supervisor uses these.
+        self.id = 0  # unique for the life of its worker, once accepted
         self.runs = 0  # how many workers it was given to
-        self.delivered = False  # whether a token went out, after which it cannot be run again
+        self.delivered = False  # whether a token was streamed, after which it cannot be rerun
         self.deadline: asyncio.TimerHandle | None = None
         self._codec = codec
         self._stops = stops
-        self._best: Answer | None = None  # the best answer, where its tokens are told one by one
-        self._first_ms = 0.0  # when the first of them was made
+        self._best: Answer | None = None  # the best answer, if its tokens are reported one by one
+        self._first_ms = 0.0  # when its first token was made
         self._finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Queue[ToldToken | None] = asyncio.Queue()
 
     @property
     def told_by_token(self) -> bool:
-        """Whether its worker is to tell every token: somebody reads them, or a stop string may end the text."""
+        """Whether its worker reports every token: a caller reads them, or a stop string may end the text."""
         return self.streamed or bool(self._stops)
 
     @property
     def several(self) -> bool:
-        """Whether more than one answer was asked for."""
+        """Whether more than one answer was requested."""
         return self.parameters.num_return_sequences > 1
 
     async def result(self) -> Finished:
-        """What its worker made.
+        """Wait for its result.
 
         Raises:
             RequestError: it failed.
@@ -85,7 +85,7 @@ class Generation:
         return await self._finished
 
     async def tokens(self) -> AsyncIterator[ToldToken]:
-        """The tokens of the best answer as they come; beams and several samples come at once, when they are decided.
+        """The best answer's tokens as they are made. With beams or several samples, all come at once, at the end.
 
         Raises:
             RequestError: it failed.
@@ -99,7 +99,7 @@ class Generation:
             yield ToldToken(token=token, at_ms=finished.timings.total_ms, last=token is rest[-1])
 
     def answers(self, finished: Finished, *, by_token: bool) -> list[Answer]:
-        """All answers, best first; with their tokens one by one if asked, or where a stop string may stand in them."""
+        """All answers, best first, with their tokens one by one if `by_token` or if there are stop strings."""
         answers = []
         for rank, hypothesis in enumerate(finished.hypotheses):
             answer = self._best if rank == 0 else None
@@ -112,12 +112,12 @@ class Generation:
         return answers
 
     def begin(self) -> None:
-        """Note that a worker gets it; what another one made of it before does not count."""
+        """Record that a worker gets it, and discard what an earlier worker made."""
         self.runs += 1
         self._best = self._begun() if self.told_by_token else None
 
     def push(self, report: TokenReport) -> Finished | None:
-        """Take one more token; where a stop string ends the text with it, what the generation came to."""
+        """Take one more token. Returns the result if a stop string ends the text with it, otherwise None."""
         assert self._best is not None, "a token that nobody asked for"
         token = self._best.add(report.token, report.logprob, report.top_tokens)
         if self._best.generated_tokens == 1:
@@ -128,9 +128,9 @@ class Generation:
         return self._stopped(self._best, report) if self._best.stopped else None
 
     def finish(self, finished: Finished) -> None:
-        """End it well."""
+        """End it with a result."""
         self._end()
-        if not self._finished.done():  # it is where whoever waited was cancelled
+        if not self._finished.done():  # it is done already if the waiting task was cancelled
             self._finished.set_result(finished)
 
     def fail(self, error: RequestError) -> None:
@@ -138,7 +138,7 @@ class Generation:
         self._end()
         if not self._finished.done():
             self._finished.set_exception(error)
-            self._finished.exception()  # where nobody waits any more, that is no bug to be logged
+            self._finished.exception()  # mark it as retrieved: if nobody waits any more, asyncio must not log it
 
     def _begun(self) -> Answer:
         return Answer(self._codec, self.parameters.prefix_ids, self._stops)
@@ -149,7 +149,7 @@ class Generation:
         self._told.put_nowait(None)
 
     def _stopped(self, best: Answer, last: TokenReport) -> Finished:
-        """What was made so far, as a worker would tell it; tokens alone, for all else is written down already."""
+        """The result so far, in a worker's form; only the tokens, since `best` already has everything else."""
         gaps = best.generated_tokens - 1
         hypothesis = Hypothesis(
             tokens=[each.id for each in best.tokens],

@@ -1,6 +1,6 @@
-"""The server's Prometheus metrics. Labels come from loaded models alone; every child is created when a model loads.
+"""The server's Prometheus metrics. Labels come only from loaded models; every child is created when a model loads.
 
-Headline ratios are meant to be read from `_sum / _count`, which is exact; the buckets resolve a millisecond.
+Read headline ratios from `_sum / _count`, which is exact; the buckets resolve a millisecond.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from server.messages import Ready, Stats
 
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "cancelled", "error")
 MODES = ("unary", "stream", "compare")
-PATHS = ("graph", "eager")  # of a decode step, where an engine records graphs
-UNKNOWN = "_unknown"  # model and variant of what was refused before a variant was known
+PATHS = ("graph", "eager")  # of a decode step, if the engine records graphs
+UNKNOWN = "_unknown"  # model and variant labels of requests refused before their variant was known
 
 _LABELS = ("model", "variant")
 
 
 def geometric_buckets(least: float, most: float, factor: float = 1.2) -> tuple[float, ...]:
-    """Bounds from `least` on, each `factor` times the one before, the last at least `most`."""
+    """Bounds from `least` up, each `factor` times the previous one, the last at least `most`."""
     bounds = [least]
     while bounds[-1] < most:
         bounds.append(float(f"{bounds[-1] * factor:.4g}"))
@@ -49,18 +49,18 @@ class ModelDescription:
     decoder_layers: int
     encoder_sparsity: float
     dtype: str
-    baseline: bool  # whether the other variants of the model are compared with it
-    engine: str  # what computes it: `native-SET` or `torch`
+    baseline: bool  # whether the model's other variants are compared with it
+    engine: str  # what runs it: `native-SET` or `torch`
 
     @property
     def labels(self) -> dict[str, str]:
-        """In Prometheus' manner: texts alone, truth as true and false."""
+        """As Prometheus labels: all strings, booleans as true and false."""
         values = vars(self).items()
         return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values}
 
 
 class Metrics:
-    """All metrics of one server, in a registry of its own."""
+    """All metrics of one server, in their own registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -106,12 +106,12 @@ class Metrics:
         self.requests.labels(UNKNOWN, UNKNOWN, outcome).inc()
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class VariantMetrics:
-    """The children of one loaded variant."""
+    """The metric children of one loaded variant."""
 
     def __init__(self, metrics: Metrics, model: str, variant: str, description: ModelDescription) -> None:
         own = (model, variant)
@@ -142,7 +142,7 @@ class VariantMetrics:
         self._requests[outcome].inc(generations)
 
     def answered(self, mode: str, duration_s: float, timings: Timings, source: int, generated: int) -> None:
-        """Count one generation that went well, with its times and its numbers of tokens."""
+        """Count one generation that succeeded, with its times and token counts."""
         self.ended("ok")
         self._duration[mode].observe(duration_s)
         self._first_token.observe(timings.time_to_first_token_ms / 1e3)
@@ -153,7 +153,7 @@ class VariantMetrics:
         self._generated_tokens.observe(generated)
 
     def loaded(self, ready: Ready) -> None:
-        """Note what a worker said when its model was loaded."""
+        """Record what a worker reported when its model was loaded."""
         self._slots.set(ready.limits.slots)
         self._load.set(ready.load_s)
         for kind, count in ready.memory_bytes.items():
@@ -168,7 +168,7 @@ class VariantMetrics:
             ratio.set(0.0)
 
     def observe(self, stats: Stats) -> None:
-        """Take in what a worker did since it last said so."""
+        """Record what a worker has done since its last report."""
         for seconds in stats.decode_step_s:
             self._decode_step.observe(seconds)
         for seconds in stats.encode_s:
@@ -183,6 +183,6 @@ class VariantMetrics:
         for kind, ratio in stats.cache_used_ratio.items():
             self._cache_used[kind].set(ratio)
         self._memory["peak"].set(stats.peak_bytes)
-        if stats.steps_by_path:  # whoever has graphs has both children from the first step on, and others none
+        if stats.steps_by_path:  # with graphs, both children exist from the first step on; without, neither
             for path in PATHS:
                 self._graph_steps.labels(*self._own, path).inc(stats.steps_by_path.get(path, 0))

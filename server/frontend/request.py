@@ -1,4 +1,4 @@
-"""What a caller asks for: the bodies of requests, read strictly. An unknown key or a wrong type is refused by name."""
+"""Request bodies, validated strictly: the error for an unknown key or a wrong type names it."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ JSON_TYPES: dict[type, str] = {
 
 
 def _texts(value: object) -> object:
-    """One text or a list of texts; said by hand because a union's errors name all that it might have been."""
+    """Check one text or a list of texts. Done by hand because a union's errors list every alternative."""
     items = value if isinstance(value, list) else [value]
     for i, item in enumerate(items):
         if not isinstance(item, str):
@@ -39,7 +39,7 @@ Texts = Annotated[
 
 
 class TextRequest(BaseModel):
-    """Texts, and how to generate for them: what all bodies have."""
+    """The fields that all bodies share: texts, and how to generate for them."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -49,12 +49,12 @@ class TextRequest(BaseModel):
 
     @property
     def generation(self) -> RequestParameters:
-        """How to generate."""
+        """The generation parameters."""
         return self.parameters or RequestParameters()
 
     @property
     def task(self) -> TaskParameters | None:
-        """What summarization and translation clients say on top."""
+        """What summarization and translation clients add."""
         return None
 
     @property
@@ -64,7 +64,7 @@ class TextRequest(BaseModel):
 
     @property
     def fields(self) -> list[str]:
-        """What an error calls each of `texts`."""
+        """The name of each of `texts` in error messages."""
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
 
 
@@ -88,10 +88,10 @@ class TaskRequest(GenerateRequest):
 
     @property
     def generation(self) -> RequestParameters:
-        """How to generate; summarization and translation clients put what they know of it one level down."""
+        """The generation parameters; summarization and translation clients nest theirs one level down."""
         return self.task.merged()
 
     @property
     def task(self) -> TaskParameters:
-        """What such clients say on top."""
+        """What such clients add."""
         return self.parameters or TaskParameters()

@@ -1,8 +1,8 @@
-"""`parameters` of a request: how it wants its texts to be made. Null is the same as not given.
+"""`parameters` of a request: how its texts are generated. Null means not given.
 
-What the engine knows of is not listed here: its schema follows from the declarations of `GenerationParameters`. Here
-stands what is about texts. What is checked here needs no model; what depends on one is checked when its variant is
-known, and before the request waits for anything.
+The engine's own parameters are not listed here: their schema is derived from the declarations of
+`GenerationParameters`. This module defines the parameters that concern text. The checks here need no model; those that
+do run once the variant is known, before the request waits for anything.
 """
 
 from typing import Annotated, Any, Literal
@@ -26,7 +26,7 @@ _LONGEST_STOP = 256
 
 
 def _early_stopping(value: object) -> object:
-    """Said by hand because a union's errors name each of its members."""
+    """Check by hand, because a union's errors list every member."""
     if value is None or isinstance(value, bool) or value == "never":
         return value
     raise PydanticCustomError("field", ' is neither true, false nor "never": give one of them')
@@ -58,7 +58,7 @@ _SourceTokens = Annotated[int, Field(ge=2, le=LARGEST_COUNT)]
 
 
 def _schema_of(declared: Declaration) -> Any:
-    """A declared parameter as a field of a request, which may leave it out."""
+    """A declared parameter as an optional field of a request."""
     if declared.kind == "early stopping":
         return _EarlyStopping, Field(default=None, description=declared.about)
     if declared.kind == "flag":
@@ -75,7 +75,7 @@ def _schema_of(declared: Declaration) -> Any:
 
 
 def _possible(declared: Declaration) -> Any:
-    """Refuses what lies within the bounds that are promised and still cannot be computed with."""
+    """A validator that refuses values within the declared bounds that still cannot be computed with."""
 
     def check(value: float) -> float:
         if (problem := declared.problem(value)) is not None:
@@ -93,9 +93,9 @@ _EngineParameters: Any = create_model(
 
 
 class RequestParameters(_EngineParameters):
-    """How one generation is decoded; what is not given is as the model's own generation_config says.
+    """How one generation is decoded. Parameters not given default to the model's own generation_config.
 
-    The last ones are known to clients of other servers. They are accepted where they change nothing.
+    The last ones exist for clients of other servers. They are accepted only with values that change nothing.
     """
 
     truncate: _SourceTokens | None = Field(
@@ -134,7 +134,7 @@ class RequestParameters(_EngineParameters):
         return self
 
     def given(self) -> dict[str, Any]:
-        """What is asked of the engine, by the names of its parameters; without what is left to the model."""
+        """The requested engine parameters by the engine's names, without those left to the model."""
         given = {
             name: value
             for name, declared in DECLARATIONS.items()
@@ -147,7 +147,7 @@ class RequestParameters(_EngineParameters):
         return given
 
     def name_of(self, engine_name: str) -> str:
-        """What this request calls a parameter of the engine."""
+        """The name of an engine parameter in this request."""
         names = {"prefix_ids": "decoder_input_text"}
         if self.best_of is not None:
             names["num_return_sequences"] = "best_of"
@@ -155,7 +155,7 @@ class RequestParameters(_EngineParameters):
 
 
 class TaskParameters(RequestParameters):
-    """`parameters` of `POST /`: those of summarization and translation clients on top."""
+    """`parameters` of `POST /`: the parameters above, plus those of summarization and translation clients."""
 
     generate_parameters: RequestParameters | None = Field(
         default=None, description="the parameters above, as those clients send them; these win"
@@ -181,11 +181,11 @@ class TaskParameters(RequestParameters):
 
     @property
     def truncates(self) -> bool:
-        """Whether a text that is too long is cut to what the model takes."""
+        """Whether a text that is too long is truncated to what the model accepts."""
         return self.truncation in ("longest_first", "only_first")
 
     def merged(self) -> RequestParameters:
-        """Both levels in one."""
+        """Both levels merged; the nested one has precedence."""
         upper = {name: getattr(self, name) for name in RequestParameters.model_fields}
         lower = vars(self.generate_parameters) if self.generate_parameters is not None else {}
         return RequestParameters(**(upper | {name: value for name, value in lower.items() if value is not None}))

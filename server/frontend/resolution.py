@@ -1,4 +1,4 @@
-"""From what `--model` asks for to a verified model and the names that the variant goes by."""
+"""Resolve each `--model` to a verified model and the names of its variant."""
 
 import logging
 import re
@@ -21,43 +21,43 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedVariant:
-    """One model to load. `model` and `variant` are its labels everywhere, `ref` is what callers name it by."""
+    """One model to load. `model` and `variant` are its labels everywhere; callers name it by `ref`."""
 
     ref: str
     model: str
     variant: str
     found: FoundModel
-    request: ModelRequest  # as it will be loaded: its dtype is never "auto", its lengths are those that the model has
-    dtype_why: str  # why it is this dtype
+    request: ModelRequest  # as it will be loaded: dtype is never "auto", lengths are within the model's positions
+    dtype_why: str  # why this dtype
     engine: str  # what will run it: `native-SET` or `torch`
 
     @property
     def version(self) -> int | None:
-        """Its number in the store; None for a model from outside."""
+        """Its version number in the store; None for a model from outside the store."""
         return None if self.found.version is None else self.found.version.version
 
     @property
     def digest(self) -> str | None:
-        """Of its manifest."""
+        """The digest of its manifest; None for a model from outside the store."""
         return None if self.found.version is None else self.found.version.digest
 
     @property
     def parent(self) -> str | None:
-        """The digest of the version that it was made from."""
+        """The digest of the version it was made from, if known."""
         return None if self.found.version is None else self.found.version.manifest.lineage.parent
 
     @property
     def parameters(self) -> int | None:
-        """As its manifest has them."""
+        """The number of parameters in its manifest; None for a model from outside the store."""
         return None if self.found.version is None else self.found.version.manifest.spec.parameters
 
 
 def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[ResolvedVariant, ...]:
-    """Find and verify every model that was asked for, in that order.
+    """Find and verify every requested model, in the given order.
 
     Raises:
-        ModelStoreError: a REF that is not in the store, damaged files, an architecture that is not supported.
-        SettingsError: two of them would have the same name, or this machine has not what one of them asks for.
+        ModelStoreError: a REF is not in the store, files are damaged, or an architecture is not supported.
+        SettingsError: two models would have the same name, or this machine lacks what one of them needs.
     """
     resolved: dict[str, ResolvedVariant] = {}
     for request in requests:
@@ -75,7 +75,8 @@ def _resolve(request: ModelRequest, store: Store) -> ResolvedVariant:
     found = find_model(request.ref, store)
     ref, name, variant = _labels(found)
     records: Sequence[QualityRecord] = ()
-    if found.version is not None and request.engine.dtype == AUTO:  # a damaged record is in nobody's way who names one
+    # A named dtype needs no records, so a damaged one does not matter then.
+    if found.version is not None and request.engine.dtype == AUTO:
         records = store.quality(found.version.ref)
     request, why, engine = _settled(request, found, records)
     return ResolvedVariant(
@@ -84,10 +85,10 @@ def _resolve(request: ModelRequest, store: Store) -> ResolvedVariant:
 
 
 def _labels(found: FoundModel) -> tuple[str, str, str]:
-    """The reference, the name and the variant that callers and metrics know a model by."""
+    """The ref, model and variant by which callers and metrics know a model."""
     if found.version is None:
         model = found.model
-        model.require(WEIGHTS, TOKENIZER)  # the worker would miss them too, seconds later
+        model.require(WEIGHTS, TOKENIZER)  # fail now: the worker would miss them only seconds later
         name = re.sub(r"[^a-z0-9._-]+", "-", model.folder.resolve().name.lower()).lstrip("._-")[:64] or "model"
         variant = "pruned" if model.spec.compact else "dense"
         return f"{name}@{variant}", name, variant
@@ -100,12 +101,12 @@ def _labels(found: FoundModel) -> tuple[str, str, str]:
 def _settled(
     request: ModelRequest, found: FoundModel, records: Sequence[QualityRecord]
 ) -> tuple[ModelRequest, str, str]:
-    """The request as it will be loaded, why in this dtype, and what will run it.
+    """The request as it will be loaded, why it gets this dtype, and what will run it.
 
-    A model with so many positions takes no longer sources, whatever was asked for.
+    Sources and targets never exceed the model's positions, whatever was requested.
 
     Raises:
-        SettingsError: this machine has not what is asked for.
+        SettingsError: this machine lacks what the request needs.
     """
     try:
         config, choice = with_dtype(request.engine.within(found.model.spec.max_positions), records)

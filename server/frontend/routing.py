@@ -1,4 +1,4 @@
-"""Which loaded variant a request means."""
+"""Choose the loaded variant that a request names."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -9,7 +9,7 @@ from server.errors import InvalidRequestError, NotFoundError
 
 
 class Named(Protocol):
-    """What routing needs to know of a loaded variant."""
+    """What routing needs to know about a loaded variant."""
 
     @property
     def model(self) -> str: ...
@@ -25,13 +25,13 @@ V = TypeVar("V", bound=Named)
 
 
 def route(ref_text: str | None, loaded: Sequence[V]) -> V:
-    """The variant that a request's `model` means; no model means the first one.
+    """The variant that a request's `model` names; without a model, the first one.
 
-    A bare NAME is the family: its variant `dense`, else the first one loaded of it. A version number also finds a
-    variant that was loaded by alias.
+    A bare NAME means the family: its `dense` variant if loaded, otherwise its first loaded one. A version number also
+    finds a variant that was loaded by alias.
 
     Raises:
-        InvalidRequestError: the text is no REF.
+        InvalidRequestError: the text is not a REF.
         NotFoundError: nothing of that name is loaded.
     """
     if ref_text is None:
@@ -54,15 +54,15 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
 
 
 def dense_or_first(variants: Sequence[V]) -> V:
-    """The dense variant where there is one, else the first."""
+    """The dense variant if there is one, otherwise the first."""
     return next((candidate for candidate in variants if candidate.variant == "dense"), variants[0])
 
 
 def family_of_first(loaded: Sequence[V]) -> list[V]:
-    """All variants of the family that a request without a model goes to."""
+    """All variants of the first loaded family, to which a request without a model goes."""
     return [candidate for candidate in loaded if candidate.model == loaded[0].model]
 
 
 def baseline_of(model: str, variants: Sequence[V]) -> V:
-    """The one among a family's variants that the others are compared with."""
+    """The variant of a family that its others are compared with."""
     return dense_or_first([variant for variant in variants if variant.model == model])

@@ -1,4 +1,4 @@
-"""Everything that one server runs: its variants, its metrics, its end."""
+"""Everything that one server runs: its variants, its metrics, its shutdown."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from server.settings import Settings
 
 
 class Service:
-    """Built from settings alone; the API is one face of it."""
+    """A server without its API, built from settings alone."""
 
     def __init__(self, settings: Settings) -> None:
-        """Find and verify the models; nothing runs yet.
+        """Find and verify the models; no worker is started yet.
 
         Raises:
-            ModelStoreError, SettingsError: a model cannot be had, or two have one name.
-            StartError: a model has no tokenizer that can be read.
+            ModelStoreError, SettingsError: a model is not available, or two have the same name.
+            StartError: a model has no readable tokenizer.
         """
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
@@ -34,7 +34,7 @@ class Service:
             Variant(resolved, settings, self.metrics, baseline=resolved is baseline_of(resolved.model, models))
             for resolved in models
         )
-        # Two comparisons at once would slow each other.
+        # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
         self.draining = False
         self._open_requests = 0
@@ -45,25 +45,25 @@ class Service:
         """Start all workers and wait until every model is loaded.
 
         Raises:
-            StartError: one cannot be loaded.
+            StartError: a model cannot be loaded.
         """
         await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
 
     @property
     def ready(self) -> bool:
-        """Whether every variant that was asked for can take requests."""
+        """Whether every configured variant can take requests."""
         return not self.draining and all(variant.supervisor.ready for variant in self.variants)
 
     def state_of(self, variant: Variant) -> ModelState:
-        """What `/models` says of a variant."""
+        """The state of a variant, as `/models` reports it."""
         return ModelState.DRAINING if self.draining else variant.supervisor.state
 
     @contextmanager
     def open_request(self) -> Iterator[None]:
-        """Hold a request open, from before its body is read until its answer is sent.
+        """Hold a request open, from before its body is read until its response is sent.
 
         Raises:
-            UnavailableError: the server is being stopped.
+            UnavailableError: the server is shutting down.
         """
         if self.draining:
             raise UnavailableError("the server is shutting down: send the request again in a moment", retry_after_s=1)
@@ -77,7 +77,7 @@ class Service:
                 self._quiet.set()
 
     async def drain(self) -> None:
-        """Accept nothing more, and wait for what runs as long as the settings allow."""
+        """Accept no more requests, and wait for open ones as long as the settings allow."""
         self.draining = True
         try:
             async with asyncio.timeout(self.settings.drain_s):
@@ -86,6 +86,6 @@ class Service:
             pass  # `stop` ends the rest
 
     async def stop(self) -> None:
-        """End every worker; what still runs ends with an error that says so."""
+        """End every worker; generations still running fail with an error that says why."""
         self.draining = True
         await asyncio.gather(*(variant.supervisor.stop() for variant in self.variants))

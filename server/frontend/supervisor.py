@@ -1,6 +1,6 @@
-"""Keeps the worker of one variant alive and the promises made to its callers.
+"""Keeps one variant's worker alive, and keeps the promises made to its callers.
 
-Every accepted generation ends exactly once. Of a worker that dies, those that have sent nothing yet are run again,
+Every accepted generation ends exactly once. If a worker dies, generations that have sent nothing yet are run again,
 once; the others fail.
 """
 
@@ -54,7 +54,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ModelState(StrEnum):
-    """What `/models` says of a variant."""
+    """The state of a variant, as `/models` reports it."""
 
     LOADING = "loading"
     READY = "ready"
@@ -63,7 +63,7 @@ class ModelState(StrEnum):
 
 
 class Supervisor:
-    """One variant's worker, its restarts, and the generations that are under way on it."""
+    """One variant's worker, its restarts, and the generations in progress on it."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Supervisor:
         worker_module: str = "server.worker",
     ) -> None:
         self.state = ModelState.LOADING
-        self.ready: Ready | None = None  # what the present worker said when it had loaded; None while it has not
+        self.ready: Ready | None = None  # what the current worker reported after loading; None until then
         self._ref = ref
         self._load = Load(directory=str(directory), config=engine)
         self._settings = settings
@@ -84,7 +84,7 @@ class Supervisor:
         self._worker_module = worker_module
         self._admission = Admission(slots=engine.slots, max_queue=settings.max_queue)
         self._ids = count(1)
-        self._pending: dict[int, Generation] = {}  # accepted and not ended, in the order of arrival
+        self._pending: dict[int, Generation] = {}  # accepted and not ended, in order of arrival
         self._worker: WorkerProcess | None = None
         self._load_error: str | None = None
         self._pause_s = settings.restart_s
@@ -93,21 +93,21 @@ class Supervisor:
 
     @property
     def worker_pid(self) -> int | None:
-        """The process that runs the engine now."""
+        """The id of the current worker process, if there is one."""
         return None if self._worker is None else self._worker.pid
 
     async def start(self) -> None:
         """Start the worker and wait until its model is loaded.
 
         Raises:
-            StartError: the model cannot be loaded, or the worker died on it.
+            StartError: the model cannot be loaded, or the worker died while loading it.
         """
         self._first_ready = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep_alive())
         await self._first_ready
 
     async def stop(self) -> None:
-        """End the worker and what still runs on it; nothing is accepted any more."""
+        """End the worker and fail what still runs on it. Nothing is accepted afterwards."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -121,7 +121,7 @@ class Supervisor:
         """Accept all of them, or none.
 
         Raises:
-            UnavailableError: the model is not loaded at the moment.
+            UnavailableError: the model is not loaded right now.
             OverloadedError: the queue has no room.
         """
         if self.ready is None or self._worker is None:
@@ -138,13 +138,13 @@ class Supervisor:
         self._run(generations)
 
     def cancel(self, generation: Generation) -> None:
-        """Stop a generation that nobody waits for any more; one that has ended stays as it is."""
+        """Stop a generation that nobody waits for any more; one that has already ended is left alone."""
         if generation.id in self._pending:
             self._forget(generation)
             self._fail(generation, ClientGoneError("the client closed its connection"))
 
     def end_all(self, error: RequestError) -> None:
-        """Fail everything that is under way."""
+        """Fail everything in progress."""
         for generation in list(self._pending.values()):
             self._fail(generation, error)
 
@@ -165,7 +165,7 @@ class Supervisor:
         self._worker.send([self._submission(generation) for generation in generations])
 
     def _forget(self, generation: Generation) -> None:
-        """Let the worker stop, where there is one that has it."""
+        """Tell the worker to stop this generation, if a loaded worker is running."""
         if self._worker is not None and self.ready is not None:
             self._worker.send([Cancel(id=generation.id)])
 
@@ -230,7 +230,7 @@ class Supervisor:
         self._run(list(self._pending.values()))
 
     async def _keep_alive(self) -> None:
-        """Start workers, one after the other, for as long as the server runs."""
+        """Start workers, one after another, as long as the server runs."""
         assert self._first_ready is not None
         while True:
             self.state, self._load_error = ModelState.LOADING, None
@@ -248,10 +248,10 @@ class Supervisor:
             self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
 
     async def _live_once(self) -> str:
-        """One life of a worker; how it ended."""
+        """Run one worker from start to end; return how it ended."""
         try:
             self._worker = await WorkerProcess.spawn(self._worker_module, self._environment(), self._on_report)
-        except OSError as error:  # no descriptors, processes or memory left: they may come free
+        except OSError as error:  # out of descriptors, processes or memory: they may become free
             return f"could not be started ({error.strerror})"
         self._worker.send([self._load])
         return await self._worker.wait()
@@ -262,7 +262,7 @@ class Supervisor:
                 self._fail(generation, GenerationError(f"the worker of {self._ref} {how}: send the request again"))
 
     def _environment(self) -> dict[str, str]:
-        """What must stand in a worker's environment before it imports torch."""
+        """What a worker's environment must contain before it imports torch."""
         environment = {"HF_HUB_OFFLINE": "1"}  # nothing is downloaded at serve time
         if self._load.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self._load.config.threads)

@@ -20,13 +20,15 @@ from server.text.tokenization import TextCodec
 
 
 class Variant:
-    """A `ResolvedVariant` that runs."""
+    """A `ResolvedVariant` that is being served."""
 
     def __init__(self, resolved: ResolvedVariant, settings: Settings, metrics: Metrics, *, baseline: bool) -> None:
-        """`baseline`: whether the metrics compare the model's other variants with this one.
+        """Read the tokenizer and create the metrics; the worker is not started yet.
+
+        `baseline`: whether the metrics compare the model's other variants with this one.
 
         Raises:
-            StartError: the model has no tokenizer that can be read.
+            StartError: the model has no readable tokenizer.
         """
         self.resolved = resolved
         self.model = resolved.model
@@ -49,17 +51,17 @@ class Variant:
         streamed: bool = False,
         seed: int | None = None,
     ) -> list[Generation]:
-        """Tokenize every text and accept all of them, or none; what is refused is counted.
+        """Tokenize every text and accept all of them, or none; refusals are counted.
 
         Args:
-            arrived_s: time.monotonic() when the request was there; None: now.
-            logprobs: whether tokens are told with their log-probabilities, and the likeliest others if asked for.
-            streamed: whether the tokens are read as they come.
-            seed: stands for the request's own.
+            arrived_s: time.monotonic() when the request had arrived; None: now.
+            logprobs: whether to report tokens with log-probabilities, and the top alternatives if requested.
+            streamed: whether the caller reads the tokens as they are made.
+            seed: replaces the request's own.
 
         Raises:
-            InvalidRequestError: a text or a parameter is outside what the model takes.
-            UnavailableError: the model is not loaded at the moment.
+            InvalidRequestError: a text or a parameter is outside what the model accepts.
+            UnavailableError: the model is not loaded right now.
             OverloadedError: the queue has no room.
         """
         try:
@@ -71,7 +73,7 @@ class Variant:
             generations = [
                 Generation(
                     source_ids,
-                    with_seed(parameters),  # each its own where none was given
+                    with_seed(parameters),  # a fresh seed for each if none was given
                     self.codec,
                     mode=mode,
                     arrived_s=time.monotonic() if arrived_s is None else arrived_s,
@@ -87,7 +89,7 @@ class Variant:
         return generations
 
     async def _sources(self, request: TextRequest, most: int) -> list[list[int]]:
-        """The tokens of each text."""
+        """The source tokens of each text."""
         task, truncate = request.task, request.generation.truncate
         if truncate is None and task is not None and task.truncates:
             truncate = most
@@ -101,7 +103,7 @@ class Variant:
         return None if code is None else self.codec.language_id(code, where=f"parameters.{name}")
 
     async def _parameters(self, request: TextRequest, more: Mapping[str, Any], ready: Ready) -> GenerationParameters:
-        """What is asked for, else what the model's own generation_config says; refused where it cannot be."""
+        """The requested parameters, with defaults from the model's own generation_config; invalid ones are refused."""
         asked = request.generation
         given = {**asked.given(), **more}
         if not given["logprobs"]:
@@ -114,7 +116,7 @@ class Variant:
             given["forced_bos_token_id"] = target
         if asked.decoder_input_text:
             prefix = await self.codec.encode_prefix(asked.decoder_input_text)
-            # The token that an answer has to begin with comes first here too, else nothing would force it any more.
+            # A forced first token must come first here too: behind a prefix, nothing else would force it.
             first = given.get("forced_bos_token_id", ready.defaults.parameters.forced_bos_token_id)
             given["prefix_ids"] = tuple(prefix if first is None or prefix[:1] == [first] else [first, *prefix])
         try:

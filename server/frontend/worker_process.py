@@ -1,4 +1,4 @@
-"""The API process' end of one worker: its process, its socket, its frames."""
+"""The API process's side of one worker: its process, its socket, its frames."""
 
 import asyncio
 import os
@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from server.messages import Command, FrameBuffer, ProtocolError, Report, decode_report, encode
 
-_EXIT_S = 0.5  # how long a worker gets to notice that its socket is closed
+_EXIT_S = 0.5  # how long a worker may take to notice that its socket is closed
 
 OnReport = Callable[[Report], None]
 
 
 class _ReportProtocol(asyncio.Protocol):
-    """Hands every report to a callback in the very call that read it: no task in between, no waiting."""
+    """Passes each report to a callback in the same call that read it, with no task or wait in between."""
 
     def __init__(self, on_report: OnReport) -> None:
         self._on_report = on_report
@@ -52,7 +52,7 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(cls, module: str, environment: Mapping[str, str], on_report: OnReport) -> "WorkerProcess":
-        """Start `python -m module FD PARENT_PID` with our environment and `environment` on top of it."""
+        """Start `python -m module FD PARENT_PID` with our environment plus `environment`."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -78,14 +78,14 @@ class WorkerProcess:
         return self._process.pid
 
     def send(self, commands: Sequence[Command]) -> None:
-        """Queue commands; a worker that is gone takes none, `wait` tells."""
+        """Queue commands. If the worker is gone they are dropped; `wait` reports its end."""
         if not self._transport.is_closing():
             self._transport.write(encode(commands))
 
     async def wait(self) -> str:
-        """Wait until the worker is gone, and say how it ended."""
+        """Wait until the worker is gone; return how it ended."""
         await self._protocol.closed
-        # All that it said is read by now. A process that lives on without its socket is of no use.
+        # All its reports have been read by now. A process that lives on without its socket is useless.
         code = await self._reap()
         if self._protocol.failure is not None:
             return f"sent what cannot be read ({self._protocol.failure})"

@@ -1,1 +1,1 @@
-"""Text and tokens: the tokenizer's two directions, stop strings, how much two texts agree. No torch."""
+"""Text and tokens: encoding, decoding, stop strings, and how much two texts agree. No torch."""

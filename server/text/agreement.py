@@ -1,8 +1,8 @@
 """How much two generated texts agree.
 
-Both measures are columns of a table with a row for each item of one sequence and a column for each of the other. A
-column is kept in the bits of one number and made from the one before it by a few operations on all of its bits at
-once: answers of thousands of tokens take milliseconds, in the process that serves everybody.
+Both measures fill a table with a row for each item of one sequence and a column for each item of the other. The bits
+of one integer hold a column, and a few operations on all bits at once turn it into the next. Answers of thousands of
+tokens thus take milliseconds, which matters in the process that serves all requests.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 
 class Agreement(NamedTuple):
-    """A text against a reference text."""
+    """How far a text agrees with a reference text."""
 
     exact: bool
-    rouge_l: float  # F-measure of the longest common subsequence, over words parted by white space; 0 to 1
+    rouge_l: float  # F-measure of the longest common subsequence of whitespace-separated words; 0 to 1
     token_edit_distance: int  # fewest insertions, deletions and replacements of the vocabulary's tokens
 
 
 def agreement(text: str, tokens: Sequence[Hashable], reference: str, reference_tokens: Sequence[Hashable]) -> Agreement:
-    """Compare one variant's answer with the baseline's; equal tokens of the two must be equal."""
+    """Compare one variant's answer with the baseline's; the same token must compare equal in both."""
     return Agreement(
         exact=text == reference,
         rouge_l=rouge_l(text.split(), reference.split()),
@@ -27,14 +27,14 @@ def agreement(text: str, tokens: Sequence[Hashable], reference: str, reference_t
 
 
 def rouge_l(words: Sequence[Hashable], reference: Sequence[Hashable]) -> float:
-    """ROUGE-L (Lin 2004) with equal weight on precision and recall; two empty texts agree wholly."""
+    """ROUGE-L (Lin 2004) with equal weight on precision and recall; 1.0 for two empty texts."""
     if not words and not reference:
         return 1.0
     return 2.0 * _longest_common_subsequence(words, reference) / (len(words) + len(reference))
 
 
 def _longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Its length (Hyyro 2004): a bit is zero where the column grows."""
+    """The length of the longest common subsequence (Hyyro 2004). A zero bit marks where the column grows by one."""
     places, every = _places(a), (1 << len(a)) - 1
     level = every
     for item in b:
@@ -46,8 +46,8 @@ def _longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) ->
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """The Levenshtein distance of two sequences (Hyyro 2003, after Myers 1999).
 
-    `up` and `down` have a one where the column, read downwards, rises or falls by one; `right_up` and `right_down`
-    where the next column is one above or below it.
+    A one bit in `up` or `down` marks where the column, read downwards, rises or falls by one; in `right_up` or
+    `right_down`, where the next column is one higher or lower.
     """
     if not a:
         return len(b)
@@ -66,7 +66,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def _places(items: Sequence[Hashable]) -> dict[Hashable, int]:
-    """By item, a number with a one at each of its places."""
+    """For each item, an integer with a one bit at each of its positions."""
     places: dict[Hashable, int] = {}
     for i, item in enumerate(items):
         places[item] = places.get(item, 0) | 1 << i

@@ -1,4 +1,4 @@
-"""One answer as its tokens come: the only place where generated tokens become text."""
+"""Builds one answer as its tokens arrive. Generated tokens become text only here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,27 +9,27 @@ from server.text.tokenization import TextCodec
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerToken:
-    """A token, and the text that it adds to its answer."""
+    """A token and the text it adds to its answer."""
 
     id: int
-    text: str  # "" where it is held back, where its character is not complete, and where the token is special
-    logprob: float | None  # None where not asked for
+    text: str  # "" if held back, if its character is not complete yet, or if the token is special
+    logprob: float | None  # None if not requested
     special: bool
-    top_tokens: list["AnswerToken"] = field(default_factory=list)  # the likeliest here, best first, where asked for
+    top_tokens: list["AnswerToken"] = field(default_factory=list)  # the likeliest tokens here, best first, if requested
 
 
 class Answer:
-    """What its tokens say, joined, is `text`, up to the first stop string. What may begin one is held back."""
+    """`text` is the joined text of its tokens up to the first stop string. Text that may begin one is held back."""
 
     def __init__(self, codec: TextCodec, prefix: Sequence[int] = (), stops: Sequence[str] = ()) -> None:
-        """Begin an answer that goes on from the decoder's `prefix`, and does not hold it.
+        """Begin an answer that continues the decoder's `prefix` but does not contain it.
 
-        `stops`: the text ends before the first of them that comes; each has at least one character.
+        `stops`: the text ends before the first of them to appear; each has at least one character.
         """
         self.text = ""
         self.tokens: list[AnswerToken] = []
-        self.stopped = False  # whether a stop string came; no token is to follow then
-        self.generated_tokens = 0  # up to the stop string, where there is one
+        self.stopped = False  # whether a stop string appeared; no more tokens may follow then
+        self.generated_tokens = 0  # up to the stop string, if any
         self.score: float | None = None
         self._reason: FinishReason | None = None
         self._codec = codec
@@ -40,7 +40,7 @@ class Answer:
 
     @classmethod
     def whole(cls, codec: TextCodec, prefix: Sequence[int], hypothesis: Hypothesis) -> "Answer":
-        """A whole answer at once, its tokens not told one by one; it has no stop strings."""
+        """A whole answer at once, without its single tokens and without stop strings."""
         answer = cls(codec)
         answer.text = codec.decode(hypothesis.tokens, prefix)
         answer.generated_tokens = len(hypothesis.tokens)
@@ -49,7 +49,7 @@ class Answer:
 
     @property
     def finish_reason(self) -> FinishReason:
-        """Why it ended, once it has."""
+        """Why it ended; only after it has."""
         if self.stopped:
             return FinishReason.STOP
         assert self._reason is not None, "an answer that goes on"
@@ -58,7 +58,7 @@ class Answer:
     def add(
         self, token: int, logprob: float | None, top_tokens: Sequence[TopToken] = (), *, last: bool = False
     ) -> AnswerToken:
-        """Take the next token; after the `last` one nothing is held back."""
+        """Add the next token; with the `last` one, nothing stays held back."""
         text = self._take(self._stream.finish(token) if last else self._stream.push(token), last=last)
         added = AnswerToken(
             id=token,
@@ -81,7 +81,7 @@ class Answer:
         return added
 
     def complete(self, hypothesis: Hypothesis) -> list[AnswerToken]:
-        """Take the tokens that are still to come of a whole one, up to a stop string; what was added."""
+        """Add the remaining tokens of a finished hypothesis, up to a stop string; return those added."""
         self.score, self._reason = hypothesis.score, hypothesis.finish_reason
         begun, end = len(self.tokens), len(hypothesis.tokens)
         while len(self.tokens) < end and not self.stopped:
@@ -95,7 +95,7 @@ class Answer:
         return self.tokens[begun:]
 
     def _take(self, added: str, *, last: bool) -> str:
-        """What of the text can be told, now that `added` has come."""
+        """Append `added` and return the text that can now be released."""
         if self.stopped:
             return ""
         text = self._held + added
@@ -109,17 +109,17 @@ class Answer:
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the stop string begins that is complete first, reading from the left; None where there is none."""
+    """The start of the stop string that is complete first, reading from the left; None if there is none."""
     found = [(begin + len(stop), begin) for stop in stops if (begin := text.find(stop)) >= 0]
     return min(found)[1] if found else None
 
 
 def beginning_of_a_stop(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text`, which holds no stop string, may be the beginning of one."""
+    """How many characters at the end of `text` may begin a stop string. `text` contains no whole one."""
     return max((_overlap(text, stop) for stop in stops), default=0)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with."""
+    """The length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -1,4 +1,4 @@
-"""Text to tokens and back, through `tokenizers` alone: the API process holds no torch."""
+"""Text to tokens and back, using only `tokenizers`: the API process does not load torch."""
 
 import asyncio
 import re
@@ -11,12 +11,12 @@ from tokenizers.decoders import DecodeStream
 
 from server.errors import InvalidRequestError, StartError
 
-# Shorter texts are encoded in microseconds, less than a hand-over to another thread takes.
+# Shorter texts are encoded in microseconds, faster than a handover to another thread.
 _LONG_TEXT_CHARACTERS = 4096
 
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes single bytes
 _LANGUAGE = re.compile("__[a-z]{2,8}__|[a-z]{2,3}_[A-Za-z]{2,4}")  # M2M100's __fr__; mBART's fr_XX, NLLB's fra_Latn
-_NAMED_LANGUAGES = 8  # in the message of an error
+_NAMED_LANGUAGES = 8  # how many an error message lists
 
 
 class TextCodec:
@@ -38,7 +38,7 @@ class TextCodec:
         """Read `tokenizer.json` in `directory`.
 
         Raises:
-            StartError: there is none, or it cannot be read.
+            StartError: the file is missing or cannot be read.
         """
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -51,13 +51,13 @@ class TextCodec:
     async def encode(
         self, text: str, *, where: str, limit_tokens: int, truncate: int | None, language: int | None = None
     ) -> list[int]:
-        """The source tokens of `text`, with those that the tokenizer puts around it and an end token.
+        """The source tokens of `text`, with the tokenizer's special tokens around it and an end token.
 
         Args:
-            where: the field that the text came from, for the message of an error.
-            limit_tokens: the most tokens that the engine takes, those around the text included.
-            truncate: keep so many tokens, those around the text included; None keeps all.
-            language: the token to stand where the tokenizer says the text's language; None leaves it as it is.
+            where: the field that the text came from, for error messages.
+            limit_tokens: the most tokens that the engine accepts, including those around the text.
+            truncate: keep this many tokens, including those around the text; None keeps all.
+            language: replaces the tokenizer's own language token; None keeps that.
 
         Raises:
             InvalidRequestError: the text is empty, or longer than `limit_tokens`.
@@ -84,7 +84,7 @@ class TextCodec:
         added: list[int] = encoding.special_tokens_mask  # 1 for what the tokenizer put around the text
         begin = next((i for i, special in enumerate(added) if not special), len(ids))
         end = next((i for i in range(len(ids), begin, -1) if not added[i - 1]), begin)
-        if begin == len(ids):  # nothing but what is around a text: where it would have begun, nobody knows
+        if begin == len(ids):  # only the tokens around a text: where the text would begin is unknown
             return _Source(before=[], body=[], after=ids)
         after = ids[end:]
         if self._eos_id not in after:
@@ -93,7 +93,7 @@ class TextCodec:
         return _Source(before=ids[:begin], body=ids[begin:end], after=after)
 
     async def encode_prefix(self, text: str) -> list[int]:
-        """The tokens of a text that the decoder goes on from, with nothing around them."""
+        """The tokens of a text for the decoder to continue, with nothing around them."""
         if len(text) > _LONG_TEXT_CHARACTERS:
             encoding = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=False)
         else:
@@ -102,10 +102,10 @@ class TextCodec:
         return ids
 
     def token_id(self, token: str, *, where: str) -> int:
-        """The id of a token as the vocabulary writes it, or of a language by its code.
+        """The id of a token, given as the vocabulary writes it or as a language code.
 
         Raises:
-            InvalidRequestError: there is none.
+            InvalidRequestError: there is no such token or language.
         """
         ids = (self._languages.get(token), self._languages.get(f"__{token}__"), self._tokenizer.token_to_id(token))
         found: int | None = next((each for each in ids if each is not None), None)
@@ -117,10 +117,10 @@ class TextCodec:
         return found
 
     def language_id(self, code: str, *, where: str) -> int:
-        """The token of a language, by its code as the model writes it; M2M100's without the underscores too.
+        """The token id of a language, by its code as the model writes it; M2M100's also without the underscores.
 
         Raises:
-            InvalidRequestError: there is none.
+            InvalidRequestError: there is no such language.
         """
         if not self._languages:
             raise InvalidRequestError(
@@ -137,7 +137,7 @@ class TextCodec:
         return ", ".join(codes[:_NAMED_LANGUAGES]) + (" or another of its" if len(codes) > _NAMED_LANGUAGES else "")
 
     def decode(self, ids: Sequence[int], prefix: Sequence[int] = ()) -> str:
-        """The text that generated tokens add to that of the decoder's prefix, special ones left out."""
+        """The text that generated tokens add to the decoder's prefix, without special tokens."""
         if prefix and ids:
             stream = self.stream(prefix)
             texts = [stream.push(token) for token in ids[:-1]]
@@ -146,22 +146,22 @@ class TextCodec:
         return text
 
     def decode_one(self, token: int, before: int | None) -> str:
-        """The text of one token as it stands behind another one; None: at the beginning. A special one has none."""
+        """The text of one token when it follows `before` (None: at the start of a text). A special token has none."""
         if before is None:
             return self.decode([token])
         both, alone = self.decode([before, token]), self.decode([before])
         return both[len(alone) :] if both.startswith(alone) else self.decode([token])
 
     def piece(self, token: int) -> str:
-        """A token as the vocabulary writes it; one that the vocabulary has not, by its number."""
+        """A token as the vocabulary writes it, or its id if the vocabulary does not have it."""
         return self._tokenizer.id_to_token(token) or str(token)
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is part of no text: the end token, padding and such."""
+        """Whether a token is never part of a text, such as the end token or padding."""
         return token in self._special_ids
 
     def stream(self, prefix: Sequence[int] = ()) -> "TextStream":
-        """A decoder for one generation's tokens as they come; of the decoder's prefix it tells nothing."""
+        """A decoder for one generation's tokens as they arrive. It does not return the prefix's text."""
         stream = TextStream(self._tokenizer, self._byte_ids)
         for token in prefix:
             stream.push(token)
@@ -170,21 +170,21 @@ class TextCodec:
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """A text's tokens, and those around them: BART's are <s> and </s>, NLLB's a language and </s>."""
+    """A text's tokens and those around them: <s> and </s> for BART, a language and </s> for NLLB."""
 
     before: list[int]
     body: list[int]
     after: list[int]
 
     def in_language(self, language: int, languages: Collection[int]) -> "_Source":
-        """The same with another language token around it; where the tokenizer puts none there, the same."""
+        """A copy with the language token around it replaced; unchanged if the tokenizer adds none."""
         before, after = (
             [language if token in languages else token for token in around] for around in (self.before, self.after)
         )
         return replace(self, before=before, after=after)
 
     def whole(self, most: int | None) -> list[int]:
-        """All of it; where that is more than `most`, the text loses its end."""
+        """All its tokens; if there are more than `most`, the end of the text is cut."""
         ids = [*self.before, *self.body, *self.after]
         if most is None or len(ids) <= most:
             return ids
@@ -193,7 +193,7 @@ class _Source:
 
 
 class TextStream:
-    """Turns tokens into text one by one; the texts, joined, are the decoded whole.
+    """Turns tokens into text one by one; the joined texts are the decoded whole.
 
     A token that ends in the middle of a character has the text ""; the character comes with a later token.
     """
@@ -214,7 +214,7 @@ class TextStream:
             return ""
         try:
             text: str = self._decoder.step(self._tokenizer, self._held) or ""
-        except Exception:  # noqa: BLE001 (tokenizers raises bare Exception where the text so far was no prefix)
+        except Exception:  # noqa: BLE001 (tokenizers raises bare Exception if the text so far was not a prefix)
             self._decoder = None
             return ""
         self._held = []
@@ -222,9 +222,9 @@ class TextStream:
         return text
 
     def finish(self, token: int) -> str:
-        """The text that the last token adds, with what was held back."""
+        """The text that the last token adds, plus any text held back."""
         added = self.push(token)
         whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         if not whole.startswith(self._text):
-            return added  # what was sent cannot be called back
+            return added  # what was sent cannot be taken back
         return added + whole[len(self._text) :]

@@ -1,1 +1,1 @@
-"""The process of one variant: an engine, fed through the socket that it was started with."""
+"""The process of one variant: an engine fed through the socket it was started with."""

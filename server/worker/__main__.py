@@ -1,4 +1,4 @@
-"""`python -m server.worker DESCRIPTOR PARENT`: what a supervisor starts."""
+"""`python -m server.worker DESCRIPTOR PARENT`: the process that a supervisor starts."""
 
 from server.worker.worker import main
 

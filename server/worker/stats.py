@@ -1,4 +1,4 @@
-"""What a worker tells of its steps, gathered so that telling it costs nothing."""
+"""Collects what a worker reports about its steps, so that reporting costs almost nothing."""
 
 import resource
 import sys
@@ -17,11 +17,11 @@ class Step(Protocol):
     """What one step of the engine did."""
 
     @property
-    def encode_s(self) -> float: ...  # 0 where nobody was admitted
+    def encode_s(self) -> float: ...  # 0 if nothing was admitted
     @property
     def decode_s(self) -> float: ...
     @property
-    def steps(self) -> int: ...  # decode steps: `decode_s` is of all, `batch_size` of each
+    def steps(self) -> int: ...  # decode steps: `decode_s` is their total, `batch_size` that of each
     @property
     def batch_size(self) -> int: ...
     @property
@@ -31,11 +31,11 @@ class Step(Protocol):
     @property
     def padding_tokens(self) -> int: ...
     @property
-    def path(self) -> str | None: ...  # "graph" or "eager", where there are graphs
+    def path(self) -> str | None: ...  # "graph" or "eager", if there are graphs
 
 
 class StatsCollector:
-    """Gathers steps and says when the next `Stats` is due: at most one in 50 ms, none while nothing happens."""
+    """Collects steps and says when the next `Stats` is due: at most one per 50 ms, none while nothing happens."""
 
     def __init__(self, limits: EngineLimits) -> None:
         self._limits = limits
@@ -51,7 +51,7 @@ class StatsCollector:
         self._source_tokens = self._padding_tokens = self._generated_tokens = 0
 
     def note(self, step: Step) -> None:
-        """Take in one step."""
+        """Record one step."""
         self._noted = True
         self._decode_step_s += [step.decode_s / step.steps] * step.steps
         self._batch_sizes += [step.batch_size] * step.steps
@@ -64,17 +64,17 @@ class StatsCollector:
             self._padding_tokens += step.padding_tokens
 
     def changed(self) -> None:
-        """Something left without a step: how things stand is to be told again."""
+        """Record that a sequence left without a step, so the state must be reported again."""
         self._noted = True
 
     def due_in_s(self) -> float | None:
-        """Seconds until `take` should be called, 0.0 for now; None where there is nothing to tell."""
+        """Seconds until `take` should be called, 0.0 for now; None if there is nothing to report."""
         if not self._noted:
             return None
         return max(0.0, self._taken_s + _PERIOD_S - time.monotonic())
 
     def take(self, sequences: Collection[Sequence]) -> Stats:
-        """What was gathered since the last call, and how things stand; `sequences` are all that wait or run."""
+        """What was collected since the last call, and the current state; `sequences` are all that wait or run."""
         running = [sequence for sequence in sequences if sequence.status is Status.RUNNING]
         limits = self._limits
         source_tokens = sum(len(sequence.source_ids) * len(sequence.rows) for sequence in running)
@@ -101,6 +101,6 @@ class StatsCollector:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process ever held."""
+    """The peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

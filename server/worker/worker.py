@@ -1,7 +1,8 @@
-"""A worker process: one engine, fed through the socket that it was started with.
+"""A worker process: one engine fed through the socket it was started with.
 
-`python -m server.worker.worker FD PARENT_PID`, started by the supervisor alone. The API process decides when a worker
-ends: it ignores SIGINT and SIGTERM, ends when its socket is closed, and is killed by the kernel with its parent.
+Only the supervisor starts it, as `python -m server.worker FD PARENT_PID`. The API process decides when a worker ends:
+the worker ignores SIGINT and SIGTERM, exits when its socket is closed, and is killed by the kernel when its parent
+ends.
 """
 
 import ctypes
@@ -51,7 +52,7 @@ _logger = logging.getLogger("server.worker")
 
 
 class WorkerEngine(Protocol):
-    """What a worker needs of an engine."""
+    """What a worker needs from an engine."""
 
     limits: EngineLimits
     defaults: GenerationDefaults
@@ -66,8 +67,8 @@ class WorkerEngine(Protocol):
     def memory_bytes(self) -> dict[str, int]: ...
 
 
-class EndOfInput(Exception):  # noqa: N818 (the ordinary end of a worker, as EOFError is not an ordinary one)
-    """The API process closed the socket, or is gone."""
+class EndOfInput(Exception):  # noqa: N818 (not an error: the ordinary end of a worker)
+    """The API process has closed the socket, or is gone."""
 
 
 class Link:
@@ -78,11 +79,11 @@ class Link:
         self._frames = FrameBuffer()
 
     def receive(self, wait_s: float | None) -> list[bytes]:
-        """The payloads that have come, after waiting at most `wait_s` (None: for ever) for the first byte.
+        """The payloads received, after waiting at most `wait_s` (None: forever) for the first byte.
 
         Raises:
             EndOfInput: the other end is closed.
-            ProtocolError: the bytes are no frames.
+            ProtocolError: the bytes are not frames.
         """
         self._connection.settimeout(wait_s)
         try:
@@ -109,7 +110,7 @@ class Link:
 
 
 class Worker:
-    """Feeds the engine between its steps and reports what came of them."""
+    """Feeds the engine between its steps and reports their results."""
 
     def __init__(self, engine: WorkerEngine, link: Link, stats: StatsCollector) -> None:
         self._engine = engine
@@ -117,7 +118,7 @@ class Worker:
         self._stats = stats
         self._submits: dict[int, Submit] = {}
         self._sequences: dict[int, Sequence] = {}  # the same ids: all that wait or run
-        self._queue: deque[int] = deque()  # ids in the order of arrival; those that run or ended drop out at its head
+        self._queue: deque[int] = deque()  # ids in order of arrival; running and ended ones are removed at its head
 
     def run(self) -> None:
         """Work until the socket is closed.
@@ -177,7 +178,7 @@ class Worker:
         return self._sequences.pop(sequence_id)
 
     def _expire(self, reports: list[Report]) -> None:
-        """Give up what has waited too long for a slot. The queue is first come, first served: its head is oldest."""
+        """Fail whatever has waited too long for a slot. The queue is first come, first served: its head is oldest."""
         while self._queue:
             sequence = self._sequences.get(self._queue[0])
             if sequence is not None and sequence.status is Status.WAITING:
@@ -229,12 +230,12 @@ def _token_report(event: TokenEvent, token: int, sequence: Sequence) -> TokenRep
 
 
 def _load_engine(load: Load) -> WorkerEngine:
-    from server.engine.engine import Engine  # torch comes with it, and the loop above needs none
+    from server.engine.engine import Engine  # late, because it imports torch, which the loop above does not need
 
     engine = Engine.load(
         Model.open(Path(load.directory)), load.config, lambda line: print(line, file=sys.stderr, flush=True)
     )
-    # The first step pays for much that later ones find done; no caller is to wait for it.
+    # The first step pays one-time costs; no caller should wait for them.
     (first,) = engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
     if first.error is not None:
         raise LoadError(f"{load.directory}: {first.error}")
@@ -267,15 +268,15 @@ def _load_and_run(link: Link, load_engine: Callable[[Load], WorkerEngine], start
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that comes about."""
+    """Have the kernel kill this process when its parent ends, however it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it ended before we could ask
+    if os.getppid() != parent_pid:  # the parent ended before the call above
         sys.exit(0)
 
 
 def main(load_engine: Callable[[Load], WorkerEngine] = _load_engine) -> NoReturn:
-    """Run the worker and end the process; with 0 where the API process ended it."""
+    """Run the worker, then exit the process; with 0 if the API process ended it."""
     started_s = time.monotonic()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -292,4 +293,4 @@ def main(load_engine: Callable[[Load], WorkerEngine] = _load_engine) -> NoReturn
     except Exception:
         _logger.exception("the engine failed, and what it holds cannot be trusted any more")
         code = 1
-    os._exit(code)  # tearing torch down takes long, and there is nothing to save; what is on stderr is unbuffered
+    os._exit(code)  # skip torch's slow teardown: there is nothing to save, and stderr is unbuffered

@@ -1,1 +1,1 @@
-"""What HTTP itself needs: keys, middleware, errors as answers, JSON, streams of events, clients that go away."""
+"""What HTTP itself needs: keys, middleware, error responses, JSON, event streams, disconnecting clients."""

@@ -1,4 +1,4 @@
-"""From a request's bytes to what it asks of which variants; what is refused on the way is counted as unknown."""
+"""Parse and route request bodies. A request refused here is counted under the label `_unknown`."""
 
 import time
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ B = TypeVar("B", bound=BaseModel)
 
 
 async def read_generation(request: Request, service: Service, schema: type[G]) -> tuple[G, Variant, float]:
-    """The body of a generating route, the variant that it goes to, and when the body was there (time.monotonic()).
+    """The body of a generating route, the variant it goes to, and when the whole body had arrived (time.monotonic()).
 
     Raises:
-        RequestError: the body is too large or not what it should be, or names what is not loaded.
+        RequestError: the body is too large or invalid, or names a model that is not loaded.
     """
     with _counting(service):
         content = await request.body()
@@ -37,7 +37,7 @@ async def read_generation(request: Request, service: Service, schema: type[G]) -
 
 
 async def read_comparison(request: Request, service: Service) -> tuple[CompareRequest, list[Variant]]:
-    """The body of `/compare` and the variants to run, each once, in the order asked for.
+    """The body of `/compare` and the variants to run, without duplicates, in the requested order.
 
     Raises:
         RequestError: as above.
@@ -59,10 +59,10 @@ def _counting(service: Service) -> Iterator[None]:
 
 
 def parse_body(schema: type[B], body: bytes) -> B:
-    """Read a JSON body.
+    """Parse a JSON body.
 
     Raises:
-        InvalidRequestError: it is not JSON, or not what `schema` says; the message names the first fault.
+        InvalidRequestError: it is not JSON or does not match `schema`; the message names the first fault.
     """
     try:
         return schema.model_validate_json(body)
@@ -94,7 +94,7 @@ def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:
 
 
 def _fields_at(schema: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The names of an object's fields, followed down from the body."""
+    """The field names of the object at `path` in the body."""
     for part in path:
         inner = get_args(schema.model_fields[str(part)].annotation)  # of `Schema | None`
         schema = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
@@ -102,7 +102,7 @@ def _fields_at(schema: type[BaseModel], path: tuple[int | str, ...]) -> list[str
 
 
 def _shown(value: object) -> str:
-    """A faulty value: numbers as they are, else its type, for a text may be long or private."""
+    """A faulty value for a message: numbers as they are, otherwise the type, since a text may be long or private."""
     if isinstance(value, int | float) and len(repr(value)) <= 30:
         return repr(value).lower() if isinstance(value, bool) else repr(value)
     return JSON_TYPES.get(type(value), "of a wrong type")

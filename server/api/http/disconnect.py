@@ -1,4 +1,4 @@
-"""Noticing that a client has gone away."""
+"""Notice that a client has disconnected."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -19,10 +19,10 @@ async def client_gone(receive: Receive) -> None:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away.
+    """The result of `work`, which is cancelled if the client disconnects.
 
     Raises:
-        ClientGoneError: it went away.
+        ClientGoneError: the client disconnected.
     """
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(client_gone(request.receive))

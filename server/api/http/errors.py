@@ -1,4 +1,4 @@
-"""From an error to its answer: a status and `{"error", "error_type"}`."""
+"""Turn an error into a response: a status and `{"error", "error_type"}`."""
 
 import math
 from typing import Any
@@ -20,22 +20,22 @@ from server.errors import (
 
 
 def error_document(error: RequestError) -> dict[str, Any]:
-    """What callers read, as a body and as an event of a stream."""
+    """The error as callers read it, in a body or as an event of a stream."""
     return {"error": str(error), "error_type": error.error_type}
 
 
 def error_response(error: RequestError) -> Response:
-    """The whole answer, with Retry-After where coming back makes sense."""
+    """The whole response, with Retry-After if a retry makes sense."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, BodyTooLargeError):
-        headers["connection"] = "close"  # or the client could go on sending what nobody reads
+        headers["connection"] = "close"  # otherwise the client could go on sending a body that nobody reads
     return AsciiJsonResponse(error_document(error), status_code=error.status, headers=headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every RequestError that a route raises, and what the router itself refuses."""
+    """Answer every error: RequestErrors, what the router itself refuses, disconnects and bugs."""
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
@@ -48,7 +48,7 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """The router raises these alone: no such path, or not with this method."""
+    """Only the router raises these: there is no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
@@ -60,10 +60,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
-    """The client went away while it was still sending; nobody reads this."""
+    """The client disconnected while it was still sending; nobody reads this answer."""
     return error_response(ClientGoneError("the client closed its connection"))
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    """A fault of this program: the log has the traceback, the caller is told nothing of our insides."""
+    """A bug in this program. The log has the traceback; the caller learns no internals."""
     return error_response(InternalError("an internal error, the server's log says more: report it to the operator"))

@@ -1,4 +1,4 @@
-"""JSON as it goes over the wire: ASCII alone, since characters such as U+2028 break clients that split lines."""
+"""JSON as it goes over the wire: ASCII only, since characters such as U+2028 break clients that split lines."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ def to_json(document: Any) -> bytes:
 
 
 class AsciiJsonResponse(Response):
-    """A JSON answer."""
+    """A JSON response."""
 
     media_type = "application/json"
 

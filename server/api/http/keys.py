@@ -1,8 +1,8 @@
-"""Who may call: bearer tokens, of which only the hashes are kept.
+"""Who may call: bearer tokens, stored only as hashes.
 
-The file has a line for each key, `SCOPE SHA256 [NAME]`: SCOPE is `infer` or `admin` (which may do all that `infer`
-may), SHA256 is `printf %s "$KEY" | sha256sum`. Empty lines and lines that begin with `#` are skipped. The file is
-read again when it changes.
+The file has one line per key, `SCOPE SHA256 [NAME]`. SCOPE is `infer` or `admin` (which includes `infer`); SHA256 is
+`printf %s "$KEY" | sha256sum`. Empty lines and lines that begin with `#` are skipped. The file is read again when it
+changes.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Scope(StrEnum):
-    """What a key is for."""
+    """What a key allows."""
 
     INFER = "infer"
     ADMIN = "admin"
@@ -36,13 +36,17 @@ class KeyRing:
     """The keys of one file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises SettingsError where the file cannot be read or holds no key."""
+        """Read the file.
+
+        Raises:
+            SettingsError: the file cannot be read or holds no key.
+        """
         self._path = path
         self._stamp = _stamp(path)
         self._keys = _read(path)
 
     def check(self, authorization: str | None, needed: Scope) -> None:
-        """Let the bearer of a good key pass.
+        """Check the key of a request.
 
         Raises:
             UnauthorizedError: no bearer token, or one that is not in the file.
@@ -53,7 +57,7 @@ class KeyRing:
         if scheme.lower() != "bearer" or not token:
             raise UnauthorizedError("a key is needed: send it as 'Authorization: Bearer KEY'")
         digest = hashlib.sha256(token.strip().encode()).hexdigest()
-        # Every key is compared, and in constant time, so that the time taken tells nothing about any of them.
+        # Every key is compared, in constant time, so that the time taken reveals nothing about any of them.
         found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         if not found:
             raise UnauthorizedError("the key is not known: check it, or ask the operator for one")

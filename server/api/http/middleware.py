@@ -1,4 +1,4 @@
-"""What every request passes before its route, as plain ASGI; their order stands in `app.py`."""
+"""What every request passes through before its route, as plain ASGI. `app.py` sets the order."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from server.errors import BodyTooLargeError, ForbiddenError, RequestError
 from server.frontend.service import Service
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_OPEN_PATHS = ("/", "/health", "/health/ready")  # no key needed to read these, nor what begins with the next
+_OPEN_PATHS = ("/", "/health", "/health/ready")  # readable without a key, like every path with the prefix below
 _OPEN_PREFIX = "/page/"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class RequestId:
-    """Gives every answer an `x-request-id`: the caller's own, else a new one."""
+    """Gives every response an `x-request-id`: the caller's own if valid, otherwise a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,7 +41,7 @@ class RequestId:
 
 
 class HeadAsGet:
-    """Answers HEAD where GET is served: watchers ask for no more than the status. The server drops the body."""
+    """Answers HEAD like GET, for monitors that need only the status. The HTTP server drops the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,10 +53,10 @@ class HeadAsGet:
 
 
 class SameSite:
-    """Refuses what a web page of another site could send to a server on this machine.
+    """Refuses requests that a web page of another site could send to a server on this machine.
 
-    Without keys, being able to connect is all that a caller needs, and every page in a browser on this machine is
-    able to: by name (DNS rebinding shows in Host) or across origins (shows in Origin).
+    Without keys, anyone who can connect may call, and every page in a browser on this machine can connect: by DNS
+    rebinding, which shows in Host, or across origins, which shows in Origin.
     """
 
     def __init__(self, app: ASGIApp, *, host: str) -> None:
@@ -91,7 +91,7 @@ def _host_name(host: str) -> str | None:
 
 
 class KeyCheck:
-    """Asks for a key, except for health and the page's own files."""
+    """Requires a key, except for health and the page's own files."""
 
     def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
         self._app = app
@@ -115,7 +115,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 class OpenRequests:
-    """Counts what is under way, and refuses what begins after the server was told to stop."""
+    """Counts the POST requests in progress, and refuses new ones once the server was told to stop."""
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app = app
@@ -133,7 +133,7 @@ class OpenRequests:
 
 
 class BodyLimit:
-    """Counts the bytes of a body as they come, whatever its headers claim."""
+    """Limits a body by counting its bytes as they arrive, whatever its headers claim."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app

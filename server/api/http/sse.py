@@ -1,4 +1,4 @@
-"""Server-sent events: one `data:` line a document, comments in silence."""
+"""Server-sent events: one `data:` line per document, and comments to fill silences."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,16 @@ from server.errors import RequestError
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # a proxy that gathers events would undo the streaming
+    (b"x-accel-buffering", b"no"),  # a proxy that buffers events would undo the streaming
 ]
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class EventStreamResponse(Response):
-    """Sends documents as they come.
+    """Sends documents as they are made.
 
-    The answer begins with the first event (or the first silence), so that an error before it is an ordinary HTTP
-    error; one after it is the last event. When the client goes away the iterator is closed at once.
+    The response begins with the first event or keep-alive comment. An error before that is an ordinary HTTP error; a
+    later one is sent as the last event. If the client disconnects, the iterator is closed at once.
     """
 
     def __init__(self, events: AsyncIterator[dict[str, Any]], *, keep_alive_s: float) -> None:
@@ -33,7 +33,7 @@ class EventStreamResponse(Response):
         self._events = events
         self._keep_alive_s = keep_alive_s
         self._begun = False
-        self._silent = True  # since the keep-alive last looked
+        self._silent = True  # whether nothing was sent since the last keep-alive check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks = [
@@ -51,7 +51,7 @@ class EventStreamResponse(Response):
             await asyncio.wait(tasks)
             for task in tasks:
                 if not task.cancelled():
-                    task.exception()  # what the first of them raised has been raised above
+                    task.exception()  # mark it as retrieved: the first task's exception was raised above
 
     async def _send_events(self, send: Send) -> None:
         try:
@@ -80,7 +80,7 @@ class EventStreamResponse(Response):
 
 
 async def made_ahead(events: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
-    """The same events, made without waiting for whoever reads them: what they hold is free when they are made."""
+    """The same events, produced without waiting for the reader, so that what the producer holds is released early."""
     made: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     async def make() -> None:

@@ -1,6 +1,6 @@
-/** The two calls that this page makes, and their failures as one kind of error. */
+/** The two calls that this page makes; every failure is one type of error. */
 
-/** The server said no (`status`), one variant failed in a stream (`ref`), or the connection broke (neither). */
+/** The server refused (`status`), one variant failed in a stream (`ref`), or the connection broke (neither). */
 export class ServerError extends Error {
   constructor(message, { status = 0, ref = null, retryAfterS = null } = {}) {
     super(message);
@@ -14,9 +14,9 @@ export class ServerError extends Error {
   }
 }
 
-/** The server that this page came from. Its calls throw ServerError, or AbortError where they were stopped. */
+/** The server that this page came from. Its calls throw ServerError, or AbortError if they were aborted. */
 export class Server {
-  key = ""; // the API key, where the server wants one; never stored
+  key = ""; // the API key, if the server requires one; never stored
 
   /** Every variant that the server has, in its order. */
   async models() {
@@ -71,7 +71,7 @@ async function* streamedEvents(stream) {
   } catch (error) {
     throw readable(error);
   } finally {
-    reader.cancel().catch(() => {}); // it is closed already where the stream ended by itself
+    reader.cancel().catch(() => {}); // already closed if the stream ended by itself
   }
 }
 

@@ -1,11 +1,11 @@
-/** The latency chart: one line a variant over the last runs, with its median. Drawn as SVG by hand. */
+/** The latency chart: one line per variant over the last runs, with its median. The SVG is drawn by hand. */
 import { duration, element, median, tickLabel, ticks } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const MOST_RUNS = 60; // how many runs it shows
-const LEAST_SLOTS = 20; // the room that it keeps while there are fewer
+const MOST_RUNS = 60; // most runs shown
+const LEAST_SLOTS = 20; // slots shown while there are fewer runs
 const MARGIN = { top: 14, right: 96, bottom: 22, left: 44 };
-const LABEL_GAP = 17; // the least distance between two labels at the right, in pixels
+const LABEL_GAP = 17; // half the least distance between two labels at the right, in pixels
 
 export class LatencyChart {
   #root;
@@ -62,7 +62,7 @@ export class LatencyChart {
     };
   }
 
-  /** The axis ends a little above the slowest run, unless that run is far out: then it is cut there. */
+  /** The axis ends just above the slowest run, unless that run is an outlier: then the axis is cut below it. */
   #topMs(medians) {
     const slowest = Math.max(...this.#runs.flatMap(({ times }) => [...times.values()]));
     return 1.1 * Math.min(slowest, 3 * Math.max(...medians.map(({ ms }) => ms)));

@@ -1,4 +1,4 @@
-/** A column for each variant: what it is, what it answered, how long that took. */
+/** A column per variant: what it is, what it answered, how long that took. */
 import { comparison, count, duration, element, megabytes } from "./format.js";
 
 export class Columns {
@@ -9,7 +9,7 @@ export class Columns {
     this.#root = root;
   }
 
-  /** Show a column for each variant; those that stay keep their answers. */
+  /** Show a column for each variant; existing columns keep their answers. */
   show(variants) {
     const columns = variants.map(({ ref }) => [ref, this.#columns.get(ref) ?? new Column()]);
     this.#columns = new Map(columns);
@@ -17,7 +17,7 @@ export class Columns {
     this.#root.replaceChildren(...[...this.#columns.values()].map((column) => column.node));
   }
 
-  /** Empty the answers of the variants that are about to run. */
+  /** Clear the answers of the variants that are about to run. */
   clear(refs) {
     for (const ref of refs) this.#columns.get(ref)?.clear();
   }
@@ -34,7 +34,7 @@ export class Columns {
     this.#columns.get(ref)?.fail(message);
   }
 
-  /** Say how each result compares with the baseline's, and mark the tokens in which it differs. */
+  /** Show how each result compares with the baseline's, and mark the tokens that differ. */
   compare({ baseline, results }) {
     const reference = this.#columns.get(baseline);
     for (const { ref, speedup, agreement } of results) {
@@ -43,7 +43,7 @@ export class Columns {
     }
   }
 
-  /** The run is over: nothing is on its way any more. */
+  /** The run is over: no column waits any longer. */
   settle() {
     for (const column of this.#columns.values()) column.settle();
   }
@@ -124,7 +124,7 @@ class Column {
     this.#answer.textContent = message;
   }
 
-  /** Without a new answer, what is left of the last one goes. */
+  /** If no new answer came, remove the times and the comparison of the last one. */
   settle() {
     if (this.node.classList.contains("stale")) {
       this.#comparison.textContent = "";
@@ -133,7 +133,7 @@ class Column {
     this.node.classList.remove("waiting", "stale");
   }
 
-  /** This is what the others are compared with, where there are others. */
+  /** Mark this as the baseline, if there are other variants. */
   lead(variants) {
     this.#comparison.textContent = variants > 1 ? "the baseline" : "";
   }
@@ -148,7 +148,7 @@ class Column {
   }
 }
 
-/** Pairs of a description list, without those whose value is not known. */
+/** Pairs of a description list, without those whose value is unknown. */
 function terms(pairs) {
   return pairs
     .filter(([, value]) => value !== undefined && value !== null)
@@ -163,7 +163,7 @@ function terms(pairs) {
 function sharedPositions(reference, tokens) {
   const n = reference.length;
   const m = tokens.length;
-  // length[i][j]: of the longest common subsequence of reference[i:] and tokens[j:]
+  // length[i][j]: the length of the longest common subsequence of reference[i:] and tokens[j:]
   const length = Array.from({ length: n + 1 }, () => new Uint16Array(m + 1));
   for (let i = n - 1; i >= 0; i--) {
     for (let j = m - 1; j >= 0; j--) {

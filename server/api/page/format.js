@@ -1,6 +1,6 @@
-/** Numbers and elements as this page shows them. */
+/** How this page formats numbers and creates elements. */
 
-/** Milliseconds with three digits that matter: "7.43 ms", "19.2 ms", "1.24 s". */
+/** Milliseconds with three significant digits: "7.43 ms", "19.2 ms", "1.24 s". */
 export function duration(ms) {
   if (!Number.isFinite(ms)) return "–";
   const [value, unit] = ms < 999.5 ? [ms, "ms"] : [ms / 1000, "s"];
@@ -8,7 +8,7 @@ export function duration(ms) {
   return `${value.toFixed(decimals)}\u00a0${unit}`;
 }
 
-/** A count in short: 5.9 M, 812 k. */
+/** A count in compact form: 5.9M, 812K. */
 export function count(n) {
   return new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(n);
 }
@@ -45,7 +45,7 @@ export function ticks(top, most) {
   return positions;
 }
 
-/** A tick's label: no more decimals than the step has. */
+/** A tick's label: at most two decimals, no trailing zeros. */
 export function tickLabel(ms) {
   return ms >= 1000 ? `${+(ms / 1000).toFixed(2)} s` : `${+ms.toFixed(2)}`;
 }

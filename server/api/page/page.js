@@ -1,4 +1,4 @@
-/** The page itself: what the server has, what the reader typed, and the runs between the two. */
+/** The page itself: the server's models, the reader's text, and the runs that bring them together. */
 import { Server, ServerError } from "./api.js";
 import { LatencyChart } from "./chart.js";
 import { Columns } from "./columns.js";
@@ -10,10 +10,10 @@ import { Verdict, answerMs } from "./verdict.js";
 const POLL_READY_MS = 10_000;
 const POLL_UNREADY_MS = 1_000;
 const AUTO_RUN_MS = 1_000; // from one run to the next
-const STOPPABLE_MS = 400; // a run this long offers to be stopped
-const REPLAY_MS = 1_200; // the slowest lane's time in a replay
+const STOPPABLE_MS = 400; // a run this long shows a Stop button
+const REPLAY_MS = 1_200; // how long a replay takes on the slowest lane
 const AUTO_REPLAY_MS = 450;
-const TONES = 6; // colours that page.css has for variants
+const TONES = 6; // how many variant colours page.css defines
 const CHIPS = 7;
 
 class Page {
@@ -35,10 +35,10 @@ class Page {
     badge: byId("badge"),
   });
   #calm = matchMedia("(prefers-reduced-motion: reduce)");
-  #models = []; // as GET /models gave them
+  #models = []; // as GET /models returned them
   #running = null; // the AbortController of the run in progress
   #nextSample = 0;
-  #autoRuns = 0; // how often auto-run was switched on: only the latest goes on
+  #autoRuns = 0; // how often auto-run was switched on: only the latest loop goes on
   #poll = 0;
 
   start() {
@@ -69,7 +69,7 @@ class Page {
     this.#watch();
   }
 
-  /** Ask the server what it has, now and again and again. */
+  /** Ask the server for its models, at once and then periodically. */
   async #watch() {
     let models = null;
     let failure = null;
@@ -88,7 +88,7 @@ class Page {
     else this.#showModels(models);
   }
 
-  /** The chosen family's variants in the order in which they run: the dense one first. */
+  /** The chosen family's variants in running order: the dense one first. */
   get #variants() {
     const variants = this.#models.filter(({ model }) => model === this.#family.value);
     variants.sort((a, b) => (b.variant === "dense") - (a.variant === "dense"));
@@ -162,7 +162,7 @@ class Page {
     if (!this.#run.disabled) this.#runOnce();
   }
 
-  /** One run that the reader asked for: replayed in slow motion where it was too quick, and announced. */
+  /** One run that the reader started: announced, and replayed in slow motion if it was too quick to follow. */
   async #runOnce() {
     this.#auto.checked = false;
     const outcome = await this.#compare(this.#text.value);
@@ -188,7 +188,7 @@ class Page {
     }
   }
 
-  /** Run `text` on every ready variant. Returns {sentence} where it went well, else {error}, or {} if stopped. */
+  /** Run `text` on every ready variant. Returns {sentence} on success, {error} on failure, {} if stopped. */
   async #compare(text) {
     this.#explain(null);
     if (!text.trim()) {
@@ -225,7 +225,7 @@ class Page {
     this.#replay.hidden = true;
   }
 
-  /** Draw the stream's events as they come; returns its last one, the whole comparison. */
+  /** Draw the stream's events as they arrive; returns the last one, the whole comparison. */
   async #follow(events) {
     for await (const event of events) {
       if ("results" in event) return event;
@@ -270,7 +270,7 @@ class Page {
     if (!this.#calm.matches) this.#race.replay(durationMs);
   }
 
-  /** Say what went wrong and what to do: in the column of the variant that failed, else under the text. */
+  /** Show what went wrong and what to do: in the failed variant's column, otherwise under the text. */
   #explain(error) {
     if (error?.ref) {
       this.#columns.fail(error.ref, error.message);
@@ -303,7 +303,7 @@ class Page {
     this.#grow();
   }
 
-  /** Give the text area the height of its text; the style sheet bounds it. */
+  /** Fit the text area's height to its text; the style sheet limits it. */
   #grow() {
     this.#text.style.height = "auto";
     this.#text.style.height = `${this.#text.scrollHeight + this.#text.offsetHeight - this.#text.clientHeight}px`;

@@ -1,14 +1,14 @@
 /**
- * The race: a lane for each variant on one shared time axis, each starting at zero.
+ * The race: a lane per variant on one shared time axis, each starting at zero.
  *
- * Variants run one after the other; a lane's clock starts when the lane before it is done. That clock only draws
- * the wait for the first token: when a token was made, and how long each part took, is what the server says.
+ * Variants run one after the other; a lane's clock starts when the lane before it is done. The clock only draws
+ * the wait for the first token; the server reports when each token was made and how long each part took.
  * Positions are custom properties in milliseconds (--from, --to) over --scale, so that one assignment
- * moves everything to another scale.
+ * rescales everything.
  */
 import { duration, element, tickLabel, ticks } from "./format.js";
 
-const SEEN_LIVE_MS = 700; // a run this long was seen as it happened
+const SEEN_LIVE_MS = 700; // a run this long can be followed live
 
 export class Race {
   #root;
@@ -52,13 +52,13 @@ export class Race {
     this.#lanes.get(ref)?.token(token, atMs);
   }
 
-  /** One variant is done: its parts are known, and the next one's turn begins. */
+  /** One variant is done: show its parts, and start the next lane. */
   finish(ref, timings) {
     this.#lanes.get(ref)?.finish(timings);
     this.#all.find((lane) => !lane.done)?.start();
   }
 
-  /** The run is over, well or not: stop the clocks and fit the axis to the slowest lane. */
+  /** The run has ended, successfully or not: stop the clocks and fit the axis to the slowest lane. */
   settle() {
     cancelAnimationFrame(this.#frame);
     for (const lane of this.#all) lane.settle();
@@ -66,22 +66,22 @@ export class Race {
     this.#root.setAttribute("aria-label", this.#all.map((lane) => lane.description).join("; "));
   }
 
-  /** Whether there is nothing to be seen yet. */
+  /** Whether there is nothing to show yet. */
   get vacant() {
     return this.#slowestMs === 0;
   }
 
-  /** Whether the run was over too quickly to have been seen. */
+  /** Whether the run was too quick to follow live. */
   get brief() {
     return this.#slowestMs > 0 && this.#slowestMs < SEEN_LIVE_MS;
   }
 
-  /** How many times slower than the run itself a replay is that takes `durationMs`. */
+  /** How many times slower than the run a replay of `durationMs` is. */
   slowdown(durationMs) {
     return durationMs / this.#slowestMs;
   }
 
-  /** Let all lanes grow again from zero, together, the slowest one in `durationMs`. */
+  /** Grow all lanes from zero again, together; the slowest one takes `durationMs`. */
   replay(durationMs) {
     for (const lane of this.#all) lane.replay(this.slowdown(durationMs));
   }
@@ -116,7 +116,7 @@ class Lane {
   #total = element("span", "lane-total");
   #wait = element("div", "segment encode");
   #cells = [];
-  #ends = []; // of the cells, in milliseconds
+  #ends = []; // when each cell ends, in milliseconds
   #startedAt = null;
   #description = null;
 
@@ -132,7 +132,7 @@ class Lane {
     this.#startedAt ??= performance.now();
   }
 
-  /** Draw the wait for the first token as it goes on. Returns the milliseconds since the start. */
+  /** Extend the wait for the first token. Returns the milliseconds since the start. */
   advance() {
     const elapsedMs = performance.now() - this.#startedAt;
     if (this.#cells.length === 0) this.#bar.replaceChildren(place(this.#wait, 0, elapsedMs));
@@ -163,12 +163,12 @@ class Lane {
       `decode ${duration(timings.decode_ms)} for ${this.#cells.length} tokens, total ${duration(timings.total_ms)}`;
   }
 
-  /** A wait that brought no token leaves nothing to show. */
+  /** Remove the wait if it brought no token. */
   settle() {
     if (this.#cells.length === 0) this.#wait.remove();
   }
 
-  /** What a reader who does not see the lane is told. */
+  /** The lane in words, for readers who cannot see it. */
   get description() {
     return this.#description ?? `${this.#name}: no answer`;
   }

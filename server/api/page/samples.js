@@ -1,4 +1,4 @@
-/** Example texts by family; a family that is not listed has none. */
+/** Example texts by family; families not listed have none. */
 const SAMPLES = new Map([
   ["g2p", [
     "mississippi", "rendezvous", "colonel", "onomatopoeia", "chrysanthemum", "thoroughbred", "xylophone",

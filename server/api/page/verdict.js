@@ -1,4 +1,4 @@
-/** The headline: how much faster the best pruned variant was, and whether it said the same. */
+/** The headline: how much faster the best variant was than the baseline, and whether it gave the same answer. */
 import { comparison, duration } from "./format.js";
 
 export class Verdict {
@@ -14,7 +14,7 @@ export class Verdict {
     this.#badge = badge;
   }
 
-  /** Show the outcome of a whole run, the document of POST /compare. Returns it as one sentence. */
+  /** Show the outcome of a whole run, given POST /compare's document. Returns it as one sentence. */
   show({ baseline, results }) {
     const reference = results.find(({ ref }) => ref === baseline);
     const rivals = results.filter(({ ref }) => ref !== baseline);
@@ -58,7 +58,7 @@ export class Verdict {
   }
 }
 
-/** The time that variants are compared by: without the wait in the queue. */
+/** The time by which variants are compared: the total without the wait in the queue. */
 export function answerMs({ timings }) {
   return timings.total_ms - timings.queue_ms;
 }

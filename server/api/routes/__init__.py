@@ -1,1 +1,1 @@
-"""A file a group of routes, and the documents that they answer with."""
+"""One file per group of routes, and the documents that they return."""

@@ -1,9 +1,9 @@
-"""`POST /compare`: one request on several variants, one after the other, with the speed-up and the agreement.
+"""`POST /compare`: run one request on several variants in turn and report speed-up and agreement.
 
-Request: `{"inputs": str, "parameters"?: {...}, "models"?: [REF, ...], "stream"?: bool}`. Without `models` it is every
-loaded variant of the first loaded model's family, in the order of the command line.
+Request: `{"inputs": str, "parameters"?: {...}, "models"?: [REF, ...], "stream"?: bool}`. Without `models`, every
+loaded variant of the first loaded model's family runs, in the order of the command line.
 
-The document, which is the whole answer where `stream` is false:
+The document, which is the whole response if `stream` is false:
 
     {"baseline": "g2p@dense",
      "results": [{"ref": "g2p@dense", "model": "g2p", "variant": "dense",
@@ -15,15 +15,15 @@ The document, which is the whole answer where `stream` is false:
                   "agreement": {"exact": true, "rouge_l": 1.0, "token_edit_distance": 0}},
                  ...]}
 
-`results` stand in the order in which the variants ran, all with the same parameters; where they sample and no seed
-was given, all with the one that was drawn for the first, `seed`. `sequences` and `details` are there as in `/generate`.
-The baseline is the dense variant, else the first; its own speedup is 1.0 and it agrees with itself. `speedup` = the
-baseline's (total - queue) over the variant's. `time_per_output_token_ms` is null where there was one token. `rouge_l`
-is the F-measure over words parted by white space, `token_edit_distance` counts the vocabulary's tokens (the end token
-is left out).
+`results` are in the order in which the variants ran. All variants get the same parameters; if they sample and no seed
+was given, all use the `seed` drawn for the first. `sequences` and `details` are included as in `/generate`. The
+baseline is the dense variant if there is one, otherwise the first; its own speedup is 1.0 and it agrees with itself.
+`speedup` = the baseline's (total - queue) over the variant's. `time_per_output_token_ms` is null if there was only one
+token. `rouge_l` is the F-measure over whitespace-separated words; `token_edit_distance` counts the vocabulary's tokens,
+without the end token.
 
-With `"stream": true` the answer is a stream of server-sent events, `data:{...}` and an empty line each. Which event
-it is shows in its keys:
+With `"stream": true` the response is a stream of server-sent events, each `data:{...}` and an empty line. The keys
+tell the events apart:
 
     has "token":          {"ref", "model", "variant", "index": 1, "at_ms": 5.31,
                            "token": {"id": 12, "text": "HH", "logprob": -0.02, "special": false}}
@@ -32,10 +32,10 @@ it is shows in its keys:
                           generated_text (the end token is special and has the text "")
     has "generated_text": {"ref", "model", "variant", "generated_text", "timings", "finish_reason",
                            "generated_tokens", "seed"}
-                          this variant is done, once for each; the next one begins after it
-    has "results":        the document above; the last event of a stream that went well
-    has "error":          {"error", "error_type"} and, where it was one variant's, "ref", "model", "variant";
-                          the last event of a stream that did not
+                          this variant is done; sent once per variant, before the next one begins
+    has "results":        the document above; the last event of a stream that succeeded
+    has "error":          {"error", "error_type"} and, if one variant failed, its "ref", "model", "variant";
+                          the last event of a stream that failed
 
 A line that starts with a colon is a keep-alive comment. An error before the first event is an ordinary HTTP error.
 """
@@ -72,16 +72,16 @@ from server.text.answer import Answer
 
 
 def compare_routes(service: Service) -> APIRouter:
-    """The comparing route of one service."""
+    """The comparison route of one service."""
     router = APIRouter()
 
     @router.post("/compare")
     async def compare(request: Request) -> Response:
-        """Run one text on several variants and say how much faster each is, and how much they agree."""
+        """Run one text on several variants; report how much faster each one is and how far their answers agree."""
         body, variants = await read_comparison(request, service)
         events = _events(service, body, variants)
         if body.stream:
-            # Comparisons run one at a time: a client that does not read must not keep the others waiting.
+            # Comparisons run one at a time: a client that does not read must not block the others.
             return EventStreamResponse(made_ahead(events), keep_alive_s=service.settings.keep_alive_s)
         return AsciiJsonResponse(await unless_gone(request, _last(events)))
 
@@ -90,13 +90,13 @@ def compare_routes(service: Service) -> APIRouter:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one variant made of the text."""
+    """The result of one variant."""
 
     variant: Variant
     generation: Generation
     finished: Finished
     answers: list[Answer]  # best first
-    details: bool  # whether they were asked for
+    details: bool  # whether they were requested
 
     @property
     def best(self) -> Answer:
@@ -105,16 +105,16 @@ class _Outcome:
 
     @property
     def working_ms(self) -> float:
-        """Its time without the queue."""
+        """Its total time without the queue."""
         return self.finished.timings.total_ms - self.finished.timings.queue_ms
 
     @property
     def plain_tokens(self) -> list[str]:
-        """The tokens of its best answer without the special ones, written out: a variant may number them anew."""
+        """The best answer's tokens without special ones, as vocabulary strings: a variant may use different ids."""
         return [self.variant.codec.piece(token.id) for token in self.best.tokens if not token.special]
 
     def document(self) -> dict[str, Any]:
-        """What it made, without its names."""
+        """The result as a document, without the variant's names."""
         document = {
             "generated_text": self.best.text,
             "timings": timings_document(self.finished.timings),
@@ -137,10 +137,10 @@ async def _last(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 async def _events(service: Service, body: CompareRequest, variants: Sequence[Variant]) -> AsyncIterator[dict[str, Any]]:
-    """The events of a streamed comparison; without `stream` only those that are not tokens."""
+    """The events of a streamed comparison; without `stream`, no token events."""
     stream, details = bool(body.stream), bool(body.generation.details)
     outcomes: list[_Outcome] = []
-    seed: int | None = None  # drawn for one, it is that of all
+    seed: int | None = None  # drawn for the first variant, used for all
     begun = False
     async with service.comparisons.turn():
         for variant in variants:
@@ -156,7 +156,7 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
                         begun = True
                     finished = await generation.result()
                 finally:
-                    variant.supervisor.cancel(generation)  # where the caller stops early
+                    variant.supervisor.cancel(generation)  # no-op unless the caller stopped early
             except RequestError as error:
                 if not (stream and begun):
                     raise
@@ -170,7 +170,7 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
 
 
 async def _token_events(generation: Generation) -> AsyncIterator[dict[str, Any]]:
-    """An event a token, where they are streamed."""
+    """One event per token if tokens are streamed, otherwise none."""
     if not generation.streamed:
         return
     index = 0
@@ -183,7 +183,7 @@ async def _token_events(generation: Generation) -> AsyncIterator[dict[str, Any]]
 
 
 def _comparison(outcomes: Sequence[_Outcome]) -> dict[str, Any]:
-    """The document of the module's docstring."""
+    """The document described in the module docstring."""
     by_variant = {outcome.variant: outcome for outcome in outcomes}
     baseline = by_variant[dense_or_first([outcome.variant for outcome in outcomes])]
     results = []

@@ -1,4 +1,4 @@
-"""From what an engine made to what callers read."""
+"""Build response documents from an engine's results."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +16,12 @@ def names_document(variant: Variant) -> dict[str, Any]:
 
 
 def timings_document(timings: Timings) -> dict[str, Any]:
-    """Milliseconds, to the microsecond."""
+    """The timings in milliseconds, rounded to the microsecond."""
     return {name: None if value is None else round(value, 3) for name, value in vars(timings).items()}
 
 
 def token_document(token: AnswerToken) -> dict[str, Any]:
-    """One token, without the others that were likely."""
+    """One token, without its likely alternatives."""
     return {"id": token.id, "text": token.text, "logprob": token.logprob, "special": token.special}
 
 
@@ -45,12 +45,12 @@ def answer_document(variant: Variant, generation: Generation, finished: Finished
 
 
 def sequence_documents(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """The answers where more than one was asked for."""
+    """All answers, when more than one was requested."""
     return [{"generated_text": answer.text, "score": answer.score} for answer in answers]
 
 
 def details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
-    """How it ended, in the words of text-generation-inference; with the score, where it was not the only candidate."""
+    """How an answer ended, in text-generation-inference's terms; with the score if there were other candidates."""
     document = {
         "finish_reason": answer.finish_reason.value,
         "generated_tokens": answer.generated_tokens,
@@ -61,7 +61,7 @@ def details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
 
 
 def whole_details_document(generation: Generation, answer: Answer) -> dict[str, Any]:
-    """The same with the tokens, which must have been asked for."""
+    """The same with the tokens, which must have been requested."""
     document = {
         **details_document(generation, answer),
         "prefill": [],
@@ -72,7 +72,7 @@ def whole_details_document(generation: Generation, answer: Answer) -> dict[str, 
 
 
 def timing_headers(generations: Sequence[Generation], finished: Sequence[Finished]) -> dict[str, str]:
-    """The headers of text-generation-inference, whole milliseconds; of a list, its slowest item and its sums."""
+    """text-generation-inference's headers, in whole milliseconds. For a list: the longest times, summed tokens."""
     total_ms = max(each.timings.total_ms for each in finished)
     queue_ms = max(each.timings.queue_ms for each in finished)
     inference_ms = max(each.timings.total_ms - each.timings.queue_ms for each in finished)

@@ -1,4 +1,4 @@
-"""`POST /generate`, `/generate_stream` and `/`: text in, text out, in the shapes of text-generation-inference."""
+"""`POST /generate`, `/generate_stream` and `/`: text in, text out, in the formats of text-generation-inference."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -28,12 +28,12 @@ from server.messages import Finished
 
 
 def generate_routes(service: Service) -> APIRouter:
-    """The generating routes of one service."""
+    """The generation routes of one service."""
     router = APIRouter()
 
     @router.post("/generate")
     async def generate(request: Request) -> Response:
-        """Generate for one text or a list of texts; with `stream`, as `/generate_stream`."""
+        """Generate for one text or a list of texts; with `stream`, works like `/generate_stream`."""
         body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
         if body.stream:
             return _stream(service, variant, body, arrived_s)
@@ -42,13 +42,13 @@ def generate_routes(service: Service) -> APIRouter:
 
     @router.post("/generate_stream")
     async def generate_stream(request: Request) -> Response:
-        """Generate for one text and send every token as it comes."""
+        """Generate for one text and send each token as it is made."""
         body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
         return _stream(service, variant, body, arrived_s)
 
     @router.post("/")
     async def generate_for_task(request: Request) -> Response:
-        """What huggingface_hub's InferenceClient posts to: always a list, under the name that each task reads."""
+        """The route of huggingface_hub's InferenceClient: always returns a list, with the key that each task reads."""
         body, variant, arrived_s = await read_generation(request, service, TaskRequest)
         if body.stream:
             return _stream(service, variant, body, arrived_s)
@@ -63,7 +63,7 @@ def generate_routes(service: Service) -> APIRouter:
 async def _answers(
     variant: Variant, body: GenerateRequest, arrived_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The answer to each text, and the headers of all."""
+    """The answer to each text, and the headers for all of them."""
     details = bool(body.generation.details)
     generations = await variant.admit(body, "unary", arrived_s=arrived_s, logprobs=details)
     finished = await _results(variant, generations)
@@ -75,7 +75,7 @@ async def _answers(
 
 
 async def _results(variant: Variant, generations: Sequence[Generation]) -> list[Finished]:
-    """Wait for all; where one fails, or the caller is cancelled, the others are not run to their end."""
+    """Wait for all. If one fails or the caller is cancelled, the others are cancelled."""
     try:
         return [await generation.result() for generation in generations]
     finally:
@@ -91,7 +91,7 @@ def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s
 
 
 async def _events(variant: Variant, body: GenerateRequest, arrived_s: float) -> AsyncIterator[dict[str, Any]]:
-    """One event a token; the last one has the whole text, the details and the timings."""
+    """One event per token; the last one also has the whole text, the details and the timings."""
     (generation,) = await variant.admit(body, "stream", arrived_s=arrived_s, logprobs=True, streamed=True)
     try:
         index = 0
@@ -115,4 +115,4 @@ async def _events(variant: Variant, body: GenerateRequest, arrived_s: float) -> 
                     event["sequences"] = sequence_documents(answers)
             yield event
     finally:
-        variant.supervisor.cancel(generation)  # where the caller stops early
+        variant.supervisor.cancel(generation)  # no-op unless the caller stopped early

@@ -1,4 +1,4 @@
-"""`GET /health`, `/health/ready` and `/metrics`: for those who watch."""
+"""`GET /health`, `/health/ready` and `/metrics`: for monitoring."""
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -9,7 +9,7 @@ from server.frontend.service import Service
 
 
 def health_routes(service: Service) -> APIRouter:
-    """The watching routes of one service."""
+    """The monitoring routes of one service."""
     router = APIRouter()
 
     @router.get("/health")
@@ -19,7 +19,7 @@ def health_routes(service: Service) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> Response:
-        """200 where every variant can take requests, else 503; the body says how each one stands."""
+        """200 if every variant can take requests, otherwise 503; the body gives the state of each."""
         document = {
             "ready": service.ready,
             "models": [{"ref": variant.ref, "state": service.state_of(variant).value} for variant in service.variants],
@@ -28,7 +28,7 @@ def health_routes(service: Service) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus' text format."""
+        """All metrics in Prometheus's text format."""
         return Response(service.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

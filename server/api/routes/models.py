@@ -14,17 +14,17 @@ from server.version import project_version
 
 
 def model_routes(service: Service) -> APIRouter:
-    """The describing routes of one service."""
+    """The routes that describe one service's models."""
     router = APIRouter()
 
     @router.get("/models")
     async def models() -> Response:
-        """Every variant that was asked for, in the order of the command line."""
+        """Every configured variant, in the order of the command line."""
         return AsciiJsonResponse([_model_document(service, variant) for variant in service.variants])
 
     @router.get("/info")
     async def info() -> Response:
-        """The fields of text-generation-inference, for the first variant, and the names of all."""
+        """text-generation-inference's fields for the first variant, and the names of all variants."""
         return AsciiJsonResponse(_info_document(service))
 
     return router

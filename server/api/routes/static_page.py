@@ -1,4 +1,4 @@
-"""`GET /` and `/page/NAME`: the comparison page, from the files of the package folder `page`."""
+"""`GET /` and `/page/NAME`: the comparison page, served from the package folder `page`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from server.errors import NotFoundError
 
 _FOLDER = Path(__file__).parents[1] / "page"
 _INDEX = "index.html"
-_TYPES = {  # by hand: the tables of Python and of machines differ
+_TYPES = {  # explicit, because Python's table varies with the machine
     ".html": "text/html",
     ".css": "text/css",
     ".js": "text/javascript",
@@ -19,7 +19,7 @@ _TYPES = {  # by hand: the tables of Python and of machines differ
     ".png": "image/png",
 }
 _HEADERS = {
-    "cache-control": "no-cache",  # kept, and asked for again with its ETag: an upgrade shows at once
+    "cache-control": "no-cache",  # cached, but revalidated by ETag: an upgrade shows at once
     "content-security-policy": (
         "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
     ),
@@ -36,7 +36,7 @@ class _File:
 
 
 def page_routes() -> APIRouter:
-    """The page's routes; its files are read once, now."""
+    """The page's routes. Its files are read once, in this call."""
     router = APIRouter(include_in_schema=False)
     files = {path.name: _read(path) for path in _FOLDER.iterdir() if path.is_file()}
 
