@@ -20,7 +20,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "int8", "int4")
 NATIVE_DTYPES = ("float32", "bfloat16", "int8", "int4")
 
 # What "auto" chooses from, fastest first. int4 is left out: it is faster than int8 for one request at a time and slower
-# for many, and only the operator knows the load. Each line ends with float32, which needs no quality record.
+# for many, and only the person who serves the model knows which applies. Each line ends with float32, which needs no
+# quality record.
 NATIVE_SPEED = ("int8", "bfloat16", "float32")
 TORCH_SPEED = ("bfloat16", "float32")
 CUDA_SPEED = ("bfloat16", "float16", "float32")

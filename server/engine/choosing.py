@@ -3,7 +3,7 @@
 Rows that want only the likeliest token cost one pass over the logits. What other rows want is computed for them alone,
 and together if it is the same.
 
-Axes: N rows whose logits are wanted, R of them that want something, V vocabulary, C candidates of a row.
+Axes: N rows whose logits are wanted, R of them to process, V vocabulary, C candidates of a row.
 """
 
 import math

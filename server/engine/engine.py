@@ -389,7 +389,7 @@ def _threads(config: EngineConfig) -> int:
     if config.threads is not None:
         return config.threads
     usable = usable_cpus()
-    held = min(torch.get_num_threads(), usable)  # OMP_NUM_THREADS or the embedding program may lower it
+    held = min(torch.get_num_threads(), usable)  # OMP_NUM_THREADS or the host program may have lowered it
     return held if engine_name(config) == "torch" else min(held, default_threads(usable))
 
 

@@ -41,7 +41,7 @@ class Scheduler:
     """Admits, places and removes sequences."""
 
     def __init__(self, *, slots: int, max_encode_tokens: int, max_decode_tokens: int) -> None:
-        """Limits bound the work of one step, because running sequences wait for it.
+        """The limits bound the work of one step, which running sequences wait for.
 
         `max_encode_tokens`: encoded positions, padding included; `max_decode_tokens`: tokens that enter the decoder,
         prefixes included. A single sequence may exceed either.

@@ -22,7 +22,7 @@ class Decoding:
         self.free = not (parameters.do_sample or self.search or self.logprobs or self.top_n)
 
     def plain_at(self, length: int) -> bool:
-        """Whether a row with a history of `length` tokens wants its likeliest token and nothing more."""
+        """Whether a row with a history of `length` tokens wants only its likeliest token."""
         return self.free and not self.rules.apply_at(length)
 
     def processed_at(self, length: int) -> bool:
@@ -30,5 +30,5 @@ class Decoding:
         return self.parameters.do_sample or self.rules.apply_at(length)
 
     def plain_steps(self, length: int) -> int:
-        """How many steps a row with a history of `length` tokens wants its likeliest token and nothing more."""
+        """For how many steps a row with a history of `length` tokens wants only its likeliest token."""
         return self.rules.steps_without(length) if self.free else 0

@@ -4,7 +4,7 @@ Repetition penalty; then everything that bans tokens (repeated n-grams, bad word
 forced first and last token; then suppressed tokens. (Consecutive bans all hold, whatever their order.) Warping for
 sampling follows, in `sampling`, and renormalization comes last.
 
-Axes: R rows that want something, V vocabulary. Rows are processed together, one kernel per kind of change.
+Axes: R rows to process, V vocabulary. Rows are processed together, one kernel per kind of change.
 """
 
 import math
@@ -78,7 +78,7 @@ class Rules:
         )
 
     def steps_without(self, length: int) -> int:
-        """How many steps from a history of `length` tokens on have nothing to do; none lies beyond the last."""
+        """For how many steps from a history of `length` tokens on there is nothing to do, up to the last step."""
         if self.apply_at(length):
             return 0
         next_at = self.begin if self.begin_suppressed and self.begin > length else self.last_from + 1

@@ -1,6 +1,6 @@
 """From scores to tokens: the likeliest, the likeliest few, or one drawn at random.
 
-Axes: N or R rows, V vocabulary, K blocks of B tokens of it, T tokens after the last whole block, C candidates.
+Axes: N or R rows, V vocabulary, K blocks of B tokens each, T tokens after the last whole block, C candidates.
 
 Randomness is counter-based: the number that decides a token is a hash (BLAKE2b) of the request's seed, the index of the
 sample, and the token's position. So a text does not depend on what runs beside it, and no generator state is kept,
@@ -75,7 +75,7 @@ def likeliest(scores_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def at_least_float32(logits_NV: Tensor) -> Tensor:
-    """The logits in at least float32, in which scores are computed."""
+    """Scores are computed in at least float32."""
     return logits_NV.float() if logits_NV.dtype.itemsize < 4 else logits_NV
 
 

@@ -25,7 +25,7 @@ class EngineConfig:
     ahead_s: float = 0.001
 
     def within(self, positions: int | None) -> "EngineConfig":
-        """Limit sources and targets to a model's `positions`. None: the model has any number of them."""
+        """Limit sources and targets to a model's `positions`; None: no limit."""
         if positions is None:
             return self
         return replace(

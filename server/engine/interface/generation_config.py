@@ -149,7 +149,7 @@ class _Fields:
         return value
 
     def value(self, declared: Declaration) -> Any:
-        """The value of a declared parameter; if the file does not name it, what that means, else None."""
+        """A declared parameter's value; if the file does not name it, the declaration's `unset`."""
         key = declared.key
         assert key is not None, "a parameter that no file has"
         if self._fields.get(key) is None:

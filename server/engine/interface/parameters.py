@@ -33,7 +33,7 @@ class Declaration:
     in_requests: bool = False
     samples: bool = False  # giving it in a request asks for sampling
     key: str | None = None  # in generation_config.json; None: not read from there
-    unset: Any = None  # what a file that does not name it means; None: the default
+    unset: Any = None  # what a file means by not naming it; None: the default
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with the value of a count or a number, and what it must be; None if it is valid."""
@@ -89,7 +89,7 @@ def _tokens(key: str | None = None, kind: Kind = "tokens") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParameters:
-    """Names and effects are those of transformers, where it has the parameter. The defaults change nothing: greedy.
+    """Names and effects are those of transformers, if it has the parameter. The defaults change nothing: greedy.
 
     A model's own generation_config.json comes in through `GenerationDefaults`.
     """

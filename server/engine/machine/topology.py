@@ -52,8 +52,8 @@ def physical_cores(allowed: Collection[int], devices: Path = _DEVICES) -> list[C
 
 
 def default_threads(usable: int, cores: Collection[Core] | None = None, *, pools: int = 1) -> int:
-    """Default number of threads for each of `pools`: a share of the physical cores, within one memory node; all pools
-    together have at most the `usable` threads that may run at once.
+    """Default number of threads for each of `pools` pools: a share of the physical cores, within one memory node; all
+    pools together have at most the `usable` threads that may run at once.
 
     A second thread on a core takes as much from the first as it gives. Barriers and weights across nodes cost more
     than the other node's cores give: on such a machine, one process per node serves more.

@@ -22,7 +22,7 @@ class Tensors(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A tensor that is computed and not read, as the others are."""
+        """A computed tensor, in the same dtype and on the same device as those that are read."""
 
     def read(self, name: str) -> Tensor:
         """One tensor, whose memory the caller owns; the same name gives the same numbers."""
@@ -42,7 +42,7 @@ class Checkpoint:
         return name in self._names
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A tensor that is computed and not read, as the others are."""
+        """A computed tensor, in the same dtype and on the same device as those that are read."""
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def read(self, name: str) -> Tensor:

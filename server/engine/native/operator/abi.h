@@ -27,7 +27,7 @@ struct Norm {
 struct Attention {
   int32_t heads, reserved;
   Matrix queries;      // [H*E]
-  Matrix keys_values;  // keys, then values, each [H*E]; in cross-attention from the encoder's output
+  Matrix keys_values;  // keys, then values, each [H*E]; for cross-attention, from the encoder's output
   Matrix out;
   Norm after;     // in a post-norm layer
   void* keys;

@@ -52,7 +52,7 @@ class Pace {
     return counts_[state.trial < 0 ? state.level : state.trial];
   }
 
-  // Reports how long the pass of the last threads() took.
+  // Report how long the last requested pass took.
   void took(double ns) {
     State& state = *state_;
     const double cost = ns / alone_ns_;
@@ -81,7 +81,7 @@ class Pace {
   static constexpr int kCold = 1;  // the first pass touches memory for the first time
   static constexpr int kRecent = 8;
   // A slow pass counts as at most kWorst passes with half as many threads; good ones before it make up for at most
-  // kCredit such passes, or kCredit_ns.
+  // kCredit such passes, or kCredit_ns if that is less.
   static constexpr double kWorst = 4, kCredit = 16, kCredit_ns = 1e8;
   static constexpr double kFaster = 0.95;
   static constexpr double kPatience_ns = 3e6;  // a scheduler's time slice

@@ -66,7 +66,7 @@ class Pool {
       groups_.back().end = thread + 1;
       members_[thread].group = static_cast<int>(groups_.size()) - 1;
     }
-    meetings_.reset(new Meeting[groups_.size() + 1]);  // one for each group; in the last, one thread of each group meets
+    meetings_.reset(new Meeting[groups_.size() + 1]);  // one per group, and the last for one thread of each
     for (size_t i = 0; i <= groups_.size(); i++) meetings_[i].phase.store(first_phase, std::memory_order_relaxed);
     try {
       threads_.reserve(size - 1);
@@ -225,7 +225,7 @@ class Pool {
     std::vector<int> counts = Pace::counts(size_);
     std::vector<double> found(counts.size(), 0.);
     for (size_t i = counts.size() - 1; i-- > 0;) {
-      if (found[i + 1] > kBudget_ns / kBarriers) {  // apparently more threads than cores: double the cost of half as many is bad enough
+      if (found[i + 1] > kBudget_ns / kBarriers) {  // probably more threads than cores: twice as bad is bad enough
         found[i] = 2 * found[i + 1];
         continue;
       }

@@ -55,12 +55,11 @@ struct Sharing {
   uint64_t number;
 };
 
-// A thread's part of the products between two barriers: all rows by the tiles of all their matrices, numbered through.
+// A thread's part of the products between two barriers: all rows by the tiles of all their matrices, numbered in order.
 //
 // If tiles divide evenly, only tiles are divided, because each weight is then read by one thread. If not (16 tiles
-// among 24 threads), rows are divided as well, in whole blocks, where that helps: more threads work, and each reads its
-// own tiles. The sum over inputs is never divided: its order, and so its last bit, would depend on the number of
-// threads.
+// among 24 threads), rows are divided too, in whole blocks, if that helps: more threads work, and each reads its tiles
+// for itself. Sums over inputs are never divided: their order, and so the last bit, would depend on the thread count.
 //
 // A thread that is done takes unstarted work from threads that share a cache with it: on a machine with other work, now
 // one processor is slower, now another. With few rows, a unit takes less time than the search for one.

@@ -1,7 +1,7 @@
 // Sixteen numbers at a time, on any processor: one register with AVX-512, two with AVX2, four with NEON.
 //
 // The compiler's flags decide which registers there are. One library is built per instruction set, and the loader takes
-// the best one that the processor runs. Code above this header knows only `Floats`, `Ints` and their products.
+// the best one that the processor runs. Code that includes this knows only `Floats`, `Ints` and their products.
 #pragma once
 
 #include <cmath>

@@ -1,12 +1,11 @@
 // One pass of an encoder or decoder stack over rows of tokens, on CPUs; simd.h says which CPUs, and how.
 //
 // A row is one token of one sequence: its place in the vocabulary, its position, the cache slot of its sequence. A
-// decode step has one row per sequence; a decoder prefix, or a whole source in the encoder, is several rows of one
-// slot.
+// decode step is one row per sequence; a decoder prefix, or a whole source in the encoder, is several rows of a slot.
 //
 // Why one operator for the whole pass: a step of a small model is hundreds of operations of a few microseconds, and a
-// library call around each costs more than the operation. Here threads wake once per pass and meet at spinning
-// barriers. Each matrix streams through memory once, in the order in which it is stored.
+// library call around each costs more than the operation. Here threads wake once per pass and meet at barriers that
+// spin. Each matrix streams through memory once, in the order in which it is stored.
 //
 // Axes: R rows, I inputs, O outputs, H heads, E width of a head, C capacity of a slot in positions.
 // Weights: tiles of 32 outputs, each contiguous: float32 [I][32], bfloat16 [I/2][32][2], int8 [I/4][32][4].
