@@ -1,7 +1,7 @@
-"""What an engine needs of whatever computes: the one interface between deciding and computing.
+"""What an engine needs from a backend: the one interface between deciding and computing.
 
-Two implementations: PyTorch, for CUDA and as the fallback everywhere, and the native operator on CPUs that have what
-it wants. A slot holds the cached state of one row of decoding: one sequence, or one beam of it.
+There are two implementations: PyTorch, for CUDA and as the fallback everywhere, and the native operator on CPUs that
+have what it needs. A slot holds the cached state of one decoding row: one sequence, or one of its beams.
 """
 
 from collections.abc import Callable
@@ -11,94 +11,94 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-Progress = Callable[[str], None]  # is told in lines what takes long
+Progress = Callable[[str], None]  # receives a line about each slow operation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """Tokens that go into the decoder in one step, row by row; a slot's rows stand together, positions ascending.
+    """Tokens that enter the decoder in one step, row by row; a slot's rows are adjacent, positions ascending.
 
-    Most slots have one row a step. A decoder prefix, or a draft that is to be verified, has several.
+    Most slots have one row per step. A decoder prefix, or a draft to be verified, has several.
     """
 
     tokens: list[int]
-    positions: list[int]  # within the decoder's sequence, its start token being 0
+    positions: list[int]  # within the decoder's sequence; the start token is 0
     slots: list[int]
-    wanted: list[int]  # rows whose logits are asked for, ascending
+    wanted: list[int]  # rows whose logits are requested, ascending
 
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyStep:
-    """What one step of `AheadBackend.decode_ahead` chose, by the rows of its feed."""
+    """What one step of `AheadBackend.decode_ahead` chose, by row of its feed."""
 
     tokens: list[int]
-    max_logits: list[float]  # the highest logit; NaN or infinite where the row is not finite
+    max_logits: list[float]  # the highest logit; NaN or infinite if the row is not finite
 
 
 class Backend(Protocol):
-    """Owns everything that is a tensor. Slots are numbered from 0; the running ones fill 0 to n-1 at every step."""
+    """Owns all tensors. Slots are numbered from 0; at every step the running ones fill 0 to n-1."""
 
     @property
     def has_own_threads(self) -> bool:
-        """Whether it computes in threads of its own, beside which PyTorch's would only stand in the way."""
+        """Whether it computes in its own threads; PyTorch's would only get in their way."""
 
     @property
     def path(self) -> str | None:
-        """How the last `decode` ran, "graph" or "eager"; None where the backend replays nothing."""
+        """How the last `decode` ran, "graph" or "eager"; None if the backend replays nothing."""
 
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
-        """Encode sources, each into all of its slots (one, or one a beam), whose decoded state begins anew.
+        """Encode sources, each into all of its slots (one, or one per beam), and reset their decoded state.
 
-        Returns the number of positions that were computed for nothing.
+        Returns the number of positions computed for nothing.
         """
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, vocabulary] on the backend's device, in at least float32; valid until the next call."""
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
-        """Give each slot of `targets` the decoded state, `length` positions, that its origin has now.
+        """Give each slot of `targets` the current decoded state, `length` positions, of its origin.
 
-        Origins are among the targets, which are the beams of one sequence: their sources are the same.
+        Origins are among the targets. The targets are the beams of one sequence, so they share a source.
         """
 
     def move(self, origin: int, target: int, *, source_length: int, length: int) -> None:
-        """A sequence changes its slot: copy the state of its source and its decoded state over the target's."""
+        """A sequence changes slots: copy its source state and its decoded state over the target's."""
 
     def clear(self, slot: int) -> None:
-        """Forget a slot's state, where it may not be finite."""
+        """Forget a slot's state, which may not be finite."""
 
     def memory_bytes(self) -> dict[str, int]:
-        """Fixed for the life of the backend: `weights` and `cache`."""
+        """`weights` and `cache`, fixed for the life of the backend."""
 
 
 @runtime_checkable
 class SlicedBackend(Backend, Protocol):
-    """A backend that can encode a long source a little at a time, between steps of others.
+    """A backend that can encode a long source a little at a time, between other sequences' steps.
 
-    The slots of such a source have no rows in a feed until it is encoded. They may move meanwhile, and other sources
+    The slots of such a source have no rows in a feed until it is encoded. Meanwhile they may move, and other sources
     may be encoded whole.
     """
 
     def begin_source(self, source: list[int], slots: Collection[int]) -> None:
-        """Take a source for its slots; no other one is under way."""
+        """Begin a source for its slots; no other source is in progress."""
 
     def go_on(self, seconds: float | None) -> bool:
-        """Encode for about so long, or to the end; returns whether the source is encoded.
+        """Encode for about `seconds`, or to the end if None; returns whether the source is encoded.
 
-        Where the time is too short for anything worth while, nothing is done.
+        If the time is too short for anything worthwhile, do nothing.
         """
 
     def drop_source(self) -> None:
-        """Give up the source that is under way."""
+        """Abandon the source in progress."""
 
 
 @runtime_checkable
 class AheadBackend(Backend, Protocol):
-    """A backend that can choose greedily by itself, and so make steps that nobody looks at."""
+    """A backend that can choose greedily by itself, so it can run steps that nobody looks at in between."""
 
     def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
-        """Advance slots of one row each by their likeliest tokens, step after step, `steps` at most and at least one.
+        """Advance slots of one row each by their likeliest tokens, for at least one and at most `steps` steps.
 
-        Ends sooner, after a step in which a row came to a token of `ends` or to scores that are not finite, and where
+        Stops early after a step in which a row reached a token of `ends` or scores that are not finite, or when
         another step would probably end later than `seconds` from now.
         """

@@ -1,7 +1,7 @@
 """What this machine can run: which engine, and which dtypes on it. Needs no torch.
 
-The engines are our native operator and PyTorch. Whoever loads a model asks here first, so that what the machine lacks
-is refused in one line, and no library is asked for what it cannot do.
+The engines are our native operator and PyTorch. Code that loads a model checks here first, so that a request for
+something the machine lacks is refused in one line, before any library is asked for it.
 """
 
 import re
@@ -19,13 +19,14 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "int8", "int4")
 
 NATIVE_DTYPES = ("float32", "bfloat16", "int8", "int4")
 
-# What "auto" chooses from, the fastest first. int4 is none of it: it is faster than int8 for one request at a time, and
-# slower for many, which only who serves the model knows. float32, which needs no record of its quality, ends each line.
+# What "auto" chooses from, fastest first. int4 is left out: it is faster than int8 for one request at a time and slower
+# for many, and only the person who serves the model knows which applies. Each line ends with float32, which needs no
+# quality record.
 NATIVE_SPEED = ("int8", "bfloat16", "float32")
 TORCH_SPEED = ("bfloat16", "float32")
 CUDA_SPEED = ("bfloat16", "float16", "float32")
 
-_WHOLE_NUMBERS = {"int8": "bnb-int8", "int4": "bnb-nf4"}  # and what stands for them on CUDA
+_WHOLE_NUMBERS = {"int8": "bnb-int8", "int4": "bnb-nf4"}  # and their counterparts on CUDA
 
 _CHOICES = {
     "backend": ("auto", "native", "torch"),
@@ -39,10 +40,10 @@ _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 def check_machine(config: EngineConfig, model: Model | None = None) -> None:
     """Refuse what this machine cannot run, before anything is imported or read. `dtype` may be "auto".
 
-    `model`: the one that is to be run so, where it is at hand.
+    `model`: the model to be run this way, if available.
 
     Raises:
-        LoadError: it lacks the dtype, the device, the set of instructions that NASH_CPU_ISA asks for or so many
+        LoadError: the machine lacks the dtype, the device, the instruction set that NASH_CPU_ISA asks for or that many
             threads, or the model lacks its calibration.
     """
     check_threads(config.threads)
@@ -66,7 +67,7 @@ def check_threads(asked: int | None) -> None:
 
 
 def check_calibrated(model: Model) -> None:
-    """Raises: LoadError: a model has no weights in four bits."""
+    """Raises: LoadError: a model has no four-bit weights."""
     if not model.calibrated:
         raise LoadError(
             f"the model has no {INT4}, which dtype 'int4' needs: `nash models publish NAME DIR --calibrate-int4 DATA`, "
@@ -75,10 +76,10 @@ def check_calibrated(model: Model) -> None:
 
 
 def why_not_native(config: EngineConfig) -> str | None:
-    """What keeps the native operator from running a model so configured; None where nothing does.
+    """Why the native operator cannot run a model with this configuration; None if it can.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     if config.device != "cpu":
         return f"it computes on CPUs, not on {config.device!r}"
@@ -93,10 +94,10 @@ def why_not_native(config: EngineConfig) -> str | None:
 
 
 def engine_name(config: EngineConfig) -> str:
-    """What runs a model so configured, as metrics and records call it: `native-SET` or `torch`.
+    """The engine that runs a model with this configuration, as named in metrics and records: `native-SET` or `torch`.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     if config.backend == "torch" or why_not_native(config) is not None:
         return "torch"
@@ -104,10 +105,10 @@ def engine_name(config: EngineConfig) -> str:
 
 
 def why_not(config: EngineConfig) -> str | None:
-    """Why this machine refuses a model so configured: the value, what the machine has, what to use; else None.
+    """Why this machine refuses this configuration: the value, what the machine has, what to use instead; else None.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     for key, known in _CHOICES.items():
         if getattr(config, key) not in known:
@@ -137,7 +138,7 @@ def why_not(config: EngineConfig) -> str | None:
 
 
 def _why_not_on_cuda(config: EngineConfig) -> str | None:
-    """Where the driver tells nothing of a device, PyTorch has the last word."""
+    """If the driver reports nothing about a device, PyTorch has the last word."""
     index = int(config.device.partition(":")[2] or 0)
     devices = cuda_devices()
     if config.dtype != "bfloat16" or index >= len(devices) or devices[index].has_bfloat16:
@@ -150,7 +151,7 @@ def _why_not_on_cuda(config: EngineConfig) -> str | None:
 
 
 def torch_bfloat16() -> str | None:
-    """Why PyTorch's products on this CPU do not take bfloat16; None where they do, if slowly."""
+    """Why PyTorch's products on this CPU do not take bfloat16; None if they do, even slowly."""
     has = set(torch_instruction_sets())
     if {"avx512bw", "avx512vl", "avx512dq"} <= has or "bf16" in has:
         return None
@@ -165,14 +166,14 @@ def torch_int8() -> str | None:
 
 
 def native_bfloat16() -> str | None:
-    """Why this CPU does not multiply in bfloat16 by itself, so that PyTorch would have to imitate it; else None."""
+    """Why this CPU does not multiply in bfloat16 natively, so that PyTorch would have to emulate it; else None."""
     if {"avx512_bf16", "amx_bf16", "bf16"} & set(torch_instruction_sets()):
         return None
     return f"it needs avx512_bf16, amx_bf16 or ARM's bf16, and PyTorch may use {_listed()}"
 
 
 def speed_order(config: EngineConfig) -> tuple[str, ...]:
-    """The dtypes that this machine can run a model in, the fastest first; `config.dtype` does not matter."""
+    """The dtypes in which this machine can run a model, fastest first; `config.dtype` does not matter."""
     config = replace(config, dtype="float32")
     order: tuple[str, ...]
     if config.device != "cpu":

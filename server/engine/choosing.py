@@ -1,9 +1,9 @@
-"""From the logits of a step to what each row goes on with. Every row is chosen for by its own sequence's parameters.
+"""From a step's logits to how each row continues, by the parameters of the row's own sequence.
 
-Rows that want nothing but the likeliest token cost one pass over the logits; what others want is computed for them
-alone, together where it is the same.
+Rows that want only the likeliest token cost one pass over the logits. What other rows want is computed for them alone,
+and together if it is the same.
 
-Axes: N rows whose logits are wanted, R of them that want something, V vocabulary, C candidates of a row.
+Axes: N rows whose logits are wanted, R of them to process, V vocabulary, C candidates of a row.
 """
 
 import math
@@ -30,21 +30,21 @@ from server.engine.sequence import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What came of a step, by the rows of its logits."""
+    """The result of a step, by row of its logits."""
 
-    tokens: list[int]  # without meaning for beams
-    max_logits: list[float]  # the highest logit; NaN or +inf where any is
+    tokens: list[int]  # meaningless for beams
+    max_logits: list[float]  # the highest logit; NaN or +inf if any logit is
     masked: set[int]  # rows in which every token is forbidden
-    logprobs: dict[int, float] = field(default_factory=dict)  # of the token, where asked for
-    top_tokens: dict[int, list[TopToken]] = field(default_factory=dict)  # the same; of beams too
+    logprobs: dict[int, float] = field(default_factory=dict)  # of the token, if requested
+    top_tokens: dict[int, list[TopToken]] = field(default_factory=dict)  # likewise; for beams too
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)  # of each search, by the row of its beam 0
 
 
 def choose(logits_NV: Tensor, wanted: Ordered[Row]) -> Chosen:
-    """Choose for every row of the logits; of a beam search's first step there is beam 0 alone.
+    """Choose for every row of the logits; a beam search's first step has beam 0 alone.
 
-    A row that is not finite, as its highest logit then tells, spoils no other, and nothing else is said of it; nor is
-    anything of a search with such a row.
+    A row that is not finite, as its highest logit shows, affects no other row and gets no further results; a search
+    with such a row gets no candidates.
     """
     best = greedy(logits_NV)
     chosen = Chosen(tokens=best.tokens_N.tolist(), max_logits=best.max_logits_N.tolist(), masked=set())
@@ -69,7 +69,7 @@ def choose(logits_NV: Tensor, wanted: Ordered[Row]) -> Chosen:
 
 
 def _choose_singly(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], chosen: Chosen) -> None:
-    """For rows that are not beams: the likeliest of what their rules leave, or one drawn of it."""
+    """For rows that are not beams: the likeliest token that their rules leave, or a drawn one."""
     processed = [i for i in rows if _is_processed(wanted[i])]
     if processed:
         scores_RV = _scores(logits_NV, wanted, processed)
@@ -96,7 +96,7 @@ def _choose_singly(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], cho
 
 def _choose_candidates(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], chosen: Chosen) -> None:
     """For beams: the candidates of each search."""
-    searches: dict[BeamSearch, dict[int, int]] = {}  # rows by the beam
+    searches: dict[BeamSearch, dict[int, int]] = {}  # each beam's row
     for i in rows:
         search = wanted[i].decoding.search
         assert search is not None, "not a beam"
@@ -126,7 +126,7 @@ def _choose_candidates(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int],
 
 
 def _scores(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int]) -> Tensor:
-    """What the rules of these rows leave of their scores; of beams log-probabilities, warped where they are drawn."""
+    """These rows' scores after their rules; for beams log-probabilities, warped if they are sampled."""
     chosen = [wanted[i] for i in rows]
     beams = [at for at, row in enumerate(chosen) if row.decoding.search is not None]
     scores_RV = at_least_float32(_take(logits_NV, rows))
@@ -151,7 +151,7 @@ def _scores(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int]) -> Tensor:
 
 
 def _options(scores_RV: Tensor, wanted: Ordered[Row], rows: list[int]) -> dict[int, list[tuple[float, int]]]:
-    """By row, its best scores with their tokens, as many as its search looks at."""
+    """Each row's best scores with their tokens, as many as its search considers."""
     widths = []
     for i in rows:
         search = wanted[i].decoding.search
@@ -166,7 +166,7 @@ def _options(scores_RV: Tensor, wanted: Ordered[Row], rows: list[int]) -> dict[i
 
 
 def _best(search: BeamSearch, options: Ordered[Ordered[tuple[float, int]]]) -> list[Candidate]:
-    """The best continuations of all beams, each of which has its own options."""
+    """The best continuations of all beams, each with its own options."""
     pool = [
         (before + score, beam, token)
         for beam, (before, own) in enumerate(zip(search.scores, options, strict=True))
@@ -177,7 +177,7 @@ def _best(search: BeamSearch, options: Ordered[Ordered[tuple[float, int]]]) -> l
 
 
 def _drawn(scores_BV: Tensor, search: BeamSearch, row: Row) -> list[Candidate]:
-    """As many continuations drawn without replacement."""
+    """`width` continuations, drawn without replacement."""
     flat = (scores_BV + scores_BV.new_tensor(search.scores)[:, None]).view(-1)
     drawn = draw_without_replacement(flat, [_number(row, draw) for draw in range(search.width)])
     scores = flat[drawn].tolist()
@@ -223,5 +223,5 @@ def _note_top_tokens(logits_NV: Tensor, wanted: Ordered[Row], rows: list[int], c
 
 
 def _take(values_NV: Tensor, rows: list[int]) -> Tensor:
-    """Some rows, ascending; the tensor itself where they are all."""
+    """Some rows, ascending; the tensor itself if all are wanted."""
     return values_NV if len(rows) == len(values_NV) else values_NV[rows]

@@ -1,4 +1,4 @@
-"""Which dtype a model runs in where nobody names one: the fastest of which it is known that its quality holds."""
+"""Which dtype a model runs in when none is named: the fastest whose quality is known to hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +10,19 @@ from server.engine.interface.config import EngineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DtypeChoice:
-    """A dtype of an engine, never "auto", and why it is that one."""
+    """An engine's dtype, never "auto", and the reason for it."""
 
     dtype: str
     why: str
 
 
 def choose_dtype(config: EngineConfig, records: Sequence[QualityRecord] = ()) -> DtypeChoice:
-    """The dtype that is asked for, or for "auto" the fastest here whose recorded quality holds, else float32.
+    """The requested dtype; for "auto" the fastest here whose recorded quality holds, else float32.
 
-    `records` are those of the version that is to be loaded; a model outside the store has none.
+    `records` belong to the version being loaded; a model outside the store has none.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     if config.dtype != AUTO:
         return DtypeChoice(dtype=config.dtype, why="asked for")
@@ -40,6 +40,6 @@ def choose_dtype(config: EngineConfig, records: Sequence[QualityRecord] = ()) ->
 
 
 def with_dtype(config: EngineConfig, records: Sequence[QualityRecord] = ()) -> tuple[EngineConfig, DtypeChoice]:
-    """The configuration with the dtype of `choose_dtype`, and the choice."""
+    """The configuration with the dtype from `choose_dtype`, and the choice itself."""
     choice = choose_dtype(config, records)
     return replace(config, dtype=choice.dtype), choice

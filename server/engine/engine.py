@@ -1,7 +1,7 @@
 """Tokens in, tokens out: continuous batching over one model.
 
-Sequences join and leave at every step. A step is: plan who runs, encode the newcomers, decode everyone, choose what
-each goes on with, commit it. One thread owns an engine; nothing here locks.
+Sequences join and leave at every step. A step plans what runs, encodes the newcomers, decodes all sequences, chooses
+how each continues, and commits that. One thread owns an engine; nothing here locks.
 """
 
 import math
@@ -33,7 +33,7 @@ from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import Row, Sequence, Status, TokenEvent
 from server.engine.source_queue import SourceQueue, slot_of
 
-_MOST_AHEAD = 64  # steps without looking; their choices need room
+_MOST_AHEAD = 64  # most steps run ahead; their choices need room
 
 _NOT_FINITE = (
     "the model's scores became NaN or infinite at token {number}: "
@@ -49,16 +49,16 @@ _ALL_FORBIDDEN = (
 class StepStats:
     """What the last step did."""
 
-    encode_s: float = 0.0  # 0 where nothing was encoded
+    encode_s: float = 0.0  # 0 if nothing was encoded
     decode_s: float = 0.0
-    steps: int = 1  # decoded, one after the other: several where a backend ran ahead
-    batch_size: int = 0  # rows decoded: a sequence has one, or one a beam or sample
-    generated_tokens: int = 0  # in all steps; a beam search, whatever its width, makes one a step
-    source_tokens: int = 0  # of sources whose encoding ended, without padding
+    steps: int = 1  # decoded in sequence; more than one if the backend ran ahead
+    batch_size: int = 0  # rows decoded: a sequence has one, or one per beam or sample
+    generated_tokens: int = 0  # in all steps; a beam search of any width makes one per step
+    source_tokens: int = 0  # of sources whose encoding finished, without padding
     padding_tokens: int = 0  # encoded for nothing
     running: int = 0  # sequences after the step
     waiting: int = 0  # sequences after the step
-    path: str | None = None  # "graph" or "eager"; None where the backend replays nothing
+    path: str | None = None  # "graph" or "eager"; None if the backend replays nothing
 
 
 class Engine:
@@ -86,13 +86,13 @@ class Engine:
     def load(cls, model: Model, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
         """Load a model's weights and its defaults.
 
-        `progress` is told in lines what takes long. What is known of a version's quality is not known here: "auto" in
-        place of a dtype is float32, and who has records asks `dtype_choice` before.
+        `progress` receives a line about each slow operation. Quality records are not available here, so dtype "auto"
+        means float32; a caller that has records uses `dtype_choice` first.
 
         Raises:
-            LoadError: a file is missing or broken, the weights do not fit the config, the dtype, the device or so many
-                threads are not available, the caches do not fit into memory, or the model wants to be decoded in a way
-                that this engine has not.
+            LoadError: a file is missing or broken, the weights do not fit the config, the dtype, the device or that
+                many threads are not available, the caches do not fit into memory, or the model asks for a decoding
+                method that this engine does not support.
         """
         config = with_dtype(config)[0]
         threads = _threads(config)
@@ -115,14 +115,14 @@ class Engine:
         """Queue a sequence; its tokens come from `step`.
 
         Raises:
-            BadRequestError: it is outside the engine's limits, its parameters cannot hold together, or its id is in
+            BadRequestError: it is outside the engine's limits, its parameters contradict each other, or its id is in
                 use.
         """
         self._check(sequence)
         self._enqueue(sequence)
 
     def cancel(self, sequence_id: int) -> bool:
-        """Drop a sequence that waits or runs: no event of it comes any more. False if it is not there."""
+        """Drop a waiting or running sequence: it gives no more events. False if it is not there."""
         sequence = self._scheduler.remove(sequence_id, Status.CANCELLED)
         if sequence is None:
             return False
@@ -131,10 +131,10 @@ class Engine:
         return True
 
     def step(self) -> list[TokenEvent]:
-        """Admit, encode, and advance every running sequence by a token; nothing to do gives no events.
+        """Admit, encode, and advance every running sequence by a token; with nothing to do, return no events.
 
-        Where that takes little time and nobody waits, it may be several tokens: see `EngineConfig.ahead_s`. A long
-        source is encoded over several steps of the others, and its sequence is advanced from then on.
+        If a step is fast and nothing waits, it may advance by several tokens: see `EngineConfig.ahead_s`. A long
+        source is encoded over several steps of the others; its sequence advances after that.
         """
         if not self._backend.has_own_threads:
             return self._run_step()
@@ -169,7 +169,7 @@ class Engine:
         ]
         self.step_stats = StepStats(
             encode_s=encoded_s - begun_s if ready or self._sources else 0.0,
-            decode_s=time.monotonic() - encoded_s,  # with what is copied between beams
+            decode_s=time.monotonic() - encoded_s,  # including copies between beams
             steps=len(steps),
             batch_size=len(rows),
             generated_tokens=len(steps) * sum(row.decoding.search is None or row.index == 0 for row in wanted),
@@ -187,18 +187,18 @@ class Engine:
         parameters: GenerationParameters,
         watch: Callable[[int, int], None] | None = None,
     ) -> list[Sequence]:
-        """Run all sources to their end; the results are in the order of `sources`.
+        """Run all sources to completion; results are in the order of `sources`.
 
-        After every step `watch` is told how many of how many sources are done.
+        After every step `watch` receives the number of finished sources and the total.
 
         Raises:
-            BadRequestError: a source or the parameters are outside the engine's limits; nothing was run then.
+            BadRequestError: a source or the parameters are outside the engine's limits; then nothing has run.
         """
         assert not self._scheduler.running, "generate is for an engine that serves nobody else"
         sequences = [Sequence(id=i, source_ids=source, parameters=parameters) for i, source in enumerate(sources)]
         for sequence in sequences:
             self._check(sequence)
-        for sequence in sorted(sequences, key=lambda s: -len(s.source_ids)):  # alike lengths pad each other least
+        for sequence in sorted(sequences, key=lambda s: -len(s.source_ids)):  # similar lengths need the least padding
             self._enqueue(sequence)
         while not self.idle:
             self.step()
@@ -207,7 +207,7 @@ class Engine:
         return sequences
 
     def check_integrity(self) -> None:
-        """Assert what must hold between two steps, for tests."""
+        """Assert what must hold between steps, for tests."""
         self._scheduler.check_integrity()
         sequences = {row.sequence.id: row.sequence for row in self._scheduler.rows}
         for sequence in sequences.values():
@@ -233,14 +233,14 @@ class Engine:
         self._scheduler.add(sequence)
 
     def _move(self, moves: list[Move]) -> None:
-        """Bring the state of rows to their new slots."""
+        """Move the state of rows to their new slots."""
         for move in moves:
             row = move.row
             length = len(row.history) - row.fresh
             self._backend.move(move.source, move.target, source_length=len(row.sequence.source_ids), length=length)
 
     def _feed(self, rows: list[Row]) -> tuple[Feed, list[Row]]:
-        """What goes into the decoder, and the rows whose logits come out of it."""
+        """What enters the decoder, and the rows whose logits come out."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -251,13 +251,13 @@ class Engine:
             tokens += row.history[length - fresh :]
             positions += range(length - fresh, length)
             slots += [slot_of(row)] * fresh
-            if row.decoding.search is None or row.index == 0 or row.made:  # before the first choice all beams are alike
+            if row.decoding.search is None or row.index == 0 or row.made:  # before the first choice all beams are equal
                 wanted.append(len(tokens) - 1)
                 wanted_rows.append(row)
         return Feed(tokens=tokens, positions=positions, slots=slots, wanted=wanted), wanted_rows
 
     def _decode(self, feed: Feed, wanted: list[Row]) -> list[Chosen]:
-        """What came of a step, or of several that were made without looking: of all but the last nobody ended."""
+        """The result of a step, or of several run ahead: no row ended before the last of them."""
         backend = self._ahead
         ahead = 1 if backend is None else self._steps_ahead(feed, wanted)
         if backend is None or ahead == 1:
@@ -267,9 +267,9 @@ class Engine:
         return [Chosen(tokens=step.tokens, max_logits=step.max_logits, masked=set()) for step in made]
 
     def _steps_ahead(self, feed: Feed, wanted: list[Row]) -> int:
-        """How many steps may be made without looking; 1 where nothing is gained by it."""
+        """How many steps may run ahead; 1 if running ahead gains nothing."""
         last = self.step_stats
-        # Where not even two of them fit into the time, nothing is looked at for nothing.
+        # If not even two steps fit into the time, do not look any further.
         if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting or self._sources:
             return 1
         ends, most = wanted[0].decoding.eos_ids, _MOST_AHEAD
@@ -282,9 +282,9 @@ class Engine:
         return max(most, 1)
 
     def _commit(self, wanted: list[Row], chosen: Chosen, now_s: float) -> list[TokenEvent]:
-        """Give each row its token, and take those sequences out that ended."""
+        """Give each row its token, and remove the sequences that ended."""
         events = []
-        for i, row in enumerate(wanted):  # before anything changes, so that the order of rows makes no difference
+        for i, row in enumerate(wanted):  # before anything changes, so that the order of rows does not matter
             masked = i in chosen.masked
             if (masked or not math.isfinite(chosen.max_logits[i])) and row.sequence.status is Status.RUNNING:
                 events.append(self._fail(row.sequence, _ALL_FORBIDDEN if masked else _NOT_FINITE, now_s))
@@ -298,7 +298,7 @@ class Engine:
                 top_tokens = chosen.top_tokens.get(i, [])
                 events += self._extend(row, chosen.tokens[i], chosen.logprobs.get(i), top_tokens, now_s)
             elif i in chosen.top_tokens:
-                for beam in [row] if row.made else sequence.rows:  # the first position is that of all beams
+                for beam in [row] if row.made else sequence.rows:  # all beams share the first position
                     beam.top_tokens.append(chosen.top_tokens[i])
         for i, candidates in chosen.candidates.items():
             if wanted[i].sequence.status is Status.RUNNING:
@@ -308,7 +308,7 @@ class Engine:
     def _extend(
         self, row: Row, token: int, logprob: float | None, top_tokens: list[TopToken], now_s: float
     ) -> list[TokenEvent]:
-        """One more token for a row that is no beam; what there is to tell of it."""
+        """Append a token to a row that is not a beam; returns the events."""
         sequence = row.sequence
         row.append(token, logprob, top_tokens)
         told = logprob if sequence.parameters.logprobs else None
@@ -338,7 +338,7 @@ class Engine:
         ]
 
     def _advance(self, sequence: Sequence, candidates: list[Candidate], now_s: float) -> list[TokenEvent]:
-        """One step of a beam search; what there is to tell of it: nothing, until it is over."""
+        """One step of a beam search; returns no events until the search is over."""
         rows, search = sequence.rows, sequence.decoding.search
         assert search is not None, "candidates without a search"
         before, made = len(rows[0].history), rows[0].made
@@ -351,7 +351,7 @@ class Engine:
             return [_decided(sequence, now_s)]
         origins = [rows[survivor.beam] for survivor in survivors]
         slots, origin_slots = [slot_of(row) for row in rows], [slot_of(row) for row in origins]
-        if made and slots != origin_slots:  # before the first choice all beams are the same
+        if made and slots != origin_slots:  # before the first choice all beams are equal
             self._backend.reorder(slots, origin_slots, before)
         states = [(list(row.history), list(row.logprobs), list(row.top_tokens)) for row in origins]
         for row, survivor, state in zip(rows, survivors, states, strict=True):
@@ -360,7 +360,7 @@ class Engine:
         return []
 
     def _finish(self, sequence: Sequence, now_s: float) -> None:
-        """End a sequence well; its hypotheses are there."""
+        """End a sequence successfully; it has its hypotheses."""
         sequence.hypotheses.sort(key=lambda each: each.score or 0.0, reverse=True)
         best = sequence.hypotheses[0]
         sequence.tokens, sequence.logprobs, sequence.finish_reason = best.tokens, best.logprobs, best.finish_reason
@@ -379,17 +379,17 @@ class Engine:
 
 
 def _threads(config: EngineConfig) -> int:
-    """As many as are asked for; else as many as PyTorch takes, which knows of no quota, and for the native operator no
-    more than one memory node has cores.
+    """The requested number; else PyTorch's within the quota, which PyTorch does not know, and for the native operator
+    at most the cores of one memory node.
 
     Raises:
-        LoadError: more than this process may run at once.
+        LoadError: more threads than this process may run at once.
     """
     check_threads(config.threads)
     if config.threads is not None:
         return config.threads
     usable = usable_cpus()
-    held = min(torch.get_num_threads(), usable)  # to fewer by OMP_NUM_THREADS, or by who embeds the engine
+    held = min(torch.get_num_threads(), usable)  # OMP_NUM_THREADS or the host program may have lowered it
     return held if engine_name(config) == "torch" else min(held, default_threads(usable))
 
 
@@ -399,7 +399,7 @@ def _decided(sequence: Sequence, now_s: float) -> TokenEvent:
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Choosing tokens is little work, and PyTorch's threads spin for a while after each part of it."""
+    """Choosing tokens is little work, and PyTorch's threads spin for a while after each piece of it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,11 +1,11 @@
-"""The error tree of the engine. Needs no torch, so the API process can import it.
+"""The engine's error tree. Needs no torch, so the API process can import it.
 
-Every message names the offending value and what to do about it; callers show it as it stands.
+Every message names the offending value and says what to do about it; callers show it unchanged.
 """
 
 
 class EngineError(Exception):
-    """Base of every error that the engine raises on purpose."""
+    """Base of every error the engine raises on purpose."""
 
 
 class BadRequestError(EngineError):
@@ -13,14 +13,14 @@ class BadRequestError(EngineError):
 
 
 class BadParameterError(BadRequestError):
-    """A generation parameter that cannot be, alone or with the others. Its caller may know it by another name."""
+    """A generation parameter that is invalid, alone or with the others. The caller may know it by another name."""
 
     def __init__(self, name: str, problem: str) -> None:
-        """`name` as `GenerationParameters` has it; `problem` goes on from it and says what to do."""
+        """`name` is the field of `GenerationParameters`; `problem` continues from it and says what to do."""
         super().__init__(f"{name} {problem}")
         self.name = name
         self.problem = problem
 
 
 class LoadError(EngineError):
-    """A model that cannot be loaded: weights unlike their config, no such dtype, no memory for its cache."""
+    """A model that cannot be loaded: weights that do not fit the config, an unknown dtype, no memory for its cache."""

@@ -1,4 +1,4 @@
-"""From a model and a configuration to what an engine is made of."""
+"""From a model and a configuration to the parts of an engine."""
 
 import torch
 
@@ -18,16 +18,16 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
-    "int8": torch.float32,  # the weights alone, and the products with them, are int8
+    "int8": torch.float32,  # only the weights, and the products with them, are int8
     "int4": torch.float32,  # the same
 }
 
 
 def make_backend(model: Model, config: EngineConfig, progress: Progress) -> Backend:
-    """Load a model's weights into the backend that its configuration asks for, or into the first that can.
+    """Load a model's weights into the requested backend, or into the first that can run it.
 
     Raises:
-        LoadError: the configuration cannot hold together or be had on this machine, or the weights cannot be loaded.
+        LoadError: the configuration contradicts itself, this machine cannot run it, or the weights cannot be loaded.
     """
     refusal = why_not(config)
     if refusal is not None:
@@ -43,10 +43,10 @@ def make_backend(model: Model, config: EngineConfig, progress: Progress) -> Back
 
 
 def read_defaults(model: Model, config: EngineConfig) -> GenerationDefaults:
-    """Of generation_config.json, or of config.json where it is not there: older models say it all in one.
+    """The defaults from generation_config.json, or if it is missing from config.json: older models have one file.
 
     Raises:
-        LoadError: the file cannot be read, or says what this engine has not or its limits do not allow.
+        LoadError: the file cannot be read, or asks for something the engine does not support or its limits forbid.
     """
     try:
         path, content = model.generation

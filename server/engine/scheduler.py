@@ -1,11 +1,11 @@
 """Which rows run in which slot. Knows no tensors.
 
-A sequence has one row, or one for each of its beams or samples; it is admitted with all of them. Running rows fill
-slots 0 to n-1 whenever a step runs. A row that ends leaves a hole; the next plan gives holes to newcomers first, and
-closes those that are left by moving the last rows into them.
+A sequence has one row, or one per beam or sample; it is admitted with all of them. Running rows fill slots 0 to n-1
+whenever a step runs. A row that ends leaves a hole; the next plan gives holes to newcomers first, and closes the rest
+by moving the last rows into them.
 
-Order of admission: first come, first served, but that sequences which find too few free slots are overtaken by
-narrower ones, each by no more than MOST_OVERTAKING.
+Admission is first come, first served, except that narrower sequences may overtake one that finds too few free slots;
+at most MOST_OVERTAKING overtake each.
 """
 
 from collections import deque
@@ -16,13 +16,13 @@ from server.engine.sequence import Row, Sequence, Status
 
 MOST_OVERTAKING = 16
 
-# An encoder batch more costs about as much as so many positions: it reads all of the encoder's weights once again.
+# One more encoder batch costs about as much as this many positions: it reads all the encoder's weights again.
 BATCH_POSITIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A running row changes its slot; its cached state must be copied from `source` to `target`."""
+    """A running row changes slots; its cached state must be copied from `source` to `target`."""
 
     source: int
     target: int
@@ -31,20 +31,20 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to do before the next step: the moves in their order, then the encoder batches."""
+    """What to do before the next step: the moves, in order, then the encoder batches."""
 
     moves: list[Move]
-    batches: list[list[Sequence]]  # the newcomers, those of like length together
+    batches: list[list[Sequence]]  # the newcomers, similar lengths together
 
 
 class Scheduler:
-    """Admits, places, and takes out."""
+    """Admits, places and removes sequences."""
 
     def __init__(self, *, slots: int, max_encode_tokens: int, max_decode_tokens: int) -> None:
-        """Bounds on the work of one step, which those that run already wait for.
+        """The limits bound the work of one step, which running sequences wait for.
 
-        `max_encode_tokens`: positions that are encoded, padding included; `max_decode_tokens`: tokens that enter the
-        decoder, prefixes included. A single sequence may exceed either.
+        `max_encode_tokens`: encoded positions, padding included; `max_decode_tokens`: tokens that enter the decoder,
+        prefixes included. A single sequence may exceed either.
         """
         self._slots = slots
         self._max_encode_tokens = max_encode_tokens
@@ -55,17 +55,17 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for slots."""
+        """The number of sequences waiting for slots."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """How many sequences run."""
+        """The number of running sequences."""
         return len(self._by_id) - len(self._waiting)
 
     @property
     def rows(self) -> list[Row]:
-        """The running rows in the order of their slots."""
+        """The running rows, in slot order."""
         return [row for row in self._table if row is not None]
 
     @property
@@ -77,7 +77,7 @@ class Scheduler:
         return sequence_id in self._by_id
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence, with its rows laid out, at the end of the queue. Its id must be new among those here."""
+        """Append a sequence, with its rows created, to the queue. Its id must not be in use here."""
         assert sequence.id not in self._by_id, f"sequence {sequence.id} is already there"
         assert 1 <= len(sequence.rows) <= self._slots, f"sequence {sequence.id} has {len(sequence.rows)} rows"
         sequence.status = Status.WAITING
@@ -85,7 +85,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def remove(self, sequence_id: int, status: Status) -> Sequence | None:
-        """Take a sequence out, waiting or running, and give it its final status; None if it is not there."""
+        """Remove a waiting or running sequence and give it its final status; None if it is not there."""
         sequence = self._by_id.pop(sequence_id, None)
         if sequence is None:
             return None
@@ -98,7 +98,7 @@ class Scheduler:
         return sequence
 
     def release(self, row: Row) -> None:
-        """Take out one row of a sequence whose other rows run on."""
+        """Remove one row of a sequence whose other rows keep running."""
         assert len(row.sequence.rows) > 1, f"the only row of sequence {row.sequence.id} ends with it"
         row.sequence.rows.remove(row)
         self._vacate(row)
@@ -119,7 +119,7 @@ class Scheduler:
         return Plan(moves=self._close(holes), batches=self._batches(admitted))
 
     def _admit(self, free: int) -> list[Sequence]:
-        """Take from the queue what fits into the free slots and the bounds of a step."""
+        """Take from the queue what fits into the free slots and the limits of a step."""
         admitted: list[Sequence] = []
         passed: list[Sequence] = []  # too wide for the free slots
         encoded, decoded = 0, sum(row.fresh for row in self.rows)
@@ -146,10 +146,10 @@ class Scheduler:
         return admitted
 
     def _batches(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        """Group by length, so that padding and batches together cost least."""
+        """Group by length to minimize the total cost of padding and batches."""
         batches = group_by_length(sequences, BATCH_POSITIONS)
         if _positions(batches) > self._max_encode_tokens:
-            return group_by_length(sequences, 1)  # next to no padding
+            return group_by_length(sequences, 1)  # almost no padding
         return batches
 
     def _place(self, row: Row, slot: int) -> None:
@@ -199,7 +199,7 @@ class Scheduler:
 
 
 def group_by_length(sequences: Ordered[Sequence], batch_positions: int) -> list[list[Sequence]]:
-    """The cheapest grouping where a batch costs its positions, padding included, and `batch_positions` more.
+    """The cheapest grouping if a batch costs its positions, padding included, plus `batch_positions`.
 
     The longest come first.
     """

@@ -1,4 +1,4 @@
-"""One generation, from request to last token. All of its state is here."""
+"""One generation, from request to last token. All its state is here."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from server.engine.interface.results import FinishReason, Hypothesis, Timings, T
 
 
 class Status(StrEnum):
-    """Where a sequence is in its life. The last three are final."""
+    """Where a sequence is in its life cycle. The last three are final."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -21,23 +21,23 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEvent:
-    """News of one sequence: a token (and how it ended, if it ended), or the error it died of.
+    """News about one sequence: a token (and how it ended, if it did), or the error that ended it.
 
-    Beams and parallel samples give no token as they go: their one event says that they are done.
+    Beams and parallel samples give no tokens along the way: their one event says that they are done.
     """
 
     sequence_id: int
     token: int | None
-    made_s: float  # time.monotonic() of the end of the step that it is of
-    logprob: float | None = None  # only where the parameters ask for it
-    top_tokens: list[TopToken] = field(default_factory=list)  # best first; empty where not asked for
+    made_s: float  # time.monotonic() at the end of its step
+    logprob: float | None = None  # only if the parameters ask for it
+    top_tokens: list[TopToken] = field(default_factory=list)  # best first; empty if not requested
     finish_reason: FinishReason | None = None
     error: str | None = None
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
 class Row:
-    """One line of a sequence's decoding, which owns a cache slot: the only one, a sample, or a beam."""
+    """One row of a sequence's decoding, with its own cache slot: the only row, a sample, or a beam."""
 
     sequence: "Sequence"
     index: int  # among the sequence's rows
@@ -46,19 +46,19 @@ class Row:
     slot: int | None = None  # None unless running
 
     # Written by the engine as it commits a step.
-    history: list[int]  # the start token, the prefix, what was generated; all but the last `fresh` are in the cache
-    fresh: int  # how many of them the decoder has not seen: the prefix at first, one token later
-    logprobs: list[float] = field(default_factory=list)  # of what was generated
+    history: list[int]  # start token, prefix, generated tokens; all but the last `fresh` are in the cache
+    fresh: int  # how many of them the decoder has not seen: at first the prompt, later one token
+    logprobs: list[float] = field(default_factory=list)  # of the generated tokens
     top_tokens: list[list[TopToken]] = field(default_factory=list)
 
     @property
     def made(self) -> int:
-        """How many tokens were generated."""
+        """The number of generated tokens."""
         return len(self.history) - self.sequence.parameters.prompt
 
     @property
     def generated(self) -> list[int]:
-        """The tokens that were generated."""
+        """The generated tokens."""
         return self.history[self.sequence.parameters.prompt :]
 
     @property
@@ -68,13 +68,13 @@ class Row:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why a row that is no beam is at its end; None where it is not."""
+        """Why a row that is not a beam has ended; None if it has not."""
         if self.history[-1] in self.decoding.eos_ids:
             return FinishReason.EOS
         return FinishReason.LENGTH if self.made == self.sequence.parameters.max_new_tokens else None
 
     def hypothesis(self, reason: FinishReason) -> Hypothesis:
-        """What a row that is no beam came to; one of several is scored by its log-probability."""
+        """The result of a row that is not a beam; one of several samples is scored by its log-probability."""
         parameters = self.sequence.parameters
         return Hypothesis(
             tokens=self.generated,
@@ -85,7 +85,7 @@ class Row:
         )
 
     def append(self, token: int, logprob: float | None, top_tokens: list[TopToken]) -> None:
-        """Take what a step has generated; `logprob` and `top_tokens` where they are kept."""
+        """Append what a step generated; `logprob` and `top_tokens` if they are kept."""
         self.history.append(token)
         self.fresh = 1
         if logprob is not None:
@@ -101,7 +101,7 @@ class Sequence:
     Times are `time.monotonic()` seconds, which all processes of one machine share, so a timing may span two.
     """
 
-    # Written by the caller, who also chooses ids that are unique among the sequences of one engine.
+    # Written by the caller, which also chooses ids unique among the sequences of one engine.
     id: int
     source_ids: list[int]
     parameters: GenerationParameters
@@ -109,24 +109,24 @@ class Sequence:
 
     # Written by the scheduler.
     status: Status = Status.WAITING
-    overtaken: int = 0  # how many later arrivals were admitted before it
+    overtaken: int = 0  # how many later arrivals were admitted first
 
-    # Written by the engine as it takes the sequence in, and as it commits a step.
+    # Written by the engine when it accepts the sequence, and when it commits a step.
     decoding: Decoding = field(init=False, repr=False)
-    rows: list[Row] = field(default_factory=list)  # those that still run, or wait to
+    rows: list[Row] = field(default_factory=list)  # those still running, or waiting to
     hypotheses: list[Hypothesis] = field(default_factory=list)  # best first, once finished
-    tokens: list[int] = field(default_factory=list)  # the only row's as they come; else the best hypothesis's, at last
-    logprobs: list[float] = field(default_factory=list)  # one per token, or empty where not asked for
+    tokens: list[int] = field(default_factory=list)  # the only row's as they come, else finally the best hypothesis's
+    logprobs: list[float] = field(default_factory=list)  # one per token; empty if not requested
     finish_reason: FinishReason | None = None  # the best hypothesis's
     error: str | None = None  # why it failed
     admitted_s: float | None = None
     encoded_s: float | None = None
-    first_token_s: float | None = None  # of beams and parallel samples: when the first step was done
+    first_token_s: float | None = None  # for beams and parallel samples: the end of the first step
     finished_s: float | None = None  # when it reached any final status
 
     @property
     def timings(self) -> Timings:
-        """Durations of this sequence, which must be finished."""
+        """The durations of this sequence, which must be finished."""
         assert self.admitted_s is not None, f"sequence {self.id} is {self.status}"
         assert self.encoded_s is not None, f"sequence {self.id} is {self.status}"
         assert self.first_token_s is not None, f"sequence {self.id} is {self.status}"
@@ -142,7 +142,7 @@ class Sequence:
         )
 
     def begin(self, start_id: int) -> None:
-        """Lay out the rows, before the sequence waits; `start_id` is the decoder's start token."""
+        """Create the rows before the sequence queues; `start_id` is the decoder's start token."""
         history = [start_id, *self.parameters.prefix_ids]
         self.rows = [
             Row(sequence=self, index=i, history=list(history), fresh=len(history)) for i in range(self.parameters.rows)

@@ -1,4 +1,4 @@
-"""When the sources of newcomers are encoded: at once, or a little at a time between the steps of those that run."""
+"""When newcomers' sources are encoded: at once, or a little at a time between the steps of running sequences."""
 
 import time
 from collections import deque
@@ -7,29 +7,29 @@ from collections.abc import Sequence as Ordered
 from server.engine.backend import Backend, SlicedBackend
 from server.engine.sequence import Row, Sequence
 
-LONGEST_PAUSE_S = 0.025  # of those that run, for newcomers encoded at once: nobody sees it in a text that grows
-LONGEST_STEP = 1.49  # of a step with the slice of a long source after it, in steps without
-LEAST_SHARE = 0.3  # of a step's time, for each long source: it goes on even where steps have become longer meanwhile
+LONGEST_PAUSE_S = 0.025  # of running sequences, for newcomers encoded at once: invisible in a growing text
+LONGEST_STEP = 1.49  # a step with a slice of a long source, as a multiple of a step without
+LEAST_SHARE = 0.3  # of a step's time, for each long source: it progresses even if steps have become longer
 _RECENT = 4  # steps
 
 
 class SourceQueue:
-    """Sequences that have their slots, and whose sources the decoder cannot read yet.
+    """Sequences that have slots but whose sources the decoder cannot read yet.
 
-    What takes longer than LONGEST_PAUSE_S while others run is encoded in slices, one source after the other in the
-    order of arrival; shorter sources do not wait for longer ones. Each source that waits adds its share to the slices:
-    where many of them come, nobody's steps may hold up all newcomers.
+    While others run, sources that take longer than LONGEST_PAUSE_S are encoded in slices, one after the other in the
+    order of arrival; shorter sources do not wait for longer ones. Each waiting source adds its share to the slices:
+    when many arrive, the steps of running sequences must not hold up all newcomers.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._sliced = backend if isinstance(backend, SlicedBackend) else None
         self._long: deque[Sequence] = deque()
-        self._begun = False  # whether the first of them is under way
-        self._credit_s = 0.0  # that slices left unused, for no block of rows fitted into it any more
-        self._alone_s = 0.0  # what a step takes where no slices are encoded, as seen lately
+        self._begun = False  # whether the first of them is in progress
+        self._credit_s = 0.0  # what slices left unused, because no further block of rows fitted
+        self._alone_s = 0.0  # recent time of a step without slices
         self._sliced_last = False  # whether the last `run` had slices
-        self._position_s = 0.0  # what a position takes, as seen last; 0 before the first
+        self._position_s = 0.0  # last measured time per position; 0 before the first
         self.padding_tokens = 0  # positions that the last `run` computed for nothing
 
     def __bool__(self) -> bool:
@@ -39,9 +39,9 @@ class SourceQueue:
         return sequence in self._long
 
     def run(self, batches: Ordered[Ordered[Sequence]], *, step_s: float | None) -> list[Sequence]:
-        """Encode newcomers, or go on with those that wait; returns the sequences that can be decoded now.
+        """Encode newcomers and continue waiting sources; returns the sequences that can now be decoded.
 
-        `step_s` is how long a step of those that run takes; None where nobody runs.
+        `step_s` is how long a step of the running sequences takes; None if none runs.
         """
         at_once = batches
         if self._sliced is not None and step_s is not None:
@@ -58,7 +58,7 @@ class SourceQueue:
         return ready
 
     def drop(self, sequence: Sequence) -> None:
-        """Forget a sequence that is cancelled, if it is here."""
+        """Forget a cancelled sequence, if it is here."""
         if sequence not in self._long:
             return
         if self._begun and self._long[0] is sequence:
@@ -68,7 +68,7 @@ class SourceQueue:
         self._long.remove(sequence)
 
     def _divided(self, batches: Ordered[Ordered[Sequence]]) -> tuple[list[Ordered[Sequence]], list[Sequence]]:
-        """The batches that together take no longer than a pause may, the shortest first; and what is left."""
+        """The batches that together fit into the longest pause, shortest first; and the other sequences."""
         at_once: list[Ordered[Sequence]] = []
         long: list[Sequence] = []
         pause_s = 0.0
@@ -81,14 +81,14 @@ class SourceQueue:
         return at_once, long
 
     def _share_s(self, step_s: float) -> float:
-        """What is left of the longest step for one source.
+        """The time that the longest step leaves for one source.
 
-        Beside slices a step itself takes longer: the encoder's weights have driven the decoder's out of the cache.
+        With slices, a step itself takes longer: the encoder's weights have evicted the decoder's from the cache.
         """
         return max(LONGEST_STEP * min(self._alone_s, step_s) - step_s, LEAST_SHARE * step_s)
 
     def _encode(self, batches: Ordered[Ordered[Sequence]]) -> list[Sequence]:
-        """Encode whole sources, and note what their positions took."""
+        """Encode whole sources, and record the time per position."""
         self.padding_tokens = 0
         begun_s = time.monotonic()
         for batch in batches:
@@ -101,7 +101,7 @@ class SourceQueue:
         return [sequence for batch in batches for sequence in batch]
 
     def _run_slices(self, seconds: float | None) -> list[Sequence]:
-        """Encode for so long, or to the end of all."""
+        """Encode for about `seconds`, or all to the end if None."""
         assert self._sliced is not None, "only a sliced backend is given long sources"
         ready: list[Sequence] = []
         end_s = None if seconds is None else time.monotonic() + self._credit_s + seconds
@@ -117,7 +117,7 @@ class SourceQueue:
                 break
             ready.append(self._long.popleft())
             self._begun = False
-        # No more than a slice is kept: time that was lost to something else is not made up for.
+        # Keep at most one slice: time lost to something else is not made up for.
         self._credit_s = 0.0
         if self._long and end_s is not None and seconds is not None:
             self._credit_s = min(max(end_s - time.monotonic(), -seconds), seconds)
@@ -129,6 +129,6 @@ def _positions(batch: Ordered[Sequence]) -> int:
 
 
 def slot_of(row: Row) -> int:
-    """The slot of a row that runs."""
+    """The slot of a running row."""
     assert row.slot is not None, f"sequence {row.sequence.id} does not run"
     return row.slot

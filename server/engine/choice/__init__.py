@@ -1,1 +1,1 @@
-"""What each sequence goes on with: rules on scores, sampling, beam search, transformers' in all."""
+"""How each sequence continues: rules on scores, sampling, beam search, all following transformers."""

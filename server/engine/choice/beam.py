@@ -1,7 +1,7 @@
-"""Beam search over one sequence: which continuations live on, which are finished, and when no better one can come.
+"""Beam search over one sequence: which continuations survive, which are finished, and when no better one can come.
 
-The rules are those of transformers' vectorized beam search, its -1e9 for beams that are none yet included. Knows no
-tensors.
+The rules are those of transformers' vectorized beam search, including its -1e9 for beams that do not exist yet. Knows
+no tensors.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Protocol
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.results import FinishReason, Hypothesis, TopToken
 
-_OUT = -1.0e9  # what a score loses to come after all real ones
+_OUT = -1.0e9  # added to a score to rank it after all real ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,27 +23,27 @@ class Candidate:
 
     beam: int
     token: int
-    score: float  # the summed scores of all its tokens
-    logprob: float | None = None  # of the token alone; only where asked for
+    score: float  # the sum of all its tokens' scores
+    logprob: float | None = None  # of the token alone; only if requested
 
 
 class Beam(Protocol):
-    """What a search reads of a beam that runs."""
+    """What a search reads from a running beam."""
 
-    history: list[int]  # the start token, the prefix, what was generated
-    logprobs: list[float]  # of what was generated, or empty where not asked for
+    history: list[int]  # start token, prefix, generated tokens
+    logprobs: list[float]  # of the generated tokens; empty if not requested
     top_tokens: list[list[TopToken]]
 
 
 class BeamSearch:
-    """The state between steps. Beams are numbered as the rows of their sequence."""
+    """The state between steps. Beams are numbered like the rows of their sequence."""
 
     def __init__(self, parameters: GenerationParameters, eos_ids: Collection[int]) -> None:
-        """`eos_ids`: none where they are ignored."""
+        """`eos_ids`: empty if end tokens are ignored."""
         self.beams = parameters.num_beams
-        self.width = max(2, 1 + len(eos_ids)) * self.beams  # how many candidates a step looks at
-        self.scores = [0.0] + [_OUT] * (self.beams - 1)  # of the beams that run
-        self._ended: list[Hypothesis] = []  # best first, at most one a beam
+        self.width = max(2, 1 + len(eos_ids)) * self.beams  # how many candidates a step considers
+        self.scores = [0.0] + [_OUT] * (self.beams - 1)  # of the running beams
+        self._ended: list[Hypothesis] = []  # best first, at most one per beam
         self._eos_ids = frozenset(eos_ids)
         self._length_penalty = parameters.length_penalty
         self._early_stopping = parameters.early_stopping
@@ -52,15 +52,15 @@ class BeamSearch:
 
     @property
     def hypotheses(self) -> list[Hypothesis]:
-        """What the search came to, best first: as many as were asked for, fewer where no more were possible."""
+        """The search's results, best first: as many as requested, or fewer if no more were possible."""
         return self._ended[: self._returned]
 
     def advance(self, candidates: Ordered[Candidate], rows: Ordered[Beam], length: int) -> list[Candidate] | None:
-        """Take a step: for each beam the candidate that it becomes, or None where the search is over.
+        """Take a step: returns the candidate that each beam becomes, or None if the search is over.
 
-        `candidates` are the `width` best continuations of all beams, best first (or drawn, in the order of drawing),
-        `rows` the beams as they stand before it, `length` how many tokens were generated with this one. A candidate
-        stays with its own beam where it can, so that little is to be copied.
+        `candidates` are the `width` best continuations of all beams, best first (or drawn, in drawing order); `rows`
+        are the beams before the step; `length` is the number of generated tokens, including this one. A candidate
+        stays with its own beam if it can, so that little is copied.
         """
         ends = [length == self._most_tokens or each.token in self._eos_ids for each in candidates]
         self._collect(candidates, ends, rows, length)
@@ -81,7 +81,7 @@ class BeamSearch:
         return len(self._ended) == self.beams
 
     def _collect(self, candidates: Ordered[Candidate], ends: list[bool], rows: Ordered[Beam], length: int) -> None:
-        """Keep the best of what is finished; only as many candidates as there are beams, the first ones, may be."""
+        """Keep the best finished answers; only the first `beams` candidates may finish."""
         for candidate, end in zip(candidates[: self.beams], ends, strict=False):
             if end and candidate.score > -math.inf:
                 self._ended.append(self._hypothesis(candidate, rows[candidate.beam], length))
@@ -103,7 +103,7 @@ class BeamSearch:
         if self._early_stopping == "never" and self._length_penalty > 0:
             length = self._most_tokens
         possible: float = best / float(length) ** self._length_penalty
-        if not self._full:  # a strong penalty for length takes the score of a real beam below that of one that is none
+        if not self._full:  # a strong length penalty can take a real beam's score below a nonexistent one's
             return max(best, possible) > _OUT
         worst = self._ended[-1].score
         assert worst is not None, "a beam without a score"
@@ -111,7 +111,7 @@ class BeamSearch:
 
 
 def _place(survivors: Ordered[Candidate]) -> list[Candidate]:
-    """Order the survivors by the beam that each becomes: its own, unless a better one has taken that."""
+    """Order the survivors by the beam that each becomes: its own, unless a better one has taken it."""
     placed: dict[int, Candidate] = {}
     others = [each for each in survivors if placed.setdefault(each.beam, each) is not each]
     free = [beam for beam in range(len(survivors)) if beam not in placed]

@@ -1,10 +1,10 @@
 """What parameters do to scores before a token is chosen: transformers' logits processors, in transformers' order.
 
-Repetition penalty; then everything that bans tokens (repeated n-grams, bad words, an end token that comes too early);
-then the forced first and last token; then suppressed tokens. (Of several bans in a row each holds whatever the order.)
-Warping for sampling follows, in `sampling`, and a renormalization at the very end.
+Repetition penalty; then everything that bans tokens (repeated n-grams, bad words, an end token too early); then the
+forced first and last token; then suppressed tokens. (Consecutive bans all hold, whatever their order.) Warping for
+sampling follows, in `sampling`, and renormalization comes last.
 
-Axes: R rows that want something, V vocabulary. Rows are processed together, one kernel a kind of change.
+Axes: R rows to process, V vocabulary. Rows are processed together, one kernel per kind of change.
 """
 
 import math
@@ -20,21 +20,21 @@ from server.engine.interface.parameters import GenerationParameters
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What one sequence's parameters ask of its scores, worked out once. A history is all tokens of one of its rows:
-    start token, prefix, and what was generated."""
+    """What one sequence's parameters ask of its scores, derived once. A history is all tokens of one of its rows:
+    start token, prefix, and generated tokens."""
 
     repetition_penalty: float  # 1: none
     ngram: int  # 0: none
     bad_tokens: tuple[int, ...]
-    bad_endings: tuple[tuple[list[int], int], ...]  # after these tokens, not this one
-    eos_ids: tuple[int, ...]  # none where they are ignored
-    eos_from: int  # no end token to histories shorter than this
-    forced_first: int | None  # of a history that is the start token alone
+    bad_endings: tuple[tuple[list[int], int], ...]  # after these tokens, never this one
+    eos_ids: tuple[int, ...]  # empty if they are ignored
+    eos_from: int  # no end token after histories shorter than this
+    forced_first: int | None  # after a history of the start token alone
     forced_last: tuple[int, ...]
-    last_from: int  # length of the history to which the last token is chosen
+    last_from: int  # length of the history after which the last token is chosen
     suppressed: tuple[int, ...]
     begin_suppressed: tuple[int, ...]
-    begin: int  # length of the history to which they hold
+    begin: int  # length of the history at which they apply
 
     @classmethod
     def of(cls, parameters: GenerationParameters, eos_ids: Collection[int]) -> "Rules":
@@ -60,7 +60,7 @@ class Rules:
 
     @property
     def standing(self) -> bool:
-        """Whether every step has something to do, as against single ones."""
+        """Whether every step has something to do, not just certain steps."""
         return (
             self.repetition_penalty != 1
             or self.ngram > 0
@@ -68,7 +68,7 @@ class Rules:
         )
 
     def apply_at(self, length: int) -> bool:
-        """Whether there is something to do for a history of so many tokens."""
+        """Whether there is something to do for a history of `length` tokens."""
         return (
             self.standing
             or length < self.eos_from
@@ -78,14 +78,14 @@ class Rules:
         )
 
     def steps_without(self, length: int) -> int:
-        """So many steps from a history of so many tokens on have nothing to do; none is behind the last."""
+        """For how many steps from a history of `length` tokens on there is nothing to do, up to the last step."""
         if self.apply_at(length):
             return 0
         next_at = self.begin if self.begin_suppressed and self.begin > length else self.last_from + 1
         return min(next_at, self.last_from if self.forced_last else self.last_from + 1) - length
 
     def banned(self, history: list[int]) -> list[int]:
-        """Tokens that may not follow, before anything is forced; may name one twice."""
+        """Tokens that may not follow, before anything is forced; may contain duplicates."""
         banned = list(self.bad_tokens)
         if self.ngram:
             banned += _repeating(history, self.ngram)
@@ -97,7 +97,7 @@ class Rules:
         return banned
 
     def forced(self, history: list[int]) -> tuple[int, ...]:
-        """The tokens of which one must follow; none: any."""
+        """The tokens of which one must follow; empty: any may follow."""
         if len(history) == self.last_from and self.forced_last:
             return self.forced_last
         if len(history) == 1 and self.forced_first is not None:
@@ -105,12 +105,12 @@ class Rules:
         return ()
 
     def banned_at_last(self, history: list[int]) -> tuple[int, ...]:
-        """Tokens that may not follow, even where they are forced."""
+        """Tokens that may not follow, even if they are forced."""
         return self.suppressed + self.begin_suppressed if len(history) == self.begin else self.suppressed
 
 
 def process(scores_RV: Tensor, rules: Ordered[Rules], histories: Ordered[list[int]]) -> None:
-    """Change the scores of each row in place as its rules and its history say."""
+    """Change each row's scores in place, as its rules and its history require."""
     _penalize(scores_RV, rules, histories)
     pairs = list(zip(rules, histories, strict=True))
     _put(scores_RV, [rule.banned(history) for rule, history in pairs], -math.inf)
@@ -153,14 +153,14 @@ def _index(values: list[int], like: Tensor) -> Tensor:
 
 
 def _repeating(history: list[int], size: int) -> list[int]:
-    """The tokens that would complete an n-gram of the history a second time."""
+    """The tokens that would repeat an n-gram of the history."""
     if len(history) < size:
         return []
     if size == 1:
         return history
     before = history[len(history) + 1 - size :]
     banned: list[int] = []
-    last, at = before[-1], size - 2  # an n-gram's last token but one stands at `size - 2` or later
+    last, at = before[-1], size - 2  # an n-gram's second-to-last token is at `size - 2` or later
     end = len(history) - 1  # where `before` itself ends: nothing follows it yet
     while True:
         try:

@@ -1,11 +1,11 @@
 """From scores to tokens: the likeliest, the likeliest few, or one drawn at random.
 
-Axes: N or R rows, V vocabulary, K blocks of B tokens of it, T tokens after the last whole block, C candidates.
+Axes: N or R rows, V vocabulary, K blocks of B tokens each, T tokens after the last whole block, C candidates.
 
-Randomness is counter-based: the number that decides a token is a hash (BLAKE2b) of the request's seed, of which of its
-samples it is, and of the token's position. So a text depends on nothing that runs beside it, and no generator's state
-is kept, moved or lost. The hash comes with Python, is the same on every machine, and a number takes a microsecond;
-seeding a torch generator anew for each takes several.
+Randomness is counter-based: the number that decides a token is a hash (BLAKE2b) of the request's seed, the index of the
+sample, and the token's position. So a text does not depend on what runs beside it, and no generator state is kept,
+moved or lost. The hash comes with Python and is the same on every machine. A number takes a microsecond; reseeding a
+torch generator for each takes several.
 """
 
 import math
@@ -19,16 +19,16 @@ from torch import Tensor
 
 from server.engine.interface.parameters import GenerationParameters
 
-# torch's argmax, topk and cumsum walk a row element by element, its amax and sum are vectorized. From this vocabulary
-# on it is quicker to reduce every block first and to search only the best, or the right, ones.
+# torch's argmax, topk and cumsum walk a row element by element; its amax and sum are vectorized. From this vocabulary
+# size on it is faster to reduce every block first, and then search only the best (or the right) blocks.
 _BLOCKWISE_FROM = 2048
 _BLOCK = 128
 
-# Sampling sorts only so many candidates more than top_k keeps; scores equal to the last one kept are kept too.
+# Sampling sorts only this many candidates beyond top_k; scores tied with the last one kept are kept too.
 _TIES = 14
-_LARGEST_TOP_K = 512  # from there on the whole vocabulary is no dearer
+_LARGEST_TOP_K = 512  # beyond it the whole vocabulary costs no more
 
-# Top-p and typical look at so many tokens before they sort the whole vocabulary, which takes milliseconds a row.
+# Top-p and typical look at this many tokens before they sort the whole vocabulary, which takes milliseconds per row.
 _FIRST_LOOK = 256
 _MASS_ROUNDING = 1e-5
 
@@ -38,11 +38,11 @@ class Choice:
     """The best token of each sequence and its logit, both [N]."""
 
     tokens_N: Tensor
-    max_logits_N: Tensor  # not finite where a NaN or +inf stands anywhere in the row
+    max_logits_N: Tensor  # not finite if the row contains a NaN or +inf anywhere
 
 
 def greedy(logits_NV: Tensor) -> Choice:
-    """The first of the highest logits of each row, as `argmax` would choose it."""
+    """The first of each row's highest logits, as `argmax` would choose it."""
     if not _blockwise(logits_NV):
         max_logits_N, tokens_N = logits_NV.max(-1)
         return Choice(tokens_N=tokens_N, max_logits_N=max_logits_N)
@@ -63,7 +63,7 @@ def likeliest(scores_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not _blockwise(scores_RV) or count * _BLOCK > vocabulary:
         return scores_RV.topk(min(count, vocabulary))
     blocks_RKB, rest_RT = _blocks(scores_RV)
-    block_RC = blocks_RKB.amax(-1).topk(count, sorted=False).indices  # no other block holds one of the highest
+    block_RC = blocks_RKB.amax(-1).topk(count, sorted=False).indices  # no other block holds a top score
     best_RD = blocks_RKB[torch.arange(rows)[:, None], block_RC].view(rows, -1)
     ids_RD = (block_RC[:, :, None] * _BLOCK + torch.arange(_BLOCK)).view(rows, -1)
     if rest_RT.shape[1]:
@@ -75,7 +75,7 @@ def likeliest(scores_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def at_least_float32(logits_NV: Tensor) -> Tensor:
-    """Scores are computed in no less."""
+    """Scores are computed in at least float32."""
     return logits_NV.float() if logits_NV.dtype.itemsize < 4 else logits_NV
 
 
@@ -87,10 +87,10 @@ def uniform(seed: int, stream: int, position: int, draw: int = 0) -> float:
 
 
 def sample(scores_RV: Tensor, parameters: Ordered[GenerationParameters], numbers: Ordered[float]) -> list[int]:
-    """One token a row, drawn from the row's warped distribution by its number in [0, 1).
+    """One token per row, drawn from the row's warped distribution by its number in [0, 1).
 
-    A number picks the token in whose share of the distribution it falls, shares standing in the order of the
-    vocabulary, so that what is within rounding changes a choice only where the number is within rounding of a border.
+    A number picks the token whose share of the distribution it falls into. Shares are in vocabulary order, so a
+    rounding difference changes a choice only if the number is within rounding of a border.
     """
     tokens = [0] * len(numbers)
     narrow = [row for row, each in enumerate(parameters) if 0 < each.top_k <= _LARGEST_TOP_K]
@@ -106,9 +106,9 @@ def sample(scores_RV: Tensor, parameters: Ordered[GenerationParameters], numbers
 
 
 def warp(scores_RV: Tensor, parameters: Ordered[GenerationParameters], keep: int = 1) -> Tensor:
-    """transformers' warpers in its order: temperature, top-k, top-p, typical. What they remove becomes -inf.
+    """transformers' warpers in its order: temperature, top-k, top-p, typical. Removed tokens become -inf.
 
-    `keep`: how many tokens every warper leaves at the least.
+    `keep`: how many tokens every warper leaves at least.
     """
     scores_RV = _by_temperature(scores_RV, parameters)
     limited = [row for row, each in enumerate(parameters) if each.top_k > 0]
@@ -121,19 +121,19 @@ def warp(scores_RV: Tensor, parameters: Ordered[GenerationParameters], keep: int
 
 
 def draw_without_replacement(scores_V: Tensor, numbers: Ordered[float]) -> list[int]:
-    """As many different indices as there are numbers, each with the probability that the softmax of the scores gives
-    it among those that are left. Where no probability is left, the highest scores."""
+    """Draw one index per number, all different, each with its softmax probability among those left. When no
+    probability is left, take the highest scores."""
     shares_V = scores_V.double().softmax(0)
     ends_V = shares_V.cumsum(0)
     left = float(ends_V[-1])
     drawn: list[int] = []
-    taken: list[tuple[float, float]] = []  # where the share of each begins, and its width; ascending
+    taken: list[tuple[float, float]] = []  # start and width of each one's share, ascending
     for number in numbers:
         at = number * left
         for begin, width in taken:
             at += width if begin <= at else 0.0
         index = int(torch.searchsorted(ends_V, at, right=True))
-        if left <= 0 or index == len(ends_V) or index in drawn:  # but for rounding, nothing is left
+        if left <= 0 or index == len(ends_V) or index in drawn:  # nothing is left, up to rounding
             break
         width = float(shares_V[index])
         drawn.append(index)
@@ -146,19 +146,19 @@ def draw_without_replacement(scores_V: Tensor, numbers: Ordered[float]) -> list[
 
 
 def _by_temperature(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) -> Tensor:
-    """Scores by their temperatures; always a copy."""
+    """Scores divided by their temperatures; always a copy."""
     return scores_RV / _column([each.temperature for each in parameters], scores_RV, scores_RV.dtype)
 
 
 def _candidates(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) -> tuple[Tensor, Tensor]:
-    """Warped scores of the best tokens, and those tokens: [R, C]. All have a top_k."""
+    """Warped scores of the best tokens, and those tokens: [R, C]. Every row has a top_k."""
     vocabulary = scores_RV.shape[1]
     counts = [min(each.top_k, vocabulary) for each in parameters]
     scores_RC, ids_RC = likeliest(scores_RV, min(max(counts) + _TIES, vocabulary))
-    # The same division in the same order as the whole row would have, of fewer scores.
+    # The same division in the same order as for the whole row, on fewer scores.
     scores_RC = _by_temperature(scores_RC, parameters)
     least_R1 = scores_RC.gather(1, _column(counts, scores_RC, torch.long) - 1)
-    if scores_RC.shape[1] < vocabulary and bool((scores_RC[:, -1:] >= least_R1).any()):  # more ties than were taken
+    if scores_RC.shape[1] < vocabulary and bool((scores_RC[:, -1:] >= least_R1).any()):  # more ties than expected
         return _everything(scores_RV, parameters)
     scores_RC = _narrow(scores_RC.masked_fill_(scores_RC < least_R1, -math.inf), parameters, 1)
     ids_RC, order_RC = ids_RC.sort()
@@ -166,7 +166,7 @@ def _candidates(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) ->
 
 
 def _everything(scores_RV: Tensor, parameters: Ordered[GenerationParameters]) -> tuple[Tensor, Tensor]:
-    """The same of all tokens."""
+    """Warped scores of all tokens, and those tokens: [R, V]."""
     vocabulary = torch.arange(scores_RV.shape[1], device=scores_RV.device)
     return warp(scores_RV, parameters), vocabulary.expand_as(scores_RV)
 
@@ -185,7 +185,7 @@ def _narrow(scores_RC: Tensor, parameters: Ordered[GenerationParameters], keep: 
 
 
 def _top_p(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
-    """Keep the likeliest tokens that together have the mass."""
+    """Keep the likeliest tokens that together reach the mass."""
     if scores_RC.shape[1] <= 4 * _FIRST_LOOK:
         return _top_p_of_all(scores_RC, mass_R1, keep)
     best_RL, ids_RL = likeliest(scores_RC, _FIRST_LOOK)
@@ -209,7 +209,7 @@ def _top_p_of_all(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
 
 
 def _typical(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
-    """Keep the tokens whose surprise is nearest the expected one, and which together have the mass."""
+    """Keep the tokens whose surprise is nearest the expected one and that together reach the mass."""
     logprobs_RC = scores_RC.log_softmax(-1)
     entropy_R1 = -(logprobs_RC * logprobs_RC.exp()).nansum(-1, keepdim=True)
     closeness_RC = logprobs_RC.add_(entropy_R1).abs_().neg_()
@@ -226,13 +226,13 @@ def _typical(scores_RC: Tensor, mass_R1: Tensor, keep: int) -> Tensor:
 
 
 def _mass_up_to(scores_RC: Tensor, ids_RL: Tensor) -> Tensor:
-    """The probability of these tokens, each with those before it."""
+    """The cumulative probability of these tokens."""
     return (scores_RC.gather(1, ids_RL) - scores_RC.logsumexp(-1, keepdim=True)).exp_().cumsum(-1)
 
 
 def _draw(scores_RC: Tensor, ids_RC: Tensor, numbers: Ordered[float]) -> list[int]:
     """Overwrites the scores."""
-    shares_RC = scores_RC.sub_(scores_RC.amax(-1, keepdim=True)).exp_()  # of a sum that is not yet 1
+    shares_RC = scores_RC.sub_(scores_RC.amax(-1, keepdim=True)).exp_()  # not normalized yet
     number_R1 = _column(numbers, shares_RC, torch.double)
     if _blockwise(shares_RC):
         rest = shares_RC.shape[1] % _BLOCK
@@ -247,10 +247,10 @@ def _draw(scores_RC: Tensor, ids_RC: Tensor, numbers: Ordered[float]) -> list[in
 
 
 def _find(shares_RC: Tensor, number_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """The share in which each number, of [0, 1), falls, and where in it, from 0 to 1; both [R, 1]."""
+    """The share that each number in [0, 1) falls into, and its place there, from 0 to 1; both [R, 1]."""
     ends_RC = shares_RC.cumsum(-1, dtype=torch.double)
     at_R1 = number_R1 * ends_RC[:, -1:]
-    # The last one that is not empty takes what rounding puts past the end.
+    # The last nonempty share takes what rounding puts past the end.
     last_R1 = (ends_RC < ends_RC[:, -1:]).sum(1, keepdim=True)
     index_R1 = torch.searchsorted(ends_RC, at_R1, right=True).minimum(last_R1)
     share_R1 = shares_RC.gather(1, index_R1).double()
@@ -262,11 +262,11 @@ def _column(values: Ordered[float], like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _blockwise(scores_RV: Tensor) -> bool:
-    """Whether blocks pay."""
+    """Whether blocks pay off."""
     return scores_RV.device.type == "cpu" and scores_RV.shape[1] >= _BLOCKWISE_FROM
 
 
 def _blocks(scores_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of the whole blocks, [R, K, B], and of what is left, [R, T]."""
+    """Views of the whole blocks [R, K, B] and of the rest [R, T]."""
     whole = scores_RV.shape[1] // _BLOCK * _BLOCK
     return scores_RV[:, :whole].view(len(scores_RV), -1, _BLOCK), scores_RV[:, whole:]

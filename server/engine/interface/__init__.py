@@ -1,1 +1,1 @@
-"""What callers share with the engine: parameters, limits, defaults, results. Needs no torch."""
+"""What callers and the engine share: parameters, limits, defaults, results. Needs no torch."""

@@ -1,11 +1,11 @@
-"""How a model is loaded, and what it accepts from then on."""
+"""How a model is loaded, and what it then accepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-MOST_THREADS = 1024  # far more than pays; a hundred thousand take the system down with them
+MOST_THREADS = 1024  # far more than pays off; a hundred thousand take the system down
 
 
 def _setting(default: Any, about: str) -> Any:
@@ -41,12 +41,12 @@ class EngineConfig:
         1024, "the most positions, padding included, encoded in one step; one source may exceed it"
     )
     max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
-    # Where all that run are greedy, steps are run for so long before anybody looks at them: a small model's step takes
-    # less than what surrounds it. It is how much later a newcomer may begin. 0: never; CUDA has graphs instead.
+    # While all running sequences are greedy, run steps for this long before looking at the results: a small model's
+    # step takes less than the work around it. Newcomers may start this much later. 0: never; CUDA has graphs instead.
     ahead_s: float = 0.001
 
     def within(self, positions: int | None) -> "EngineConfig":
-        """For a model with so many positions: neither sources nor targets are longer. None: it has any number."""
+        """Limit sources and targets to a model's `positions`; None: no limit."""
         if positions is None:
             return self
         return replace(
@@ -58,7 +58,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """What one loaded engine accepts; a request beyond it is refused before it waits."""
+    """What one loaded engine accepts; a request beyond it is refused before it queues."""
 
     max_source_tokens: int
     max_new_tokens: int  # with the decoder prefix
@@ -66,7 +66,7 @@ class EngineLimits:
 
     @classmethod
     def of(cls, config: EngineConfig) -> "EngineLimits":
-        """Of an engine that is loaded so."""
+        """The limits of an engine loaded with this configuration."""
         return cls(max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots)
 
 

@@ -1,7 +1,7 @@
 """What a model's own generation_config.json says about decoding: the defaults of every request.
 
-The names and the meaning are transformers'. What transformers would do with a key and this engine cannot is refused,
-so that no model is silently decoded in another way; keys that do not touch the tokens are ignored. Needs no torch.
+Names and meanings are those of transformers. A key that transformers supports and this engine does not is refused, so
+no model is silently decoded in another way; keys that do not affect the tokens are ignored. Needs no torch.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 from server.engine.errors import BadParameterError, LoadError
 from server.engine.interface.parameters import DECLARATIONS, Declaration, GenerationParameters
 
-# Keys that would change the tokens in a way that this engine cannot; the values under which they change nothing.
+# Keys that would change the tokens in a way this engine does not support, with the values that change nothing.
 _REFUSED: dict[str, tuple[object, ...]] = {
     "constraints": (),
     "diversity_penalty": (0,),
@@ -42,19 +42,19 @@ _REFUSED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """How a model is decoded where a request says nothing."""
+    """How a model is decoded when a request says nothing."""
 
-    parameters: GenerationParameters  # both lengths are those of a request without a decoder prefix
-    max_length: int | None  # counts the start token and the prefix; None where the file counts new tokens, or nothing
+    parameters: GenerationParameters  # both lengths assume a request without a decoder prefix
+    max_length: int | None  # counts the start token and the prefix; None if the file counts new tokens, or nothing
     min_length: int | None  # the same
-    most_new_tokens: int  # what the engine is loaded for, with the prefix
+    most_new_tokens: int  # what the engine is loaded for, including the prefix
     eos_ids: tuple[int, ...]
     decoder_start_id: int
 
     def resolve(self, given: Mapping[str, Any]) -> GenerationParameters:
-        """The parameters of one request: what is `given`, by the names of GenerationParameters, else the defaults.
+        """The parameters of one request: those `given`, under the names of GenerationParameters, else the defaults.
 
-        The lengths follow the prefix, and the default for the least length gives way to the most.
+        The default lengths account for the prefix; a default minimum length yields to the maximum.
 
         Raises:
             BadParameterError: the prefix leaves no room within the model's max_length.
@@ -80,7 +80,7 @@ class GenerationDefaults:
 
 
 def with_seed(parameters: GenerationParameters) -> GenerationParameters:
-    """The same, with a seed drawn where sampling needs one."""
+    """The same parameters, with a seed drawn if sampling needs one."""
     if parameters.do_sample and parameters.seed is None:
         return dataclasses.replace(parameters, seed=secrets.randbits(53))  # exact wherever JSON's numbers are doubles
     return parameters
@@ -89,13 +89,13 @@ def with_seed(parameters: GenerationParameters) -> GenerationParameters:
 def read_generation_config(
     fields: Mapping[str, Any], *, path: Path, vocab_size: int, eos_id: int, decoder_start_id: int, most_new_tokens: int
 ) -> GenerationDefaults:
-    """Read the defaults out of a parsed generation_config.json, or out of a config.json that holds them as well.
+    """Read the defaults from a parsed generation_config.json, or from a config.json that also holds them.
 
-    Where the file names no end or start token, they are `eos_id` and `decoder_start_id`; where it says nothing about
-    length, `most_new_tokens`, which also bounds what it says.
+    If the file names no end or start token, `eos_id` and `decoder_start_id` apply. If it gives no length,
+    `most_new_tokens` applies, which also caps any length it gives.
 
     Raises:
-        LoadError: a value is senseless, or asks for a way of decoding that this engine has not.
+        LoadError: a value is invalid, or asks for a decoding method that this engine does not support.
     """
     for key, neutral in _REFUSED.items():
         if fields.get(key) is not None and fields[key] not in neutral:
@@ -130,7 +130,7 @@ def read_generation_config(
 
 
 class _Fields:
-    """Reads single values; None, and a key that is not there, are the same."""
+    """Reads single values; None means the same as a missing key."""
 
     def __init__(self, fields: Mapping[str, Any], path: Path, vocab_size: int) -> None:
         self._fields = fields
@@ -149,7 +149,7 @@ class _Fields:
         return value
 
     def value(self, declared: Declaration) -> Any:
-        """A declared parameter's; what the file means where it does not name it, else None."""
+        """A declared parameter's value; if the file does not name it, the declaration's `unset`."""
         key = declared.key
         assert key is not None, "a parameter that no file has"
         if self._fields.get(key) is None:
@@ -172,7 +172,7 @@ class _Fields:
 
     def _number(self, key: str, declared: Declaration) -> float | None:
         value = self._fields[key]
-        # Zero is how some write "greedy"; without sampling nothing reads it.
+        # Some files write zero for "greedy"; without sampling nothing reads it.
         if declared.samples and value == 0 and not self._fields.get("do_sample"):
             return None
         if not isinstance(value, int | float) or isinstance(value, bool) or declared.problem(value) is not None:
@@ -192,7 +192,7 @@ class _Fields:
         return tokens[0] if tokens else None
 
     def tokens(self, key: str) -> tuple[int, ...]:
-        """A token or a list of tokens."""
+        """One token or a list of tokens."""
         value = self._fields.get(key)
         if value is None:
             return ()

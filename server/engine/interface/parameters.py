@@ -1,9 +1,9 @@
 """How one generation is decoded: each parameter declared once.
 
-A declaration is a field of `GenerationParameters`: its name, its default, the values that it may have, and its key in a
-model's generation_config.json. What else depends on a parameter is derived from it: the schema of a request
-(`server.frontend.request_parameters`), a model's defaults (`generation_config`), the engine's checks (`validation`).
-Only what a parameter does stands elsewhere, in one place.
+A declaration is a field of `GenerationParameters`: its name, its default, its allowed values, and its key in a model's
+generation_config.json. Everything else is derived from it: the request schema (`server.frontend.request_parameters`),
+a model's defaults (`generation_config`), the engine's checks (`validation`). Only a parameter's effect is written
+elsewhere, in one place.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ Kind = Literal["count", "number", "flag", "early stopping", "token", "tokens", "
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What is known of a parameter besides its name and its default."""
+    """What is known about a parameter besides its name and its default."""
 
     kind: Kind
-    about: str = ""  # for whoever writes a request; "" where the name says it
+    about: str = ""  # help for the author of a request; "" if the name says it
     least: float | None = None
-    above: float | None = None  # the value is larger
+    above: float | None = None  # the value must be larger
     most: float | None = None
-    below: float | None = None  # the value is smaller
-    remedy: str = ""  # what to do instead of a value that it may not have
+    below: float | None = None  # the value must be smaller
+    remedy: str = ""  # what to do instead of giving a disallowed value
     in_requests: bool = False
-    samples: bool = False  # to give it in a request asks for sampling
-    key: str | None = None  # in generation_config.json; None: it is not read from there
-    unset: Any = None  # what a file means that does not name it; None: the default
+    samples: bool = False  # giving it in a request asks for sampling
+    key: str | None = None  # in generation_config.json; None: not read from there
+    unset: Any = None  # what a file means by not naming it; None: the default
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with the value of a count or a number, and what it must be; None where nothing is."""
+        """What is wrong with the value of a count or a number, and what it must be; None if it is valid."""
         fits = (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
@@ -49,7 +49,7 @@ class Declaration:
 
     @property
     def rule(self) -> str:
-        """The values that it may have, in words."""
+        """The allowed values, in words."""
         what = "a whole number" if self.kind == "count" else "a number"
         low = self.least if self.least is not None else self.above
         if low is None and self.most is None:
@@ -89,9 +89,9 @@ def _tokens(key: str | None = None, kind: Kind = "tokens") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationParameters:
-    """The names are transformers' where it has one, and so is what they do. The defaults change nothing: greedy.
+    """Names and effects are those of transformers, if it has the parameter. The defaults change nothing: greedy.
 
-    What a model's own generation_config.json says comes in through `GenerationDefaults`.
+    A model's own generation_config.json comes in through `GenerationDefaults`.
     """
 
     max_new_tokens: int = _count(
@@ -103,15 +103,15 @@ class GenerationParameters:
     min_new_tokens: int = _count(
         0, in_requests=True, key="min_new_tokens", about="the end token cannot come before this many others"
     )
-    ignore_eos: bool = _flag()  # go on to max_new_tokens whatever comes: forced lengths, for measurements
-    prefix_ids: tuple[int, ...] = _tokens()  # stand after the decoder's start token; the answer goes on from them
+    ignore_eos: bool = _flag()  # always continue to max_new_tokens: forced lengths, for measurements
+    prefix_ids: tuple[int, ...] = _tokens()  # follow the decoder's start token; the answer continues them
 
     do_sample: bool = _flag(
         in_requests=True,
         key="do_sample",
         about="implied by temperature, top_k, top_p and typical_p; false makes them mean nothing",
     )
-    # Scores divided by less than `least` are beyond float32.
+    # Scores divided by less than `least` overflow float32.
     temperature: float = _number(
         1.0,
         above=0,
@@ -198,7 +198,7 @@ class GenerationParameters:
     bad_words: tuple[tuple[int, ...], ...] = _tokens("bad_words_ids", "token sequences")  # must not come
     suppress_tokens: tuple[int, ...] = _tokens("suppress_tokens")
     begin_suppress_tokens: tuple[int, ...] = _tokens("begin_suppress_tokens")  # only as the first that is not forced
-    # The first token; no prefix stands before it, else it is not forced.
+    # The first token; not forced after a prefix.
     forced_bos_token_id: int | None = _declared(
         None,
         Declaration(
@@ -213,7 +213,7 @@ class GenerationParameters:
     forced_eos_token_ids: tuple[int, ...] = _tokens("forced_eos_token_id")  # the token at max_new_tokens is one of them
     renormalize_logits: bool = _flag(key="renormalize_logits")
 
-    # Also give each token's natural-log probability, as the model said it before all the above.
+    # Also return each token's natural-log probability, as the model gave it before all the above.
     logprobs: bool = _flag()
     top_n_tokens: int = _count(
         0,
@@ -224,12 +224,12 @@ class GenerationParameters:
 
     @property
     def prompt(self) -> int:
-        """How many tokens the decoder is given before it generates any: its start token and the prefix."""
+        """How many tokens the decoder gets before it generates any: its start token and the prefix."""
         return 1 + len(self.prefix_ids)
 
     @property
     def rows(self) -> int:
-        """How many cache slots a generation owns: one a beam, or one a sample."""
+        """How many cache slots a generation owns: one per beam, or one per sample."""
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
 

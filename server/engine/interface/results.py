@@ -1,4 +1,4 @@
-"""What a generation came to."""
+"""The result of a generation."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ class FinishReason(StrEnum):
 
     EOS = "eos_token"
     LENGTH = "length"
-    STOP = "stop_sequence"  # a stop string came in the text: the API process, which has the text, ends it
+    STOP = "stop_sequence"  # the text reached a stop string: the API process, which has the text, ends it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class Hypothesis:
 
     tokens: list[int]  # without the decoder's start token and prefix, with the final end token
     finish_reason: FinishReason
-    score: float | None  # of a beam as transformers' sequences_scores; of one of several samples, its log-probability
-    logprobs: list[float]  # one per token, or empty where not asked for
+    score: float | None  # a beam's, as in transformers' sequences_scores; the log-probability of one of several samples
+    logprobs: list[float]  # one per token; empty if not requested
     top_tokens: list[list[TopToken]]  # the same
 
 
@@ -40,4 +40,4 @@ class Timings:
     decode_ms: float  # end of the encoder batch to the last token
     total_ms: float  # arrival to the last token
     time_to_first_token_ms: float  # from arrival
-    time_per_output_token_ms: float | None  # mean gap between tokens; None where there is only one token
+    time_per_output_token_ms: float | None  # mean gap between tokens; None if there is only one token

@@ -1,4 +1,4 @@
-"""Refuses at admission what could only go wrong in mid-batch. Needs no torch."""
+"""Refuses at admission what would otherwise fail mid-batch. Needs no torch."""
 
 from collections.abc import Collection
 
@@ -8,7 +8,7 @@ from server.engine.interface.parameters import DECLARATIONS, GenerationParameter
 
 
 def check_source(source: list[int], *, limits: EngineLimits, vocab_size: int) -> None:
-    """Raise BadRequestError where a source cannot be encoded."""
+    """Raise BadRequestError if a source cannot be encoded."""
     if not source:
         raise BadRequestError("the source is empty: give at least one token")
     if len(source) > limits.max_source_tokens:
@@ -24,7 +24,7 @@ def check_source(source: list[int], *, limits: EngineLimits, vocab_size: int) ->
 def check_parameters(
     parameters: GenerationParameters, *, limits: EngineLimits, vocab_size: int, eos_ids: Collection[int]
 ) -> None:
-    """Raise BadParameterError where parameters are out of range, or cannot hold together."""
+    """Raise BadParameterError if parameters are out of range or contradict each other."""
     _check_lengths(parameters, limits)
     _check_rows(parameters, limits)
     _check_values(parameters, vocab_size)
@@ -70,7 +70,7 @@ def _check_rows(parameters: GenerationParameters, limits: EngineLimits) -> None:
 
 
 def _check_values(parameters: GenerationParameters, vocab_size: int) -> None:
-    """Each parameter by itself, as it is declared."""
+    """Check each parameter by itself, as declared."""
     for name, declaration in DECLARATIONS.items():
         value = getattr(parameters, name)
         if value is None:

@@ -1,1 +1,1 @@
-"""What the machine has: processors and their instructions, caches, memory, CUDA devices."""
+"""What the machine has: processors and their instruction sets, caches, memory, CUDA devices."""

@@ -1,4 +1,4 @@
-"""What processor this machine has, and how much of it this process may use. Needs no torch."""
+"""Which processor this machine has, and how much of it this process may use. Needs no torch."""
 
 import os
 import platform
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# Of the many names in /proc/cpuinfo those that decide how a model is computed, as the kernel writes them.
+# The names in /proc/cpuinfo that decide how a model is computed, as the kernel writes them.
 _INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"),
     *("avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 
-# What oneDNN, and with it PyTorch, leaves unused by each value of ONEDNN_MAX_CPU_ISA, by the beginnings of names.
+# The name prefixes that oneDNN, and so PyTorch, leaves unused under each value of ONEDNN_MAX_CPU_ISA.
 _UNUSED_BELOW = {
     "SSE41": ("avx", "fma", "amx"),
     "AVX": ("avx", "fma", "amx"),
@@ -28,7 +28,7 @@ _UNUSED_BELOW = {
 
 @cache
 def processor_features() -> frozenset[str]:
-    """What Linux says that this processor can do; empty on other systems."""
+    """What this processor can do, according to Linux; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -41,7 +41,7 @@ def processor_features() -> frozenset[str]:
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself; "unknown" where the system does not tell."""
+    """The processor's own name; "unknown" if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -51,36 +51,36 @@ def cpu_name() -> str:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Which of those that matter here the processor has; none where the system does not tell."""
+    """The processor's instruction sets that matter here; none if the system does not tell."""
     found = processor_features()
     return tuple(name for name in _INSTRUCTION_SETS if name in found)
 
 
 def torch_instruction_sets() -> tuple[str, ...]:
-    """Those that PyTorch's products may use: the variable ONEDNN_MAX_CPU_ISA holds them to fewer."""
+    """The instruction sets that PyTorch's products may use: the variable ONEDNN_MAX_CPU_ISA limits them."""
     unused = _UNUSED_BELOW.get(os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(), ())
     return tuple(name for name in instruction_sets() if not name.startswith(unused))
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """How many threads can run at once in this process: its cores, or fewer by a cgroup's quota; at least 1.
+    """How many threads can run at once in this process: its cores, or fewer under a cgroup's quota; at least 1.
 
-    Of a quota of one and a half, one: a second thread would be stopped for half of the time, and the first waits for it
-    at the end of every operation.
+    A quota of one and a half gives one: a second thread would be stopped half of the time, and the first would wait
+    for it at the end of every operation.
     """
     quota = cpu_quota(root)
     return available_cores() if quota is None else max(1, min(available_cores(), int(quota)))
 
 
 def allowed_cpus() -> frozenset[int]:
-    """Numbers of the cores that the scheduler may put this process on."""
+    """The numbers of the cores on which the scheduler may run this process."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
 
 
 def available_cores() -> int:
-    """How many they are."""
+    """The number of `allowed_cpus`."""
     return len(allowed_cpus())
 
 
@@ -92,23 +92,23 @@ def share_of_the_machine() -> str:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Processor time that this process's cgroups may take, in cores; None where nothing limits it.
+    """Processor time that this process's cgroups may use, in cores; None if nothing limits it.
 
-    `root` is where proc and sys are.
+    `root` contains proc and sys.
     """
     quotas = [_quota_of(folder) for folder in _cgroup_folders(root)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def numa_nodes(root: Path = Path("/")) -> int:
-    """How many parts the memory has, each near to some of the cores; 1 where the system does not tell."""
+    """How many parts the memory has, each close to some of the cores; 1 if the system does not tell."""
     return max(1, len([*(root / "sys/devices/system/node").glob("node[0-9]*")]))
 
 
 def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """This process's groups and all above them, for each limits those below.
+    """This process's groups and all their ancestors, since each limits those below it.
 
-    Inside a container /proc may name a folder that only the host sees; the groups' root is the container's own then.
+    Inside a container /proc may name a folder that only the host sees; then the groups' root is the container's own.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -124,7 +124,7 @@ def _cgroup_folders(root: Path) -> Iterator[Path]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    """In cores; of version 2 `cpu.max` says it ("max 100000"), of version 1 two files do, and -1 is no limit."""
+    """The quota in cores: version 2 has it in `cpu.max` ("max 100000"), version 1 in two files; -1 means no limit."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()

@@ -1,10 +1,10 @@
-"""Which CUDA devices there are, as their driver tells. Needs no torch."""
+"""The CUDA devices that the driver reports. Needs no torch."""
 
 import ctypes
 from dataclasses import dataclass
 from functools import cache
 
-FIRST_WITH_BFLOAT16 = (8, 0)  # the compute capability from which on the multipliers take it
+FIRST_WITH_BFLOAT16 = (8, 0)  # the first compute capability whose multipliers take it
 
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
@@ -12,7 +12,7 @@ _COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, 
 
 @dataclass(frozen=True, kw_only=True)
 class CudaDevice:
-    """One device; its number is its place among all."""
+    """One device; its number is its position among all devices."""
 
     name: str
     major: int
@@ -31,7 +31,7 @@ class CudaDevice:
 
 @cache
 def cuda_devices() -> tuple[CudaDevice, ...]:
-    """Those that this process may use; none where there is no driver."""
+    """The devices that this process may use; none without a driver."""
     driver = _driver()
     count = ctypes.c_int()
     if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:

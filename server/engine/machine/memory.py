@@ -1,4 +1,4 @@
-"""How much memory a device still has."""
+"""How much memory a device has left."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that can be allocated now: the device's, or for the CPU the machine's, within this process' limits."""
+    """Memory that can be allocated now: the device's, or for the CPU the machine's within this process's limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min([_machine_bytes(), *_group_bytes()])
@@ -27,10 +27,10 @@ def _machine_bytes() -> int:
 
 
 def _group_bytes() -> Iterator[int]:
-    """What each control group (of version 2) around this process leaves: a container may have less than its machine."""
+    """What each cgroup (version 2) around this process has left: a container may have less than its machine."""
     try:
         lines = _OWN_GROUP.read_text().splitlines()
-    except OSError:  # another system, or none of it mounted
+    except OSError:  # another system, or /proc is not mounted
         return
     for own in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
         path = _GROUPS / own
@@ -42,5 +42,5 @@ def _group_bytes() -> Iterator[int]:
                     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 except OSError:  # this group counts no memory
                     continue
-                if most != "max":  # files that were read count as used, and give way
+                if most != "max":  # cached files count as used, but can be evicted
                     yield max(0, int(most) - used + int(stat["inactive_file"]))

@@ -1,4 +1,4 @@
-"""Where the threads of a pool run: physical cores, the caches that they share, and memory nodes."""
+"""Where a pool's threads run: physical cores, the caches they share, and memory nodes."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ _DEVICES = Path("/sys/devices")
 
 @dataclass(frozen=True)
 class Core:
-    """A physical core, as far as this process may use it."""
+    """A physical core, or the part of it that this process may use."""
 
     cpus: tuple[int, ...]  # its hardware threads
-    node: int  # whose memory is near
-    cache: int  # the first processor of those that share its largest cache
+    node: int  # the node whose memory is close
+    cache: int  # the first of the processors that share its largest cache
     slow: bool  # the processor has faster ones
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Threads of a pool by cache domain, and the processors of each domain."""
+    """The cache domain of each thread of a pool, and the processors of each domain."""
 
     domains: tuple[int, ...]  # of each thread, ascending
     cpus: tuple[int, ...]
@@ -29,9 +29,9 @@ class Placement:
 
 
 def physical_cores(allowed: Collection[int], devices: Path = _DEVICES) -> list[Core]:
-    """The cores of `allowed`: those of a node and of a cache beside each other, fast ones before slow ones.
+    """The cores of `allowed`, grouped by node and by cache, fast cores before slow ones.
 
-    Where the system says nothing, every processor is a core, and all share one cache.
+    If the system says nothing, every processor is a core, and all share one cache.
     """
     cpus = devices / "system" / "cpu"
     slow = _slow_cpus(allowed, devices)
@@ -52,11 +52,11 @@ def physical_cores(allowed: Collection[int], devices: Path = _DEVICES) -> list[C
 
 
 def default_threads(usable: int, cores: Collection[Core] | None = None, *, pools: int = 1) -> int:
-    """Threads of each of so many pools, where nobody says how many: a part of the physical cores, and of one memory
-    node; all of them no more than the `usable` that may run at once.
+    """Default number of threads for each of `pools` pools: a share of the physical cores, within one memory node; all
+    pools together have at most the `usable` threads that may run at once.
 
-    A second thread on a core takes as much from the first as it gives. Barriers and weights between nodes cost more
-    than the other node's cores give: there, one process a node serves more.
+    A second thread on a core takes as much from the first as it gives. Barriers and weights across nodes cost more
+    than the other node's cores give: on such a machine, one process per node serves more.
     """
     cores = physical_cores(allowed_cpus()) if cores is None else cores
     nodes = [core.node for core in cores]
@@ -65,14 +65,14 @@ def default_threads(usable: int, cores: Collection[Core] | None = None, *, pools
 
 
 def placement(threads: int, cores: list[Core] | None = None) -> Placement | None:
-    """Where the threads of a pool should run; None where the system decides better.
+    """Where the threads of a pool should run; None if the system decides better.
 
-    Only a pool that has as many threads as this process has cores is placed. Several smaller ones, of other models or
-    processes, would all be put onto the same first cores.
+    Only a pool with as many threads as this process has cores is placed. Several smaller pools, of other models or
+    processes, would all land on the same first cores.
 
-    A thread keeps to the cores that share its cache, so that it can still give way to another process. One core is
-    left out: that of the caller, who is thread 0. Systems wake a second thread on the core of the one that woke it,
-    where both then take turns.
+    A thread stays on the cores that share its cache, so it can still make way for another process. The core of the
+    caller, which is thread 0, is left out: systems wake a second thread on the core of the thread that woke it, where
+    the two then take turns.
     """
     cores = physical_cores(allowed_cpus()) if cores is None else cores
     if threads < 2 or threads != len(cores):
@@ -92,7 +92,7 @@ def _slow_cpus(allowed: Collection[int], devices: Path) -> set[int]:
 
 
 def _listed(file: Path) -> list[int]:
-    """The numbers of a list such as 0-3,8; none where there is no such file."""
+    """The numbers in a list such as 0-3,8; none if there is no such file."""
     try:
         text = file.read_text(encoding="ascii").strip()
     except OSError:

@@ -1,18 +1,18 @@
-"""Memory that is allocated once and read as a whole again and again."""
+"""Memory that is allocated once and read in full again and again."""
 
 import mmap
 
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 64  # bytes of what the operator loads whole registers from
+_ALIGNMENT = 64  # bytes; the operator loads whole registers
 _CHUNK_BYTES = 64 * 2**20
 _HUGE_PAGE_BYTES = 2 * 2**20
 
 
 class Arena:
-    """Tensors in huge pages where the system has them: with small ones, a third of a pass over the weights goes into
-    finding out where they are (46 against 64 GB/s on two cores of an AMD EPYC).
+    """Tensors in huge pages, if the system has them: with small pages, address translation takes a third of a pass over
+    the weights (46 against 64 GB/s on two cores of an AMD EPYC).
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Arena:
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Zeros, as many as asked for. Their addresses hold for as long as the arena lives."""
+        """`count` zeros. Their addresses stay valid for the life of the arena."""
         size = -(-max(1, count) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         if size > len(self._free):
             self._free = _chunk(max(size, _CHUNK_BYTES))
@@ -32,8 +32,8 @@ class Arena:
 
 
 def _chunk(size: int) -> Tensor:
-    """What is never touched of it takes no memory."""
-    # Private: Python's own choice, shared, is another kind of memory, to which most systems give small pages only.
+    """The parts never touched take no memory."""
+    # Private: Python's default is shared memory, which most systems give only small pages.
     memory = mmap.mmap(-1, size + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

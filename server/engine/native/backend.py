@@ -1,4 +1,4 @@
-"""The backend over the native operator: which rows are computed, and in whose slots."""
+"""The backend over the native operator: which rows are computed, and in which slots."""
 
 import ctypes
 import itertools
@@ -24,25 +24,25 @@ from server.engine.native.rows import RowBuffer, make_workspace, with_hidden
 from server.engine.weights import network
 from server.engine.weights.reading import open_network
 
-# A weight's: in the layers, in the output matrix, in the embedding.
+# Bytes per weight: in the layers, in the output matrix, in the embedding.
 _BYTES = {"float32": (4, 4, 4), "bfloat16": (2, 2, 2), "int8": (1, 1, 2), "int4": (18 / 32, 1, 2)}
 
 _BLOCK_ROWS = 64  # positions that go through a layer together; their feed-forward units stay in the cache
-_MOST_REFUSED = 8  # slices that are too short for a block of rows, one after the other
+_MOST_REFUSED = 8  # consecutive slices too short for a block of rows
 
 
 class NativeBackend:
-    """A loaded network on the CPU. One thread owns it; the operator has threads of its own."""
+    """A loaded network on the CPU. One thread owns it; the operator has its own threads."""
 
     has_own_threads = True
 
     @classmethod
     def load(cls, model: Model, config: EngineConfig) -> "NativeBackend":
-        """Load a model's weights; `capabilities` says whether that can be.
+        """Load a model's weights; `capabilities` says whether that is possible.
 
         Raises:
-            LoadError: the file is missing or broken, its tensors are not those of its shape, or the caches do not fit
-                into the memory that is left.
+            LoadError: the file is missing or broken, its tensors do not match its shape, or the caches do not fit into
+                the available memory.
         """
         longest = max(config.max_source_tokens, config.max_new_tokens + 1)
         cpu = torch.device("cpu")
@@ -52,7 +52,7 @@ class NativeBackend:
             return cls(net, config)
 
     def __init__(self, net: network.Network, config: EngineConfig) -> None:
-        """Pack the weights and allocate everything that a step will need; callers use `load`."""
+        """Pack the weights and allocate everything a step needs; callers use `load`."""
         found = native.library()
         assert found is not None, "callers ask capabilities.why_not_native first"
         self._library = found
@@ -75,17 +75,17 @@ class NativeBackend:
             longest_scores=max(cache.own_capacity, cache.source_capacity),
             head_dim=net.head_dim,
         )
-        # Of a source that is encoded in slices.
+        # For a source that is encoded in slices.
         self._slice_rows = RowBuffer(config.max_source_tokens)
         self._slice_hidden = self._caches.take(config.max_source_tokens * net.d_model, torch.float32)
         self._slice_workspace = with_hidden(self._workspace, self._slice_hidden)
         self._slice_block = cache.slice_block
         self._progress: native.Progress | None = None
-        self._row_seconds = native.RowSeconds()  # what rows took lately
-        self._refused = 0  # how often in a row a slice was too short for a block of rows
+        self._row_seconds = native.RowSeconds()  # recent time per row
+        self._refused = 0  # consecutive slices too short for a block of rows
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
         self._pool = native.create_pool(found, threads)
-        # By slot: where its decoded state is, and where the source that it reads is.
+        # By slot: where its decoded state is, and where the source it reads is.
         self._own = list(range(config.slots))
         self._source = list(range(config.slots))
         self._source_lengths = [0] * config.slots
@@ -95,11 +95,11 @@ class NativeBackend:
             self._library.pool_destroy(self._pool)
 
     def hold_threads(self, threads: int) -> None:
-        """Compute with exactly so many threads, at most those of the configuration; 0: with as many as pay."""
+        """Compute with exactly this many threads, at most the configured number; 0: as many as pay off."""
         self._library.pool_hold(self._pool, threads)
 
     def active_threads(self) -> int:
-        """How many computed the last pass."""
+        """How many threads computed the last pass."""
         active: int = self._library.pool_active(self._pool)
         return active
 
@@ -109,13 +109,13 @@ class NativeBackend:
         return None
 
     def memory_bytes(self) -> dict[str, int]:
-        """Fixed for the life of the backend: `weights` and `cache`, in which the work space counts."""
+        """`weights` and `cache`, which includes the workspace; fixed for the life of the backend."""
         return {"weights": self._weights.taken_bytes, "cache": self._caches.taken_bytes}
 
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
-        """Encode sources, each into all of its slots; nothing is padded, so the answer is 0."""
+        """Encode sources, each into all of its slots; nothing is padded, so the result is 0."""
         free = self._free_places(slot for own in slots for slot in own)
-        batch: list[tuple[list[int], int]] = []  # sources and where their keys and values go
+        batch: list[tuple[list[int], int]] = []  # sources, and where their keys and values go
         count = 0
         for source, own in zip(sources, slots, strict=True):
             if count + len(source) > self._rows.capacity:
@@ -129,7 +129,7 @@ class NativeBackend:
         return 0
 
     def begin_source(self, source: list[int], slots: Collection[int]) -> None:
-        """Take a source for its slots, to be encoded in slices."""
+        """Begin a source for its slots, to be encoded in slices."""
         place = next(self._free_places(slots))
         self._set_source(slots, place, len(source))
         count = len(source)
@@ -143,9 +143,9 @@ class NativeBackend:
         self._progress = native.Progress(block=_BLOCK_ROWS, row_seconds=self._row_seconds)
 
     def go_on(self, seconds: float | None) -> bool:
-        """Encode the source that was begun for about so long, or to its end; returns whether it is there."""
+        """Encode the begun source for about `seconds`, or to its end if None; returns whether it is done."""
         assert self._progress is not None, "no source was begun"
-        if self._refused == _MOST_REFUSED:  # whatever a block takes, or seemed to take, a source does not wait for ever
+        if self._refused == _MOST_REFUSED:  # whatever a block takes, or seems to take, no source waits forever
             self._progress.row_seconds = native.RowSeconds()
         before = self._progress.place
         done = self._library.encode(
@@ -164,13 +164,13 @@ class NativeBackend:
         return bool(done)
 
     def drop_source(self) -> None:
-        """Give up the source that was begun: its place is written no more."""
+        """Abandon the begun source: nothing more is written to its place."""
         self._progress = None
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, V] in float32; valid until the next call."""
         capacity, done = self._rows.capacity, 0
-        for start in range(0, len(feed.tokens), capacity):  # as a rule once: rows may come one after the other
+        for start in range(0, len(feed.tokens), capacity):  # usually once; rows may be split over several passes
             stop = min(start + capacity, len(feed.tokens))
             slots, wanted = feed.slots[start:stop], [row - start for row in feed.wanted if start <= row < stop]
             self._fill(feed.tokens[start:stop], feed.positions[start:stop], slots, wanted)
@@ -180,7 +180,7 @@ class NativeBackend:
         return self._logits[:done]
 
     def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
-        """Greedy steps without coming back to Python in between."""
+        """Greedy steps without returning to Python in between."""
         self._fill(feed.tokens, feed.positions, feed.slots, feed.wanted)
         rows = len(feed.tokens)
         tokens, max_logits = (ctypes.c_int64 * (steps * rows))(), (ctypes.c_float * (steps * rows))()
@@ -199,7 +199,7 @@ class NativeBackend:
         return [GreedyStep(tokens=tokens[its], max_logits=max_logits[its]) for its in each]
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
-        """Give each target its origin's decoded state. Only a state that two targets want is copied."""
+        """Give each target its origin's decoded state. A state is copied only if more than one target wants it."""
         states = [self._own[origin] for origin in origins]
         spare = [self._own[target] for target in targets if self._own[target] not in states]
         taken: set[int] = set()
@@ -212,7 +212,7 @@ class NativeBackend:
             self._own[target] = state
 
     def move(self, origin: int, target: int, *, source_length: int, length: int) -> None:
-        """Change places: nothing is copied."""
+        """Swap places; nothing is copied."""
         del source_length, length
         for by_slot in (self._own, self._source, self._source_lengths):
             by_slot[origin], by_slot[target] = by_slot[target], by_slot[origin]
@@ -221,9 +221,9 @@ class NativeBackend:
         """Nothing to do: positions beyond a sequence's end are never read."""
 
     def _free_places(self, newcomers: Iterable[int]) -> Iterator[int]:
-        """Where sources of these slots may be put.
+        """The places where these slots' sources may go.
 
-        Samples of one source end one by one: what any other slot reads stays, whichever of them was the first.
+        Samples of one source end one by one: a place that any other slot reads stays, whichever sample was first.
         """
         own = set(newcomers)
         read = {place for slot, place in enumerate(self._source) if slot not in own}
@@ -269,8 +269,8 @@ class NativeBackend:
 
 
 def _weight_bytes(spec: ModelSpec, config: EngineConfig) -> int:
-    """What the weights will take, about: packed they are a little larger, and an output matrix is there beside the
-    embedding that it is tied to, because a norm is folded into it.
+    """Roughly what the weights will take: packed they are a little larger, and a tied output matrix exists beside its
+    embedding, because a norm is folded into it.
     """
     tensors = sum(math.prod(shape) for _, shape in layout_of(spec).shapes())
     in_layers, in_output, looked_up = _BYTES[config.dtype]

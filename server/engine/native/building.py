@@ -1,4 +1,4 @@
-"""From a network to the operator's structures, with weights as it reads them and caches as it fills them.
+"""From a network to the operator's structures, with weights and caches in the operator's layout.
 
 Axes: O outputs and I inputs of a matrix, G groups of inputs, D model width, V vocabulary, P positions, H heads of one
 layer, K buckets of distance, R distances.
@@ -18,11 +18,11 @@ from server.engine.weights.relative_positions import bias_rows
 
 DTYPES = {"float32": native.FLOAT32, "bfloat16": native.BFLOAT16, "int8": native.INT8, "int4": native.INT4}
 
-LANES = 16  # numbers that the operator works on at once; positions of a slot come in such blocks
+LANES = 16  # numbers the operator works on at once; a slot's positions come in such blocks
 
 
 class CachePlan:
-    """Sizes of the caches."""
+    """The sizes of the caches."""
 
     def __init__(self, net: network.Network, config: EngineConfig) -> None:
         half = config.dtype != "float32"
@@ -31,10 +31,10 @@ class CachePlan:
         self.slots = config.slots
         self.own_capacity = blocks_of(config.max_new_tokens + 1)
         self.source_capacity = blocks_of(config.max_source_tokens)
-        # The encoder's own keys and values live for one layer of one pass: sources side by side, in whole blocks.
+        # The encoder's own keys and values last for one layer of one pass: sources side by side, in whole blocks.
         most_rows = max(config.max_encode_tokens, config.max_source_tokens)
         whole = blocks_of(most_rows + LANES * min(most_rows, config.slots))
-        self.slice_block = whole // LANES  # behind them, a source that is encoded in slices
+        self.slice_block = whole // LANES  # after them, a source encoded in slices
         self.encoder_capacity = whole + self.source_capacity
         self.encoder_heads = max((len(heads) for heads in net.encoder_heads), default=0)
         own = sum(len(heads) for heads in net.self_heads) * self.own_capacity * config.slots
@@ -78,7 +78,7 @@ class StackBuilder:
                 layer.self = self._attention(weights.attention)
                 self._set_bias(layer.self, weights.attention.heads, table_KH, self._plan.source_capacity, causal=False)
                 layer.self.keys, layer.self.values = self._encoder_keys.data_ptr(), self._encoder_values.data_ptr()
-                layer.self.slot_stride = LANES * self._plan.width  # a source begins with a block
+                layer.self.slot_stride = LANES * self._plan.width  # a source begins at a block
                 layer.self.head_stride = self._plan.encoder_capacity * self._plan.width
             if weights.ffn is not None:
                 layer.ffn = self._feed_forward(weights.ffn)
@@ -139,7 +139,7 @@ class StackBuilder:
             kept = self._weights.take(table_VD.numel(), self._plan.dtype).view(table_VD.shape)
             kept.copy_(table_VD)
             self._embeddings[id(table_VD)] = kept
-            self.kept.append(table_VD)  # or its id might be another table's
+            self.kept.append(table_VD)  # else its id might become another table's
         return self._embeddings[id(table_VD)].data_ptr()
 
     def _attention(self, weights: network.AttentionWeights) -> native.Attention:
@@ -161,7 +161,7 @@ class StackBuilder:
         *,
         causal: bool,
     ) -> None:
-        """Give an attention its bias [H, 2*reach]: that of a key 1 - reach, ..., reach positions after the query."""
+        """Give an attention its bias [H, 2*reach], for keys 1 - reach, ..., reach positions after the query."""
         if table_KH is None or not heads:
             return
         relative_R = torch.arange(1 - reach, reach + 1)
@@ -171,7 +171,7 @@ class StackBuilder:
         attention.bias, attention.reach = self._keep(rows_HR), reach
 
     def _allocate(self, attention: native.Attention, capacity: int) -> tuple[Tensor, Tensor]:
-        """Give an attention its cache; keys and values by slot and head, in blocks of positions."""
+        """Give an attention its cache: keys and values by slot and head, in blocks of positions."""
         heads, width, plan = attention.heads, self._plan.width, self._plan
         keys, values = (self._caches.take(plan.slots * heads * capacity * width, plan.dtype) for _ in range(2))
         attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
@@ -191,7 +191,7 @@ class StackBuilder:
         return ffn
 
     def _matrix(self, linear: network.Linear) -> native.Matrix:
-        """In the builder's dtype; of int4 what was not calibrated is int8: the output matrix."""
+        """In the builder's dtype; with int4, the uncalibrated output matrix is int8."""
         outputs, inputs = linear.weight_OI.shape
         lanes = -(-outputs // native.TILE) * native.TILE
         dtype = native.INT8 if self._dtype == native.INT4 and linear.int4 is None else self._dtype
@@ -232,7 +232,7 @@ class StackBuilder:
 
 
 def _joined(first: network.Linear, second: network.Linear) -> network.Linear:
-    """The outputs of two maps without bias, one after the other."""
+    """Two maps without bias as one: the first's outputs, then the second's."""
     int4 = None
     if first.int4 is not None and second.int4 is not None:
         int4 = network.Int4Weights(
@@ -244,13 +244,13 @@ def _joined(first: network.Linear, second: network.Linear) -> network.Linear:
 
 
 def int4_tiles(int4: network.Int4Weights) -> Tensor:
-    """The weights as the operator reads them, all bytes in a row: for each tile and group its steps, then its nibbles.
+    """The weights as the operator reads them, as one run of bytes: for each tile and group its steps, then its nibbles.
 
     A tile's outputs are side by side, so that a register holds four inputs of each.
     """
     outputs, groups = int4.steps_OG.shape
     missing = -outputs % native.TILE
-    # Beyond the last output steps are 0, and nibbles 8, which count as 0.
+    # Beyond the last output, steps are 0 and nibbles 8, which stands for 0.
     steps_TOG = F.pad(int4.steps_OG, (0, 0, 0, missing)).view(-1, native.TILE, groups)
     nibbles = F.pad(int4.nibbles_OGB, (0, 0, 0, 0, 0, missing), value=0x88).view(-1, native.TILE, groups, 4, 4)
     steps = steps_TOG.transpose(1, 2).contiguous().view(torch.uint8)
@@ -258,5 +258,5 @@ def int4_tiles(int4: network.Int4Weights) -> Tensor:
 
 
 def blocks_of(positions: int) -> int:
-    """So many positions, rounded up to whole blocks."""
+    """The number of positions, rounded up to whole blocks."""
     return -(-positions // LANES) * LANES

@@ -1,4 +1,4 @@
-"""What goes into one pass, and the memory that it needs."""
+"""The input of one pass, and the memory it needs."""
 
 import ctypes
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from server.engine.native.operator import library as native
 
 
 class RowBuffer:
-    """The rows of a pass, in memory that the operator reads."""
+    """The rows of a pass, in memory the operator reads."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -34,7 +34,7 @@ class RowBuffer:
         memory_slots: Sequence[int],
         wanted_rows: Sequence[int] = (),
     ) -> None:
-        """Set all rows at once; the lists are as long as there are rows, but for `wanted_rows`."""
+        """Set all rows at once; every list but `wanted_rows` has one entry per row."""
         arrays = self._arrays
         rows = self.structure.rows = len(tokens)
         arrays["tokens"][:rows] = tokens
@@ -58,8 +58,8 @@ def make_workspace(
     longest_scores: int,
     head_dim: int,
 ) -> native.Workspace:
-    """Memory of a pass of so many rows; the widths are in numbers."""
-    score_count = longest_scores + -(-head_dim // 16) * 16  # and a query
+    """Memory for a pass of `rows` rows; widths count numbers, not bytes."""
+    score_count = longest_scores + -(-head_dim // 16) * 16  # plus a query
     input_bytes = -(-widest_input * torch.float32.itemsize // 64) * 64
 
     def numbers(count: int) -> int:
@@ -83,7 +83,7 @@ def make_workspace(
 
 
 def with_hidden(workspace: native.Workspace, hidden: Tensor) -> native.Workspace:
-    """The same memory but for the hidden states, which outlast a pass."""
+    """The same memory except for the hidden states, which outlive a pass."""
     copy = native.Workspace.from_buffer_copy(workspace)
     copy.hidden = hidden.data_ptr()
     return copy

@@ -1,1 +1,1 @@
-"""The backend that PyTorch computes: on CUDA, and on any CPU; there it is the reference, written to be read."""
+"""The PyTorch backend: for CUDA, and for any CPU, where it is the reference and written to be read."""

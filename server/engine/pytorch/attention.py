@@ -1,9 +1,9 @@
-"""Attention of one query for each head over cached keys and values, in the form that is quickest for the size.
+"""Attention of one query per head over cached keys and values, in the fastest form for the size.
 
 Axes: N running sequences, H heads of one layer, R = N*H rows of attention, T positions in use, E width of a head.
 
-Each form is built once over views of a cache and called at every step, as long as N and T stay: it takes the queries
-[R, 1, E] and an additive mask [R, 1, T] or None, and returns the context [R, 1, E]. Queries come scaled.
+Each form is built once over views of a cache and called at every step while N and T stay the same. It takes queries
+[R, 1, E], already scaled, and an additive mask [R, 1, T] or None, and returns the context [R, 1, E].
 """
 
 from typing import Protocol
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # From this many bytes of keys and values on, one fused pass beats two matrix products: they no longer fit into a core's
-# second-level cache.
+# L2 cache.
 _FUSED_FROM_BYTES = 2 * 2**20
 
 
@@ -22,7 +22,7 @@ class Attention(Protocol):
 
 
 class ProductAttention:
-    """Two batched matrix products: the least fixed cost."""
+    """Two batched matrix products: the lowest fixed cost."""
 
     def __init__(self, keys_NHTE: Tensor, values_NHTE: Tensor) -> None:
         self._keys_RET = keys_NHTE.flatten(0, 1).transpose(1, 2)
@@ -37,7 +37,7 @@ class ProductAttention:
 
 
 class SumAttention:
-    """Products and sums: half precisions have no quick matrix product of single rows on a CPU."""
+    """Products and sums: half precision has no fast matrix product of single rows on a CPU."""
 
     def __init__(self, keys_NHTE: Tensor, values_NHTE: Tensor) -> None:
         self._keys_RTE = keys_NHTE.flatten(0, 1)
@@ -71,7 +71,7 @@ class FusedAttention:
 
 
 class GatheredAttention:
-    """Over the slots of a cache in any order, any number of times: they are copied at every call."""
+    """Over a cache's slots in any order, any number of times each: they are copied at every call."""
 
     def __init__(self, cache_SH2CE: Tensor, slots_N: Tensor, length: int) -> None:
         self._cache_SH2TE = cache_SH2CE.narrow(3, 0, length)

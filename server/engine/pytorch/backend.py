@@ -1,4 +1,4 @@
-"""A model that PyTorch computes: on CUDA, and on any CPU.
+"""A model computed by PyTorch, on CUDA or any CPU.
 
 Axes: B sources in an encoder batch, S positions of the longest, N rows of a step, R = N*H rows of attention.
 """
@@ -25,10 +25,10 @@ from server.engine.pytorch.static_step import Bucket, StaticSteps, StepBuffers, 
 from server.engine.weights.network import Network
 from server.engine.weights.reading import open_network
 
-# Self-attention looks at a whole number of buckets of positions, so that the views of the cache last several steps.
+# Self-attention covers whole buckets of positions, so that the cache views last several steps.
 LENGTH_BUCKET = 16
 
-# Sources are padded to a multiple of this: every row count that is new to it costs oneDNN a millisecond, once.
+# Sources are padded to a multiple of this: every new row count costs oneDNN a millisecond, once.
 SOURCE_BUCKET = 8
 
 
@@ -56,9 +56,9 @@ class TorchBackend:
         self._self_cache = cache_for(_self_heads(spec), capacity=_target_positions(config))
         self._cross_cache = cache_for(_cross_heads(spec), capacity=_source_positions(config))
         self._source_lengths = [0] * config.slots
-        # Of the last step whose rows were slots 0 to n-1; None once their sources changed.
+        # From the last step whose rows were slots 0 to n-1; None once their sources have changed.
         self._views: DecoderViews | None = None
-        self._viewed = (0, 0)  # how many slots, and their positions
+        self._viewed = (0, 0)  # number of slots, and of positions
         self._buffers: StepBuffers | None = None
         self._steps: StaticSteps | None = None
         self._recorded_bytes = 0
@@ -80,15 +80,15 @@ class TorchBackend:
         dtype: torch.dtype,
         progress: Progress = lambda line: None,
     ) -> "TorchBackend":
-        """Load a model's weights; `progress` is told how CUDA's recordings get on.
+        """Load a model's weights; `progress` receives the progress of CUDA's recordings.
 
         Raises:
-            LoadError: the file is missing or broken, its tensors are not those of its shape, or weights and caches do
-                not fit into the memory that is left.
+            LoadError: the file is missing or broken, its tensors do not match its shape, or weights and caches do not
+                fit into the available memory.
         """
         device = torch.device(config.device)
         if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # graphs are recorded and replayed on the current one
+            torch.cuda.set_device(device)  # graphs are recorded and replayed on the current device
         quantization = _quantization(config)
         _check_memory(model.spec, config, dtype, available_bytes(device))
         if quantization in BYTES_PER_WEIGHT:
@@ -108,12 +108,12 @@ class TorchBackend:
         progress: Progress = lambda line: None,
         buckets: Collection[Bucket] | None = None,
     ) -> "TorchBackend":
-        """From weights of the shape `spec` that are at hand, wherever they come from.
+        """Build from given weights of the shape `spec`, whatever their origin.
 
-        `buckets`: those of `graph_buckets` whose steps are recorded, None: all; others run eagerly.
+        `buckets`: those of `graph_buckets` whose steps are recorded, None: all; other steps run eagerly.
 
         Raises:
-            LoadError: the memory that is left does not hold it.
+            LoadError: it does not fit into the available memory.
         """
         model = build_model(
             network,
@@ -127,11 +127,11 @@ class TorchBackend:
 
     @property
     def path(self) -> str | None:
-        """How the last step ran, "graph" or "eager"; None where there are no graphs."""
+        """How the last step ran, "graph" or "eager"; None if there are no graphs."""
         return self._path
 
     def memory_bytes(self) -> dict[str, int]:
-        """Fixed for the life of the backend: `weights` and `cache`."""
+        """`weights` and `cache`, fixed for the life of the backend."""
         cache = self._self_cache.nbytes + self._cross_cache.nbytes + self._recorded_bytes
         return {
             "weights": self._model.nbytes,
@@ -140,14 +140,14 @@ class TorchBackend:
 
     @torch.inference_mode()
     def rehearse(self, config: EngineConfig) -> None:
-        """Encode as much as is ever encoded at once, so that what does not fit shows before anybody waits for it.
+        """Encode the most that is ever encoded at once, so that a lack of memory shows before any request waits.
 
         Raises:
             LoadError: it does not fit.
         """
         longest = config.max_source_tokens
         count = max(1, min(config.slots, config.max_encode_tokens // longest))
-        lengths = [longest] * (count - 1) + [max(1, longest - 1)]  # one is padded: masks take memory too
+        lengths = [longest] * (count - 1) + [max(1, longest - 1)]  # one needs padding: masks take memory too
         try:
             self.encode([[self._pad_id] * length for length in lengths], [[slot] for slot in range(count)])
         except torch.OutOfMemoryError as error:
@@ -173,11 +173,11 @@ class TorchBackend:
             self._buffers.source_lengths_A.index_copy_(0, slots_K, lengths_K)
         self._views = None
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # so that the time of encoding is told from that of decoding
+            torch.cuda.synchronize(self._device)  # so that encoding and decoding are timed separately
         return size * len(sources) - sum(lengths)
 
     def decode(self, feed: Feed) -> Tensor:
-        """Logits [wanted, vocabulary]; quickest where row i is slot i, as it is where every slot has one row."""
+        """Logits [wanted, vocabulary]; fastest if row i is slot i, as it is when every slot has one row."""
         in_order = feed.slots == list(range(len(feed.slots)))
         logits = self._replay(feed) if in_order else None
         if self._steps is not None:
@@ -187,12 +187,12 @@ class TorchBackend:
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
-        """Give each target the decoded state that its origin has now; their sources are the same."""
+        """Give each target the current decoded state of its origin; they share a source."""
         pairs = torch.tensor([tuple(targets), tuple(origins)], device=self._device)
         self._self_cache.reorder(pairs[0], pairs[1], length)
 
     def move(self, origin: int, target: int, *, source_length: int, length: int) -> None:
-        """Copy a slot's state over another's."""
+        """Copy one slot's state over another's."""
         self._self_cache.move(origin, target, length)
         self._cross_cache.move(origin, target, source_length)
         self._source_lengths[target] = source_length
@@ -201,12 +201,12 @@ class TorchBackend:
         self._views = None
 
     def clear(self, slot: int) -> None:
-        """Forget a slot's keys and values, where they may not be finite."""
+        """Forget a slot's keys and values, which may not be finite."""
         self._self_cache.clear(slot)
         self._cross_cache.clear(slot)
 
     def _replay(self, feed: Feed) -> Tensor | None:
-        """Logits of a step with row i at slot i; None where no recorded size holds it."""
+        """Logits of a step with row i at slot i; None if no recorded size holds it."""
         if self._steps is None:
             return None
         longest = max(self._source_lengths[slot] for slot in feed.slots)
@@ -253,7 +253,7 @@ class TorchBackend:
         )
 
     def _padding_mask(self, lengths: list[int], size: int) -> Tensor | None:
-        """[len(lengths), size]: 0 where there is a token, -inf where there is none; None if all are full."""
+        """[len(lengths), size]: 0 at a token, -inf at padding; None if there is no padding."""
         if min(lengths) == size:
             return None
         empty = torch.arange(size, device=self._device) >= torch.tensor(lengths, device=self._device)[:, None]
@@ -261,12 +261,12 @@ class TorchBackend:
 
 
 def uses_graphs(config: EngineConfig) -> bool:
-    """Whether steps are replayed, on CUDA from recordings, on a CPU by calling them."""
+    """Whether steps are replayed: on CUDA from recordings, on a CPU by calling them."""
     return config.graphs == "on" or (config.graphs == "auto" and config.device != "cpu")
 
 
 def graph_buckets(config: EngineConfig) -> list[Bucket]:
-    """Every size that a backend loaded so has replayed steps of, the largest first."""
+    """Every step size that a backend with this configuration replays, largest first."""
     return make_buckets(
         slots=config.slots,
         target_positions=_target_positions(config),
@@ -275,22 +275,22 @@ def graph_buckets(config: EngineConfig) -> list[Bucket]:
 
 
 def longest_positions(config: EngineConfig) -> int:
-    """How many positions embeddings are needed for, on either side."""
+    """How many positions need embeddings, on either side."""
     return max(_source_positions(config), _target_positions(config))
 
 
 def _quantization(config: EngineConfig) -> str:
-    """Of the weights: dtype int8 or int4 is theirs alone, and the rest is computed in float32."""
+    """The weights' quantization: dtype int8 or int4 applies to them alone, and the rest is computed in float32."""
     return config.dtype if config.dtype in ("int8", "int4") else config.quantization
 
 
 def _source_positions(config: EngineConfig) -> int:
-    """Positions that a slot's cross-attention cache, and the encoder, must have."""
+    """Positions that a slot's cross-attention cache and the encoder need."""
     return -(-config.max_source_tokens // SOURCE_BUCKET) * SOURCE_BUCKET
 
 
 def _target_positions(config: EngineConfig) -> int:
-    """Positions that a slot's self-attention cache must have."""
+    """Positions that a slot's self-attention cache needs."""
     return -(-config.max_new_tokens // LENGTH_BUCKET) * LENGTH_BUCKET
 
 

@@ -3,7 +3,7 @@
 Axes: N running sequences, H heads of one layer, C the cache's capacity in positions, T positions in use, D head width,
 R = N*H rows of attention.
 
-A running sequence owns one slot in every layer. The running ones fill slots 0 to N-1, so that a step works on views and
+A running sequence owns one slot in every layer. Running sequences fill slots 0 to N-1, so a step works on views and
 copies nothing.
 """
 
@@ -14,7 +14,7 @@ from server.engine.pytorch.attention import Attention, GatheredAttention, attent
 
 
 class KeyValueCache:
-    """One stack of layers' keys and values; used once for self- and once for cross-attention."""
+    """The keys and values of a stack's layers; one instance for self-attention, one for cross-attention."""
 
     def __init__(
         self,
@@ -26,20 +26,20 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """`heads`: how many each layer has, 0 where the sublayer is absent; `capacity`: positions of a slot."""
+        """`heads`: each layer's number, 0 if the sublayer is absent; `capacity`: positions per slot."""
         self.dtype = dtype
-        # Zeros, not empty memory: a masked key still meets a weight of 0, and 0 * NaN is NaN.
+        # Zeros, not uninitialized memory: a masked key still gets a weight of 0, and 0 * NaN is NaN.
         self.layers = [
             torch.zeros(slots, h, 2, capacity, head_dim, dtype=dtype, device=device) for h in heads
         ]  # [slots, H, key or value, C, D]
         self._flat = [layer.view(-1, head_dim) for layer in self.layers]
         self._first_rows = {
             h: torch.arange(slots * h * 2, device=device).view(slots, h, 2) * capacity for h in set(heads)
-        }  # [slots, H, key or value]: where position 0 stands in the flat layer
+        }  # [slots, H, key or value]: the row of position 0 in the flat layer
 
     @property
     def nbytes(self) -> int:
-        """Memory that it holds."""
+        """The memory it holds."""
         return sum(layer.nbytes for layer in self.layers)
 
     def view(self, sequences: int, length: int) -> list[Attention]:
@@ -47,11 +47,11 @@ class KeyValueCache:
         return [attention_over(*layer.narrow(0, 0, sequences).narrow(3, 0, length).unbind(2)) for layer in self.layers]
 
     def gather(self, slots_N: Tensor, length: int) -> list[Attention]:
-        """Each layer's attention over the first `length` positions of any slots, as they are when it is called."""
+        """Each layer's attention over the first `length` positions of any slots, with their contents at call time."""
         return [GatheredAttention(layer, slots_N, length) for layer in self.layers]
 
     def rows_at(self, positions_N: Tensor, slots_N: Tensor | None = None) -> dict[int, Tensor]:
-        """For each head count the flat rows [R, key or value] of positions, for `write`.
+        """The flat rows [R, key or value] of the positions, by head count, for `write`.
 
         They belong to `slots_N`, or to the first N slots.
         """
@@ -75,17 +75,17 @@ class KeyValueCache:
             layer[target, :, :, :length].copy_(layer[source, :, :, :length])
 
     def reorder(self, targets_N: Tensor, origins_N: Tensor, length: int) -> None:
-        """Give each target the first `length` positions that its origin has now; slots may be both."""
+        """Give each target the current first `length` positions of its origin; a slot may be both."""
         for layer in self.layers:
             positions = layer[:, :, :, :length]
             positions.index_copy_(0, targets_N, positions.index_select(0, origins_N))
 
     def clear(self, slot: int) -> None:
-        """Zero a slot, so that nothing that was not finite stays in it."""
+        """Zero a slot, so that no non-finite value stays in it."""
         for layer in self.layers:
             layer[slot].zero_()
 
 
 def cache_bytes(heads: list[int], *, slots: int, capacity: int, head_dim: int, dtype: torch.dtype) -> int:
-    """What a `KeyValueCache` of this shape will hold."""
+    """The memory that a `KeyValueCache` of this shape will hold."""
     return sum(heads) * slots * 2 * capacity * head_dim * dtype.itemsize

@@ -2,11 +2,11 @@
 
 Axes: B sources in an encoder batch, S positions of the longest, N rows of a step, T self-attention keys in use,
 D model width, H heads of one layer, E width of a head, R = N*H rows of attention, F feed-forward units, V vocabulary,
-W rows whose logits are wanted. M stands for B*S where the rows of a batch are flat.
+W rows whose logits are wanted. M is B*S where the rows of a batch are flat.
 
-Every layer has widths of its own; a sublayer that is absent leaves the residual as it is. What is folded into the
-matrices, and where a norm stands, is told in `network`; here `norm` comes before a sublayer and its `after` behind it,
-and one of the two does nothing.
+Every layer has its own widths; an absent sublayer leaves the residual unchanged. `network` says what is folded into the
+matrices and where the norms are; here `norm` comes before a sublayer and its `after` behind it, and one of the two does
+nothing.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from server.engine.pytorch.position_bias import DecoderBias, EncoderBias
 
 @dataclass(frozen=True, kw_only=True)
 class SelfAttention:
-    """Rows of `qkv` are ordered head by head, each with its query, key and value: [H*3*E, D]."""
+    """The rows of `qkv` are ordered by head, each with its query, key and value: [H*3*E, D]."""
 
     heads: int
     qkv: Matrix
@@ -34,7 +34,7 @@ class SelfAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossAttention:
-    """The query's side; keys and values of all layers are one matrix of the decoder."""
+    """The query side; the keys and values of all layers are one matrix of the decoder."""
 
     query: Matrix
     out: Matrix
@@ -43,7 +43,7 @@ class CrossAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """act(x W_in) W_out, or act(x W_gate) * (x W_in) W_out where gated."""
+    """act(x W_in) W_out, or act(x W_gate) * (x W_in) W_out if gated."""
 
     activation: str
     into: Matrix
@@ -63,7 +63,7 @@ class FeedForward:
 
 @dataclass(frozen=True, kw_only=True)
 class BiasAndNorm:
-    """What is left of a sublayer that has neither heads nor units: its bias and the norm behind it."""
+    """What remains of a sublayer without heads or units: its bias and the norm behind it."""
 
     bias_D: Tensor | None
     after: RowNorm
@@ -117,7 +117,7 @@ class Encoder:
     def __call__(self, ids_BS: Tensor, padding_BS: Tensor | None) -> Tensor:
         """Hidden states [M, D] after the last norm, whose weights are in the matrix that reads them.
 
-        `padding_BS` holds 0 where there is a token and -inf where there is none; None: there is no padding.
+        `padding_BS` holds 0 at a token and -inf at padding; None: there is no padding.
         """
         batch, size = ids_BS.shape
         positions_M = torch.arange(size, device=ids_BS.device).repeat(batch)
@@ -140,13 +140,13 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderViews:
-    """What a step reads of the caches; valid as long as the rows' slots and the bucket of T stay."""
+    """What a step reads from the caches; valid while the rows' slots and the bucket of T stay the same."""
 
     windows: list[Tensor]  # of the position biases, for `DecoderBias.select`
     slots_N: Tensor | None  # of the rows; None: row i is slot i
     self_attention: list[Attention]  # by layer
     cross_attention: list[Attention]  # by layer
-    cross_masks: dict[int, Tensor]  # by head count [R, 1, S], 0 or -inf; empty where all sources are as long
+    cross_masks: dict[int, Tensor]  # by head count [R, 1, S], 0 or -inf; empty if all sources are equally long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Decoder:
     embedding: Embedding
     layers: list[DecoderLayer]
     cross_keys_values: Matrix | None  # all layers' cross-attention: rows by layer, head, key or value, E
-    cross_heads: list[int]  # of every layer, 0 where cross-attention is absent
+    cross_heads: list[int]  # of every layer, 0 if cross-attention is absent
     bias: DecoderBias
     norm: RowNorm
     output: Matrix
@@ -163,7 +163,7 @@ class Decoder:
     def fill_cross_cache(
         self, cache: KeyValueCache, hidden_MD: Tensor, slots_K: Tensor, sources_K: Tensor, *, batch: int
     ) -> None:
-        """Project the hidden states of `batch` sources once for all layers; slot k gets those of source k."""
+        """Project the hidden states of `batch` sources once for all layers; `slots_K[k]` gets source `sources_K[k]`."""
         if self.cross_keys_values is None:
             return
         projected = self.cross_keys_values.apply(hidden_MD).view(batch, -1, sum(self.cross_heads), 2, self.head_dim)
@@ -175,7 +175,7 @@ class Decoder:
                 cache.fill(layer, slots_K, keys_values_BH2SE)
 
     def cross_masks(self, mask_NS: Tensor) -> dict[int, Tensor]:
-        """By head count [R, 1, S]: each source's mask, 0 or -inf, once for each head."""
+        """By head count [R, 1, S]: each source's mask, 0 or -inf, repeated for each head."""
         rows = len(mask_NS)
         return {
             heads: mask_NS[:, None].expand(-1, heads, -1).reshape(rows * heads, 1, -1)
@@ -190,7 +190,7 @@ class Decoder:
         views: DecoderViews,
         wanted_W: Tensor | None = None,
     ) -> Tensor:
-        """Logits [W, V] of what follows each wanted row, all where `wanted_W` is None.
+        """Logits [W, V] of what follows each wanted row, or every row if `wanted_W` is None.
 
         Writes the rows' keys and values into the cache.
         """

@@ -1,4 +1,4 @@
-"""From neutral weights to a model that PyTorch runs: fused, converted and laid out.
+"""From neutral weights to a PyTorch model: fused, converted and laid out.
 
 Axes: D model width, HE heads times head width, V vocabulary.
 """
@@ -42,7 +42,7 @@ _Stack = StackWeights[EncoderLayerWeights] | StackWeights[DecoderLayerWeights]
 
 @dataclass(frozen=True, kw_only=True)
 class TorchModel:
-    """Both stacks, ready to run, and the memory that their weights take."""
+    """Both stacks, ready to run, and the memory their weights take."""
 
     encoder: Encoder
     decoder: Decoder
@@ -61,8 +61,8 @@ def build_model(
     """Read the weights, one layer at a time, and lay them out to compute in `dtype` on `device`.
 
     `quantization`: "int8" for all matrices; "int4", "bnb-int8" or "bnb-nf4" for those of the layers. With "int4" they
-    have been rounded already, and the output matrix is int8.
-    `longest_source` and `longest_target` bound the positions that the model serves, padding included.
+    are already rounded, and the output matrix is int8.
+    `longest_source` and `longest_target` limit the positions that the model serves, padding included.
     """
     return _Builder(network, dtype, device, quantization).build(longest_source, longest_target)
 
@@ -75,7 +75,7 @@ class _Builder:
         self._device = device
         self._nbytes = 0
         self._norm = self._leading_norm()
-        # A norm that leads leaves its factor to the matrices that read it.
+        # The matrices that read a leading norm take over its factor.
         self._factor = self._norm.factor
 
     def build(self, longest_source: int, longest_target: int) -> TorchModel:
@@ -142,7 +142,7 @@ class _Builder:
     ) -> Embedding:
         positions_PD = None
         if stack.positions_PD is not None:
-            # Sizes are rounded up, so padding may stand where the network knows no position.
+            # Sizes are rounded up, so padding may be at positions that the network does not have.
             positions_PD = self._plain(
                 F.pad(stack.positions_PD[:longest], (0, 0, 0, max(0, longest - len(stack.positions_PD))))
             )
@@ -160,7 +160,7 @@ class _Builder:
         )
 
     def _decoder_layer(self, layer: DecoderLayerWeights, cross: list[AttentionWeights]) -> DecoderLayer:
-        """Adds the layer's cross-attention, whose keys and values are still to come, to `cross`."""
+        """Adds the layer's cross-attention to `cross`: its keys and values come later."""
         if layer.cross is not None and layer.cross.heads:
             cross.append(layer.cross)
         return DecoderLayer(
@@ -220,7 +220,7 @@ class _Builder:
         )
 
     def _feed_forward_out(self, out: Linear, *, single_rows: bool) -> Matrix:
-        """In float16 T5's sums over feed-forward units overflow: transformers too keeps this matrix in float32."""
+        """In float16, T5's sums over feed-forward units overflow; transformers also keeps this matrix in float32."""
         if self._dtype == torch.float16 and self._network.norm == "rms":
             return self._counted(WideMatrix(out.weight_OI, out.bias_O))
         return self._matrix(out.weight_OI, out.bias_O, single_rows=single_rows)
@@ -234,14 +234,14 @@ class _Builder:
     def _output(self) -> Matrix:
         output = self._network.output()
         weight_OI = output.weight_OI * self._factor
-        if self._quantization in BYTES_PER_WEIGHT:  # the logits are what a few bits would be seen in first
+        if self._quantization in BYTES_PER_WEIGHT:  # too few bits would show in the logits first
             return self._plain_matrix(weight_OI, output.bias_O, single_rows=True)
         if self._quantization == "int4":
             return self._counted(Int8Matrix(weight_OI, output.bias_O))
         return self._matrix(weight_OI, output.bias_O, single_rows=True)
 
     def _bias_tables(self, stack: _Stack) -> list[Tensor | None]:
-        """By layer; what layers share is converted once, and stays one object."""
+        """By layer; a table that layers share is converted once and stays one object."""
         distinct = {id(table_KH): table_KH for table_KH in stack.position_biases_KH}
         converted = {key: self._optional(table_KH) for key, table_KH in distinct.items()}
         return [converted[id(table_KH)] for table_KH in stack.position_biases_KH]

@@ -1,4 +1,4 @@
-"""Norms, with weights and without. Axes: N rows, D model width."""
+"""Norms with and without weights. Axes: N rows, D model width."""
 
 import math
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RowNorm(Protocol):
-    """Norms each row [N, D]. `factor`: what its result must be multiplied with to be the norm."""
+    """Norms each row [N, D]. `factor`: multiply the result by it to get the norm."""
 
     factor: float
 
@@ -17,7 +17,7 @@ class RowNorm(Protocol):
 
 
 class NoNorm:
-    """Where a network has no norm: the rows themselves."""
+    """No norm: the rows themselves."""
 
     factor = 1.0
 
@@ -26,10 +26,10 @@ class NoNorm:
 
 
 class PlainRMSNorm:
-    """RMSNorm without weights and without its factor sqrt(D): both belong into the matrix that follows.
+    """RMSNorm without weights and without its factor sqrt(D): both belong in the matrix that follows.
 
-    x / sqrt(mean(x^2) + eps) = sqrt(D) * x / sqrt(|x|^2 + D*eps), and the last root is the hypotenuse over |x| and
-    sqrt(D*eps): three small operations where the definition takes five.
+    x / sqrt(mean(x^2) + eps) = sqrt(D) * x / sqrt(|x|^2 + D*eps), and the last root is the hypotenuse of |x| and
+    sqrt(D*eps): three small operations, where the definition takes five.
     """
 
     def __init__(self, *, width: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class PlainRMSNorm:
         self._leg = torch.tensor(math.sqrt(width * eps), dtype=torch.float32 if self._half else dtype, device=device)
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        """Each row over the hypotenuse; half precisions are normed in float32, from which the residual may come."""
+        """Each row divided by the hypotenuse; half precision is normed in float32, as the residual may be float32."""
         if self._half:
             x_ND_float = x_ND.float()
             length_N1 = torch.linalg.vector_norm(x_ND_float, 2, -1, True)
@@ -48,7 +48,7 @@ class PlainRMSNorm:
 
 
 class FusedRMSNorm:
-    """RMSNorm without weights in one operation: on CUDA the number of operations is what counts."""
+    """RMSNorm without weights in one operation: on CUDA the number of operations matters most."""
 
     factor = 1.0
 
@@ -58,12 +58,12 @@ class FusedRMSNorm:
         self._dtype = dtype
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        """Computed in at least float32, given in the model's dtype."""
+        """Computed in at least float32, returned in the model's dtype."""
         return F.rms_norm(x_ND, self._shape, None, self._eps).to(self._dtype)
 
 
 class LayerNorm:
-    """(x - mean) / sqrt(variance + eps), times the gain plus the shift where there are weights."""
+    """(x - mean) / sqrt(variance + eps), times the gain plus the shift if there are weights."""
 
     factor = 1.0
 

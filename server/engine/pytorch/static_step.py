@@ -1,10 +1,10 @@
-"""Steps over buffers that never change place, so that CUDA records a step once and replays it.
+"""Steps over buffers that never move, so that CUDA records a step once and replays it.
 
-Launching the operations of a step one by one takes longer than computing them. A recorded step is replayed by one
-call, but it is frozen: the same memory, the same sizes. So there is one for each of a set of sizes, the buckets, and a
-step runs in the smallest that holds it. All that differs from step to step lies on the device: tokens, positions and
-the lengths of the sources, from which position biases and masks are looked up within. On a CPU a step is replayed by
-calling it on the same buffers, so that everything but the recording itself is the same there.
+Launching a step's operations one by one takes longer than computing them. One call replays a recorded step, but the
+step is frozen: the same memory, the same sizes. So there is one recording for each of a set of sizes, the buckets, and
+a step runs in the smallest that holds it. Everything that differs between steps is on the device: tokens, positions and
+source lengths, from which the step itself looks up position biases and masks. On a CPU a step is replayed by calling it
+on the same buffers, so that everything but the recording itself is the same.
 
 Axes: N rows of a bucket, A slots in all, S source positions of a bucket, V vocabulary.
 """
@@ -22,15 +22,15 @@ from server.engine.errors import LoadError
 from server.engine.pytorch.cache import KeyValueCache
 from server.engine.pytorch.model import Decoder, DecoderViews
 
-# Of either cache so many lengths have a bucket: the whole capacity, its half, its quarter. A step reads at most twice
-# what it needs; a fourth would add a third to the number of recordings for the shortest sequences alone.
+# How many lengths of each cache have a bucket: the whole capacity, its half, its quarter. A step reads at most twice
+# what it needs; a fourth length would add a third to the number of recordings for the shortest sequences alone.
 _LENGTHS = 3
 _LEAST_POSITIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A size that steps are recorded for."""
+    """A step size that is recorded."""
 
     rows: int
     target_positions: int
@@ -46,9 +46,9 @@ class Bucket:
 
 
 def make_buckets(*, slots: int, target_positions: int, source_positions: int) -> list[Bucket]:
-    """Every size, the largest first: rows by powers of two and all slots, lengths by halves of what a slot holds.
+    """Every size, largest first: rows in powers of two plus all slots, lengths in halves of a slot's capacity.
 
-    At most 9 for each number of rows: 54 with 32 slots.
+    At most 9 per number of rows: 54 with 32 slots.
     """
     rows = sorted({slots, *(2**i for i in range(slots.bit_length()) if 2**i < slots)}, reverse=True)
     return [
@@ -60,19 +60,19 @@ def make_buckets(*, slots: int, target_positions: int, source_positions: int) ->
 
 
 def _halves(capacity: int) -> list[int]:
-    """The capacity, its half and its quarter, in multiples of 8, none below the least; descending."""
+    """The capacity, its half and its quarter, in multiples of 8, none below the minimum; descending."""
     parts = (-(-capacity // 2**i // 8) * 8 for i in range(_LENGTHS))
     return sorted({min(capacity, max(part, _LEAST_POSITIONS)) for part in parts}, reverse=True)
 
 
 class StepBuffers:
-    """What all steps read and write, at its place for the life of the backend."""
+    """What all steps read and write, at fixed addresses for the life of the backend."""
 
     def __init__(self, *, slots: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
         wide = torch.promote_types(dtype, torch.float32)
         self.tokens_A = torch.zeros(slots, dtype=torch.long, device=device)
         self.positions_A = torch.zeros(slots, dtype=torch.long, device=device)
-        self.source_lengths_A = torch.ones(slots, dtype=torch.long, device=device)  # none: no key to look at
+        self.source_lengths_A = torch.ones(slots, dtype=torch.long, device=device)  # 0 would leave no key to attend to
         self.logits_AV = torch.zeros(slots, vocab_size, dtype=wide, device=device)
         pinned = device.type == "cuda"
         self._staged = [torch.zeros(slots, dtype=torch.long, pin_memory=pinned) for _ in range(2)]
@@ -83,10 +83,10 @@ class StepBuffers:
         return sum(x.nbytes for x in (self.tokens_A, self.positions_A, self.source_lengths_A, self.logits_AV))
 
     def stage(self, tokens: Collection[int], positions: Collection[int]) -> None:
-        """Copy in a step's rows; the slots behind them, which nobody uses, decode token 0 at position 0.
+        """Copy in a step's rows; the unused slots behind them decode token 0 at position 0.
 
-        Whoever gets such a slot overwrites that position before reading it. The staging memory is free again when
-        the step's logits have been read, which is before the next call.
+        A sequence that gets such a slot overwrites that position before reading it. The staging memory is free again
+        once the step's logits have been read, which is before the next call.
         """
         for staged, buffer, values in zip(
             self._staged, (self.tokens_A, self.positions_A), (tokens, positions), strict=True
@@ -97,12 +97,12 @@ class StepBuffers:
 
 
 class StaticStep:
-    """One step of a bucket's size: slots 0 to N-1, a row each."""
+    """One step of a bucket's size: slots 0 to N-1, one row each."""
 
     def __init__(
         self, bucket: Bucket, decoder: Decoder, cache: KeyValueCache, views: DecoderViews, buffers: StepBuffers
     ) -> None:
-        """`views` look at the bucket's slots and positions; their masks are made within."""
+        """`views` cover the bucket's slots and positions; the step makes their masks itself."""
         self.bucket = bucket
         self._decoder = decoder
         self._cache = cache
@@ -111,15 +111,15 @@ class StaticStep:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def record(self, pool: Any) -> None:
-        """Have CUDA record the step, its memory in a pool (a handle of CUDA's) that recordings share."""
-        self._compute()  # loads the kernels, which cannot be done within
+        """Have CUDA record the step, with its memory in a pool (a CUDA handle) that recordings share."""
+        self._compute()  # loads the kernels, which is not possible while recording
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             self._compute()
         self._graph = graph
 
     def replay(self) -> Tensor:
-        """Logits [N, V] of what is in the buffers, valid until the next step."""
+        """Logits [N, V] of the buffers' contents, valid until the next step."""
         if self._graph is None:
             self._compute()
         else:
@@ -151,7 +151,7 @@ class StaticSteps:
         buffers: StepBuffers,
         buckets: list[Bucket],
     ) -> None:
-        """`buckets` as `make_buckets` gives them, all or some."""
+        """`buckets`: all or some of those from `make_buckets`."""
         self._buffers = buffers
         self._steps = [
             StaticStep(
@@ -172,10 +172,10 @@ class StaticSteps:
 
     @torch.inference_mode()
     def record(self, device: torch.device, progress: Progress) -> int:
-        """Have CUDA record every step, the largest first, whose memory the others then share; returns its bytes.
+        """Have CUDA record every step, largest first, so that the others share its memory; returns the bytes used.
 
         Raises:
-            LoadError: the device's memory does not hold them.
+            LoadError: they do not fit into the device's memory.
         """
         pool = torch.cuda.graph_pool_handle()
         free_before = torch.cuda.mem_get_info(device)[0]
@@ -192,7 +192,7 @@ class StaticSteps:
         return max(0, free_before - torch.cuda.mem_get_info(device)[0])
 
     def run(self, tokens: Collection[int], positions: Collection[int], source_positions: int) -> Tensor | None:
-        """Logits [rows, V] of slots 0 to rows-1, in the smallest bucket; None where none holds so much."""
+        """Logits [rows, V] of slots 0 to rows-1, in the smallest bucket; None if no bucket is large enough."""
         rows, target_positions = len(tokens), max(positions) + 1
         for step in reversed(self._steps):
             if step.bucket.holds(rows=rows, target_positions=target_positions, source_positions=source_positions):

@@ -1,1 +1,1 @@
-"""From a model folder to neutral weights, which know no family; both backends take them from here."""
+"""From a model folder to neutral weights, independent of the model's family; both backends take them from here."""

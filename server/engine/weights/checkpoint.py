@@ -13,19 +13,19 @@ from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
 from server.engine.errors import LoadError
 
-_DTYPES = ("F64", "F32", "F16", "BF16")  # integers, and floats of eight bits, mean nothing without their scales
+_DTYPES = ("F64", "F32", "F16", "BF16")  # integers and 8-bit floats mean nothing without their scales
 
 
 class Tensors(Protocol):
-    """A model's tensors by name, in the dtype and on the device that they are wanted in."""
+    """A model's tensors by name, in the requested dtype and on the requested device."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A tensor that is computed and not read, as the others are."""
+        """A computed tensor, in the same dtype and on the same device as those that are read."""
 
     def read(self, name: str) -> Tensor:
-        """One tensor, whose memory is the caller's; the same name gives the same numbers."""
+        """One tensor, whose memory the caller owns; the same name gives the same numbers."""
 
 
 class Checkpoint:
@@ -42,21 +42,21 @@ class Checkpoint:
         return name in self._names
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A tensor that is computed and not read, as the others are."""
+        """A computed tensor, in the same dtype and on the same device as those that are read."""
         return tensor.to(device=self._device, dtype=self._dtype)
 
     def read(self, name: str) -> Tensor:
-        """A copy of one tensor: the file's are windows into it, and the file may change."""
+        """A copy of one tensor: the file's tensors are views into it, and the file may change."""
         tensor: Tensor = self._file.get_tensor(name)
         return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
 
 @contextmanager
 def open_checkpoint(model: Model, *, dtype: torch.dtype, device: torch.device) -> Iterator[Checkpoint]:
-    """The weights of a model, checked against its shape; closed with the context.
+    """A model's weights, checked against its shape; closed with the context.
 
     Raises:
-        LoadError: the file is missing or no safetensors file, or its tensors are not those of the shape.
+        LoadError: the file is missing or not a safetensors file, or its tensors do not match the shape.
     """
     path = model.weights
     try:

@@ -1,4 +1,4 @@
-"""What is linear in an encoder-decoder, folded into its matrices; the rules stand in `network`.
+"""Folds everything linear in an encoder-decoder into its matrices; `network` states the rules.
 
 Axes: I inputs and O outputs of a matrix, D model width, HE heads times head width.
 """
@@ -10,7 +10,7 @@ from server.engine.weights.network import AttentionWeights, Heads, Linear, Norm
 
 
 def fold_norm(linear: Linear, norm: Norm | None) -> Linear:
-    """The map that takes a norm's output without weights where `linear` took it with them."""
+    """`linear` with the norm's weights folded in: it takes the norm's output without weights."""
     if norm is None:
         return linear
     bias_O = linear.bias_O
@@ -21,7 +21,7 @@ def fold_norm(linear: Linear, norm: Norm | None) -> Linear:
 
 
 def scaled(linear: Linear, factor: float) -> Linear:
-    """`factor` times the map."""
+    """The map times `factor`."""
     if factor == 1.0:
         return linear
     bias_O = linear.bias_O
@@ -38,7 +38,7 @@ def fold_attention(
     after: Norm | None,
     scale: float,
 ) -> AttentionWeights:
-    """One attention of maps that take a norm's output without weights; `scale`: of the scores."""
+    """One attention from maps that take a norm's output without weights; `scale` is that of the scores."""
     bias_D = out.bias_O
     if value.bias_O is not None:
         passed_D = torch.mv(out.weight_OI, value.bias_O)
@@ -54,6 +54,6 @@ def fold_attention(
 
 
 def by_head(parts_OI: list[Tensor], head_dim: int) -> Tensor:
-    """Matrices (or biases) of one attention as one, rows ordered by head, then by matrix: [H*parts*E, ...]."""
+    """The matrices (or biases) of one attention in one, rows ordered by head, then by matrix: [H*parts*E, ...]."""
     per_head = [part.view(-1, head_dim, *part.shape[1:]) for part in parts_OI]
     return torch.stack(per_head, dim=1).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""Weights in four bits, as `int4.safetensors` has them: model_store/model/int4.py describes the file.
+"""Four-bit weights from `int4.safetensors`; model_store/model/int4.py describes the file.
 
 Axes: O outputs and I inputs of a matrix, G groups of inputs, B the 16 bytes of a group.
 """
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 def map_matrices(layer: _T, change: Callable[[str, Linear], Linear], prefix: str) -> _T:
-    """A layer with each of its matrices changed; they are named by their fields, as in `prefix.cross.key`."""
+    """A layer with each matrix changed; matrices are named by their fields, as in `prefix.cross.key`."""
     changed: dict[str, Any] = {}
     for field in fields(layer):  # type: ignore[arg-type]
         value, name = getattr(layer, field.name), f"{prefix}.{field.name}"
@@ -35,7 +35,7 @@ def map_matrices(layer: _T, change: Callable[[str, Linear], Linear], prefix: str
 
 
 def map_layers(network: Network, change: Callable[[str, Linear], Linear]) -> Network:
-    """The network with the matrices of its layers changed as they are read."""
+    """The network, with its layers' matrices changed as they are read."""
     encoder, decoder = network.encoder, network.decoder
     return replace(
         network,
@@ -50,10 +50,10 @@ def map_layers(network: Network, change: Callable[[str, Linear], Linear]) -> Net
 
 @contextmanager
 def open_int4(model: Model) -> Iterator[Callable[[str, Linear], Linear]]:
-    """What puts a model's calibrated weights into its matrices; lasts as long as the context.
+    """A function that puts a model's calibrated weights into its matrices; valid within the context.
 
     Raises:
-        LoadError: the model is not calibrated, or the file is not of this model.
+        LoadError: the model is not calibrated, or the file does not belong to this model.
     """
     path = model.folder / INT4
     check_calibrated(model)
@@ -64,7 +64,7 @@ def open_int4(model: Model) -> Iterator[Callable[[str, Linear], Linear]]:
     with safe_open(path, framework="pt") as file:
 
         def calibrated(name: str, linear: Linear) -> Linear:
-            # Copies: the file's tensors are windows into it, and the file may change.
+            # Copies: the file's tensors are views into it, and the file may change.
             nibbles, steps = (file.get_tensor(f"{name}.{kind}").clone() for kind in ("nibbles", "steps"))
             int4 = Int4Weights(nibbles_OGB=nibbles, steps_OG=steps)
             if not bool(steps.isfinite().all()):
@@ -76,14 +76,14 @@ def open_int4(model: Model) -> Iterator[Callable[[str, Linear], Linear]]:
 
 
 def dequantized(int4: Int4Weights, inputs: int) -> Tensor:
-    """The weights [O, I] in float32, which holds them exactly."""
+    """The weights [O, I] in float32, which represents them exactly."""
     nibbles = int4.nibbles_OGB
     whole_OGI = torch.cat((nibbles & 15, nibbles >> 4), dim=2).float() - 8
     return (whole_OGI * int4.steps_OG.float()[:, :, None]).flatten(1)[:, :inputs]
 
 
 def quantized(whole_OI: Tensor, steps_OG: Tensor) -> Int4Weights:
-    """The same from whole numbers -8 to 7 and float16 steps."""
+    """Four-bit weights from whole numbers -8 to 7 and float16 steps."""
     groups = steps_OG.shape[1]
     missing = groups * GROUP - whole_OI.shape[1]
     nibbles = torch.nn.functional.pad(whole_OI, (0, missing)).add(8).to(torch.uint8).view(-1, groups, 2, GROUP // 2)

@@ -1,6 +1,6 @@
 """Sinusoidal positions. Axes: P positions, D model width, W wavelengths.
 
-Both kinds are float32, whatever the model computes in: that is what the models were trained with.
+Both kinds are float32, whatever the model computes in: the models were trained that way.
 """
 
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sinusoidal_positions(count: int, width: int) -> Tensor:
-    """Marian's and Pegasus' table [P, D]: the sines of all wavelengths, then the cosines.
+    """Marian's and Pegasus's table [P, D]: the sines of all wavelengths, then the cosines.
 
     Column j of the interleaved table of Vaswani et al. 2017 (sec. 3.5) has the wavelength of j // 2.
     """
@@ -20,9 +20,9 @@ def sinusoidal_positions(count: int, width: int) -> Tensor:
 
 
 def fairseq_positions(first: int, count: int, width: int) -> Tensor:
-    """M2M100's table [P, D] of `count` positions from `first` on: sines, cosines, and a zero where D is odd.
+    """M2M100's table [P, D] of `count` positions from `first` on: sines, cosines, and a zero if D is odd.
 
-    The order of float32 operations is that of transformers, so the roundings agree bit for bit.
+    The order of float32 operations is that of transformers, so the rounding agrees bit for bit.
     """
     wavelengths = width // 2
     frequency_W = torch.exp(torch.arange(wavelengths).float() * -(math.log(10000) / (wavelengths - 1)))

@@ -1,6 +1,6 @@
 """From a model folder to the neutral weights that every backend takes.
 
-One reader for all layouts: the model's `Layout` says where each matrix stands, its family what is there at all.
+One reader serves all layouts: the model's `Layout` says where each matrix is, its family says which parts exist.
 """
 
 from collections.abc import Iterator
@@ -35,14 +35,14 @@ from server.engine.weights.positions import fairseq_positions, sinusoidal_positi
 def open_network(
     model: Model, *, dtype: torch.dtype, device: torch.device, longest: int, int4: bool = False
 ) -> Iterator[Network]:
-    """The weights of a model, to be read while the context lasts.
+    """A model's weights, readable within the context.
 
-    `dtype`: what the model will compute in; weights come in at least float32, because that is where they are folded.
-    `longest`: how many positions to compute where any number can be.
-    `int4`: the layers' matrices are those that were calibrated to four bits.
+    `dtype`: what the model will compute in; weights come in at least float32, because they are folded in it.
+    `longest`: how many positions to compute if their number is unlimited.
+    `int4`: use the layers' matrices that were calibrated to four bits.
 
     Raises:
-        LoadError: a file is missing or no safetensors file, or its tensors are not those of its shape.
+        LoadError: a file is missing or not a safetensors file, or its tensors do not match its shape.
     """
     folded_dtype = torch.promote_types(dtype, torch.float32)
     with open_checkpoint(model, dtype=folded_dtype, device=device) as checkpoint:
@@ -55,9 +55,9 @@ def open_network(
 
 
 def read_network(tensors: Tensors, spec: ModelSpec, *, longest: int) -> Network:
-    """The network of a model of the shape `spec`; layers and output are read from its tensors when they are wanted.
+    """The network of a model with the shape `spec`; layers and output are read from its tensors on demand.
 
-    `longest`: how many positions to compute where any number can be.
+    `longest`: how many positions to compute if their number is unlimited.
     """
     return _Reader(tensors, spec, longest).network()
 
@@ -124,7 +124,7 @@ class _Reader:
             )
 
     def _attention(self, names: SublayerNames, heads: Heads, *, crosses: bool = False) -> AttentionWeights | None:
-        """Cross-attention takes keys and values of what the encoder's final norm gives."""
+        """Cross-attention computes keys and values from the output of the encoder's final norm."""
         if not heads and not self._layout.biases:
             return None
         before, after = self._norms(names.norm, absent=not heads)
@@ -154,14 +154,14 @@ class _Reader:
         return FeedForwardWeights(gate=gate[0] if gate else None, into=into, out=self._linear(names.out), after=after)
 
     def _bias_alone(self, name: str) -> tuple[Linear, Linear]:
-        """A map to nothing [0, D], and the one from nothing [D, 0] that adds its bias."""
+        """An empty map [0, D], and a map from nothing [D, 0] that adds its bias."""
         bias_D = self._read(f"{name}.bias")
         from_nothing_D0 = bias_D.new_zeros(self._spec.d_model, 0)
         nothing = Linear(weight_OI=from_nothing_D0.t(), bias_O=None)
         return nothing, Linear(weight_OI=from_nothing_D0, bias_O=bias_D)
 
     def _norms(self, name: str, *, absent: bool) -> tuple[Norm | None, Norm | None]:
-        """A sublayer's norm as the one before or the one after it."""
+        """A sublayer's norms: the one before it and the one after it, of which at most one is present."""
         if not self._spec.facts.norm_first:
             return None, self._norm(name)
         return (None if absent else self._norm(name)), None
@@ -185,7 +185,7 @@ class _Reader:
         if spec.facts.positions == "relative":
             return None
         if spec.facts.positions == "endless":
-            # Row 0 belongs to padding's successor: fairseq numbers tokens from there.
+            # Row 0 belongs to padding's successor: fairseq numbers positions from there.
             return self._tensors.place(fairseq_positions(spec.pad_id + 1, self._longest, spec.d_model))
         name = f"{self._layout.positions(stack)}.weight"
         if spec.facts.positions == "learned":

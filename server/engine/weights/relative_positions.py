@@ -12,10 +12,10 @@ Heads = tuple[int, ...]
 
 
 def relative_bucket(relative: Tensor, *, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """Bucket numbers of `relative` = key position - query position; the shape stays.
+    """Bucket numbers of `relative` = key position - query position, in the same shape.
 
-    Half of the buckets are exact, the rest grow with the logarithm of the distance (Raffel et al. 2020, sec. 2.1).
-    The order of operations is that of transformers' T5, so the roundings agree bit for bit.
+    Half of the buckets are exact; the rest grow with the logarithm of the distance (Raffel et al. 2020, sec. 2.1).
+    The order of operations is that of transformers' T5, so the rounding agrees bit for bit.
     """
     offset = torch.zeros_like(relative)
     if bidirectional:
@@ -32,7 +32,7 @@ def relative_bucket(relative: Tensor, *, bidirectional: bool, buckets: int, max_
 
 
 def bias_rows(table_KH: Tensor, heads: Heads, relative_R: Tensor, *, bidirectional: bool, max_distance: int) -> Tensor:
-    """The bias of the kept heads at each distance [H, R]; the table has all of the dense model's heads."""
+    """The kept heads' bias at each distance [H, R]; the table has all of the dense model's heads."""
     bucket_R = relative_bucket(
         relative_R, bidirectional=bidirectional, buckets=table_KH.shape[0], max_distance=max_distance
     )

@@ -11,7 +11,7 @@
 #include "fetch.h"
 #include "numbers.h"
 
-// Where a number stands in the cache of one slot and head.
+// The index of a number in the cache of one slot and head.
 template <class T>
 struct Layout;
 template <>
@@ -31,7 +31,7 @@ struct Layout<uint16_t> {
   }
 };
 
-// Sixteen results that are one head's, from its number `e` on: a key, or a value.
+// Store sixteen results of one head, from its number `e` on: as a key, or as a value.
 inline void store_key(float* cache, int position, int e, int width, const Floats& result) {
   alignas(64) float lanes[kNumbers];
   store(lanes, result);
@@ -52,7 +52,7 @@ inline void store_value(uint16_t* cache, int position, int e, int width, const F
   store_bfloat16(lanes, result);
   uint16_t* place = cache + Layout<uint16_t>::value(position, e, width);
   if (position % 2 == 0) {
-    // The other of a pair gets a weight of zero as long as it is not there, and zero times NaN is NaN.
+    // Until it exists, the other of a pair gets a weight of zero, and zero times NaN is NaN.
     for (int i = 0; i < kNumbers; i++) {
       const uint32_t pair = lanes[i];
       std::memcpy(place + 2 * i, &pair, 4);
@@ -101,8 +101,8 @@ void cache_keys_values(const Attention& attention, int width, int slot, int posi
   }
 }
 
-// Products of Q queries with 16 * T keys from position `t` on. Of bfloat16, queries come as factors. A score's sum is
-// one chain over the head's width, whatever Q and T are: it does not depend on who is computed beside it.
+// Products of Q queries with 16 * T keys from position `t` on. For bfloat16, queries come as factors. A score's sum is
+// one chain over the head's width for any Q and T, so it does not depend on what is computed beside it.
 template <int Q, int T>
 NASH_INLINE void score(const float* const (&queries)[Q], const float* keys, int t, int width, Fetch& ahead,
                        Floats (&sum)[Q][T]) {
@@ -133,7 +133,7 @@ NASH_INLINE void score(const Factor* const (&queries)[Q], const uint16_t* keys, 
   }
 }
 
-// 16 * C numbers of the context of Q queries, from `e` on: values times weights. What lies beyond `width` is not read.
+// 16 * C numbers of the context of Q queries, from `e` on: values times weights. Nothing beyond `width` is read.
 template <int Q, int C, bool Whole>
 NASH_INLINE void weigh(const float* const (&weights)[Q], const float* values, int count, int width, int e, Fetch& ahead,
                        Floats (&sum)[Q][C]) {
@@ -166,19 +166,19 @@ NASH_INLINE void weigh(const Factor* const (&weights)[Q], const uint16_t* values
   }
 }
 
-// Of queries that read the same keys and values: one, or kQueries of them.
+// Queries that read the same keys and values: one, or kQueries of them.
 struct Queries {
   const float* query;
-  size_t stride;      // numbers from one query to the next; of `out` as well
-  const float* bias;  // or null: of the first; that of each next one begins a number earlier
+  size_t stride;      // numbers from one query to the next, in `out` too
+  const float* bias;  // null, or the first query's; each next one's begins one number earlier
   float* out;
 };
 
 // softmax(q K^T + bias) V over `count` keys of one head and slot. Each query has `room` numbers of `scores`: for count
-// rounded up to 16, and behind them for itself where the cache is in bfloat16.
+// rounded up to 16, and behind them for the query itself if the cache is in bfloat16.
 //
-// A single query reads each key and value once, from memory: values are fetched while keys are scored, and what lies at
-// `next`, the keys that come after these, while values are weighed.
+// A single query reads each key and value once, from memory: values are prefetched while keys are scored, and the
+// following keys, at `next`, while values are weighed.
 template <int Q, class T>
 void attend(const Queries& queries, const T* keys, const T* values, const T* next, int count, int width, float* scores,
             int room) {
@@ -186,7 +186,7 @@ void attend(const Queries& queries, const T* keys, const T* values, const T* nex
   constexpr int kKeys = Q == 1 ? 4 : kKeysByQueries;      // sixteens at once
   constexpr int kContext = Q == 1 ? 4 : kContextByQueries;
   const Form* form[Q];
-  const Form* weights[Q];  // in the scores' place: a weight is never larger than a score
+  const Form* weights[Q];  // in place of the scores: a weight takes no more bytes than a score
   float* own[Q];
   Floats most[Q];
   const Floats nothing = splat(-std::numeric_limits<float>::infinity());
@@ -239,7 +239,7 @@ void attend(const Queries& queries, const T* keys, const T* values, const T* nex
         store(its_weights + i, weight);
       } else {
         store_factors(its_weights + i, weight);
-        weight = load(its_weights + i);  // so that the weights sum to one as they are
+        weight = load(its_weights + i);  // so that the weights sum to one as stored
       }
       total = total + weight;
     }

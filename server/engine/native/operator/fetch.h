@@ -1,13 +1,13 @@
-// Memory to have in the cache later.
+// Prefetching memory that is needed later.
 #pragma once
 
 #include <cstddef>
 
 #include "simd.h"
 
-constexpr size_t kLineBytes = 64;  // of the cache
+constexpr size_t kLineBytes = 64;  // of a cache line
 
-// A little of it at each step of a loop that works on something else.
+// Prefetches a little at each step of a loop that works on something else.
 struct Fetch {
   const char* next;
   size_t step;  // bytes

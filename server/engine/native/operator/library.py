@@ -1,4 +1,4 @@
-"""The compiled operator and its structures, as in stack.cpp. Where it is not there, PyTorch does the work."""
+"""The compiled operator and its structures, as in stack.cpp. If it is missing, PyTorch does the work."""
 
 import ctypes
 from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_void_p
@@ -12,9 +12,9 @@ from server.engine.native.operator.sets import BY_NAME
 
 FLOAT32, BFLOAT16, INT8, INT4 = 0, 1, 2, 3
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
-TILE = 32  # outputs of a matrix are packed in so many
-QUERIES = 4  # that a thread attends with at once, each with scores of its own
-PRIVATE_ROWS = 4  # rows that each thread may hold converted by itself
+TILE = 32  # outputs of a matrix that are packed together
+QUERIES = 4  # queries that a thread attends with at once, each with its own scores
+PRIVATE_ROWS = 4  # rows that each thread may convert for itself
 
 
 class Matrix(Structure):
@@ -122,7 +122,7 @@ class Progress(Structure):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """What comes next."""
+        """The next part, layer and row."""
         return self.part, self.layer, self.row
 
 
@@ -137,7 +137,7 @@ class Ahead(Structure):
     )
 
 
-# As abi.h has them, in its order.
+# As in abi.h, in the same order.
 STRUCTURES: tuple[type[Structure], ...] = (
     Matrix,
     Norm,
@@ -153,13 +153,13 @@ STRUCTURES: tuple[type[Structure], ...] = (
 
 
 class Library:
-    """The functions of the operator."""
+    """The operator's functions."""
 
     def __init__(self, path: Path) -> None:
         """Open a built library.
 
         Raises:
-            LoadError: its structures are not those above.
+            LoadError: its structures differ from those above.
         """
         library = ctypes.CDLL(str(path))
         _check_structures(path, library)
@@ -189,10 +189,10 @@ class Library:
 
 
 def _check_structures(path: Path, library: ctypes.CDLL) -> None:
-    """Structures that differ would be written and read at wrong places, which ends in anything.
+    """Check the structures' sizes: mismatched ones would be written and read at wrong places, with any result.
 
     Raises:
-        LoadError: one has another size than here.
+        LoadError: one has a different size than here.
     """
     sizes = (c_int32 * len(STRUCTURES))()
     if hasattr(library, "nash_sizes"):
@@ -207,10 +207,10 @@ def _check_structures(path: Path, library: ctypes.CDLL) -> None:
 
 
 def create_pool(library: Library, threads: int) -> int:
-    """A pool of so many threads, placed where that is of use; `pool_destroy` ends it.
+    """A pool of `threads` threads, placed if that helps; `pool_destroy` ends it.
 
     Raises:
-        LoadError: the system does not let the process have so many threads.
+        LoadError: the system does not allow the process that many threads.
     """
     place = placement(threads)
     pool: int | None
@@ -238,10 +238,10 @@ def _opened(name: str) -> Library:
 
 
 def operator_set() -> SetChoice:
-    """The set of instructions that the operator runs on; it has no name where PyTorch does the work.
+    """The instruction set that the operator runs on; it has no name if PyTorch does the work.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for what this machine has not.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     try:
         return chosen_set()
@@ -250,10 +250,10 @@ def operator_set() -> SetChoice:
 
 
 def library() -> Library | None:
-    """The operator for this processor; None where there is none: it was not built, or the processor is too old.
+    """The operator for this processor; None if there is none: it was not built, or the processor is too old.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for what this machine has not.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     choice = operator_set()
     return None if choice.name is None else _opened(choice.name)

@@ -13,9 +13,9 @@
 #include "share.h"
 
 constexpr int kTile = 2 * kNumbers;  // outputs of a tile
-constexpr int kBlock = 8;            // rows of a block, where rows are divided among threads
+constexpr int kBlock = 8;            // rows of a block, if rows are divided among threads
 
-// int4: inputs of an output that share a scale, and the bytes of a tile's group: its scales, then two weights a byte.
+// int4: inputs of an output that share a scale, and the bytes of a tile's group: its scales, then two weights per byte.
 constexpr int kGroup = 32;
 constexpr int kScaleBytes = 2 * kTile, kGroupBytes = kScaleBytes + kTile * kGroup / 2;
 inline int groups_of(const Matrix& m) { return (m.inputs + kGroup - 1) / kGroup; }
@@ -59,15 +59,15 @@ inline size_t input_stride(const Matrix& m) {  // bytes
   return static_cast<size_t>(round_up(static_cast<int>(m.inputs * size), 64));
 }
 
-// Rows in the form that a matrix takes them.
+// Rows in the form that a matrix takes.
 struct Inputs {
   const uint8_t* data;
   size_t stride;
   const float* scales;
 };
 
-// Rows of int4: the whole numbers, group by group, then what takes away from the products of each group the 8 that all
-// its weights have added. Numbers beyond the last input are zero.
+// A row for int4: the integers, group by group, then each group's correction, which removes from its products the 8
+// that is added to all its weights. Numbers beyond the last input are zero.
 inline void store_groups(const Matrix& m, const float* x, Floats mean, Floats inverse, uint8_t* out) {
   const int n = m.inputs, groups = groups_of(m);
   int8_t* bytes = reinterpret_cast<int8_t*>(out);
@@ -102,7 +102,7 @@ inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* o
     return;
   }
   Floats most = zeros();
-  uint32_t nan = 0;  // not every set's maximum keeps NaN, which must reach the output
+  uint32_t nan = 0;  // not every instruction set's maximum keeps NaN, which must reach the output
   for (int i = 0; i < n; i += kNumbers) {
     const Floats v = first_of(n - i, load(x + i, n - i) - mean, zeros());
     nan |= bits_of_nan(v);
@@ -119,8 +119,8 @@ inline void convert(const Matrix& m, const float* x, Moments moments, uint8_t* o
   }
 }
 
-// Products of N rows with S sixteens of outputs from `column` on, weights of a tile side by side. Each sum takes its
-// terms in the order of the inputs, whatever N and S are: a row's result does not depend on its company.
+// Products of N rows with S sixteens of outputs from `column` on, weights of a tile side by side. Each sum adds its
+// terms in input order for any N and S, so a row's result does not depend on the rows beside it.
 template <int N, int S>
 NASH_INLINE void multiply_float32(const Matrix& m, const uint8_t* x, size_t stride, int column, Fetch ahead,
                                   Floats (&result)[N][S]) {
@@ -198,15 +198,15 @@ NASH_INLINE void multiply_int8(const Matrix& m, const uint8_t* x, size_t stride,
   }
 }
 
-// Weights are a tile's groups one after the other: 32 scales in float16, then [4][32][4] bytes, of which byte (j, o, i)
-// holds the weights of output o for inputs 4j + i (low) and 16 + 4j + i (high), each with 8 added.
+// A tile's weights are its groups in sequence: 32 scales in float16, then [4][32][4] bytes. Byte (j, o, i) holds the
+// weights of output o for inputs 4j + i (low) and 16 + 4j + i (high), each with 8 added.
 template <int N, int S>
 NASH_INLINE void multiply_int4(const Matrix& m, const uint8_t* x, size_t stride, const float* scales, int column, Fetch ahead,
                                Floats (&result)[N][S]) {
   const int groups = groups_of(m);
   const uint8_t* w = static_cast<const uint8_t*>(m.weights) + static_cast<size_t>(column / kTile) * groups * kGroupBytes;
   clear(result);
-  constexpr int P = kInt4Parts;  // registers of outputs whose sums of a group are held at once
+  constexpr int P = kInt4Parts;  // registers of outputs whose group sums are held at once
   for (int g = 0; g < groups; g++, w += kGroupBytes) {
 #pragma GCC unroll 8
     for (int part = 0; part < S * kParts; part += P) {
@@ -280,13 +280,13 @@ void product_block(const Matrix& m, const Inputs& in, int row, int column, Fetch
   }
 }
 
-// All rows with S sixteens of outputs, in blocks of at most `Most` rows that are as even as can be. What comes next is
-// fetched by all of them alike, for memory to work at one pace all the time.
+// All rows with S sixteens of outputs, in blocks of at most `Most` rows, as even as possible. All blocks prefetch an
+// equal part of what comes next, so that memory works at a steady pace.
 template <int Most, int S, class Use>
 void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, const char* next, Use& use) {
   int row = rows.begin;
   const int all = (rows.end - row + Most - 1) / Most;
-  if (all == 0) return;  // the one row of this share was taken by the thread that has the other of its pair
+  if (all == 0) return;  // this share's only row went to the thread with the other row of its pair
   const size_t step = (kLineBytes + all - 1) / all, part = tile_bytes(m) * S / 2 / all;
   for (int blocks = all; blocks > 0; blocks--, next += part) {
     const Fetch ahead = {next, step};
@@ -305,8 +305,8 @@ void product_rows(const Matrix& m, const Inputs& in, Share rows, int column, con
   }
 }
 
-// A few rows take both sixteens of a tile at once; more of them one after the other, where registers are few. The next
-// tile, which lies behind this one, is fetched meanwhile.
+// A few rows take both sixteens of a tile at once; more rows take one after the other if registers are few. The next
+// tile, which lies behind this one, is prefetched meanwhile.
 template <int ByTwo, int ByOne, class Use>
 void product_tile_by(const Matrix& m, const Inputs& in, Share rows, int tile, Use& use) {
   const int column = tile * kTile;
@@ -333,7 +333,7 @@ void product_tile(const Matrix& m, const Inputs& in, Share rows, int tile, Use& 
   }
 }
 
-// This thread's part of the outputs, by a division of the tiles of this matrix alone.
+// This thread's part of the outputs, under a division of this matrix's tiles alone.
 template <class Use>
 void product(const Matrix& m, const Inputs& in, const Division& division, Use&& use) {
   division.each([&](int tile, Share rows) { product_tile(m, in, rows, tile, use); });

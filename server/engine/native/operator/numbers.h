@@ -1,4 +1,4 @@
-// Functions of sixteen numbers, and the highest of many.
+// Functions on sixteen numbers, and the highest of many.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ NASH_INLINE void clear(Floats (&sums)[N][S]) {
   }
 }
 
-// The first of the highest of n numbers, and its value: NaN where any of them is.
+// The first of the highest of n numbers, and its value; NaN if any of them is.
 struct Highest {
   float value;
   int64_t at;
@@ -55,7 +55,7 @@ inline uint16_t to_bfloat16(float value) {  // to the nearest, ties to even; NaN
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// e^x by 2^n * p(r); relative error below 2e-7 (the polynomial of Cephes' expf). NaN stays NaN.
+// e^x as 2^n * p(r); relative error below 2e-7 (the polynomial of Cephes' expf). NaN stays NaN.
 NASH_INLINE Floats exponential(Floats x) {
   x = lesser(splat(88.7f), greater(splat(-104.f), x));
   const Floats n = rounded(x * splat(1.44269504088896341f));
@@ -74,7 +74,7 @@ NASH_INLINE Floats logistic(Floats x) {
   const Floats one = splat(1.f);
   return one / (one + exponential(zeros() - x));
 }
-// The normal distribution's function, by erf as in Abramowitz and Stegun 7.1.26; absolute error below 1e-7.
+// The normal distribution function, by erf as in Abramowitz and Stegun 7.1.26; absolute error below 1e-7.
 NASH_INLINE Floats normal_cdf(Floats x) {
   const Floats one = splat(1.f);
   const Floats z = absolute(x) * splat(0.70710678118654752f);
@@ -88,7 +88,7 @@ NASH_INLINE Floats normal_cdf(Floats x) {
   const Floats half_upper = splat(0.5f) * upper;
   return where_negative(x, half_upper, one - half_upper);
 }
-// By reference: a Floats of two registers is copied to a call in halves, and its reading waits until they are written.
+// By reference: a call copies a Floats of two registers in halves, and reading it waits until both are written.
 inline Floats activate_smoothly(int32_t activation, const Floats& x) {
   switch (activation) {
     case kGelu:
@@ -102,6 +102,6 @@ inline Floats activate_smoothly(int32_t activation, const Floats& x) {
   }
 }
 NASH_INLINE Floats activate(int32_t activation, const Floats& x) {
-  // With its operands the other way round it would make 0 of NaN.
+  // With the operands swapped it would turn NaN into 0.
   return activation == kRelu ? greater(zeros(), x) : activate_smoothly(activation, x);
 }

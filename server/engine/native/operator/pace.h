@@ -1,4 +1,4 @@
-// How many threads compute a pass.
+// Decides how many threads compute a pass.
 #pragma once
 
 #include <algorithm>
@@ -7,27 +7,27 @@
 #include <cstdint>
 #include <vector>
 
-// What a pass costs, before anybody has seen one.
+// What a pass costs, estimated before any has run.
 struct Work {
-  double alone_ns;  // of one thread, about
+  double alone_ns;  // on one thread, roughly
   int barriers;
-  int kind;  // passes of one kind are compared with each other: from 0 to kKinds - 1
+  int kind;  // only passes of one kind are compared: 0 to kKinds - 1
 };
 
-// The number of threads is one of a row of halvings: all, half of them, ..., one. Work and barriers, whose cost was
-// measured, say where a pass of some size begins. What follows is learned from how long passes take, for it is not known
-// beforehand: memory that a few threads use up, cores of two speeds, other processes on the same cores.
+// The number of threads is one of a series of halvings: all, half of them, ..., one. Work and barriers, whose cost was
+// measured, give the first count for passes of a size. The rest is learned from how long passes take, because it is not
+// known beforehand: memory that a few threads saturate, cores of two speeds, other processes on the same cores.
 //
-// - Passes that are slower, on balance, than with half as many threads mean that threads are taken off their cores, and
-//   all the others wait: half as many compute from then on. A single slow pass among good ones is let pass.
-// - Now and then the next count, up or down, is tried for one to three passes. It is kept where it is faster; fewer are
-//   kept where they are as fast, and leave cores to others. Trials that change nothing become rare.
+// - If passes are slower, on balance, than with half as many threads, then threads are being taken off their cores
+//   while all the others wait: from then on half as many compute. A single slow pass among good ones is ignored.
+// - Now and then the next count, up or down, is tried for one to three passes. More threads are kept if they are
+//   faster; fewer are kept if they are as fast, which leaves cores to others. Trials that change nothing become rare.
 class Pace {
  public:
   static constexpr int kKinds = 2;
   static constexpr int kShortest = 16, kLongest = 1024;  // passes between two trials
 
-  // `barrier_ns` is what a barrier costs each of counts(size).
+  // `barrier_ns`: the cost of a barrier for each of counts(size).
   Pace(int size, const std::vector<double>& barrier_ns) : counts_(counts(size)), barrier_ns_(barrier_ns) {}
 
   // All, half of them (rounded up), ..., one.
@@ -52,7 +52,7 @@ class Pace {
     return counts_[state.trial < 0 ? state.level : state.trial];
   }
 
-  // The pass that was asked for last took so long.
+  // Report how long the last requested pass took.
   void took(double ns) {
     State& state = *state_;
     const double cost = ns / alone_ns_;
@@ -65,7 +65,7 @@ class Pace {
       const double credit = std::min(kCredit * half, kCredit_ns / alone_ns_);
       state.excess = std::max(-credit, state.excess + std::min(cost - half, kWorst * half));
       if (state.excess > half) {
-        // More threads that cost more than they gave, on the whole, are tried again later and later.
+        // If more threads cost more than they gained overall, wait longer and longer to try them again.
         state.up.interval = state.gain < 0 ? std::min(2 * state.up.interval, kLongest) : kShortest;
         move_to(state, state.level + 1);
         wait(state.up, state.up.interval);
@@ -76,28 +76,29 @@ class Pace {
   }
 
  private:
-  static constexpr int kOctaves = 40;  // of work: passes up to twice as long share what is learned
+  static constexpr int kOctaves = 40;  // of work: passes within a factor of two share what is learned
   static constexpr int kMostCounts = 16;
   static constexpr int kCold = 1;  // the first pass touches memory for the first time
   static constexpr int kRecent = 8;
-  // A slow pass counts as so many of half as many threads, and good ones before it make up for so many.
+  // A slow pass counts as at most kWorst passes with half as many threads; good ones before it make up for at most
+  // kCredit such passes, or kCredit_ns if that is less.
   static constexpr double kWorst = 4, kCredit = 16, kCredit_ns = 1e8;
   static constexpr double kFaster = 0.95;
   static constexpr double kPatience_ns = 3e6;  // a scheduler's time slice
 
   struct Seen {
-    double cost = 0;  // time over alone_ns
+    double cost = 0;  // time divided by alone_ns
     int passes = 0;
   };
-  struct Trials {  // of more threads, or of fewer
+  struct Trials {  // with more threads, or with fewer
     int interval = kShortest, until = kShortest;  // passes
     double until_ns = 0;
   };
   struct State {
     bool known = false;
     int level = 0;
-    double excess = 0;  // time lost lately against half as many threads; below 0: won
-    double gain = 0;    // time won against them since they were left
+    double excess = 0;  // time lost recently against half as many threads; below 0: gained
+    double gain = 0;    // time gained over them since they were left
     Trials up, down;
     int trial = -1, trial_passes = 0;  // the level on trial
     std::array<Seen, kMostCounts> seen;
@@ -131,16 +132,16 @@ class Pace {
     wait(state.down, kShortest);
   }
   void begin_trial(State& state) {
-    // Long passes are few: what slowed one of them is over long before the sixteenth after it.
+    // Long passes are few: whatever slowed one is over long before the sixteenth pass after it.
     if (state.level > 0 && (--state.up.until <= 0 || now_ns_ >= state.up.until_ns)) {
       state.trial = state.level - 1;
-      state.trial_passes = -1;  // threads that have slept come late to the first
+      state.trial_passes = -1;  // threads that slept arrive late at the first
     } else if (has_fewer(state) && --state.down.until <= 0) {
       state.trial = state.level + 1;
       state.trial_passes = 0;
     }
   }
-  // One pass ends a trial that is slower, two make it the new level.
+  // One pass that is not better ends a trial; two better ones make it the new level.
   void judge_trial(State& state, double cost) {
     if (++state.trial_passes == 0) return;
     const int level = state.trial;
@@ -163,7 +164,7 @@ class Pace {
     seen.passes++;
     if (seen.passes <= kCold + 1) {
       seen.cost = seen.passes == 1 ? cost : std::min(seen.cost, cost);
-    } else {  // the mean of the last few; a single slow one says little
+    } else {  // the mean of the last few; a single slow pass says little
       seen.cost += (std::min(cost, 2 * seen.cost) - seen.cost) / std::min(seen.passes, kRecent);
     }
   }

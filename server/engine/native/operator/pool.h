@@ -20,7 +20,7 @@
 #include "pace.h"
 #include "share.h"
 
-// Tell the processor that this thread waits in a loop.
+// Tell the processor that this thread is spinning.
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -29,29 +29,29 @@ inline void relax() {
 #endif
 }
 
-// Forks between this process and the first one with a pool; of a child's threads only the one that forked is there.
+// Forks between this process and the first one with a pool; a child has only the thread that forked.
 inline int& forks() {
   static int count = 0;
   return count;
 }
 
-// Where the threads of a pool are to run.
+// Where a pool's threads should run.
 struct Placement {
-  std::vector<int> domains;  // of each thread, in order; threads of a domain share a cache. Empty: not known
-  std::vector<std::vector<int>> cpus;  // of each thread; an empty list leaves it to the system
+  std::vector<int> domains;  // of each thread, in order; threads of a domain share a cache. Empty: unknown
+  std::vector<std::vector<int>> cpus;  // of each thread; an empty list leaves the choice to the system
 };
 
-// Threads that run one function together and meet at barriers within it. How many of them run it, Pace decides by how
-// much there is to do; what is computed must not depend on it.
+// Threads that run one function together and meet at barriers within it. Pace decides how many of them run it, by how
+// much there is to do; results must not depend on that number.
 //
-// Threads stand in groups of one cache domain and at most eight. They arrive at a barrier, and are let go, within their
-// group first, so that a line of memory which many write travels between a few cores nearby. The threads of a run are
+// Threads form groups of at most eight within one cache domain. They arrive at a barrier, and are released, within
+// their group first, so that a cache line that many write travels between a few nearby cores. The threads of a run are
 // the first ones, so that half of them are whole groups as well.
 //
-// A child of a fork has none of the threads: there, a pool runs everything in its caller.
+// A forked child has none of the threads: there, a pool runs everything in its caller.
 class Pool {
  public:
-  // Throws std::system_error or std::bad_alloc where a thread cannot be made; none is left behind.
+  // Throws std::system_error or std::bad_alloc if a thread cannot be made; none is left behind.
   explicit Pool(int size, const Placement& placement = {}, uint32_t first_phase = 0)
       : size_(size), members_(new Member[size]), left_(new Left[size]) {
     watch_forks();
@@ -66,7 +66,7 @@ class Pool {
       groups_.back().end = thread + 1;
       members_[thread].group = static_cast<int>(groups_.size()) - 1;
     }
-    meetings_.reset(new Meeting[groups_.size() + 1]);  // one for each group, and the last for one of each
+    meetings_.reset(new Meeting[groups_.size() + 1]);  // one per group, and the last for one thread of each
     for (size_t i = 0; i <= groups_.size(); i++) meetings_[i].phase.store(first_phase, std::memory_order_relaxed);
     try {
       threads_.reserve(size - 1);
@@ -82,7 +82,7 @@ class Pool {
   }
   ~Pool() {
     if (forked()) {
-      for (auto& thread : threads_) thread.detach();  // they are not there to be joined
+      for (auto& thread : threads_) thread.detach();  // they do not exist here, so they cannot be joined
     } else {
       stop();
     }
@@ -90,7 +90,7 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  // Runs function(thread, threads) in as many threads as pay, the caller's among them as thread 0.
+  // Runs function(thread, threads) in as many threads as pay off; the caller is thread 0.
   template <class F>
   void run(const Work& work, F&& function) {
     if (held_ > 0 || size_ == 1) return run_in(std::max(held_, 1), function);
@@ -100,19 +100,19 @@ class Pool {
     pace_->took(now_ns() - started_ns);
   }
 
-  // From now on runs are of exactly so many threads; 0: of as many as pay.
+  // From now on, run with exactly this many threads; 0: with as many as pay off.
   void hold(int threads) { held_ = std::min(threads, size_); }
 
   int size() const { return size_; }
   int active() const { return active_; }  // threads of the last run
 
-  // With whom a thread may share the division of the run that has this index.
+  // The threads with which a thread may share the run's division of this index.
   Sharing sharing(int thread, int division) const {
     const Group& group = groups_[members_[thread].group];
     return {left_.get(), group.begin, std::min(group.end, active_), first_number_ + static_cast<uint64_t>(division)};
   }
 
-  // Wait for all threads of the run; what each did before is seen by all afterwards.
+  // Wait for all threads of the run; afterwards, all of them see what each did before.
   void barrier(int thread) {
     if (active_ == 1) return;
     const int own = members_[thread].group;
@@ -125,17 +125,17 @@ class Pool {
 
  private:
   static constexpr int kGroup = 8;
-  static constexpr double kSpin_ns = 2e4;  // then the processor may be needed by somebody else
+  static constexpr double kSpin_ns = 2e4;  // after that, others may need the processor
 
   struct Group {
     int begin, end;  // threads
   };
-  struct alignas(128) Meeting {  // two lines, for they are fetched in pairs
+  struct alignas(128) Meeting {  // two cache lines, because they are fetched in pairs
     std::atomic<int> arrived{0};
-    alignas(64) std::atomic<uint32_t> phase{0};  // of barriers; it wraps
+    alignas(64) std::atomic<uint32_t> phase{0};  // counts barriers; wraps around
   };
   struct alignas(128) Member {
-    std::atomic<uint32_t> call{0};  // changes where there is a run for this thread
+    std::atomic<uint32_t> call{0};  // changes when there is a run for this thread
     std::atomic<bool> asleep{false};
     int group = 0;
   };
@@ -144,7 +144,7 @@ class Pool {
     return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
-  // The last of `expected` threads to arrive calls last() and lets the others go.
+  // The last of `expected` threads to arrive calls last() and releases the others.
   template <class Last>
   void meet(Meeting& meeting, int expected, Last&& last) {
     const uint32_t phase = meeting.phase.load(std::memory_order_relaxed);
@@ -174,7 +174,7 @@ class Pool {
     function(0, active_);
     barrier(0);
   }
-  // Numbers for the divisions of a run that no division before had, as far as anybody can see.
+  // Numbers for a run's divisions that no earlier division had, as far as any thread can see.
   void number_divisions() {
     constexpr uint64_t kOfARun = 1 << 14, kEnd = uint64_t{1} << Left::kNumberBits;
     first_number_ += kOfARun;
@@ -182,7 +182,7 @@ class Pool {
     for (int thread = 0; thread < size_; thread++) left_[thread].word.store(0, std::memory_order_relaxed);
     first_number_ = kOfARun;
   }
-  // Thread 0 calls its own group and the first of each other group, who calls the rest of that one.
+  // Thread 0 calls its own group and the first thread of each other group, which calls the rest of its group.
   void call_others(int thread) {
     const int own = members_[thread].group;
     if (thread == 0) {
@@ -218,14 +218,14 @@ class Pool {
     threads_.clear();
   }
 
-  // Nanoseconds of a barrier, and what of calling all threads comes to it, by Pace::counts(size).
+  // Nanoseconds per barrier, including its share of calling all threads, by Pace::counts(size).
   std::vector<double> measure() {
     constexpr int kBarriers = 16, kTurns = 8;
     constexpr double kBudget_ns = 2e6;
     std::vector<int> counts = Pace::counts(size_);
     std::vector<double> found(counts.size(), 0.);
     for (size_t i = counts.size() - 1; i-- > 0;) {
-      if (found[i + 1] > kBudget_ns / kBarriers) {  // more threads than cores, as it seems: half as bad is bad enough
+      if (found[i + 1] > kBudget_ns / kBarriers) {  // probably more threads than cores: twice as bad is bad enough
         found[i] = 2 * found[i + 1];
         continue;
       }
@@ -261,7 +261,7 @@ class Pool {
     if (!set) return;
     CPU_ZERO_S(CPU_ALLOC_SIZE(most), set);
     for (int cpu : cpus) CPU_SET_S(cpu, CPU_ALLOC_SIZE(most), set);
-    // Refused where a container has lost some of its processors meanwhile: the thread runs anywhere then.
+    // Fails if a container has lost some of its processors meanwhile: then the thread runs anywhere.
     pthread_setaffinity_np(thread.native_handle(), CPU_ALLOC_SIZE(most), set);
     CPU_FREE(set);
 #endif

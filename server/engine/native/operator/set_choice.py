@@ -1,4 +1,4 @@
-"""Which set of instructions this processor runs the operator with."""
+"""Which instruction set this processor runs the operator with."""
 
 import os
 import platform
@@ -13,14 +13,14 @@ VARIABLE = "NASH_CPU_ISA"  # forces one of the sets, for tests and comparisons
 
 @dataclass(frozen=True)
 class SetChoice:
-    """The set that the operator runs on; without a name PyTorch does its work."""
+    """The set that the operator runs on; without a name, PyTorch does the work."""
 
     name: str | None
     why: str
 
 
 def runs_here(each: InstructionSet) -> bool:
-    """Whether this processor has all that the set needs."""
+    """Whether this processor has everything the set needs."""
     return platform.machine() == each.machine and processor_features().issuperset(each.needs)
 
 
@@ -30,12 +30,12 @@ def built(each: InstructionSet) -> bool:
 
 
 def library_path(each: InstructionSet) -> Path:
-    """Where its library stands."""
+    """The path of its library."""
     return Path(__file__).with_name(each.file_name)
 
 
 def available_sets() -> tuple[str, ...]:
-    """Sets that were built and that this processor runs, the best first."""
+    """The sets that were built and that this processor runs, best first."""
     return tuple(each.name for each in SETS if runs_here(each) and built(each))
 
 
@@ -43,7 +43,7 @@ def chosen_set() -> SetChoice:
     """The set to run on: the one that NASH_CPU_ISA names, else the best.
 
     Raises:
-        ValueError: NASH_CPU_ISA names a set that does not exist, or one that this machine has not.
+        ValueError: NASH_CPU_ISA names a set that does not exist, or that is not available here.
     """
     forced, here = os.environ.get(VARIABLE), available_sets()
     if forced:

@@ -1,6 +1,6 @@
-"""The sets of instructions that the operator is built for.
+"""The instruction sets that the operator is built for.
 
-Nothing beyond the standard library is imported here: `setup.py` reads the same table.
+Imports nothing beyond the standard library: `setup.py` reads the same table.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ _AVX512_VNNI = (*_AVX512, "avx512_vnni")
 class InstructionSet:
     """One library of the operator.
 
-    `needs` are features as Linux names them in /proc/cpuinfo: what it names, the kernel has switched on as well.
+    `needs` are features as Linux names them in /proc/cpuinfo: those listed there are also enabled by the kernel.
     """
 
     name: str
-    machine: str  # as platform.machine() says
+    machine: str  # as platform.machine() returns it
     needs: tuple[str, ...]
     compiler_flags: tuple[str, ...]
     found_in: str
 
     @property
     def file_name(self) -> str:
-        """Of the library, beside this module."""
+        """The library's file name, beside this module."""
         return f"stack_{self.name.replace('-', '_')}.so"
 
 
@@ -34,7 +34,7 @@ def _x86(name: str, needs: tuple[str, ...], found_in: str) -> InstructionSet:
     return InstructionSet(name, "x86_64", needs, flags, found_in)
 
 
-# The best first.
+# Best first.
 SETS = (
     _x86("avx512-bf16", (*_AVX512_VNNI, "avx512_bf16"), "Zen 4 and later, Cooper Lake, Sapphire Rapids and later"),
     _x86("avx512-vnni", _AVX512_VNNI, "Cascade Lake, Ice Lake"),

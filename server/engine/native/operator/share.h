@@ -1,4 +1,4 @@
-// Who computes what: the division of a pass among threads. No result depends on it.
+// How a pass is divided among threads. No result depends on it.
 #pragma once
 
 #include <algorithm>
@@ -9,21 +9,21 @@ struct Share {
   int begin, end;
 };
 
-// Shares differ by one at most, and the first threads have the larger ones: whoever calls is never idle while others
-// work, and where there is less to do than there are threads, it is the last ones that go without.
+// Shares differ by at most one, and the first threads have the larger ones: the caller is never idle while others work,
+// and if there is less to do than there are threads, the last ones get nothing.
 inline Share share(int count, int thread, int threads) {
   const int each = count / threads, rest = count % threads;
   const int begin = thread * each + std::min(thread, rest);
   return {begin, begin + each + (thread < rest ? 1 : 0)};
 }
 
-// What is left of one thread's share of a division: the division's number, and a range of units. Whoever finds the number
-// of an earlier division there knows that nothing of the share is done.
+// What is left of one thread's share of a division: the division's number, and a range of units. If the number is that
+// of an earlier division, nothing of the share has been taken yet.
 struct alignas(128) Left {
   static constexpr int kUnitBits = 18, kNumberBits = 64 - 2 * kUnitBits;
   std::atomic<uint64_t> word{0};
 
-  // Take half of what is left of `whole`, at least one unit: from its front, or from its back. Empty where nothing is.
+  // Take half of what is left of `whole`, at least one unit: from its front or its back. Empty if nothing is left.
   Share take(uint64_t number, Share whole, bool front) {
     uint64_t seen = word.load(std::memory_order_relaxed);
     for (;;) {
@@ -32,7 +32,7 @@ struct alignas(128) Left {
       const int count = (left.end - left.begin + 1) / 2;
       const Share taken = front ? Share{left.begin, left.begin + count} : Share{left.end - count, left.end};
       const Share rest = front ? Share{taken.end, left.end} : Share{left.begin, taken.begin};
-      // Barriers order what is computed; this orders nothing but who computes it.
+      // Barriers order the computation; this only decides who does it.
       if (word.compare_exchange_weak(seen, packed(number, rest), std::memory_order_relaxed)) return taken;
     }
   }
@@ -47,22 +47,22 @@ struct alignas(128) Left {
   }
 };
 
-// Threads that may take from each other: those of one cache domain, from the `first` to before the `last`. `number` is
-// another for every division, and the same for all threads.
+// Threads that may take from each other: those of one cache domain, from `first` to before `last`. `number` is
+// different for every division, and the same for all threads.
 struct Sharing {
   Left* left;  // of each thread
   int first, last;
   uint64_t number;
 };
 
-// A thread's part of the products between two barriers: all rows by the tiles of all their matrices, counted through.
+// A thread's part of the products between two barriers: all rows by the tiles of all their matrices, numbered in order.
 //
-// Tiles alone are divided where that is even, because each weight is then read by one thread. Where it is not (16 tiles
-// among 24 threads), rows are divided as well, in whole blocks: more threads work, and each of them reads its tiles for
-// itself. The sum over inputs is never divided: its order, and so its last bit, would depend on the number of threads.
+// If tiles divide evenly, only tiles are divided, because each weight is then read by one thread. If not (16 tiles
+// among 24 threads), rows are divided too, in whole blocks, if that helps: more threads work, and each reads its tiles
+// for itself. Sums over inputs are never divided: their order, and so the last bit, would depend on the thread count.
 //
-// A thread that is done takes from those that share a cache with it what they have not begun: on a machine with other
-// work one processor is slower than the next, now this one, now that. Of few rows a unit takes less than the looking.
+// A thread that is done takes unstarted work from threads that share a cache with it: on a machine with other work, now
+// one processor is slower, now another. With few rows, a unit takes less time than the search for one.
 class Division {
  public:
   Division(int tiles, int rows, int block, int thread, int threads, const Sharing* sharing = nullptr)
@@ -70,7 +70,7 @@ class Division {
     if (tiles % threads != 0) {
       int64_t least = kFull * largest(tiles, threads);
       for (int groups = 2; groups <= blocks_ && static_cast<int64_t>(tiles) * groups < kMostUnits; groups *= 2) {
-        // The longest share, in tiles for all rows; a tenth more for weights that more threads read.
+        // The longest share, in tiles for all rows; plus a tenth for weights that several threads read.
         const int64_t longest = (kFull + kFull / 10) * largest(tiles * static_cast<int64_t>(groups), threads) / groups;
         if (longest < least) {
           least = longest;
@@ -122,6 +122,6 @@ class Division {
 
   const int rows_, block_, blocks_, thread_, threads_;
   int groups_ = 1;  // of rows
-  int units_ = 0;   // a tile by a group of rows each
+  int units_ = 0;   // one tile by one group of rows each
   Sharing sharing_{};
 };

@@ -1,7 +1,7 @@
 // Sixteen numbers at a time, on any processor: one register with AVX-512, two with AVX2, four with NEON.
 //
-// The compiler's flags decide which registers there are; one library is built a set of instructions, and the loader
-// takes the best one that the processor runs. What follows this header knows only `Floats`, `Ints` and their products.
+// The compiler's flags decide which registers there are. One library is built per instruction set, and the loader takes
+// the best one that the processor runs. Code that includes this knows only `Floats`, `Ints` and their products.
 #pragma once
 
 #include <cmath>
@@ -25,14 +25,14 @@ constexpr int kParts = kNumbers / kLanes;       // registers of a `Floats`
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// How many of the first sixteen of `n` numbers lie in part `i`.
+// How many of the first sixteen of `n` numbers are in part `i`.
 NASH_INLINE int in_part(int n, int i) { return n <= i * kLanes ? 0 : n >= (i + 1) * kLanes ? kLanes : n - i * kLanes; }
 
 struct Floats {
   Register part[kParts];
 };
 
-// A whole of whatever kind, part by part.
+// A whole of any kind, built part by part.
 template <class Whole, class F>
 NASH_INLINE Whole of_parts(F&& f) {
   Whole result;
@@ -56,7 +56,7 @@ NASH_INLINE Floats load(const float* p) {
 NASH_INLINE Floats load(const uint16_t* p) {  // bfloat16
   return by_part([&](int i) { return reg_load_half(p + i * kLanes); });
 }
-// The first n alone are read, or written; what is not read is zero.
+// Only the first n are read or written; numbers that are not read are zero.
 inline Floats load(const float* p, int n) {
   if (n >= kNumbers) return load(p);
   return by_part([&](int i) { return reg_load_first(p + i * kLanes, in_part(n, i)); });
@@ -98,7 +98,7 @@ NASH_INLINE Floats fma(Floats a, Floats b, Floats c) {  // a * b + c, rounded on
 NASH_INLINE Floats fnma(Floats a, Floats b, Floats c) {  // c - a * b, rounded once
   return by_part([&](int i) { return reg_fnma(a.part[i], b.part[i], c.part[i]); });
 }
-// Of a number and NaN, both give the second operand with x86's registers, and NaN with ARM's.
+// Given a number and NaN, both return the second operand on x86, and NaN on ARM.
 NASH_INLINE Floats lesser(Floats a, Floats b) {
   return by_part([&](int i) { return reg_min(a.part[i], b.part[i]); });
 }
@@ -111,13 +111,13 @@ NASH_INLINE Floats absolute(Floats a) {
 NASH_INLINE Floats rounded(Floats a) {
   return by_part([&](int i) { return reg_round(a.part[i]); });
 }
-NASH_INLINE Floats times_power_of_two(Floats a, Floats n) {  // a * 2^n of whole n from -150 to 128
+NASH_INLINE Floats times_power_of_two(Floats a, Floats n) {  // a * 2^n for whole n from -150 to 128
   return by_part([&](int i) { return reg_scale(a.part[i], n.part[i]); });
 }
 NASH_INLINE Floats where_negative(Floats x, Floats then, Floats otherwise) {
   return by_part([&](int i) { return reg_where_negative(x.part[i], then.part[i], otherwise.part[i]); });
 }
-// The first n of `a`, then those of `b`.
+// The first n from `a`, the rest from `b`.
 NASH_INLINE Floats first_of(int n, Floats a, Floats b) {
   return by_part([&](int i) { return reg_first_of(in_part(n, i), a.part[i], b.part[i]); });
 }
@@ -134,7 +134,7 @@ NASH_INLINE float largest(Floats x) {
   for (int i = 1; i < kParts; i++) all = reg_max(all, x.part[i]);
   return reg_largest(all);
 }
-// A bit a number.
+// One bit per number.
 NASH_INLINE uint32_t bits_of_nan(Floats x) {
   uint32_t bits = 0;
 #pragma GCC unroll 4
@@ -149,8 +149,8 @@ NASH_INLINE uint32_t bits_of_equal(Floats a, Floats b) {
 }
 
 // Products with bfloat16 in pairs: sum += first * pair's first + second * pair's second, for sixteen pairs side by
-// side. `Factor` is what stands on the other side: bfloat16 too where an instruction multiplies the pairs, float32
-// where they are widened.
+// side. `Factor` is the type of the other side: bfloat16 too if an instruction multiplies the pairs, float32 if they
+// are widened.
 NASH_INLINE void store_factors(Factor* p, Floats x) {
 #if NASH_PRODUCTS_OF_PAIRS
   store_bfloat16(p, x);
@@ -174,7 +174,7 @@ NASH_INLINE Floats add_pairs(Floats sum, FactorPair two, Pairs pairs) {
   return by_part([&](int i) { return reg_add_pairs(sum.part[i], two, pairs.part[i]); });
 }
 
-// Sixteen whole numbers of 32 bits: sums of products of int8.
+// Sixteen 32-bit integers: sums of int8 products.
 struct Ints {
   IntRegister part[kParts];
 };
@@ -184,8 +184,8 @@ NASH_INLINE Ints load(const int32_t* p) {
 NASH_INLINE Ints splat_int(int32_t x) {
   return of_parts<Ints>([&](int i) { return reg_splat_int(x); });
 }
-// Tell the compiler that somebody looks at these sums now. GCC otherwise carries them through a loop in two copies each,
-// and those of four rows and more over the stack.
+// Tell the compiler that these sums are read here. Otherwise GCC carries two copies of each through a loop, and spills
+// those of four or more rows to the stack.
 NASH_INLINE void keep_in_registers(Ints& x) {
 #if defined(__x86_64__)
 #pragma GCC unroll 4
@@ -199,8 +199,8 @@ NASH_INLINE Floats to_floats(Ints x) {
 }
 
 // Products of int8 in quads: sum += the four products of an output, exactly, for sixteen outputs side by side.
-// `Quantized` is a row's form: unsigned with 128 added where the instruction wants it so, 16 bits where that is the
-// narrowest exact product.
+// `Quantized` is a row's form: unsigned with 128 added if the instruction wants that, 16 bits if that is the narrowest
+// exact product.
 NASH_INLINE void store_quantized(Quantized* p, Floats x) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++) reg_store_quantized(p + i * kLanes, x.part[i]);
@@ -215,7 +215,7 @@ NASH_INLINE Ints add_quads(Ints sum, QuantizedQuad four, Quads quads) {
   return of_parts<Ints>([&](int i) { return reg_add_quads(sum.part[i], four, quads.part[i]); });
 }
 
-// A row's whole numbers for products of int4, signed bytes on every processor.
+// A row's integers for int4 products: signed bytes on every processor.
 NASH_INLINE void store_bytes(int8_t* p, Floats x) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; i++) reg_store_bytes(p + i * kLanes, x.part[i]);

@@ -1,4 +1,4 @@
-// Registers of AVX2 with FMA, with AVX-VNNI where the compiler may use it.
+// AVX2 registers with FMA, and with AVX-VNNI if the compiler may use it.
 #pragma once
 
 #include <immintrin.h>
@@ -7,8 +7,8 @@
 #include <cstring>
 
 constexpr int kLanes = 8;
-// Rows that share a load of weights, by how many sixteens of outputs they are multiplied at once: sixteen registers
-// hold the sums, the weights and what they are multiplied with.
+// Rows that share a load of weights, by the number of sixteens of outputs multiplied at once: sixteen registers hold
+// the sums, the weights and what they are multiplied by.
 constexpr int kRowsByTwo = 3, kRowsByOne = 6;
 constexpr int kPairRowsByTwo = 2, kPairRowsByOne = 4;
 constexpr int kQuadRowsByTwo = 2, kQuadRowsByOne = 4;
@@ -57,7 +57,7 @@ inline Register reg_round(Register a) { return _mm256_round_ps(a, _MM_FROUND_TO_
 inline Register power_of_two(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
-inline Register reg_scale(Register a, Register n) {  // in two steps, so that results below 2^-126 are reached
+inline Register reg_scale(Register a, Register n) {  // in two steps, to reach results below 2^-126
   const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
   return _mm256_mul_ps(_mm256_mul_ps(a, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
 }
@@ -108,7 +108,7 @@ inline IntRegister reg_splat_int(int32_t x) { return _mm256_set1_epi32(x); }
 inline Register reg_to_floats(IntRegister x) { return _mm256_cvtepi32_ps(x); }
 
 #if defined(__AVXVNNI__)
-constexpr bool kUnsignedInputs = true;  // 128 is added; `offsets` take it away
+constexpr bool kUnsignedInputs = true;  // 128 is added; `offsets` subtract it again
 using Quantized = uint8_t;
 using QuantizedQuad = __m256i;
 using QuadRegister = __m256i;
@@ -129,8 +129,8 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
   return _mm256_dpbusd_avx_epi32(sum, four, quads);
 }
 #else
-// vpmaddubsw saturates where two products exceed 16 bits, so both sides are widened to 16 bits first. A row's quads
-// are held as the numbers 0, 2, 1, 3: the even and the odd bytes of the weights come apart with a shift each.
+// vpmaddubsw saturates if two products exceed 16 bits, so both sides are widened to 16 bits first. A row's quads are
+// stored in the order 0, 2, 1, 3: shifts then separate the even and the odd bytes of the weights.
 constexpr bool kUnsignedInputs = false;
 using Quantized = int16_t;
 struct QuantizedQuad {
@@ -160,7 +160,7 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
 }
 #endif
 
-// Products of int4. The instruction's unsigned side is the weight's, so a row's bytes keep their sign.
+// int4 products. The instruction's unsigned side is the weights', so a row's bytes keep their sign.
 constexpr int kInt4Rows = 4, kInt4Parts = 1;
 inline Register reg_load_float16(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -192,7 +192,7 @@ inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four
 }
 inline IntRegister reg_total(GroupSum sum) { return sum.all; }
 #else
-// vpmaddubsw never saturates here: the sixteen products of a group that meet in 16 bits reach 16 * 15 * 127 at most.
+// vpmaddubsw never saturates here: the sixteen products of a group summed in 16 bits reach at most 16 * 15 * 127.
 struct GroupSum {
   __m256i words = _mm256_setzero_si256();
 };

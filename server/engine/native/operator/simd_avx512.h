@@ -1,4 +1,4 @@
-// Registers of AVX-512 (F, BW, VL, DQ), with VNNI and BF16 where the compiler may use them.
+// AVX-512 registers (F, BW, VL, DQ), with VNNI and BF16 if the compiler may use them.
 #pragma once
 
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 #include <cstring>
 
 constexpr int kLanes = 16;
-// Rows that share a load of weights, by how many sixteens of outputs they are multiplied at once.
+// Rows that share a load of weights, by the number of sixteens of outputs multiplied at once.
 constexpr int kRowsByTwo = 8, kRowsByOne = 0;
 constexpr int kPairRowsByTwo = 8, kPairRowsByOne = 0;
 constexpr int kQuadRowsByTwo = 8, kQuadRowsByOne = 0;
@@ -103,7 +103,7 @@ inline IntRegister reg_splat_int(int32_t x) { return _mm512_set1_epi32(x); }
 inline Register reg_to_floats(IntRegister x) { return _mm512_cvtepi32_ps(x); }
 
 #if defined(__AVX512VNNI__)
-constexpr bool kUnsignedInputs = true;  // 128 is added; `offsets` take it away
+constexpr bool kUnsignedInputs = true;  // 128 is added; `offsets` subtract it again
 using Quantized = uint8_t;
 using QuantizedQuad = __m512i;
 using QuadRegister = __m512i;
@@ -121,8 +121,8 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
   return _mm512_dpbusd_epi32(sum, four, quads);
 }
 #else
-// vpmaddubsw saturates where two products exceed 16 bits, so both sides are widened to 16 bits first. A row's quads
-// are held as the numbers 0, 2, 1, 3: the even and the odd bytes of the weights come apart with a shift each.
+// vpmaddubsw saturates if two products exceed 16 bits, so both sides are widened to 16 bits first. A row's quads are
+// stored in the order 0, 2, 1, 3: shifts then separate the even and the odd bytes of the weights.
 constexpr bool kUnsignedInputs = false;
 using Quantized = int16_t;
 struct QuantizedQuad {
@@ -152,7 +152,7 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
 }
 #endif
 
-// Products of int4. The instruction's unsigned side is the weight's, so a row's bytes keep their sign.
+// int4 products. The instruction's unsigned side is the weights', so a row's bytes keep their sign.
 constexpr int kInt4Rows = 8, kInt4Parts = 2;
 inline Register reg_load_float16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -182,7 +182,7 @@ inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four
 }
 inline IntRegister reg_total(GroupSum sum) { return sum.all; }
 #else
-// vpmaddubsw never saturates here: the sixteen products of a group that meet in 16 bits reach 16 * 15 * 127 at most.
+// vpmaddubsw never saturates here: the sixteen products of a group summed in 16 bits reach at most 16 * 15 * 127.
 struct GroupSum {
   __m512i words = _mm512_setzero_si512();
 };

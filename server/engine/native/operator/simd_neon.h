@@ -1,4 +1,4 @@
-// Registers of NEON (AArch64), with the dot products of int8 and bfloat16 where the compiler may use them.
+// NEON registers (AArch64), with dot products of int8 and bfloat16 if the compiler may use them.
 #pragma once
 
 #include <arm_neon.h>
@@ -7,8 +7,8 @@
 #include <cstring>
 
 constexpr int kLanes = 4;
-// Rows that share a load of weights, by how many sixteens of outputs they are multiplied at once: thirty-two registers
-// hold the sums, the weights and what they are multiplied with.
+// Rows that share a load of weights, by the number of sixteens of outputs multiplied at once: thirty-two registers hold
+// the sums, the weights and what they are multiplied by.
 constexpr int kRowsByTwo = 2, kRowsByOne = 6;
 constexpr int kPairRowsByTwo = 2, kPairRowsByOne = 5;
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -67,7 +67,7 @@ inline Register reg_round(Register a) { return vrndnq_f32(a); }
 inline Register power_of_two(int32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
-inline Register reg_scale(Register a, Register n) {  // in two steps, so that results below 2^-126 are reached
+inline Register reg_scale(Register a, Register n) {  // in two steps, to reach results below 2^-126
   const int32x4_t whole = vcvtnq_s32_f32(n), half = vshrq_n_s32(whole, 1);
   return vmulq_f32(vmulq_f32(a, power_of_two(half)), power_of_two(vsubq_s32(whole, half)));
 }
@@ -154,7 +154,7 @@ inline IntRegister reg_add_quads(IntRegister sum, QuantizedQuad four, QuadRegist
 }
 #endif
 
-// Products of int4: nibbles are small enough to count as signed bytes.
+// int4 products: nibbles are small enough to count as signed bytes.
 constexpr int kInt4Rows = 4, kInt4Parts = 1;
 inline Register reg_load_float16(const uint16_t* p) {
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
@@ -185,9 +185,9 @@ inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four
 }
 inline IntRegister reg_total(GroupSum sum) { return sum.all; }
 #else
-// The eight products of a group that meet in 16 bits reach 8 * 15 * 127 at most.
+// The eight products of a group summed in 16 bits reach at most 8 * 15 * 127.
 struct GroupSum {
-  int16x8_t first = vdupq_n_s16(0), second = vdupq_n_s16(0);  // of the outputs 0 and 1, and of 2 and 3
+  int16x8_t first = vdupq_n_s16(0), second = vdupq_n_s16(0);  // of outputs 0 and 1, and of 2 and 3
 };
 inline void reg_add_nibbles(GroupSum& sum, ByteQuad low_four, ByteQuad high_four, NibbleRegister nibbles) {
   sum.first = vmlal_s8(sum.first, vget_low_s8(nibbles.low), vget_low_s8(low_four));

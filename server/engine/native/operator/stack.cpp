@@ -1,25 +1,25 @@
-// One pass of an encoder or decoder stack over rows of tokens, on CPUs. simd.h says on which, and how.
+// One pass of an encoder or decoder stack over rows of tokens, on CPUs; simd.h says which CPUs, and how.
 //
 // A row is one token of one sequence: its place in the vocabulary, its position, the cache slot of its sequence. A
-// decode step is a row a sequence; a decoder prefix, or a whole source in the encoder, is several rows of one slot.
+// decode step is one row per sequence; a decoder prefix, or a whole source in the encoder, is several rows of a slot.
 //
 // Why one operator for the whole pass: a step of a small model is hundreds of operations of a few microseconds, and a
-// library call around each one costs more than it does. Here threads are woken once a pass and meet at barriers that
+// library call around each costs more than the operation. Here threads wake once per pass and meet at barriers that
 // spin. Each matrix streams through memory once, in the order in which it is stored.
 //
 // Axes: R rows, I inputs, O outputs, H heads, E width of a head, C capacity of a slot in positions.
 // Weights: tiles of 32 outputs, each contiguous: float32 [I][32], bfloat16 [I/2][32][2], int8 [I/4][32][4].
-// Caches of each slot and head, laid out so that scores of 16 keys need no horizontal sum: in float32 keys [C/16][E][16]
-// and values [C][E]; in bfloat16, whose instructions (vdpbf16ps, bfdot) take pairs, keys [C/16][E/2][16][2] and values
-// [C/2][E][2], E rounded up to even.
+// Caches of each slot and head are laid out so that scores of 16 keys need no horizontal sum: in float32 keys
+// [C/16][E][16] and values [C][E]; in bfloat16, whose instructions (vdpbf16ps, bfdot) take pairs, keys
+// [C/16][E/2][16][2] and values [C/2][E][2], E rounded up to even.
 //
-// int8: weights symmetric per output, activations symmetric per row. vpdpbusd wants one side unsigned: there, 128 is
-// added to activations, and `offsets` takes 128 * sum of weights away again. A row's scale depends on that row alone, so
+// int8: weights symmetric per output, activations symmetric per row. vpdpbusd needs one side unsigned: there, 128 is
+// added to activations, and `offsets` subtracts 128 * sum of weights again. A row's scale depends on that row alone, so
 // its neighbours in a batch never change its result.
 //
 // int4: weights in groups of 32 inputs with a scale each (matrix.h has the layout), rows as signed bytes. The
-// instruction's unsigned side is the weight's, with 8 added; what that adds to a group's products is 8 times the sum of
-// the row's numbers there, which the row's form brings along. A group's sum is exact, and groups are added in float32.
+// instruction's unsigned side is the weights', with 8 added. That adds to a group's products 8 times the sum of the
+// row's numbers there, and the row's form carries the correction. A group's sum is exact; groups are added in float32.
 
 #include <algorithm>
 #include <chrono>
@@ -36,11 +36,11 @@
 
 namespace {
 
-constexpr int kQueries = 4;  // that read keys and values together
-constexpr int kFewestRows = 16;  // of a block of a source: fewer would read all weights for too little
-constexpr int kPrivateRows = 4;  // up to so many rows, each thread converting all of them is cheaper than a barrier
+constexpr int kQueries = 4;  // queries that read keys and values together
+constexpr int kFewestRows = 16;  // of a block of a source: fewer would read all weights for too little work
+constexpr int kPrivateRows = 4;  // up to this many, converting all of them in each thread is cheaper than a barrier
 
-// One thread's part of a pass. The functions are called by all threads of the pool in the same order.
+// One thread's part of a pass. All threads of a run call the functions in the same order.
 class Worker {
  public:
   Worker(const Stack& stack, const Rows& rows, const Workspace& space, Pool& pool, int thread, int threads)
@@ -75,8 +75,8 @@ class Worker {
     }
   }
 
-  // The two parts of an encoder's layer. The first is over for all rows of a source before any of them begins the
-  // second; within a part, rows do not need each other.
+  // The two parts of an encoder layer. All rows of a source finish the first before any of them begins the second;
+  // within a part, rows do not need each other.
   void keys_values(const Layer& layer) {
     if (layer.self.out.outputs && layer.self.heads) {
       const Inputs in = layer_inputs(layer.self.keys_values);
@@ -102,7 +102,7 @@ class Worker {
     if (layer.ffn.out.outputs) feed_forward(layer.ffn);
   }
 
-  // Keys and values of the encoder's rows, into a decoder's slots. Their matrices take one form of the rows.
+  // Keys and values of the encoder's rows, into a decoder's slots. Their matrices all take the rows in one form.
   void fill_memory(const Stack& decoder, const int32_t* slots) {
     int all = 0;
     const Matrix* any = nullptr;
@@ -144,9 +144,9 @@ class Worker {
     for (int r = own.begin; r < own.end; r++) f(r);
   }
 
-  // Rows of `x` [.][width] in the form that `m` takes, normed first where asked; `selected` rows of them, or all.
+  // Rows of `x` [.][width] in the form that `m` takes, normed first if `norm`; the `selected` rows, or all.
   Inputs inputs(const Matrix& m, const float* x, int width, int rows, const int32_t* selected, bool norm) {
-    if (m.dtype == kFloat32 && !selected && !norm) {  // as they are
+    if (m.dtype == kFloat32 && !selected && !norm) {  // unchanged
       return {reinterpret_cast<const uint8_t*>(x), width * sizeof(float), nullptr};
     }
     const size_t stride = input_stride(m);
@@ -179,7 +179,7 @@ class Worker {
         cache_keys_values<float>(attention, stack_.head_dim, slots[r], rows_.positions[r], column, v);
       }
     };
-    // Two positions share the words of a bfloat16 value, and the first writes all of them: they are one thread's.
+    // Two positions share the words of a bfloat16 value, and the first writes all of them: one thread must do both.
     const auto whole = [&](int r) {
       const bool second = r > 0 && r < rows_.rows && rows_.positions[r] % 2 == 1 && slots[r] == slots[r - 1];
       return second ? r + 1 : r;
@@ -187,8 +187,8 @@ class Worker {
     product_tile(attention.keys_values, in, {whole(rows.begin), whole(rows.end)}, tile, use);
   }
 
-  // Each row's queries over the first count(row) keys of its slot. Rows of one slot that stand together, a source's or
-  // beams over their source, take its keys and values kQueries at a time.
+  // Each row's queries over the first count(row) keys of its slot. Adjacent rows of one slot, a source's or beams over
+  // their source, take its keys and values kQueries at a time.
   template <class Count>
   void attend_rows(const Attention& attention, const int32_t* slots, Count&& count) {
     const int heads = attention.heads;
@@ -305,7 +305,7 @@ class Worker {
   const Workspace& space_;
   Pool& pool_;
   const int thread_, threads_;
-  int divisions_ = 0;  // so many of this run
+  int divisions_ = 0;  // of this run, so far
   float private_scales_[kPrivateRows];
 };
 
@@ -314,7 +314,7 @@ class Worker {
 extern "C" {
 #define NASH_EXPORT __attribute__((visibility("default")))
 
-// Bytes of each structure of abi.h, in its order, for who loads this to compare.
+// Bytes of each structure of abi.h, in its order, for the loader to compare.
 NASH_EXPORT void nash_sizes(int32_t* sizes) {
   for (const size_t size : {sizeof(Matrix), sizeof(Norm), sizeof(Attention), sizeof(FeedForward), sizeof(Layer), sizeof(Stack),
                             sizeof(Rows), sizeof(Workspace), sizeof(Progress), sizeof(Ahead)}) {
@@ -322,8 +322,8 @@ NASH_EXPORT void nash_sizes(int32_t* sizes) {
   }
 }
 
-// Threads that compute together, or null where they cannot be made. `domains` [threads] in ascending order, or null: the
-// cache domain of each. A thread keeps to the processors of its domain: `cpus` [cpu_count], `cpu_domains` [cpu_count].
+// Threads that compute together, or null if they cannot be made. `domains` [threads]: the cache domain of each, in
+// ascending order, or null. A thread stays on its domain's processors: `cpus` [cpu_count], `cpu_domains` [cpu_count].
 NASH_EXPORT void* nash_pool_create(int32_t threads, const int32_t* domains, int32_t cpu_count, const int32_t* cpus,
                        const int32_t* cpu_domains) {
   try {
@@ -342,13 +342,13 @@ NASH_EXPORT void* nash_pool_create(int32_t threads, const int32_t* domains, int3
 }
 NASH_EXPORT void nash_pool_destroy(void* pool) { delete static_cast<Pool*>(pool); }
 
-// Compute with exactly so many threads from now on; 0: with as many as pay.
+// From now on, compute with exactly this many threads; 0: with as many as pay off.
 NASH_EXPORT void nash_pool_hold(void* pool, int32_t threads) { static_cast<Pool*>(pool)->hold(threads); }
 
 // Threads that computed the last pass.
 NASH_EXPORT int32_t nash_pool_active(void* pool) { return static_cast<Pool*>(pool)->active(); }
 
-// Bytes of the packed weights of a matrix.
+// Bytes of a matrix's packed weights.
 NASH_EXPORT int64_t nash_packed_bytes(int32_t outputs, int32_t inputs, int32_t dtype) {
   const int64_t lanes = round_up(outputs, kTile);
   if (dtype == kInt8) return lanes * round_up(inputs, 4);
@@ -387,9 +387,9 @@ NASH_EXPORT void nash_pack(const float* weights, int32_t outputs, int32_t inputs
   }
 }
 
-// Go on with encoding sources, whose keys and values go into the slots `memory_slots` of the decoder's
-// cross-attention, until that is done or a next block of rows would probably end later than `seconds` from now. Returns
-// whether the sources are encoded; `progress` begins as zeros, but for `block`.
+// Continue encoding sources until done, or until another block of rows would probably end later than `seconds` from
+// now. Keys and values go into the slots `memory_slots` of the decoder's cross-attention. Returns whether the sources
+// are encoded; `progress` begins as zeros, except for `block`.
 NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, const Rows* rows, const Workspace* space,
                                 void* pool, Progress* progress, double seconds) {
   using Clock = std::chrono::steady_clock;
@@ -443,7 +443,7 @@ NASH_EXPORT int32_t nash_encode(const Stack* encoder, const Stack* decoder, cons
   }
 }
 
-// Advance sequences by a row each or several; `logits` [wanted][V].
+// Advance sequences by one or more rows each; `logits` [wanted][V].
 NASH_EXPORT void nash_decode(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits) {
   Pool& threads = *static_cast<Pool*>(pool);
   const Work work = WorkOfPass(*decoder, *rows, kPrivateRows).layers().logits().sum();
@@ -455,8 +455,8 @@ NASH_EXPORT void nash_decode(const Stack* decoder, const Rows* rows, const Works
   });
 }
 
-// Advance every row by its likeliest token, again and again; `logits` [R][V] is room for one step's. Ends before
-// `ahead->steps` after a step in which an end token or a score that is not finite came. Returns the steps made.
+// Advance every row by its likeliest token, again and again; `logits` [R][V] has room for one step's. Stops before
+// `ahead->steps` after a step with an end token or a score that is not finite. Returns the number of steps made.
 NASH_EXPORT int32_t nash_decode_ahead(const Stack* decoder, const Rows* rows, const Workspace* space, void* pool, float* logits,
                           const Ahead* ahead) {
   using Clock = std::chrono::steady_clock;

@@ -1,5 +1,5 @@
-// What passes cost one thread, about, so that a pool can say how many threads pay. Pace corrects it by what it sees; that
-// it is a factor of two off moves the first guess by the root of two.
+// The rough cost of passes on one thread, so that a pool can tell how many threads pay off. Pace corrects it by what it
+// sees; an error by a factor of two moves the first guess by the square root of two.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 class WorkOfPass {
  public:
-  // `own_rows`: up to so many rows, threads convert the inputs of a matrix each for itself and need no barrier.
+  // `own_rows`: up to this many rows, each thread converts a matrix's inputs for itself, without a barrier.
   WorkOfPass(const Stack& stack, const Rows& rows, int own_rows)
       : stack_(stack), rows_(rows), conversion_(rows.rows <= own_rows ? 0 : 1) {}
 
@@ -28,7 +28,7 @@ class WorkOfPass {
     }
     return *this;
   }
-  // The two parts of an encoder's layer.
+  // The two parts of an encoder layer.
   WorkOfPass& keys_values(const Layer& layer) {
     if (layer.self.out.outputs && layer.self.heads) matrix(layer.self.keys_values, rows_.rows);
     barriers_ += conversion_ + 1;
@@ -53,10 +53,10 @@ class WorkOfPass {
     return *this;
   }
 
-  Work sum() const { return {ns_, barriers_ + 1, stack_.causal ? 0 : 1}; }  // and the pool's own barrier at the end
+  Work sum() const { return {ns_, barriers_ + 1, stack_.causal ? 0 : 1}; }  // plus the pool's own barrier at the end
 
  private:
-  // Of one core: bytes of weights from memory, and multiply-adds, a nanosecond.
+  // Per core and nanosecond: bytes of weights from memory, and multiply-adds.
   static constexpr double kBytes = 20, kFloats = 30, kHalves = 50, kInts = 100;
 
   void matrix(const Matrix& m, int rows) {
@@ -86,7 +86,7 @@ class WorkOfPass {
   }
   void residual(const Matrix& m) {
     matrix(m, rows_.rows);
-    barriers_ += (m.dtype == kFloat32 ? 0 : conversion_) + (stack_.norm_first ? 1 : 2);  // float32 stays as it is
+    barriers_ += (m.dtype == kFloat32 ? 0 : conversion_) + (stack_.norm_first ? 1 : 2);  // float32 is not converted
   }
 
   const Stack& stack_;

@@ -1,1 +1,1 @@
-"""Linear maps: one interface, a file a format. Weights are laid out when they are loaded."""
+"""Linear maps: one interface, one file per format. Weights are laid out when they are loaded."""

@@ -1,8 +1,8 @@
 """Weights in bitsandbytes' formats: LLM.int8 and NF4. Axes: N rows, I inputs, O outputs.
 
-LLM.int8 here is its arithmetic of whole rows: weights by output, inputs by row. Its second part, columns with outliers
-in half precision, is left out, because it picks the columns by what all rows of a batch hold: a neighbour would change
-a result, and the sizes that come of it cannot be recorded as a CUDA graph.
+LLM.int8 here means its arithmetic on whole rows, weights scaled by output, inputs by row. Its second part, outlier
+columns in half precision, is left out, because it picks the columns by all rows of a batch: a neighbour would change a
+result, and the resulting sizes cannot be recorded as a CUDA graph.
 """
 
 from types import ModuleType
@@ -14,7 +14,7 @@ from torch import Tensor
 from server.engine.errors import LoadError
 from server.engine.pytorch.matrices.matrix import Matrix, activate_in_place
 
-# Bytes that a weight takes, the scales of its block among them.
+# Bytes per weight, including the scales of its block.
 BYTES_PER_WEIGHT = {"bnb-int8": 1.0, "bnb-nf4": 0.5 + 4 / 64}
 
 _STEPS = 127
@@ -23,10 +23,10 @@ _INT8_MULTIPLE = 16  # of inputs, for CUDA's products
 
 
 class BnbInt8Matrix:
-    """Eight bits a weight; the product is computed in whole numbers. Inputs pass through float16."""
+    """Eight bits per weight; the product is computed in integers. Inputs pass through float16."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        """The weight in float32, the bias in the dtype of the rows that will come."""
+        """The weight is float32; the bias has the dtype of the input rows."""
         self._library = _bitsandbytes()
         padded_OI = _pad_inputs(weight_OI, _INT8_MULTIPLE)
         self._peak_O = padded_OI.abs().amax(1)
@@ -51,12 +51,12 @@ class BnbInt8Matrix:
 
 
 class BnbNf4Matrix:
-    """Four bits a weight, NF4 in blocks of 64 inputs of one output; the product is computed in the rows' dtype."""
+    """Four bits per weight, NF4 in blocks of 64 inputs of one output; the product is computed in the rows' dtype."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        """The weight in float32, the bias in the dtype of the rows that will come."""
+        """The weight is float32; the bias has the dtype of the input rows."""
         self._library = _bitsandbytes()
-        # Whole blocks: on CPUs bitsandbytes 0.50 takes the scales of the wrong blocks where rows end within one.
+        # Whole blocks: on CPUs bitsandbytes 0.50 takes the wrong blocks' scales if rows end inside a block.
         self._packed, self._state = self._library.functional.quantize_4bit(
             _pad_inputs(weight_OI, _NF4_BLOCK).contiguous(), blocksize=_NF4_BLOCK, quant_type="nf4"
         )
@@ -82,10 +82,10 @@ def quantize(kind: str, weight_OI: Tensor, bias_O: Tensor | None) -> Matrix:
 
 
 def check_bitsandbytes(kind: str, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Compute a small product as it will be computed.
+    """Try a small product of the kind the model will need.
 
     Raises:
-        LoadError: bitsandbytes is not installed, or has nothing for this device.
+        LoadError: bitsandbytes is not installed, or does not support this device.
     """
     try:
         quantize(kind, torch.ones(64, 64, device=device), None).apply(torch.ones(1, 64, dtype=dtype, device=device))
@@ -99,7 +99,7 @@ def check_bitsandbytes(kind: str, *, dtype: torch.dtype, device: torch.device) -
 
 
 def _bitsandbytes() -> ModuleType:
-    import bitsandbytes  # takes a second, which only those who want it shall wait
+    import bitsandbytes  # takes a second, so only import it when it is needed
 
     module: ModuleType = bitsandbytes
     return module

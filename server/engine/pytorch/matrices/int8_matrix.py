@@ -1,7 +1,7 @@
-"""Products of whole numbers of eight bits in PyTorch, with the numbers of the native operator: int8 where it is not.
+"""8-bit integer products in PyTorch, with the native operator's numbers: int8 where that operator is not available.
 
-Weights are rounded to 127 steps a side of each output, inputs to 127 steps a side of each row, so that a row's result
-does not depend on its neighbours. Axes: N rows, I inputs, O outputs.
+Weights are rounded to 127 steps on each side of zero per output, inputs to 127 steps on each side per row, so that a
+row's result does not depend on its neighbours. Axes: N rows, I inputs, O outputs.
 """
 
 from functools import cache
@@ -15,14 +15,14 @@ _STEPS = 127
 
 
 class Int8Matrix:
-    """A linear map of float32 rows whose product is computed in whole numbers."""
+    """A linear map of float32 rows whose product is computed in integers."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         """Both in float32."""
         peak_O1 = weight_OI.abs().amax(1, keepdim=True)
         scale_O1 = peak_O1 / _STEPS
         steps_OI = (weight_OI / torch.where(peak_O1 == 0, 1.0, scale_O1)).round_().clamp_(-_STEPS, _STEPS)
-        # PyTorch 2.13 reads beyond a matrix of one input, whose strides look like those of one output.
+        # PyTorch 2.13 reads past a matrix with one input, because its strides look like those of one output.
         self._exact = weight_OI.shape[1] > 1 and int8_products_are_exact()
         self._steps_IO = (steps_OI.to(torch.int8) if self._exact else steps_OI).t()
         self._scale_O = scale_O1.view(-1)
@@ -46,7 +46,7 @@ class Int8Matrix:
 
 
 class RoundedRowsMatrix:
-    """The same rows with weights as they come: of int4, whose steps they are whole multiples of."""
+    """The same rounded rows with weights as given: int4's, which are whole multiples of their steps."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         """Both in float32."""
@@ -67,17 +67,17 @@ class RoundedRowsMatrix:
 
 
 def _rounded_rows(x_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row in whole steps, and its step [N, 1]."""
-    peak_N1 = x_NI.abs().amax(1, keepdim=True)  # NaN stays NaN, and reaches the result through the step
+    """Each row in whole steps, and its step size [N, 1]."""
+    peak_N1 = x_NI.abs().amax(1, keepdim=True)  # NaN stays NaN and reaches the result through the step
     step_N1 = torch.where(peak_N1 == 0, 1.0, peak_N1 / _STEPS)
     return (x_NI * step_N1.reciprocal()).round_(), step_N1
 
 
 @cache
 def int8_products_are_exact() -> bool:
-    """Whether this processor's products of whole numbers are whole: without VNNI, oneDNN's sums of pairs saturate.
+    """Whether this processor's integer products are exact: without VNNI, oneDNN's sums of pairs saturate.
 
-    Where they are not, the same whole numbers are multiplied in float32, which holds their sums exactly up to 2^24.
+    If not, the same integers are multiplied in float32, which holds their sums exactly up to 2^24.
     """
     for rows in (1, 8, 33):
         x, weight = (torch.full((n, 256), _STEPS, dtype=torch.int8) for n in (rows, 64))

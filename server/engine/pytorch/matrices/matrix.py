@@ -1,4 +1,4 @@
-"""Linear maps in the layout that is fastest where they are used. Axes: N rows, I inputs, O outputs."""
+"""Linear maps in the fastest layout for their use. Axes: N rows, I inputs, O outputs."""
 
 from typing import Protocol
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from server.engine.capabilities import torch_bfloat16
 
-# Up to this size a second copy of a matrix is worth its memory: a single row goes through MKL then, whose fixed cost
-# is lower than oneDNN's. Larger products are bound by memory bandwidth, where the two are close.
+# Up to this size a second copy of a matrix is worth its memory: a single row then goes through MKL, whose fixed cost is
+# lower than oneDNN's. Larger products are bound by memory bandwidth, where the two are close.
 SINGLE_ROW_COPY_BYTES = 4 * 2**20
 
-# Packing for any row count above one gives the same blocked layout; it serves a single row as well.
+# Packing for any row count above one gives the same blocked layout, which also serves a single row.
 _PACK_ROWS = 8
 
 _ONEDNN_ACTIVATIONS = {
@@ -28,20 +28,20 @@ class Matrix(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Memory that it holds."""
+        """The memory it holds."""
 
     def apply(self, x_NI: Tensor) -> Tensor:
-        """The map of each row [N, O]."""
+        """The map applied to each row [N, O]."""
 
     def activate(self, x_NI: Tensor, activation: str) -> Tensor:
-        """`activation` of it [N, O]; the names are those of `Network.activation`."""
+        """`activation` of the map [N, O]; the names are those of `Network.activation`."""
 
     def add(self, x_NI: Tensor, residual_NO: Tensor) -> Tensor:
-        """The residual plus it [N, O]; the residual's memory may be used for it."""
+        """The residual plus the map [N, O]; may reuse the residual's memory."""
 
 
 class PlainMatrix:
-    """Weights as they come, [O, I]: for CUDA and for float64."""
+    """Weights as given, [O, I]: for CUDA and for float64."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         self._weight_IO = weight_OI.t()
@@ -62,14 +62,14 @@ class PackedMatrix:
     """Weights in oneDNN's blocked layout: for float32 and bfloat16 on a CPU."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> None:
-        """`single_rows`: the matrix will often meet one row alone."""
+        """`single_rows`: the matrix will often get a single row."""
         outputs, inputs = weight_OI.shape
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _PACK_ROWS)
         self._bias_O = bias_O
         self._weight_IO: Tensor | None = None
         self.nbytes = weight_OI.nbytes
         if single_rows and weight_OI.dtype == torch.float32 and weight_OI.nbytes <= SINGLE_ROW_COPY_BYTES:
-            # MKL's product of one row is quickest along the longer side.
+            # MKL's product of one row is fastest along the longer side.
             self._weight_IO = weight_OI.t().contiguous() if outputs >= inputs else weight_OI.contiguous().t()
             self.nbytes *= 2
         if bias_O is not None:
@@ -101,7 +101,7 @@ class PackedMatrix:
 
 
 class WideMatrix:
-    """Weights in float32 between inputs in half precision and a residual in float32."""
+    """Float32 weights between half-precision inputs and a float32 residual."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         """Both in float32."""
@@ -119,7 +119,7 @@ class WideMatrix:
 
 
 def lay_out(weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
-    """The map in the layout for its device and dtype; `single_rows`: it will often meet one row alone."""
+    """The map in the layout for its device and dtype; `single_rows`: it will often get a single row."""
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if weight_OI.device.type == "cpu" and has_onednn and _onednn_takes(weight_OI.dtype):
         return PackedMatrix(weight_OI, bias_O, single_rows=single_rows)
@@ -127,7 +127,7 @@ def lay_out(weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> M
 
 
 def _onednn_takes(dtype: torch.dtype) -> bool:
-    """On this processor; PyTorch's own product in bfloat16 is right on every one, if slow."""
+    """On this processor; PyTorch's own bfloat16 product is correct on every processor, if slow."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch_bfloat16() is None)
 
 
@@ -144,7 +144,7 @@ def _add(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None, residual_NO: Te
 
 
 def activate_in_place(x: Tensor, activation: str) -> Tensor:
-    """`activation` of x, whose memory may be used for it."""
+    """`activation` of x; may reuse its memory."""
     if activation == "relu":
         return x.relu_()
     if activation == "silu":

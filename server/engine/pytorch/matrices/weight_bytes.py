@@ -1,4 +1,4 @@
-"""What weights will take of a device's memory, known before any is read."""
+"""How much device memory the weights will take, computed before any is read."""
 
 import math
 
@@ -11,7 +11,7 @@ from server.engine.pytorch.matrices.int8_matrix import int8_products_are_exact
 
 
 def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> int:
-    """What PyTorch's weights take, computed in `dtype`; `quantization` as `build_model` has it."""
+    """The bytes of PyTorch's weights if it computes in `dtype`; `quantization` as in `build_model`."""
     in_layers = output = float(dtype.itemsize)
     if quantization == "int8":
         in_layers = output = 1.0 if int8_products_are_exact() else 4.0
@@ -19,13 +19,13 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> int:
         output = 1.0 if int8_products_are_exact() else 4.0
     elif quantization != "none":
         in_layers = BYTES_PER_WEIGHT[quantization]
-    # The output matrix holds a norm or a layout of its own, so a tied one is there twice.
+    # The output matrix has a folded norm or its own layout, so a tied one is in memory twice.
     count = spec.target_vocab_size * spec.d_model * output
     layout = layout_of(spec)
-    sizes: dict[str, float] = {}  # of a number, by the name of its matrix
+    sizes: dict[str, float] = {}  # bytes per number, by matrix name
     for sublayer in layout.sublayers():
         sizes |= {f"{matrix}.weight": in_layers for matrix in (*sublayer.inputs, sublayer.out)}
-        if dtype == torch.float16 and not layout.biases and not sublayer.has_heads:  # as `build_model` has it
+        if dtype == torch.float16 and not layout.biases and not sublayer.has_heads:  # as in `build_model`
             sizes[f"{sublayer.out}.weight"] = 4.0
     for name, shape in layout.shapes():
         count += math.prod(shape) * sizes.get(name, dtype.itemsize)
