@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-# What `python -m server` takes behind a model's name.
+# The keys that `python -m server` accepts after a model's name.
 MODEL_KEYS = (
     *("dtype", "device", "backend", "graphs", "quantization", "threads", "slots"),
     *("max_source_tokens", "max_new_tokens", "max_encode_tokens"),
@@ -58,9 +58,9 @@ def replace_by_server(
     store: Path | None,
     extra: Sequence[str] = (),
 ) -> NoReturn:
-    """Become `python -m server`: signals then reach it directly, and nothing of HTTP is imported here."""
+    """Become `python -m server`: signals then reach it directly, and no HTTP code is imported here."""
     arguments = [sys.executable, "-m", "server"]
-    # What is not given is left to the server, whose file and environment may say it.
+    # Flags that are not given are left to the server: its file or its environment may set them.
     for flag, value in (("--host", host), ("--port", port), ("--store", store)):
         if value is not None:
             arguments += [flag, str(value)]
