@@ -22,31 +22,31 @@ from model_store.version.ref import looks_like_path
 from nash.errors import RequestError
 from nash.precision import Precision
 
-HUB_PREFIX = "hub:"  # of a path that stands for a data set on the hub
+HUB_PREFIX = "hub:"  # starts a path that stands for a data set on the hub
 
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
 LayerSelection = Literal["uniform", "low", "high", "auto"]
-# Far above what anybody means, and below what the libraries cannot count with.
+# Far above any sensible value, and within what the libraries can handle.
 MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e30, 2**32 - 1
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
-SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: what a speedup chooses instead
+SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: `speedup` chooses these
 
 
 class Section(BaseModel):
-    """A table of a recipe: unknown keys, values of another type and numbers that are none are refused."""
+    """A table of a recipe: unknown keys, values of a wrong type, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _resolve_paths(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML has no paths: a text where a path is wanted is taken relative to the recipe's folder."""
+        """TOML has no path type: a string in a path field is resolved relative to the recipe's folder."""
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and field.annotation in (Path, Path | None):
             if "\0" in value:
@@ -58,18 +58,18 @@ class Section(BaseModel):
 
 
 class DataLayout(Section):
-    """Which columns of the data hold what. `a.b` is the value b within column a.
+    """The columns that hold sources and targets. `a.b` is the value b within column a.
 
-    A target is a text or a list of texts, all of them right; several columns are several right answers.
+    A target is a text or a list of texts, all of them correct; several columns are several correct answers.
     """
 
     source_column: str = "source"
     target_columns: list[str] = Field(default=["target"], min_length=1)
-    prefix: str = ""  # stands before every source, as in "summarize: "
+    prefix: str = ""  # put before every source, such as "summarize: "
 
     @property
     def example(self) -> str:
-        """What a row looks like, for the messages of errors."""
+        """What a row looks like, for error messages."""
         targets = ", ".join(f'"{column}": text or [text, ...]' for column in self.target_columns)
         return f'{{"{self.source_column}": text, {targets}}}'
 
@@ -77,21 +77,22 @@ class DataLayout(Section):
 class DataRecipe(DataLayout):
     """The data of each split, and length limits in tokens.
 
-    A file (JSONL, .csv, .tsv, .parquet), a folder saved by `datasets`, or `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
+    A split is a file (JSONL, .csv, .tsv, .parquet), a folder saved by `datasets`, or
+    `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
     """
 
     train: Path
     validation: Path
     test: Path | None = None
-    test_rows: int | None = Field(default=None, ge=1)  # evaluate on the first so many rows only
+    test_rows: int | None = Field(default=None, ge=1)  # evaluate only on this many rows, from the first
     max_source_tokens: Count = 512
     max_target_tokens: Count = 256
 
 
 class OptimizationRecipe(Section):
-    """One phase of training. A step is one update of the weights. No epochs: the phase is passed over.
+    """One phase of training. A step is one update of the weights. With 0 epochs the phase is skipped.
 
-    Precision "auto" is bfloat16 where the hardware has it, else float32.
+    Precision "auto" is bfloat16 if the hardware has it, else float32.
     """
 
     epochs: float = Field(default=1.0, ge=0)
@@ -109,7 +110,7 @@ class OptimizationRecipe(Section):
 
 
 class T5Shape(Section):
-    """The shape of a T5 that is trained from nothing. The vocabulary is the tokenizer's."""
+    """The shape of a T5 that is trained from scratch. The vocabulary is the tokenizer's."""
 
     d_model: Count
     num_heads: Count
@@ -122,10 +123,10 @@ class T5Shape(Section):
 
 
 class FinetuneRecipe(Section):
-    """`nash finetune`: start from `model` (a path or a reference), or from nothing with `shape` and `tokenizer`.
+    """`nash finetune`: start from `model` (a path or a reference), or from scratch with `shape` and `tokenizer`.
 
-    With `layer_dropout`, each decoder layer but the first is left out of an update with this probability, so that the
-    model takes it well when `nash prune` drops layers for good.
+    With `layer_dropout`, each decoder layer except the first is skipped in an update with this probability, so that the
+    model tolerates it when `nash prune` drops layers for good.
     """
 
     model: str | None = None
@@ -150,13 +151,13 @@ class FinetuneRecipe(Section):
 
 
 class PruningRecipe(Section):
-    """What to cut. Sparsity is a fraction of the encoder's weights in heads and feed-forward units.
+    """What to cut. Sparsity is the fraction cut from the encoder's weights in heads and feed-forward units.
 
-    NASH has gates on the encoder's heads and units. With `gated_stacks` "both" the decoder's are cut as well, and the
-    sparsity is that of both stacks: CoFi, with `gate_sublayers`. `repair` refits cut matrices before the final phase.
-    `trim_vocab` keeps the tokens that the training rows need.
+    NASH puts gates on the encoder's heads and units. With `gated_stacks` "both" the decoder's are cut as well, and the
+    sparsity is that of both stacks; with `gate_sublayers` too, this is CoFi. `repair` refits cut matrices before the
+    final phase. `trim_vocab` keeps only the tokens that the training rows need.
 
-    `speedup` asks for a speed instead: how many times faster than the dense model under the recipe's workload.
+    `speedup` requests a speed instead: how many times faster than the dense model under the recipe's workload.
     """
 
     speedup: float | None = Field(default=None, gt=1)
@@ -175,10 +176,10 @@ class PruningRecipe(Section):
 
 
 class WorkloadRecipe(Section):
-    """What speed is asked and measured for: requests that arrive together, and how the engine computes.
+    """The workload for which speed is requested and measured: requests that arrive together, and the engine's settings.
 
-    Lengths that are not given are the data's. The dtype "auto" is the fastest of which the dense version in the store
-    has a record that its quality holds, else float32.
+    Lengths that are not given come from the data. The dtype "auto" is the fastest one for which the store has a record
+    that the dense version's quality holds, else float32.
     """
 
     batch: int = Field(default=1, ge=1)
@@ -189,7 +190,7 @@ class WorkloadRecipe(Section):
 
 
 class QuantizationRecipe(Section):
-    """What the finished model has besides: with `int4`, its layers in four bits a weight, calibrated on the data."""
+    """What to add to the finished model: with `int4`, its layers in four bits a weight, calibrated on the data."""
 
     int4: bool = False
 
@@ -197,8 +198,8 @@ class QuantizationRecipe(Section):
 class DistillationRecipe(Section):
     """Weights of the losses; a weight of zero switches its loss off.
 
-    The teacher's encoder layers are compared with the nearest of the student's ("dynamic", as CoFi does) or with those
-    of the same number ("same"). With `sequence_level` the targets are the teacher's own answers.
+    The teacher's encoder layers are compared with the student's nearest layers ("dynamic", as in CoFi) or with those of
+    the same number ("same"). With `sequence_level` the targets are the teacher's own answers.
     """
 
     task_weight: float = Field(default=1.0, ge=0)
@@ -234,7 +235,7 @@ class PruneRecipe(Section):
 
     @property
     def precisions(self) -> list[Precision]:
-        """Those of the phases that are not passed over."""
+        """The precisions of the phases that are not skipped."""
         return [phase.precision for phase in (self.prune_training, self.final_training) if phase.epochs]
 
     @model_validator(mode="after")
@@ -265,7 +266,7 @@ R = TypeVar("R", bound=Section)
 
 
 def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = None) -> R:
-    """Read a recipe file; `overrides` are dotted keys of the command line that win over the file's.
+    """Read a recipe file; `overrides` are dotted keys from the command line that win over the file's.
 
     Raises:
         RequestError: the file cannot be read, is not TOML, or a key or a value in it is wrong.
@@ -274,7 +275,7 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
         raise RequestError(f"recipe {path} is not valid TOML: {error}") from error
     model = table.get("model")
     if isinstance(model, str) and looks_like_path(model):
@@ -285,7 +286,7 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
 def build_recipe(
     kind: type[R], table: dict[str, Any], origin: str, folder: Path, overrides: dict[str, Any] | None = None
 ) -> R:
-    """Make a recipe from parsed keys; `origin` names where they came from in errors.
+    """Make a recipe from parsed keys; `origin` names their source in errors.
 
     Raises:
         RequestError: a key is unknown or a value is wrong; the message names them all.
@@ -293,14 +294,14 @@ def build_recipe(
     overrides = overrides or {}
     pruning = table.get("pruning")
     if "pruning.speedup" in overrides and isinstance(pruning, dict):
-        for key in SHAPE_KEYS:  # the speed on the command line stands in for the recipe's shape
+        for key in SHAPE_KEYS:  # the speed on the command line replaces the recipe's shape
             pruning.pop(key, None)
     for dotted, value in overrides.items():
         *sections, key = dotted.split(".")
         target: Any = table
         for section in sections:
             target = target.setdefault(section, {}) if isinstance(target, dict) else target
-        if isinstance(target, dict):  # what stands in a section's place is refused below
+        if isinstance(target, dict):  # anything else in a section's place is refused below
             target[key] = value
     try:
         return kind.model_validate(table, context={"folder": folder})
@@ -326,7 +327,7 @@ def _known_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str
     """The keys of the section at `place`, for the error message."""
     section = kind
     for part in place:
-        if isinstance(part, int):  # a table of a list: its section is the list's
+        if isinstance(part, int):  # a table in a list: its section is the list's
             continue
         annotation = section.model_fields[str(part)].annotation
         options = getattr(annotation, "__args__", (annotation,))
