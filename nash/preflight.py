@@ -54,7 +54,7 @@ def check_files(model: Model, *names: str) -> None:
     """Check the files that a model is loaded from: the named ones, by default its weights and its tokenizer.
 
     Raises:
-        model_store.errors.InvalidRequestError: a file is missing, or the weights file is truncated.
+        model_store.errors.InvalidRequestError: a file is missing, or the weights file is damaged.
     """
     model.require(*names or (WEIGHTS, TOKENIZER))
     model.check_weights()

@@ -36,7 +36,7 @@ def export(model: Model, form: Format, out: Path) -> None:
         NashError: the disk is full.
     """
     names = list_files(model.folder)
-    model.check_weights()  # do not copy a truncated file
+    model.check_weights()  # do not copy a damaged file
     widened = form == "hf-dense" and model.pruned
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)

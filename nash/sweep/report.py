@@ -46,7 +46,7 @@ class PointFigures:
     total_ms: float
     speedup: float
     speedup_quartiles: tuple[float, float]  # of the ratios turn by turn
-    ref: str | None = None  # None if it was not published
+    ref: str | None = None  # the published version, if any
 
     def document(self) -> dict[str, Any]:
         """The point as one JSON object; it has `ref` only if the point was published."""

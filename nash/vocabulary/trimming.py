@@ -47,7 +47,7 @@ class VocabularyReport:
     kept: int
     data: int  # tokens of the texts
     special: int  # added tokens, and those that a configuration names
-    merged: int  # tokens that merge into those above
+    merged: int  # tokens that merge, in one or more steps, into those above
     fallback: int  # single characters and bytes, for other texts
 
 
