@@ -37,7 +37,7 @@ Recipe = TypeVar("Recipe", FinetuneRecipe, PruneRecipe)
 
 
 def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None) -> None:
-    """Read the first rows of a data file; where reading needs the package `datasets`, only look for both.
+    """Read the first rows of a data file; data that need the package `datasets` are not read here, only looked for.
 
     Raises:
         RequestError: the data are missing, a row is malformed, or the metric cannot compare with a target.

@@ -16,7 +16,8 @@ from server.engine.interface.parameters import GenerationParameters
 from server.engine.scheduler import BATCH_POSITIONS, group_by_length
 from server.engine.sequence import Sequence
 
-# The assumed cost of another batch, in positions: the engine's value, one that should suit an H100, and one that forbids it.
+# The assumed cost of another batch, in positions: the engine's value, one that should suit an H100, and a prohibitive
+# one.
 _GROUPINGS = {
     "as the engine groups": BATCH_POSITIONS,
     "a batch costs 448 positions": 448,

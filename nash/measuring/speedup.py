@@ -130,7 +130,7 @@ def settle(
 
 
 def _beside(dense: ModelSpec, shape: ModelSpec, dense_ms: float, measure: Measure) -> tuple[Latency, Latency]:
-    """The dense model and a shape, measured side by side while the machine is as fast as when dense took `dense_ms`."""
+    """The dense model and a shape, measured side by side on a machine as fast as when dense took `dense_ms`."""
     for _ in range(_TRIES):
         reference, found = measure([dense, shape])
         if abs(reference.total_ms / dense_ms - 1) <= _STEADY:

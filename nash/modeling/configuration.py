@@ -1,4 +1,4 @@
-"""Configurations of compact models, a class per family, apart from the models: reading one needs no torch."""
+"""Configurations of compact models, one class per family; separate from the models, as reading one needs no torch."""
 
 from dataclasses import dataclass
 from functools import cache

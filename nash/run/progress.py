@@ -123,7 +123,7 @@ class Stage:
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: seconds below two minutes, then minutes, then hours."""
+    """A readable time span: in seconds below two minutes, then minutes, then hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

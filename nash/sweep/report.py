@@ -210,7 +210,7 @@ class SweepReport:
         )
 
     def document(self) -> dict[str, Any]:
-        """The report as one JSON object. `quality` is the headline metric in percent, inverted if lower is better."""
+        """The report as one JSON object. `quality` is the headline metric in percent, or 100 minus an error rate."""
         return {
             "model": self.name,
             "metric": HEADLINE[self.metric],
