@@ -12,8 +12,8 @@ PASS_EVERYTHING = {"ignore_unknown_options": True, "allow_extra_args": True, "he
 
 def command(context: typer.Context) -> None:
     """Put a server's variants under load and report how much faster each one answers."""
-    # A separate process, because Locust replaces half of the standard library when it is imported.
-    # SIGINT stays blocked until that process can handle it.
+    # Run it as a program of its own, because Locust replaces half of the standard library when it is imported.
+    # SIGINT stays blocked until that program can handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.stdout.flush()
     sys.stderr.flush()

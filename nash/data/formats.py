@@ -160,7 +160,7 @@ def _from_saved(path: Path) -> Iterator[Placed]:
     datasets = _datasets(path)
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a damaged JSON file raises any of these
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a damaged JSON file may raise any
         raise _unreadable(path, error) from error
     if isinstance(found, datasets.DatasetDict):
         raise RequestError(f"{path} holds several splits: give one of {', '.join(str(path / name) for name in found)}")
