@@ -1,11 +1,11 @@
 """The native operator: one plain shared library for each instruction set of server/engine/native/operator/sets.py.
 
-They are loaded by ctypes and know nothing of Python, so one wheel serves every Python 3. What the compiler cannot make
-is left out with one line that says so, and PyTorch does its work.
+ctypes loads them and they do not depend on Python, so one wheel serves every Python 3. A library that the compiler
+cannot build is left out with a one-line message, and PyTorch does its work.
 
 CXX           the compiler, c++ by default
-NASH_TARGET   an architecture of sets.py, this machine's by default. Who names it wants its operator: a set that
-              cannot be made then ends the build. `NASH_TARGET=aarch64 CXX=aarch64-linux-gnu-g++ pip wheel --no-deps .`
+NASH_TARGET   an architecture of sets.py, this machine's by default. If it is set, a library that cannot be built ends
+              the build. `NASH_TARGET=aarch64 CXX=aarch64-linux-gnu-g++ pip wheel --no-deps .`
 """
 
 import os
@@ -32,20 +32,20 @@ CODE = [
     "-fPIC",
     "-pthread",
     "-shared",
-    "-ffp-contract=off",  # sums are rounded where the source says so, for any number of rows
+    "-ffp-contract=off",  # round sums where the source says so, for any number of rows
     "-fvisibility=hidden",
 ]
-LEAST_GLIBC = 28  # 2.28 is what torch's own wheels ask for
-# Which GLIBCXX_3.4.x comes on systems with glibc 2.y, as auditwheel's policies have them.
+LEAST_GLIBC = 28  # torch's own wheels need 2.28
+# (x, y): systems with glibc 2.y have GLIBCXX_3.4.x, as in auditwheel's policies.
 LIBSTDCXX = ((24, 28), (28, 31), (29, 34), (30, 35), (33, 39))
 
 TARGET = os.environ.get("NASH_TARGET", "")
 MACHINE = TARGET or platform.machine()
-ON_LINUX = bool(TARGET) or platform.system() == "Linux"  # elsewhere nothing would load what was built
+ON_LINUX = bool(TARGET) or platform.system() == "Linux"  # elsewhere nothing would load the library
 
 
 def instruction_sets() -> dict[str, list[str]]:
-    """By the library's module name, the compiler's flags of each set of the target."""
+    """The compiler flags of each of the target's instruction sets, by the library's module name."""
     table = runpy.run_path(str(NATIVE / "sets.py"))["SETS"]
     if TARGET and TARGET not in (known := sorted({each.machine for each in table})):
         raise SystemExit(f"NASH_TARGET={TARGET}: there are sets for {', '.join(known)}")
@@ -59,10 +59,10 @@ class BuildOperator(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.parallel = True  # a compiler a set, on all cores
+        self.parallel = True  # one compiler per set, on all cores
 
     def run(self) -> None:
-        # A library of another build must not pass for one of this.
+        # A library from another build must not pass for one from this build.
         for folder in [Path(self.build_lib) / NATIVE, *([NATIVE] if self.inplace else [])]:
             for old in folder.glob("stack*.so"):
                 old.unlink()
@@ -94,7 +94,7 @@ class BuildOperator(build_ext):
 class BuildFolder(build):
     def initialize_options(self) -> None:
         super().initialize_options()
-        if TARGET:  # by default it is named after the Python that runs here
+        if TARGET:  # the default name contains the Python that runs here
             self.build_base = f"build/{TARGET}"
 
 
@@ -107,7 +107,7 @@ class Wheel(bdist_wheel):
 
 
 def _linux_level(libraries: list[Path]) -> str:
-    """manylinux_2_N by the symbol versions that the libraries ask for; linux where no N is known to have them."""
+    """manylinux_2_N by the symbol versions that the libraries need; linux if no N is known to have them."""
     binary = b"".join(library.read_bytes() for library in libraries)
     glibc = max([LEAST_GLIBC, *map(int, re.findall(rb"\0GLIBC_2\.(\d+)", binary))])
     libstdcxx = max([0, *map(int, re.findall(rb"\0GLIBCXX_3\.4\.(\d+)", binary))])

@@ -1,4 +1,4 @@
-"""Side-by-side measurements. One file each, run as `python -m benchmarks.NAME`, so there are more than twelve.
+"""Side-by-side measurements, one file each, run as `python -m benchmarks.NAME`; so there are more than twelve.
 
-results/ keeps what they measured, with date and machine.
+results/ holds what they measured, with date and machine.
 """

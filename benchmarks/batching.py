@@ -1,11 +1,12 @@
-"""What continuous batching buys: short requests beside long ones, and mixed lengths against batches that wait.
+"""The gain of continuous batching: short requests beside long ones, and mixed lengths against static batches.
 
     python -m benchmarks.batching --out FILE
 
-A T5 of T5-small's shape with random weights, lengths forced, one engine. (1) Short requests arrive one after the
-other while some long ones run; their latency beside that of the same requests alone. (2) The same requests of mixed
-lengths in the same order: admitted whenever a slot is free; in batches of all slots that end with their longest, every
-row computed to that end, as transformers' generate does it; and in such batches whose finished rows are left out.
+It runs one engine with a T5 of T5-small's shape, random weights and forced lengths. (1) Short requests arrive one after
+the other while some long ones run; their latency is compared with that of the same requests alone. (2) The same
+requests of mixed lengths run in the same order in three ways: admitted whenever a slot is free; in batches of all
+slots that end with their longest answer, every row computed to that end, as transformers' generate does; and in such
+batches without the rows that are finished.
 """
 
 import argparse
@@ -33,7 +34,7 @@ LONG_RUNNING = (1, 2, 4, 8)
 
 
 class Requests:
-    """Makes sequences of forced lengths; equal seeds make equal ones."""
+    """Makes sequences of forced lengths, the same ones in every run."""
 
     def __init__(self, vocabulary: int) -> None:
         self._chance = random.Random(0)
@@ -41,7 +42,7 @@ class Requests:
         self._next = 0
 
     def make(self, *, source_tokens: int, new_tokens: int) -> Sequence:
-        """A new one with random tokens."""
+        """A new sequence with random tokens."""
         self._next += 1
         source = [self._chance.randrange(3, self._vocabulary) for _ in range(source_tokens)]
         return Sequence(
@@ -52,7 +53,7 @@ class Requests:
 
 
 def short_beside_long(engine: Engine, requests: Requests, long_running: int, repeats: int) -> dict[str, Any]:
-    """Latency of short requests, in milliseconds, alone and beside so many long ones."""
+    """Latency of short requests, in milliseconds, alone and beside `long_running` long ones."""
     alone, beside = [], []
     for _ in range(repeats):
         alone.append(_finish(engine, requests.make(**SHORT)))
@@ -85,12 +86,12 @@ def _finish(engine: Engine, sequence: Sequence) -> float:
 
 
 def _time_of_long(engine: Engine, requests: Requests) -> float:
-    """What a short request would wait for where a batch has to end first."""
+    """How long a short request would wait if a batch had to end first."""
     return _finish(engine, requests.make(**LONG))
 
 
 def mixed_lengths(engine: Engine, requests: Requests, slots: int, count: int) -> dict[str, Any]:
-    """Generated tokens a second of the same traffic, both ways; twice in turn, the better of each."""
+    """Generated tokens per second of the same traffic, batched in each way; the better of two turns."""
     chance = random.Random(1)
     shapes = [
         {"source_tokens": chance.randint(8, 96), "new_tokens": min(200, int(chance.expovariate(1 / 40)) + 4)}

@@ -1,10 +1,10 @@
-"""What pruning buys through the server: the same words to each variant by `POST /generate`, in turns.
+"""The gain of pruning through the server: the same words are sent to each variant by `POST /generate`, in turns.
 
     python -m benchmarks.end_to_end --store STORE --model g2p@dense --model g2p@pruned --data test.jsonl --out FILE
 
-Starts the server with the models given, the first of them the baseline. Each round sends the same words to every
-variant, one variant after the other, one request at a time and then with 16 in flight; a ratio is that of the two
-variants within a round, and the figure quoted is the median over the rounds. The client runs on the same machine.
+It starts the server with the given models; the first is the baseline. Each round sends the same words to every variant,
+one variant after the other. All rounds are run with one request at a time and then with 16 in flight. A ratio compares
+two variants within a round; the quoted figure is the median over the rounds. The client runs on the same machine.
 """
 
 import argparse
@@ -55,12 +55,12 @@ def main() -> None:
 
 def _sources(path: Path, count: int) -> list[str]:
     rows = [json.loads(line)["source"] for line in path.read_text(encoding="utf-8").split("\n") if line]
-    step = max(1, len(rows) // count)  # the file is sorted: take words from all of it
+    step = max(1, len(rows) // count)  # the file is sorted, so take words from all of it
     return list(islice(rows[::step], count))
 
 
 class Server:
-    """A server of the models on a loopback port, for the length of a `with` block."""
+    """A server of the models on a loopback port, for the duration of a `with` block."""
 
     def __init__(self, store: Path, models: list[str], port: int) -> None:
         arguments = [argument for model in models for argument in ("--model", f"{model},dtype=float32")]
@@ -88,7 +88,7 @@ class Server:
 
 
 class Client(threading.local):
-    """One connection a thread."""
+    """One connection per thread."""
 
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)

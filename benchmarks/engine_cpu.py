@@ -2,13 +2,13 @@
 
     python -m benchmarks.engine_cpu --out FILE
 
-Speed does not depend on the weights, so they are random; lengths are forced; decoding is greedy. The contenders run
-in turn, every turn all of them, and a figure is the median over the turns. Everybody gets the same number of cores;
-CTranslate2 runs with one thread and with as many as there are cores, and the better of the two is quoted. A step is
-what one more token costs: the whole run less one that stops after one token.
+Speed does not depend on the weights, so they are random; lengths are forced; decoding is greedy. Every turn runs all
+contenders one after the other, and a figure is the median over the turns. All get the same number of cores; CTranslate2
+runs with one thread and with one per core, and the better result is quoted. The time of a step is the cost of one more
+token: for the peers, a whole run minus a run that stops after one token, divided by the further tokens.
 
-The memory-bandwidth limit of a step is the time to read all weights that it needs once, at the bandwidth that plain
-sums over as many bytes reach in the same run.
+The memory-bandwidth limit of a step is the time to read all the weights that it needs once, at the bandwidth that plain
+sums over a large array reach in the same run.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
 from server.engine.native.arena import Arena
 
-SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
+SETTLE_S = 0.4  # the previous contender's threads may spin for 0.2 s, waiting for work
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who generates: `run(batch)` does it once."""
+    """A generator to measure: `run(batch)` generates once."""
 
     name: str
     dtype: str
@@ -58,7 +58,7 @@ class Contender:
 
 
 def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -> Contender:
-    """Our own, at its own cost of a step."""
+    """Our engine, with the step time that it reports itself."""
     config = EngineConfig(
         dtype=dtype,
         threads=threads,
@@ -78,7 +78,7 @@ def engine(directory: Path, name: str, dtype: str, shape: Shape, threads: int) -
 
 
 def _peer(name: str, generator: Generator, dtype: str, shape: Shape, threads: int) -> Contender:
-    """Somebody else, by the watch."""
+    """A peer, timed from outside."""
 
     def run(batch: int) -> Run:
         sources = [
@@ -98,7 +98,7 @@ def _ctranslate2(directory: Path, dtype: str, shape: Shape, threads: int) -> Con
 
 
 def contenders(folder: Path, shape: Shape, threads: int) -> list[Contender]:
-    """All of them, loaded. CTranslate2 is an extra: `pip install "nash[bench]"`."""
+    """All contenders, loaded. CTranslate2 is an extra: `pip install "nash[bench]"`."""
     dense = build(shape)
     save_with_tokenizer(dense, folder / "dense", shape.vocab_size)
     prune(dense, 2).save_pretrained(folder / "pruned")
@@ -113,7 +113,7 @@ def contenders(folder: Path, shape: Shape, threads: int) -> list[Contender]:
 
 
 def bandwidth(threads: int, size_bytes: int = 2**28) -> float:
-    """Bytes a second that sums over much more than the caches hold reach; the best of a few."""
+    """Bytes per second of sums over an array much larger than the caches; the best of a few runs."""
     torch.set_num_threads(threads)
     numbers = Arena().take(size_bytes // 4, torch.float32)
     numbers.fill_(1.0)
@@ -126,13 +126,13 @@ def bandwidth(threads: int, size_bytes: int = 2**28) -> float:
 
 
 def step_weights(shape: Shape, layers: int) -> int:
-    """Weights that one decode step of a dense decoder of `layers` reads, the vocabulary's among them."""
+    """Number of weights that one decode step of a dense decoder of `layers` reads, including the vocabulary matrix."""
     inner = shape.num_heads * shape.d_kv
     return layers * (6 * shape.d_model * inner + 2 * shape.d_model * shape.d_ff) + shape.vocab_size * shape.d_model
 
 
 def measure_shape(shape: Shape, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """A row a contender and batch."""
+    """One row per contender and batch."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         loaded = contenders(Path(folder), shape, threads)
@@ -161,7 +161,7 @@ def measure_shape(shape: Shape, threads: int, repeats: int) -> list[dict[str, An
 
 
 def ratios(rows: list[dict[str, Any]], bandwidth_bytes_per_s: float) -> list[dict[str, Any]]:
-    """Our dense model beside the peers' best, and beside the bandwidth's limit."""
+    """Our dense model compared with the peers' best and with the bandwidth limit."""
     found = []
     for shape in SHAPES:
         for batch in shape.batches:

@@ -1,4 +1,4 @@
-"""What a measurement ran on, for the head of every results file."""
+"""Describes the machine of a measurement, for the head of every results file."""
 
 import os
 import platform

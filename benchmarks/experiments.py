@@ -1,12 +1,12 @@
 """Writes the tables and plots of docs/experiments.md from the files in benchmarks/results/experiments.
 
 python -m benchmarks.experiments            rewrites tables and plots
-python -m benchmarks.experiments --check    exits 1 if the tables are not what the files say
+python -m benchmarks.experiments --check    exits 1 if the tables differ from the files
 
-`TASK-methods.json`, `TASK-sparsity.json` and `TASK-losses.json` are what `nash sweep --json` printed for the recipe of
-that name in examples/g2p/experiments or, for the task "synopsis", examples/debian/experiments; `TASK-speeds.json` lists
-what `nash prune --speedup ... --json` printed for speed.toml; `headline-*.json` are written by benchmarks/headline.py,
-the other files by the benchmarks of their names.
+`TASK-methods.json`, `TASK-sparsity.json` and `TASK-losses.json` hold the output of `nash sweep --json` for the recipe
+of that name in examples/g2p/experiments or, for the task "synopsis", examples/debian/experiments. `TASK-speeds.json`
+lists the outputs of `nash prune --speedup ... --json` for speed.toml. benchmarks/headline.py writes `headline-*.json`,
+and the benchmarks of the same names write the other files.
 """
 
 import argparse
@@ -31,9 +31,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 PAGE = ROOT / "docs" / "experiments.md"
 PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
-# Tasks with finished models, and what their quality is.
+# Tasks with finished models, and the name of their quality figure.
 QUALITY = {"g2p": "words right, %", "synopsis": "ROUGE-L", "translation": "BLEU"}
-# Tasks with sweeps, and the kind of their metric.
+# Tasks with sweeps, and their kind of metric.
 SWEPT: dict[str, MetricKind] = {"g2p": "phonemes", "synopsis": "summarization"}
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -72,7 +72,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def methods_table(task: str) -> str:
-    """Every method at its shapes, beside the dense model."""
+    """Every method at its shapes, compared with the dense model."""
     sweep = _read(f"{task}-methods.json")
     dense = sweep["dense"]
     rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
@@ -96,7 +96,7 @@ def methods_table(task: str) -> str:
 
 
 def sparsity_table(task: str) -> str:
-    """Quality and the encoder's time over its sparsity."""
+    """Quality and encoder time over encoder sparsity."""
     sweep = _read(f"{task}-sparsity.json")
     points = {point["id"]: point for point in sweep["points"]}
     rows = []
@@ -109,7 +109,7 @@ def sparsity_table(task: str) -> str:
 
 
 def losses_table(task: str) -> str:
-    """Each switch against all as they are, seed by seed."""
+    """Each variant of the losses against all losses, seed by seed."""
     sweep = _read(f"{task}-losses.json")
     points = {point["id"]: point for point in sweep["points"]}
     found = {
@@ -126,7 +126,7 @@ def losses_table(task: str) -> str:
 
 
 def speeds_table(task: str) -> str:
-    """Speed asked for, predicted and measured."""
+    """Requested, predicted and measured speed."""
     rows = [
         [
             f"{run['asked']:g}",
@@ -142,7 +142,7 @@ def speeds_table(task: str) -> str:
 
 
 def headline_table(name: str) -> str:
-    """The best models of a task beside the dense one: quality in either dtype, speed with one thread and two."""
+    """A task's best models beside the dense one: quality in both dtypes, speed with one thread and with two."""
     dense, *others = _read(f"headline-{name}.json")["models"]
     timed = [f"{each['dtype']}, {_threads(each)}" for each in dense["latency"]]
     header = ["", QUALITY[name], "of the dense", f"{QUALITY[name]}, int8", *timed]
@@ -166,7 +166,7 @@ def _what_is_left(model: dict[str, Any]) -> str:
 
 
 def scaling_table() -> str:
-    """What one layer of either stack costs in a whole answer."""
+    """The cost of one layer of each stack in a whole answer."""
     rows = []
     for name in SHAPES:
         for result in _read(f"scaling-{name}.json")["results"]:
@@ -196,7 +196,7 @@ def t5_base_table() -> str:
 
 
 def training_table() -> str:
-    """What a pruning step costs over a plain fine-tuning step of the same student."""
+    """The cost of a pruning step relative to a plain fine-tuning step of the same student."""
     rows = []
     for result in _benchmark("training-cost.json")["results"]:
         step = result["step_ms"]
@@ -227,7 +227,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def scaling_plot(figure: Figure) -> None:
-    """Time of a whole answer over the layers of either stack."""
+    """Time of a whole answer over the layers of each stack."""
     panels = figure.subplots(1, len(SHAPES), squeeze=False)[0]
     for axes, name in zip(panels, SHAPES, strict=True):
         result = _read(f"scaling-{name}.json")["results"][0]
@@ -245,7 +245,7 @@ def scaling_plot(figure: Figure) -> None:
 
 
 def sparsity_plot(figure: Figure) -> None:
-    """Quality over the encoder's sparsity, a panel for each task."""
+    """Quality over encoder sparsity, with a panel for each task."""
     panels = figure.subplots(1, len(SWEPT), squeeze=False)[0]
     for axes, task in zip(panels, SWEPT, strict=True):
         shapes = sorted(_read(f"{task}-sparsity.json")["shapes"], key=lambda shape: shape["encoder_sparsity"])
@@ -256,7 +256,7 @@ def sparsity_plot(figure: Figure) -> None:
 
 
 def methods_plot(task: str, figure: Figure) -> None:
-    """Quality against speed, a mark for each method and shape."""
+    """Quality against speed, with a mark for each method and shape."""
     sweep = _read(f"{task}-methods.json")
     axes: Axes = figure.subplots()
     axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")

@@ -1,10 +1,10 @@
-"""Quality and speed of finished models beside each other: float32 and int8, one thread and two.
+"""Quality and speed of finished models side by side: in float32 and int8, with one thread and with two.
 
     python -m benchmarks.headline g2p@dense g2p@pruned --store STORE --data test.jsonl --metric phonemes \
         --max-source-tokens 64 --max-new-tokens 64 --source-tokens 9 --new-tokens 7 --out FILE
 
-The first model is the dense one. Quality is that of the whole file as the engine decodes it in that dtype. Times are
-those of one request alone with the lengths forced, the fast runs of each model, all models run in turn.
+The first model is the dense one. Quality is measured on the whole file, decoded by the engine in that dtype. Times are
+those of a single request with forced lengths: the fast runs of each model, with all models run in turn.
 """
 
 import argparse
@@ -33,13 +33,13 @@ THREADS = (1, 2)
 def qualities(
     models: Sequence[FoundModel], rows: Sequence[Row], metric: MetricKind, config: EngineConfig
 ) -> list[dict[str, Any]]:
-    """Metrics of every model, and the one that counts, in percent and more is better."""
+    """All metrics of every model, and its quality: the headline metric in percent, higher being better."""
     found = [evaluate(model.model, rows, metric, config).metrics for model in models]
     return [{"dtype": config.dtype, "metrics": each, "quality": quality(metric, each)} for each in found]
 
 
 def times(models: Sequence[FoundModel], workload: Workload, seconds: float) -> list[dict[str, Any]]:
-    """Latency of every model, and how many times as fast as the first it is."""
+    """Latency of every model, and how many times as fast it is as the first one."""
     engines = [Engine.load(model.model, workload.config) for model in models]
     fast = [quantile(runs, FAST) for runs in measure_for(engines, workload, seconds, fewest=21, most=2001)]
     same = {"dtype": workload.dtype, "threads": workload.threads}
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def shape(model: FoundModel) -> dict[str, Any]:
-    """What is left of the dense model."""
+    """The remaining shape of a model."""
     spec = model.model.spec
     return {"ref": model.ref, "decoder_layers": len(spec.decoder), "encoder_sparsity": spec.encoder_sparsity}
 

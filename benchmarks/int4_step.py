@@ -1,9 +1,10 @@
-"""int4 beside int8 at batch 1: a decode step, and what of it the decoder's layers take.
+"""int4 beside int8 at batch 1: the time of a decode step, and the part that the decoder's layers take.
 
     python -m benchmarks.int4_step --out FILE
 
-T5-base's shape, random weights (int4 plainly rounded), forced lengths. All four run in turn: each dtype with its whole
-decoder and without any decoder layer. Ratios are of runs that stand side by side in time; their medians.
+The models have T5-base's shape and random weights (plainly rounded for int4); lengths are forced. Four models run in
+turn: each dtype with its whole decoder and without any decoder layer. Ratios compare runs adjacent in time; the figures
+are their medians.
 """
 
 import argparse

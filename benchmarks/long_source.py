@@ -1,11 +1,11 @@
-"""A short request that runs while a long source comes, and the long one's wait.
+"""A short request that runs while a long source arrives, and the long request's wait.
 
     python -m benchmarks.long_source --out FILE
 
-T5-base's shape, random weights, forced lengths. One request decodes; then a source of 1,024 tokens arrives. Compared,
-in turn: the time of the running request's steps alone and beside the long source; the long one's time to its first
-token alone and beside the running request; and the same with sources encoded at once (no slices), as it would be
-without them.
+The model has T5-base's shape and random weights; lengths are forced. One request decodes; then a source of 1,024 tokens
+arrives. The benchmark compares, in turn, the running request's step times alone and beside the long source, and the
+long request's time to its first token alone and beside the running request. It repeats this with sources encoded at
+once instead of in slices.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from server.engine.sequence import Sequence
 
 SHORT_TOKENS, LONG_TOKENS = 64, 1024
 STEPS_BEFORE = 8  # of the short request, before the long one arrives
-STEPS_ALONE = 200  # about as many as it makes beside the long one: a longest step is the longest of so many
+STEPS_ALONE = 200  # about as many as beside the long one, so that the longest steps are comparable
 
 
-# Of the sorted steps of a run. Each is put over the same one of the steps alone.
+# Figures of a run's sorted steps. Each is divided by the same figure of the steps alone.
 STEPS: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "p95": lambda steps: steps[int(0.95 * (len(steps) - 1))],
@@ -42,10 +42,10 @@ STEPS: dict[str, Callable[[list[float]], float]] = {
 
 @dataclass(frozen=True)
 class Beside:
-    """One run of both, in milliseconds."""
+    """One run of both requests, in milliseconds."""
 
-    gaps_ms: list[float]  # between tokens of the short request from the arrival of the long one to its first token
-    first_token_ms: float  # of the long one, from its arrival
+    gaps_ms: list[float]  # of the short request's steps, from the long request's arrival to its first token
+    first_token_ms: float  # of the long request, from its arrival
 
 
 def _sequence(number: int, tokens: int, new_tokens: int) -> Sequence:
@@ -60,7 +60,7 @@ def _finish(engine: Engine, numbers: list[int]) -> None:
 
 
 def alone(engine: Engine, steps: int) -> tuple[list[float], float]:
-    """Milliseconds of a short request's steps, and a long one's time to its first token, nobody beside them."""
+    """A short request's step times and a long request's time to its first token, in milliseconds, each alone."""
     engine.add(_sequence(0, SHORT_TOKENS, 500))
     gaps_ms = []
     for step in range(steps + STEPS_BEFORE):
@@ -78,7 +78,7 @@ def alone(engine: Engine, steps: int) -> tuple[list[float], float]:
 
 
 def beside(engine: Engine) -> Beside:
-    """A long source that comes while a short request runs."""
+    """Add a long source while a short request runs."""
     engine.add(_sequence(0, SHORT_TOKENS, 500))
     for _ in range(STEPS_BEFORE):
         engine.step()
@@ -97,14 +97,14 @@ def beside(engine: Engine) -> Beside:
 
 
 def measure(directory: Path, dtype: str, threads: int | None, turns: int) -> dict[str, Any]:
-    """The medians of some turns."""
+    """The medians over the turns."""
     config = EngineConfig(
         dtype=dtype,
         threads=threads,
         slots=4,
         max_source_tokens=LONG_TOKENS,
         max_new_tokens=512,
-        ahead_s=0.0,  # a step at a time, to be looked at
+        ahead_s=0.0,  # one step at a time, to time each of them
     )
     engine = Engine.load(Model.open(directory), config)
     alone(engine, 8)
@@ -123,7 +123,7 @@ def measure(directory: Path, dtype: str, threads: int | None, turns: int) -> dic
     first_ms = statistics.median(firsts_ms)
 
     def figures(runs: list[Beside]) -> dict[str, float]:
-        # The last step has both requests in it, and the long one's first attention over its whole source.
+        # The last step has both requests, and the long request's first attention over its whole source.
         gaps = [sorted(run.gaps_ms[:-1] or run.gaps_ms) for run in runs]
         return {
             **{

@@ -1,10 +1,10 @@
-"""Whether the dashboard and the load test tell the same story about the same minutes.
+"""Checks whether the dashboard and the load test agree about the same minutes.
 
     python -m benchmarks.operator_view --store STORE --model g2p@dense --model g2p@pruned \\
         --workload examples/g2p/workload.jsonl --rate 40 --duration 2m --out FOLDER
 
-Starts the server and a Prometheus with the committed configuration, runs `nash loadtest` against it, asks the
-dashboard's own queries, and writes the load test's report and `agreement.json` into the folder. Needs Debian's
+It starts the server and a Prometheus with the committed configuration, runs `nash loadtest` against the server, runs
+the dashboard's own queries, and writes the load test's report and `agreement.json` into the folder. It needs Debian's
 prometheus.
 """
 
@@ -26,7 +26,7 @@ PANELS = {"mean": "Speed-up, mean", "p95": "Speed-up, p95"}
 
 
 def main() -> None:
-    """Run the load test under Prometheus' eyes, print both ratios, write the JSON."""
+    """Run the load test while Prometheus scrapes the server, print both ratios, write the JSON."""
     parser = argparse.ArgumentParser(description="The dashboard's speed-up beside the load test's.")
     parser.add_argument("--store", type=Path, default=Path("store"))
     parser.add_argument("--model", action="append", required=True, help="a REF, once for each variant")
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
-    """The name of the model whose variants are compared; what cannot be compared ends the program with status 2."""
+    """The name of the model whose variants are compared; unusable options end the program with status 2."""
     names = {ref.partition("@")[0].partition(":")[0] for ref in options.model}
     if len(set(options.model)) < 2 or len(names) > 1:
         parser.error(f"--model {' '.join(options.model)}: give two variants of one model or more, to compare them")
@@ -86,7 +86,7 @@ def _ask(prometheus: Prometheus, title: str, model: str) -> dict[str, float]:
 
 
 def _beside(variant: dict[str, Any], summary: dict[str, Any], seen: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """A variant's speed-ups from both sides; `difference` is the dashboard's over the load test's, less one."""
+    """A variant's speed-ups from both sides; `difference` is the dashboard's over the load test's, minus one."""
     own = summary["speedups"]["by_ref"][variant["ref"]]["latency"]
     blind = [title for title in PANELS.values() if variant["name"] not in seen[title]]
     if own is None or blind:

@@ -22,7 +22,7 @@ ENGINE, ENGINE_SHAPE = "engine-cpu.json", "t5-small"  # written by benchmarks/en
 
 
 def results_table() -> str:
-    """The example's results as a Markdown table with a line on how they came about."""
+    """The example's results as a Markdown table, with a line on how they were measured."""
     reports = [_read(name) for name in PRUNED]
     served = _read(END_TO_END)
     rows = [_row("dense, 6 decoder layers", reports[0]["dense"], reports[0]["dense_ref"], served)]
@@ -61,7 +61,7 @@ def _row(what: str, side: dict[str, Any], ref: str, served: dict[str, Any]) -> s
 
 
 def engine_table() -> str:
-    """The engine beside its peers, as a Markdown table with a line on how it came about."""
+    """The engine beside its peers as a Markdown table, with a line on how they were measured."""
     document = _read(ENGINE)
     rows = [row for row in document["rows"] if row["shape"] == ENGINE_SHAPE]
     batches = sorted({row["batch"] for row in rows})
@@ -70,7 +70,7 @@ def engine_table() -> str:
     for name, dtype in names:
         cells = [f"{name}, {dtype}"]
         for batch in batches:
-            # Whoever runs with several numbers of threads is quoted at its best.
+            # A contender with several thread counts is quoted at its best.
             same = [row for row in rows if (row["contender"], row["dtype"], row["batch"]) == (name, dtype, batch)]
             cells.append(f"{min(row['step_ms'] for row in same):.2f} / {min(row['total_ms'] for row in same):.0f}")
         lines.append("| " + " | ".join(cells) + " |")

@@ -1,11 +1,11 @@
-"""What each part of pruning buys on the engine: time over decoder layers, encoder layers, and encoder sparsity.
+"""The gain of each part of pruning on the engine: time over decoder layers, encoder layers, and encoder sparsity.
 
     python -m benchmarks.scaling --shape t5-small --out FILE
 
-A well-known shape with random weights, lengths forced. A step reads the layers and the vocabulary's matrix, so its time
-should be a straight line over the layers that begins at the cost of the logits; the encoder's should fall with what is
-cut out of it. The whole answer's time shows which of them matters: a decoder layer is run for every token, an encoder
-layer once. All models run in turn; fast runs.
+It uses a well-known shape with random weights and forced lengths. A step reads the layers and the vocabulary matrix, so
+its time should be linear in the layers and start at the cost of the logits. The encoder's time should fall with its
+sparsity. The time of a whole answer shows which of them matters: a decoder layer runs for every token, an encoder layer
+once. All models run in turn; the figures are those of the fast runs.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SPARSITIES = (0.15, 0.3, 0.45, 0.6)
 
 
 def models(shape: Shape) -> list[ModelSpec]:
-    """The dense one, then one thing cut at a time."""
+    """The dense model, then models with one thing cut at a time."""
     dense = spec_of(config_of(shape).to_dict())
     fewer = [layers for layers in LAYERS if layers < shape.layers]
     return [
@@ -41,7 +41,7 @@ def models(shape: Shape) -> list[ModelSpec]:
 
 
 def sparse(dense: ModelSpec, sparsity: float) -> ModelSpec:
-    """All decoder layers, all encoder layers alike."""
+    """The dense model with all decoder layers, and all encoder layers cut alike."""
     heads, units = uniform_widths(dense, sparsity)
     return cut_spec(dense, decoder_layers=len(dense.decoder), heads=heads, units=units)
 
@@ -84,7 +84,7 @@ def measure(shape: Shape, options: argparse.Namespace, batch: int) -> dict[str, 
 
 
 def _line(rows: list[dict[str, Any]], x_name: str, y_name: str) -> dict[str, float]:
-    """The best straight line, and the share of the variance that it explains."""
+    """The best-fit line, and the share of the variance that it explains."""
     x, y = np.array([row[x_name] for row in rows]), np.array([row[y_name] for row in rows])
     slope, start = np.polyfit(x, y, 1)
     residual = y - (slope * x + start)

@@ -1,10 +1,11 @@
-"""What more cores should give: a model on paper of a decode step, not a measurement.
+"""The expected gain of more cores: a theoretical model of a decode step, not a measurement.
 
     python -m benchmarks.scaling_model
 
-A step is a row of phases with a barrier after each. A phase lasts as long as its longest share: weights read at what
-one core reads, or multiply-adds at what one core makes, whichever is slower. The rates are fitted to two measured cores
-of an AMD EPYC of Zen 4; what a barrier costs many of them is assumed: a transfer of a line of memory for each arrival.
+A step is a sequence of phases with a barrier after each. A phase lasts as long as its longest share: the time to read
+the weights at one core's rate, or to do the multiply-adds at one core's rate, whichever is slower. The rates are fitted
+to two measured cores of a Zen 4 AMD EPYC. The cost of a barrier among many cores is an assumption: one transfer of a
+cache line for each arrival.
 """
 
 import argparse
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 from benchmarks.shapes import NAMED, Shape
 
 TILE, BLOCK = 32, 8  # outputs and rows that are not divided further
-OWN_ROWS = 4  # up to so many rows need no barrier after the conversion of inputs
-GROUP = 8  # threads that meet first
+OWN_ROWS = 4  # up to this many rows need no barrier after the conversion of inputs
+GROUP = 8  # threads that meet at the first level of a barrier
 BYTES = {"int8": 1.0, "float32": 4.0}
-READ_BYTES_PER_NS = 38.0  # of one core, from the caches and memory
-MULTIPLY_ADDS_PER_NS = {"int8": 100.0, "float32": 30.0}  # of one core
-MEMORY_BYTES_PER_NS = 300.0  # of a socket with 12 channels, for weights that its caches do not hold
+READ_BYTES_PER_NS = 38.0  # by one core, from the caches and memory
+MULTIPLY_ADDS_PER_NS = {"int8": 100.0, "float32": 30.0}  # by one core
+MEMORY_BYTES_PER_NS = 300.0  # of a socket with 12 channels, for weights that do not fit in its caches
 CACHE_BYTES_PER_CORE = 4e6  # a core's share of L2 and L3
-LINE_NS, FAR_LINE_NS = 40.0, 120.0  # a line of memory between two cores of one cache, and of two
-CHOICE_PER_NS = 10.0  # logits that thread 0 looks at for the largest
+LINE_NS, FAR_LINE_NS = 40.0, 120.0  # a cache line between two cores that share a cache, and that do not
+CHOICE_PER_NS = 10.0  # logits that thread 0 searches for the largest
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,20 @@ def phases(shape: Shape, batch: int) -> list[Phase]:
 
 
 def barriers(shape: Shape, batch: int) -> int:
-    """Of a decode step: after each product and each attention, and where rows are converted together."""
+    """Barriers of a decode step: after each product and each attention, and where rows are converted together."""
     products = 6 * shape.layers + 1
     return products + 2 * shape.layers + 1 + (products if batch > OWN_ROWS else 0)
 
 
 def longest_share(phase: Phase, threads: int) -> float:
-    """Of all outputs, what the thread with most of them has: tiles, and blocks of rows where tiles are uneven."""
+    """The busiest thread's share of all outputs: in tiles, and in blocks of rows if tiles do not divide evenly."""
     tiles, blocks = -(-phase.outputs // TILE), -(-phase.rows // BLOCK)
     groups = [1, *(1 << i for i in range(1, 12) if tiles % threads and 1 << i <= blocks)]
     return min(math.ceil(tiles * count / threads) / (tiles * count) for count in groups)
 
 
 def barrier_ns(threads: int) -> float:
-    """Arrivals come one after the other; letting go is one transfer, within a group and between groups."""
+    """Time of a barrier: arrivals are serial, and the release is one transfer, within a group and between groups."""
     if threads == 1:
         return 0.0
     near, far = min(threads, GROUP), -(-threads // GROUP)
@@ -70,7 +71,7 @@ def barrier_ns(threads: int) -> float:
 
 
 def step_ns(shape: Shape, batch: int, dtype: str, threads: int) -> float:
-    """Of one decode step, attention left out."""
+    """Time of one decode step without attention."""
     size = BYTES[dtype]
     weights = sum(size * phase.outputs * phase.inputs for phase in phases(shape, batch))
     cached = weights <= CACHE_BYTES_PER_CORE * threads

@@ -2,9 +2,9 @@
 
     python -m benchmarks.shaped_store --shape t5-small --out FOLDER
 
-For what a task cannot be had for at the size that is asked about: FOLDER/store holds NAME@dense and NAME@pruned (2 of
-the decoder's layers, 30 % of the encoder cut), FOLDER/workload.jsonl texts of half to all of the shape's source
-tokens. Every answer has the shape's number of new tokens.
+For questions about a size for which there is no task: FOLDER/store holds NAME@dense and NAME@pruned (2 of the decoder's
+layers, 30 % of the encoder cut), and FOLDER/workload.jsonl holds texts of half to all of the shape's source tokens.
+Every answer has the shape's number of new tokens.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Models of well-known shapes with random weights: how fast a model is does not depend on what it has learned."""
+"""Models of well-known shapes with random weights: a model's speed does not depend on what it has learned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,13 +97,13 @@ def build(shape: Shape) -> T5ForConditionalGeneration:
 
 
 def prune(dense: T5ForConditionalGeneration, decoder_layers: int, encoder_sparsity: float = ENCODER_SPARSITY) -> Any:
-    """The model cut as `nash prune` cuts it, by gates that were never trained: all encoder layers alike."""
+    """The model cut as `nash prune` cuts it, but by untrained gates: all encoder layers alike."""
     spec = spec_of(dense.config.to_dict())
     kept = select_layers(spec.dense_decoder_layers, decoder_layers)
     gates = Gates(shortened(spec, kept), GateKinds())
     for sublayer, alpha in zip(gates.sublayers, gates.alphas(), strict=True):
         if not sublayer.has_heads:
-            alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # units before heads, alike in every layer
+            alpha.data.copy_(torch.linspace(-1, 1, len(alpha)))  # cut units before heads, alike in every layer
     return compact(shorten_decoder(dense, kept), spec, kept, gates.harden(encoder_sparsity))
 
 
@@ -118,7 +118,7 @@ T5_SPECIAL = {"<pad>": 0, "</s>": 1, "<unk>": 2}
 def save_with_tokenizer(
     model: PreTrainedModel, directory: Path, vocab_size: int, special: Mapping[str, int] = T5_SPECIAL
 ) -> None:
-    """The model and a vocabulary, which CTranslate2's converter wants; `special` has at least T5's three."""
+    """Save the model and a vocabulary, which CTranslate2's converter needs; `special` has at least T5's three."""
     model.save_pretrained(directory)
     taken = set(special.values())
     words = {**special, **{word_of(token): token for token in range(vocab_size) if token not in taken}}

@@ -1,13 +1,13 @@
-"""T5-base's shape, dense against 3 of 12 decoder layers with 30 % of the encoder cut, and the bound that logits set.
+"""T5-base's shape, dense against 3 of 12 decoder layers with 30 % of the encoder cut, and the bound set by the logits.
 
     python -m benchmarks.t5_base --out FILE
 
-Random weights (those of int4 plainly rounded), forced lengths, on the engine; all models of a dtype and batch run in
-turn, medians. Shortening a decoder leaves the vocabulary's matrix as it is: one model without any decoder layer shows
-how much of a step that is, and how many times faster a step can become at most. With the vocabulary trimmed as well
-the matrix shrinks too; the speed-up is still over the dense model with its whole vocabulary.
+The engine runs models with random weights (plainly rounded for int4) and forced lengths. All models of a dtype and
+batch run in turn; the figures are medians. Shortening a decoder does not change the vocabulary matrix: a model without
+any decoder layer shows that matrix's part of a step, and so the highest possible speed-up of a step. With a trimmed
+vocabulary the matrix shrinks too; the speed-up is still over the dense model with its whole vocabulary.
 
-`by weights` is what a machine would show that did nothing but read the weights of a step once.
+`by weights` is the speed-up on a machine that only reads the weights of a step once.
 """
 
 import argparse
@@ -29,7 +29,7 @@ DTYPES = ("float32", "int8")
 
 
 def models(shape: Shape, decoder_layers: int, vocabulary: int) -> dict[str, ModelSpec]:
-    """All that are measured, by name; the dense one is the first."""
+    """All measured models by name; the dense one is first."""
     dense = spec_of(config_of(shape).to_dict())
     heads, units = uniform_widths(dense, ENCODER_SPARSITY)
     pruned = cut_spec(dense, decoder_layers=decoder_layers, heads=heads, units=units)
@@ -43,7 +43,7 @@ def models(shape: Shape, decoder_layers: int, vocabulary: int) -> dict[str, Mode
 
 
 def without_decoder(spec: ModelSpec) -> ModelSpec:
-    """The shape whose decode step is only what no layer does: embedding, logits, the choice of a token."""
+    """The shape whose decode step does only the work outside the layers: embedding, logits, the choice of a token."""
     nothing = DecoderLayerSpec(self_heads=(), cross_heads=(), ffn=0, origin=0)
     return ModelSpec(**{**vars(spec), "decoder": (nothing,)})
 
@@ -51,7 +51,7 @@ def without_decoder(spec: ModelSpec) -> ModelSpec:
 def measure(
     shape: Shape, specs: dict[str, ModelSpec], dtype: str, batch: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One dtype and batch."""
+    """Measure one dtype and batch."""
     workload = Workload(
         batch=batch,
         source_tokens=shape.source_tokens,
@@ -86,7 +86,7 @@ def row(name: str, latency: Latency, turns: dict[str, list[Latency]], dense: Lat
 
 
 def bounds(shape: Shape, decoder_layers: int, vocabulary: int, latencies: dict[str, Latency]) -> dict[str, float]:
-    """How many times faster a decode step can become at this depth, by weights read, and with no layer at all."""
+    """How many times faster a decode step can become: at this depth, by weights read, and without any layer."""
     head = shape.vocab_size * shape.d_model
     layers, kept = step_weights(shape, shape.layers) - head, step_weights(shape, decoder_layers) - head
     dense_ms = latencies["dense"].step_ms
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """One dtype and batch as a table."""
+    """Print one dtype and batch as a table."""
     print(f"\n{result['dtype']}, batch {result['batch']}")
     print(f"{'':<28}{'encode ms':>11}{'step ms':>9}{'total ms':>10}{'speed-up':>10}{'quartiles':>14}{'step':>8}")
     for row in result["rows"]:

@@ -1,11 +1,12 @@
-"""What a step of pruning costs over a plain fine-tuning step of the same student: time, the gates' share, memory.
+"""The cost of a pruning step relative to a plain fine-tuning step of the same student: time, the gates' share, memory.
 
     python -m benchmarks.training_cost --out FILE
 
-Random weights and texts of one length. Three trainers of one student take steps in turn, on the same batch: plain
-fine-tuning; distillation from a dense teacher (what the final phase does); distillation with gates (the pruning
-phase). A ratio is that of two steps of the same turn, and the figure quoted the median over the turns. Peak memory is
-that of a process of its own for each, less what it held before there was a model; on a GPU, what torch allocated.
+Weights are random, and all texts have one length. Three trainers of one student take steps in turn, on the same batch:
+plain fine-tuning; distillation from a dense teacher (the final phase); distillation with gates (the pruning phase). A
+ratio compares two steps of the same turn, and the quoted figure is the median over the turns. Peak memory is measured
+in a separate process for each trainer, minus what the process held before it had a model; on a GPU, it is the memory
+that torch allocated.
 """
 
 import argparse
@@ -43,8 +44,8 @@ from nash.training.phase import Phase
 PLAIN, DISTILLED, PRUNED = "plain fine-tuning", "distillation", "distillation and gates"
 BATCHES = {"g2p": 128, "t5-small": 16, "t5-base": 8}
 TIME_LIMIT, GATES_LIMIT, MEMORY_LIMIT = 1.5, 0.03, 1.1
-MEMORY_STEPS = 3  # the optimizer's moments are there from the second on
-STEPS = 1000  # that the schedules are told of
+MEMORY_STEPS = 3  # the optimizer's moments exist from the second step on
+STEPS = 1000  # the schedules' number of steps
 
 
 class Stepper:
@@ -82,7 +83,7 @@ def _objective(kind: str, shape: Shape, decoder_layers: int) -> tuple[Objective,
 
 
 def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
-    """Texts of random words, each of them a token, all as long as the shape's workload; targets end."""
+    """Texts of random words, one token each, with the lengths of the shape's workload; targets have an end token."""
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word_of(token): token for token in range(3, shape.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -100,7 +101,7 @@ def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
 
 
 def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One student: the three in turn, then their memory."""
+    """Measure one student: the three trainers in turn, then their memory."""
     kinds = (PLAIN, DISTILLED, PRUNED)
     turns: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +109,7 @@ def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> d
         for turn in range(options.repeats + 2):
             for kind, stepper in steppers.items():
                 step_ms = stepper.step()
-                if turn > 1:  # the optimizer's moments are made in the first
+                if turn > 1:  # the first step creates the optimizer's moments
                     turns[kind].append(step_ms)
         teacher_bytes = sum(p.nbytes for p in build(shape).parameters())
     del steppers
@@ -141,7 +142,7 @@ def _in_own_process(kind: str, shape: Shape, decoder_layers: int, options: argpa
 
 
 def peak_bytes(kind: str, shape: Shape, decoder_layers: int, options: argparse.Namespace) -> int:
-    """The most memory that a few steps held; to be called in a fresh process."""
+    """The peak memory of a few steps; call it in a fresh process."""
     before = _status_bytes("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         stepper = Stepper(kind, shape, decoder_layers, options, Path(folder))
@@ -153,14 +154,14 @@ def peak_bytes(kind: str, shape: Shape, decoder_layers: int, options: argparse.N
 
 
 def _status_bytes(field: str) -> int:
-    """Of this process by itself: getrusage would tell of the one that started it too."""
+    """A memory figure of this process alone: getrusage would include the process that started it."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     [line] = [line for line in lines if line.startswith(f"{field}:")]
     return 1024 * int(line.split()[1])
 
 
 def students(options: argparse.Namespace) -> Iterator[tuple[Shape, int]]:
-    """Every student that is asked for: whole ones, and shortened ones."""
+    """Every requested student, whole and shortened."""
     for name in options.shape or ("g2p", "t5-small"):
         shape = NAMED[name]
         for layers in options.decoder_layers or (shape.layers, 2):

@@ -1,13 +1,13 @@
-"""The error tree of the offline side. Messages name the value and the remedy and are shown as they stand."""
+"""Errors of the offline side. Messages name the bad value and the remedy, and are shown to the user unchanged."""
 
 
 class NashError(Exception):
-    """The work failed for a reason that the user can understand (exit code 1)."""
+    """The work failed for a reason the user can understand (exit code 1)."""
 
 
 class RequestError(NashError):
-    """What was asked for is wrong: an unknown key, a bad row, an unsupported model (exit code 2)."""
+    """The request itself is wrong: an unknown key, a bad row, an unsupported model (exit code 2)."""
 
 
 class DiskFullError(NashError):
-    """There is no room for what was to be written."""
+    """The disk has no room for the data to write."""

@@ -1,8 +1,8 @@
-"""Which precision training runs in: bfloat16 where the hardware multiplies in it, else float32.
+"""The precision that training runs in: bfloat16 where the hardware multiplies in it, else float32.
 
-A processor without such instructions imitates them, correctly and several times slower than float32. So bfloat16 that
-is asked for by name is refused there, also where a run goes on or is done again: training across processors is not
-equal to the bit in any precision, so nothing would be won by the wait.
+A processor without bfloat16 instructions emulates them: the results are correct, but several times slower than float32.
+So an explicit request for bfloat16 is refused there, even when a run is resumed or repeated: training is not bit-exact
+across processors in any precision, so the wait would gain nothing.
 """
 
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionChoice:
-    """What a phase computes in, and why."""
+    """The precision that a phase computes in, and the reason."""
 
     precision: Literal["float32", "bfloat16"]
     why: str
 
 
 def choose_precision(asked: Precision) -> PrecisionChoice:
-    """What is asked for; for "auto" bfloat16 where the device that trains has it, else float32.
+    """The requested precision; "auto" is bfloat16 if the training device has it, else float32.
 
     Raises:
-        RequestError: bfloat16 is asked for by name, and the device does not have it.
+        RequestError: bfloat16 is requested by name, and the device does not have it.
     """
     if asked == "float32":
         return PrecisionChoice(precision="float32", why="asked for")
@@ -43,26 +43,26 @@ def choose_precision(asked: Precision) -> PrecisionChoice:
 
 
 def check_precisions(asked: Iterable[Precision]) -> None:
-    """Find out before anything is read whether training could run as asked.
+    """Check, before any data is read, that training can run in these precisions.
 
     Raises:
-        RequestError: it could not.
+        RequestError: it cannot.
     """
     for each in asked:
         choose_precision(each)
 
 
 def training_device() -> str:
-    """Where training runs: "cuda" where PyTorch finds a device, else "cpu"."""
+    """Where training runs: "cuda" if PyTorch finds a device, else "cpu"."""
     if not cuda_devices():
         return "cpu"
-    import torch  # slow, and a machine without a driver needs it not
+    import torch  # slow, and not needed on a machine without a driver
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bfloat16_obstacle() -> str | None:
-    """Why the device that trains has no bfloat16 of its own; None where it has."""
+    """Why the training device has no native bfloat16; None if it has."""
     if training_device() == "cpu":
         return native_bfloat16()
     device = cuda_devices()[0]

@@ -1,7 +1,7 @@
-"""What of a request can be refused from its words, its folders and the first rows of its data.
+"""Early checks of a request: its wording, its folders and the first rows of its data.
 
-Needs neither torch nor transformers, whose import alone takes seconds: a typing error is answered at once. The work
-itself checks all of it again, with every row, the tokenizer and the weights.
+These checks need neither torch nor transformers, which take seconds to import, so a typing error is reported at once.
+The work itself checks everything again, with every row, the tokenizer and the weights.
 """
 
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ from nash.run.lineage import portable
 from server.engine.capabilities import check_machine
 from server.engine.interface.config import EngineConfig
 
-FIRST_ROWS = 1000  # of a file of gigabytes the rest waits for the work itself
+FIRST_ROWS = 1000  # a file may have gigabytes; the work itself checks the remaining rows
 DENSE_ALIAS = "dense"
 
 Recipe = TypeVar("Recipe", FinetuneRecipe, PruneRecipe)
 
 
 def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None) -> None:
-    """Read the first rows of a data file; what needs the package `datasets` is only looked for.
+    """Read the first rows of a data file; data that need the package `datasets` are not read here, only looked for.
 
     Raises:
-        RequestError: it is not there, a row is malformed, or a target is not what the metric compares with.
+        RequestError: the data are missing, a row is malformed, or the metric cannot compare with a target.
     """
     if needs_datasets(path):
         check_obtainable(path)
@@ -51,10 +51,10 @@ def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None)
 
 
 def check_files(model: Model, *names: str) -> None:
-    """Look for the files that a model is loaded from: those that are named, else its weights and its tokenizer.
+    """Check the files that a model is loaded from: the named ones, by default its weights and its tokenizer.
 
     Raises:
-        model_store.errors.InvalidRequestError: one is missing, or the weights' file is torn.
+        model_store.errors.InvalidRequestError: a file is missing, or the weights file is damaged.
     """
     model.require(*names or (WEIGHTS, TOKENIZER))
     model.check_weights()
@@ -63,11 +63,11 @@ def check_files(model: Model, *names: str) -> None:
 def check_evaluate(
     model: str, data: Path, split: str, layout: DataLayout, metric: MetricKind, config: EngineConfig, store: Store
 ) -> None:
-    """Refuse what `nash evaluate` would.
+    """Refuse what `nash evaluate` would refuse.
 
     Raises:
         RequestError: the data or the model cannot be used.
-        server.engine.errors.LoadError: the machine cannot run a model so configured.
+        server.engine.errors.LoadError: the machine cannot run a model with this configuration.
         model_store.errors.ModelStoreError: the store has no such model.
     """
     check_machine(config)
@@ -78,11 +78,11 @@ def check_evaluate(
 
 
 def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> None:
-    """Refuse what `nash bench` would.
+    """Refuse what `nash bench` would refuse.
 
     Raises:
         RequestError: a model cannot be used.
-        server.engine.errors.LoadError: the machine cannot run a model so configured.
+        server.engine.errors.LoadError: the machine cannot run a model with this configuration.
         model_store.errors.ModelStoreError: the store has no such model.
     """
     check_machine(config)
@@ -93,18 +93,18 @@ def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> No
 
 
 def check_export(model: str, out: Path, store: Store) -> None:
-    """Refuse what `nash export` would.
+    """Refuse what `nash export` would refuse.
 
     Raises:
         RequestError: `out` is taken, or the model cannot be used.
-        model_store.errors.ModelStoreError: the store has no such model, or the folder is no model directory.
+        model_store.errors.ModelStoreError: the store has no such model, or the folder is not a model directory.
     """
     check_free(out)
     list_files(find_model(model, store).model.folder)
 
 
 def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | None, alias: str) -> FinetuneRecipe:
-    """Refuse what `nash finetune` would; the recipe, its length limits within the start model's positions.
+    """Refuse what `nash finetune` would refuse; return the recipe, length limits within the start model's positions.
 
     Raises:
         RequestError: data, tokenizer, start model or `out` cannot be used.
@@ -129,7 +129,7 @@ def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | 
 
 
 def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
-    """Refuse what `nash prune` would; the recipe, its length limits within the dense model's positions.
+    """Refuse what `nash prune` would refuse; return the recipe, length limits within the dense model's positions.
 
     Raises:
         RequestError: model, data, targets or `out` cannot be used.
@@ -151,7 +151,7 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
 
 
 def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: Store) -> list[Point]:
-    """Refuse what `nash sweep` would; the points, their length limits within the dense model's positions.
+    """Refuse what `nash sweep` would refuse; return the points, length limits within the dense model's positions.
 
     Raises:
         RequestError: model, data, the targets of any point or `out` cannot be used.
@@ -182,15 +182,15 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
 
 
 def sweep_settings(shared: PruneRecipe) -> dict[str, Any]:
-    """What all points of a sweep have in common, for the sweep's folder to be bound to."""
+    """The settings shared by all points of a sweep; the sweep's folder is bound to them."""
     return {key: portable(shared)[key] for key in ("model", "name", "data", "metric", "workload")}
 
 
 def check_words(recipe: PruneRecipe) -> None:
-    """Refuse names and losses that no model can be pruned with.
+    """Refuse names and losses with which no model can be pruned.
 
     Raises:
-        RequestError: nothing is to be learnt, or the alias is the dense model's.
+        RequestError: every loss has weight 0, or the alias is the dense model's.
         model_store.errors.InvalidRequestError: the name or the alias is not legal.
     """
     if not recipe.distillation.trains:
@@ -202,17 +202,17 @@ def check_words(recipe: PruneRecipe) -> None:
 
 
 def asked_layers(recipe: PruneRecipe, spec: ModelSpec) -> tuple[int, ...]:
-    """The decoder layers that the recipe keeps, unless they are to be chosen by a look at data.
+    """The decoder layers that the recipe keeps; if layers are chosen on data, a stand-in for that choice.
 
     Raises:
-        RequestError: the decoder has not so many, or not these.
+        RequestError: the decoder does not have that many layers, or not these.
     """
     pruning = recipe.pruning
     return select_layers(spec.dense_decoder_layers, pruning.decoder_layers, pruning.layer_selection)
 
 
 def check_apart(out: Path, model: Path) -> None:
-    """Refuse a run's folder in the model's own: with other files in it, that could not be published in the end.
+    """Refuse a run folder inside the model's folder: its extra files would keep the model from being published.
 
     Raises:
         RequestError: `out` is the model's folder or lies in it.
@@ -222,11 +222,11 @@ def check_apart(out: Path, model: Path) -> None:
 
 
 def check_dense(found: FoundModel) -> None:
-    """Refuse a model that cannot be pruned, or, from outside the store, not be published beside the pruned one.
+    """Refuse a model that cannot be pruned, or one from outside the store that cannot be published beside the result.
 
     Raises:
-        RequestError: it is pruned already.
-        model_store.errors.InvalidRequestError: it is not a publishable model directory.
+        RequestError: the model is pruned already.
+        model_store.errors.InvalidRequestError: the model is not a publishable model directory.
     """
     if found.model.spec.compact:
         raise RequestError(f"{found.ref} is already pruned: give the dense model it came from")
@@ -235,10 +235,10 @@ def check_dense(found: FoundModel) -> None:
 
 
 def _within_positions(recipe: Recipe, spec: ModelSpec) -> Recipe:
-    """With length limits that were left open no longer than the model takes.
+    """The recipe with its default length limits reduced to the positions that the model has.
 
     Raises:
-        RequestError: one that was given is longer.
+        RequestError: an explicit limit is longer.
     """
     data = recipe.data
     limits = {key: getattr(data, key) for key in ("max_source_tokens", "max_target_tokens")}

@@ -1,10 +1,10 @@
-"""The engine on one GPU, in eight stages, beside what TensorRT-LLM publishes for an H100.
+"""The engine on one GPU, in eight stages, compared with the figures that TensorRT-LLM publishes for an H100.
 
     python -m benchmarks.gpu --out FILE          one H100 or H200, ten minutes at most
-    python -m benchmarks.gpu --check             all stages in miniature on a CPU, in seconds, for the script's own sake
+    python -m benchmarks.gpu --check             all stages in miniature on a CPU, in seconds, to check the script
 
-Called again with the same FILE it goes on with what is missing. Needs torch and safetensors alone, from the root of a
-checkout; the tests marked `gpu` need pytest and transformers as well. Weights are random, and made on the device.
+Called again with the same FILE, it measures the missing parts. From the root of a checkout it needs only torch and
+safetensors; the tests marked `gpu` also need pytest and transformers. Weights are random and generated on the device.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _PROBE = Stage(name="probe", seconds=40, work=probe)
 
 
 def code() -> str:
-    """A digest of what is measured and of what measures it: figures of other code are not gone on with."""
+    """A digest of the measured code and of the benchmark: a run does not continue figures of other code."""
     digest = hashlib.sha256()
     folders = ("benchmarks/gpu", "model_store", "server/engine")
     for path in sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py")):
@@ -51,10 +51,10 @@ def code() -> str:
 
 
 def find_hardware(scale: Scale) -> Any:
-    """What there is to measure on; None where it is no CUDA device and should be one.
+    """The hardware to measure on; None if it should be a CUDA device and there is none.
 
     Raises:
-        RuntimeError: CUDA cannot even be asked.
+        RuntimeError: CUDA does not answer the query.
     """
     entry: dict[str, Any] = {"parts": {}, "failures": {}, "status": "", "reason": ""}
     run_stage(_PROBE, scale, entry, time.monotonic() + _PROBE.seconds, lambda: None)
@@ -64,7 +64,7 @@ def find_hardware(scale: Scale) -> Any:
 
 
 def main(arguments: Collection[str] | None = None) -> None:
-    """Run the stages, print the table; the JSON is written on the way."""
+    """Run the stages and print the table; the JSON is written along the way."""
     until_s = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description="The engine on one GPU, beside TensorRT-LLM's published figures."
@@ -102,7 +102,7 @@ def main(arguments: Collection[str] | None = None) -> None:
     )
     write_document(options.out, document)
     stages = [stage for stage in STAGES if options.stages is None or stage.name in options.stages]
-    if options.check:  # how long it takes on a CPU, which others may keep busy, tells nothing
+    if options.check:  # the time on a CPU, which may be busy with other work, means nothing
         stages = [replace(stage, seconds=60 * options.minutes) for stage in stages]
     run_stages(stages, scale, document, options.out, until_s)
     print(report(document, [stage.name for stage in STAGES]), flush=True)

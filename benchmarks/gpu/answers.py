@@ -1,6 +1,7 @@
-"""Stages of whole answers: a batch arrives at once, and the last token of its last answer ends it.
+"""Stages that measure whole answers, from the arrival of a whole batch to the last token of its last answer.
 
-A figure is the median over the repeats, the device idle at either end. Lengths are forced; decoding is greedy.
+A figure is the median over the repeats; the device is idle before and after each. Lengths are forced; decoding is
+greedy.
 """
 
 import statistics
@@ -23,7 +24,7 @@ from server.engine.interface.config import EngineConfig
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.sequence import Sequence
 
-_KERNELS = 40  # of the table
+_KERNELS = 40  # listed in the table
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Run:
 
     total_ms: float
     encode_ms: float
-    step_ms: float  # the median one
+    step_ms: float  # the median step
     graph_steps: int
     steps: int
 
 
 def run_batch(engine: Engine, sources: list[list[int]], new_tokens: int, device: str) -> Run:
-    """Answer the sources, which arrive together, with so many tokens each."""
+    """Answer the sources, which arrive together, with `new_tokens` tokens each."""
     parameters = GenerationParameters(max_new_tokens=new_tokens, ignore_eos=True)
     sequences = [Sequence(id=i, source_ids=source, parameters=parameters) for i, source in enumerate(sources)]
     encode_s, steps_s, paths = 0.0, [], []
@@ -61,7 +62,7 @@ def run_batch(engine: Engine, sources: list[list[int]], new_tokens: int, device:
 
 
 def engine_config(scale: Scale, *, slots: int, graphs: str) -> EngineConfig:
-    """For batches of at most `slots` that are encoded at once."""
+    """The configuration for batches of at most `slots` sources that are encoded at once."""
     longest = scale.source_tokens[1]
     return EngineConfig(
         dtype=scale.dtype,
@@ -113,7 +114,7 @@ def _measure_batch(record: Recorder, scale: Scale, sources: list[list[int]], eng
         "steps": first.steps,
         "graph_steps": first.graph_steps,
         "first_total_ms": first.total_ms,
-        "first_encode_ms": first.encode_ms,  # with what is worked out for shapes that are new
+        "first_encode_ms": first.encode_ms,  # includes the one-time work for new shapes
         "total_ms_runs": [round(run.total_ms, 3) for run in runs],
         "source_tokens": sum(map(len, sources)),
         "read_bytes": read_bytes(engine.spec, sources, scale.new_tokens),
@@ -127,7 +128,7 @@ def _measure_batch(record: Recorder, scale: Scale, sources: list[list[int]], eng
 
 @on_device
 def t5_base(record: Recorder, scale: Scale) -> None:
-    """One step at batch 1, with graphs and without: within the engine, of the backend alone, and by kernels."""
+    """One step at batch 1, with and without graphs: in the engine, in the backend alone, and by kernel."""
     shape = scale.shapes["t5-base"]
     for graphs in ("on", "off"):
         config = engine_config(scale, slots=1, graphs=graphs)
@@ -161,13 +162,13 @@ def _measure_step(record: Recorder, scale: Scale, engine: Engine) -> dict[str, A
 
 
 def _list_kernels(record: Recorder, scale: Scale, engine: Engine) -> dict[str, Any]:
-    """What the device does in a step, by kernel, the longest first; on a CPU by operation."""
+    """The device's work in a step by kernel, longest first; on a CPU by operation."""
     sources = make_sources(engine.spec, 1, (scale.single_source_tokens, scale.single_source_tokens))
     run_batch(engine, sources, scale.new_tokens, scale.device)
     decode_many = _decoding(scale, engine)
     decode_many()
     on_cpu = scale.device == "cpu"
-    # With CUDA alone: noting the host's operations would slow it down, and take minutes to work out.
+    # Profile only CUDA: recording the host's operations would slow the steps down and take minutes to evaluate.
     with profile(activities=[ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA]) as profiler:
         decode_many()
     times = [
@@ -191,7 +192,7 @@ def _list_kernels(record: Recorder, scale: Scale, engine: Engine) -> dict[str, A
 
 
 def _decoding(scale: Scale, engine: Engine) -> Callable[[], None]:
-    """Many steps of the backend alone, each waited for, in the middle of an answer to the last source."""
+    """Many steps of the backend alone, each followed by a wait, in the middle of an answer to the last source."""
     backend = engine._backend
     feed = Feed(tokens=[7], positions=[scale.new_tokens // 2], slots=[0], wanted=[0])
 

@@ -1,4 +1,4 @@
-"""A CUDA device, or a CPU in its place: waiting, memory, graphs and time."""
+"""A CUDA device, or a CPU in its place: synchronization, memory, graphs and timing."""
 
 import gc
 import time
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def on_device(stage: Callable[[Recorder, Scale], None]) -> Callable[[Recorder, Scale], None]:
-    """A stage whose process has one thread on a CPU: what is in miniature there only waits for a second one."""
+    """A stage whose process has one thread on a CPU: miniature work there would only wait for a second thread."""
 
     @wraps(stage)
     def run(record: Recorder, scale: Scale) -> None:
@@ -34,7 +34,7 @@ def settle(device: str) -> None:
 
 
 def release(device: str) -> None:
-    """Give back what nobody holds any more, and begin to watch for the peak anew."""
+    """Free unused memory and reset the peak."""
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()
@@ -43,7 +43,7 @@ def release(device: str) -> None:
 
 @contextmanager
 def cudnn_attention(allowed: bool) -> Iterator[None]:
-    """Whether `scaled_dot_product_attention` may go to cuDNN; nothing else of it changes."""
+    """Allow or forbid cuDNN in `scaled_dot_product_attention`; nothing else about it changes."""
     before: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(allowed)
     try:
@@ -53,12 +53,12 @@ def cudnn_attention(allowed: bool) -> Iterator[None]:
 
 
 def peak_memory(device: str) -> dict[str, int]:
-    """Most bytes of the device that tensors have had since `release`; nothing on a CPU."""
+    """The peak bytes of device memory in tensors since `release`; nothing on a CPU."""
     return {} if device == "cpu" else {"peak_bytes": torch.cuda.max_memory_allocated(device)}
 
 
 def seconds(device: str, work: Callable[[], object]) -> float:
-    """Time of one call, the device idle before and after."""
+    """Time of one call, with the device idle before and after."""
     settle(device)
     started_s = time.perf_counter()
     work()
@@ -67,7 +67,7 @@ def seconds(device: str, work: Callable[[], object]) -> float:
 
 
 def repeat(record: Recorder, scale: Scale, work: Callable[[], T]) -> list[T]:
-    """As often as is wanted, less where the time is up; at least once."""
+    """Repeat the work `scale.repeats` times, or fewer if the time is up, but at least once."""
     results = [work()]
     while len(results) < scale.repeats and record.left_s:
         results.append(work())
@@ -75,9 +75,9 @@ def repeat(record: Recorder, scale: Scale, work: Callable[[], T]) -> list[T]:
 
 
 def recorded(device: str, work: Callable[[], object]) -> Callable[[], object]:
-    """The work as a CUDA graph to replay, so that launching costs next to nothing; on a CPU the work itself.
+    """The work as a CUDA graph to replay, so that launches cost almost nothing; on a CPU the work itself.
 
-    It must be called in the same inference mode as `work` is to run in.
+    Call this in the inference mode in which `work` must run.
     """
     if device == "cpu":
         work()
@@ -85,7 +85,7 @@ def recorded(device: str, work: Callable[[], object]) -> Callable[[], object]:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        work()  # loads the kernels, which cannot be done within
+        work()  # loads the kernels, which is not possible during capture
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -94,5 +94,5 @@ def recorded(device: str, work: Callable[[], object]) -> Callable[[], object]:
 
 
 def _replay(graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
-    """`work` is here for what it holds: the graph knows its memory by address alone."""
+    """Replay the graph; `work` keeps its tensors alive, because the graph knows memory only by address."""
     graph.replay()

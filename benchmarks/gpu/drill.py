@@ -1,4 +1,4 @@
-"""The stage in which memory runs out, at load and while sequences run: is it told, and does the engine go on?"""
+"""The stage in which memory runs out, at load and while sequences run: is it reported, and does the engine go on?"""
 
 import json
 import tempfile
@@ -24,12 +24,12 @@ from server.engine.errors import LoadError
 from server.engine.interface.config import EngineConfig
 from server.engine.interface.parameters import GenerationParameters
 
-_ROOM_BYTES = 16 * 2**20  # what an engine is short of is more than this
+_ROOM_BYTES = 16 * 2**20  # less than the memory that the engine lacks
 
 
 @on_device
 def drill(record: Recorder, scale: Scale) -> None:
-    """T5-small's shape, from a file as in earnest. On a CPU memory is not limited, and nothing but the first fails."""
+    """T5-small's shape, loaded from a file as in production. A CPU has no memory limit: only the first part fails."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
         record.parts(
@@ -44,7 +44,7 @@ def drill(record: Recorder, scale: Scale) -> None:
 
 
 def write_model(shape: dict[str, Any], directory: Path, scale: Scale) -> Path:
-    """A folder with random weights; `shape`: its config.json."""
+    """Write a model folder with random weights; `shape` is its config.json."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(shape), encoding="utf-8")
     spec = spec_of(shape)
@@ -63,14 +63,14 @@ def _caches(scale: Scale, directory: Path) -> dict[str, str]:
 
 
 def _encoder(scale: Scale, directory: Path) -> dict[str, str]:
-    """Weights and caches fit, and half of what the rehearsal takes beside them."""
+    """Weights and caches fit, and half of what the rehearsal needs besides them."""
     held, most = _memory_of(directory, _config(scale))
     with _memory_limit(scale.device, (held + most) // 2):
         return _told(lambda: Engine.load(Model.open(directory), _config(scale)), "LoadError")
 
 
 def _graphs(scale: Scale, directory: Path) -> dict[str, str]:
-    """The rehearsal fits, and next to nothing beside it."""
+    """The rehearsal fits, and almost nothing besides it."""
     _, most = _memory_of(directory, _config(scale))
     config = replace(_config(scale), graphs="on")
     with _memory_limit(scale.device, most + _ROOM_BYTES):
@@ -78,7 +78,7 @@ def _graphs(scale: Scale, directory: Path) -> dict[str, str]:
 
 
 def _step(scale: Scale, directory: Path) -> dict[str, Any]:
-    """An engine is loaded, and somebody else takes the rest of the memory; later it comes back."""
+    """An engine is loaded; then the rest of the memory becomes unavailable, and later available again."""
     release(scale.device)
     engine = Engine.load(Model.open(directory), _config(scale, "on"))
     parameters = GenerationParameters(max_new_tokens=scale.new_tokens, ignore_eos=True)
@@ -95,7 +95,7 @@ def _step(scale: Scale, directory: Path) -> dict[str, Any]:
 
 
 def _told(work: Callable[[], object], expected: str) -> dict[str, str]:
-    """How it ended, by the name of its exception, and what that says."""
+    """How the work ended: the name of its exception, and its message."""
     try:
         work()
     except (LoadError, torch.OutOfMemoryError) as error:
@@ -104,7 +104,7 @@ def _told(work: Callable[[], object], expected: str) -> dict[str, str]:
 
 
 def _memory_of(directory: Path, config: EngineConfig) -> tuple[int, int]:
-    """Bytes of the device that a loaded engine holds, and the most that it had while it was loaded."""
+    """Bytes of device memory that a loaded engine holds, and the peak while it was loaded."""
     release(config.device)
     engine = Engine.load(Model.open(directory), config)
     if config.device == "cpu":
@@ -116,7 +116,7 @@ def _memory_of(directory: Path, config: EngineConfig) -> tuple[int, int]:
 
 @contextmanager
 def _memory_limit(device: str, size_bytes: int) -> Iterator[None]:
-    """PyTorch gets so many bytes of the device, and no more; on a CPU nothing is limited."""
+    """Limit PyTorch to `size_bytes` of device memory; on a CPU nothing is limited."""
     release(device)
     if device == "cpu":
         yield

@@ -1,4 +1,4 @@
-"""The stage of the encoder: how it is grouped, and which attention it takes, where the shapes are new and where not."""
+"""The encoder stage: groupings of sources and kinds of attention, with new and with known shapes."""
 
 import statistics
 from functools import partial
@@ -16,7 +16,8 @@ from server.engine.interface.parameters import GenerationParameters
 from server.engine.scheduler import BATCH_POSITIONS, group_by_length
 from server.engine.sequence import Sequence
 
-# What a further batch is taken to cost, in positions: as the engine has it, as an H100 should want it, without end.
+# The assumed cost of another batch, in positions: the engine's value, one that should suit an H100, and a prohibitive
+# one.
 _GROUPINGS = {
     "as the engine groups": BATCH_POSITIONS,
     "a batch costs 448 positions": 448,
@@ -26,7 +27,7 @@ _GROUPINGS = {
 
 @on_device
 def encoder(record: Recorder, scale: Scale) -> None:
-    """Flan-T5-XL's encoder on the batches of its answers."""
+    """Flan-T5-XL's encoder on the same batches as its answers."""
     works = {
         f"batch {batch}, {grouping}, cuDNN {cudnn}": partial(_measure, record, scale, batch, grouping, cudnn)
         for batch in scale.batches

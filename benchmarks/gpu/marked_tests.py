@@ -1,4 +1,4 @@
-"""The stage of the tests marked `gpu`, which no other machine runs: one part a file."""
+"""The stage of the tests marked `gpu`, which run on no other machine: one part per file."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ _MARK = "\n@pytest.mark.gpu\n"
 
 
 def marked_tests(record: Recorder, scale: Scale) -> None:
-    """Run them by pytest, in a process for each file; in miniature the first file, where all are skipped."""
+    """Run them with pytest, in one process per file; in miniature only the first file, where all are skipped."""
     if find_spec("pytest") is None:
         raise NotPossibleError("pytest is not installed")
     files = find()
@@ -27,16 +27,16 @@ def marked_tests(record: Recorder, scale: Scale) -> None:
 
 
 def find() -> list[Path]:
-    """The files that hold such tests."""
+    """The files that have such tests."""
     return sorted(path for path in (_ROOT / "tests").rglob("test_*.py") if _MARK in path.read_text(encoding="utf-8"))
 
 
 def run_file(record: Recorder, scale: Scale, path: Path) -> dict[str, Any]:
-    """Run a file's, and count them; `said` is what those that failed or were skipped say.
+    """Run a file's tests and count them; `said` has the messages of failed and skipped tests.
 
     Raises:
-        TimeUpError: they did not end in the time that is left.
-        RuntimeError: pytest itself did not get on.
+        TimeUpError: the tests did not finish in the time that is left.
+        RuntimeError: pytest wrote no report.
     """
     environment = dict(os.environ)
     if scale.device == "cpu":
@@ -60,7 +60,7 @@ def run_file(record: Recorder, scale: Scale, path: Path) -> dict[str, Any]:
 
 
 def _read(report: Path) -> dict[str, Any]:
-    """Counts, and what each test that failed or was skipped says."""
+    """Counts, and the message of each failed or skipped test."""
     counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "seconds": {}, "said": {}}
     for case in ET.parse(report).getroot().iter("testcase"):
         name = case.get("name", "")

@@ -1,4 +1,4 @@
-"""Stages of single operations: the machine's max_logits, which attention it takes, and what a step is made of."""
+"""Stages of single operations: the machine's peak rates, the attention that it takes, and the parts of a step."""
 
 import importlib.metadata
 import math
@@ -20,7 +20,7 @@ from model_store.model.spec import ModelSpec
 from server.engine.pytorch.attention import Attention, FusedAttention, ProductAttention, SumAttention
 from server.engine.pytorch.matrices.matrix import PlainMatrix
 
-_MOST_COPIES = 64  # of what is read in turn
+_MOST_COPIES = 64  # of the tensors that are read in turn
 _PRODUCT_ROWS = (1, 8, 32, 64, 128)
 _FORMS: dict[str, Callable[[Tensor, Tensor], Attention]] = {
     "product": ProductAttention,
@@ -31,7 +31,7 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], Attention]] = {
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What the figures depend on beside the code: the GPU and the libraries; of a CPU the libraries alone."""
+    """What the figures depend on besides the code: the GPU and the libraries; on a CPU only the libraries."""
     found: dict[str, Any] = {"device": device, "torch": torch.__version__, "cuda": torch.version.cuda}
     if device == "cpu":
         return found
@@ -46,7 +46,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def probe(record: Recorder, scale: Scale) -> None:
-    """The hardware, asked for in a process of its own: one that has used CUDA cannot be copied."""
+    """Query the hardware in a separate process: a process that has used CUDA cannot be forked."""
     if scale.device != "cpu" and not torch.cuda.is_available():
         record.note("hardware", None)
         return
@@ -55,7 +55,7 @@ def probe(record: Recorder, scale: Scale) -> None:
 
 @on_device
 def machine(record: Recorder, scale: Scale) -> None:
-    """Versions, bandwidth, arithmetic, the cost of a launch, and which attention PyTorch takes for our shapes."""
+    """Versions, bandwidth, arithmetic, the cost of a launch, and the attention that PyTorch takes for our shapes."""
     record.note("versions", _versions())
     record.part("copy", partial(_copy, record, scale))
     record.part("product", partial(_product, record, scale))
@@ -78,7 +78,7 @@ def _versions() -> dict[str, str]:
 
 
 def _copy(record: Recorder, scale: Scale) -> dict[str, float]:
-    """Bytes a second, read and written, of a copy beyond any cache; the best of a few."""
+    """Bytes per second, read plus written, of a copy larger than any cache; the best of a few runs."""
     release(scale.device)
     origin = torch.ones(scale.copy_bytes // 2, dtype=torch.bfloat16, device=scale.device)
     target = torch.empty_like(origin)
@@ -96,7 +96,7 @@ def _product(record: Recorder, scale: Scale) -> dict[str, float]:
 
 
 def _launch(record: Recorder, scale: Scale) -> dict[str, float]:
-    """Microseconds for each of a chain of the smallest operations: what a step's kernels cost at the least."""
+    """Microseconds for each operation in a chain of the smallest ones: the least that a step's kernels cost."""
     number = torch.zeros(1, device=scale.device)
 
     def chain() -> None:
@@ -112,7 +112,7 @@ def _launch(record: Recorder, scale: Scale) -> dict[str, float]:
 
 
 def _chosen_attention(record: Recorder, scale: Scale) -> dict[str, str]:
-    """By shape of the encoder's attention and of a step's the kernels that `scaled_dot_product_attention` goes to."""
+    """The kernels that `scaled_dot_product_attention` chooses, by shape, for the encoder and for a step."""
     chosen = {}
     dtype, longest, batch = getattr(torch, scale.dtype), scale.source_tokens[1], max(scale.batches)
     for name in ("flan-t5-xl", "bart-large", "t5-base"):
@@ -126,7 +126,7 @@ def _chosen_attention(record: Recorder, scale: Scale) -> dict[str, str]:
             "not padded": bias_1HSS if biased else None,
         }
         for state, mask in masks.items():
-            # As a projection leaves them: [B, S, H, 3, E].
+            # In a projection's output layout: [B, S, H, 3, E].
             qkv = torch.zeros(batch, longest, heads, 3, width, dtype=dtype, device=scale.device)
             query, keys, values = qkv.permute(3, 0, 2, 1, 4).unbind(0)
             chosen[f"{name}, encoder, {state}"] = _choice(query, keys, values, mask)
@@ -147,7 +147,7 @@ def _choice(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
 
 @on_device
 def parts_of_steps(record: Recorder, scale: Scale) -> None:
-    """Attention in each form, and products of few rows, in graphs and from cold memory."""
+    """Attention in each form, and products with few rows, in graphs and from cold memory."""
     xl, base = (spec_of(scale.shapes[name]) for name in ("flan-t5-xl", "t5-base"))
     cases = {
         f"{kind}, {name}, batch {batch}": (spec, batch, positions)
@@ -170,7 +170,7 @@ def parts_of_steps(record: Recorder, scale: Scale) -> None:
 
 
 def _matrices(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of a decoder layer's matrices and of the logits'."""
+    """Outputs and inputs of a decoder layer's matrices and of the logits' matrix."""
     inner = spec.num_heads * spec.head_dim
     matrices = {
         "query, key, value": (3 * inner, spec.d_model),
@@ -235,7 +235,7 @@ def _matrix(record: Recorder, scale: Scale, name: str, rows: int, weights: list[
 def _speed(
     record: Recorder, scale: Scale, name: str, work: Callable[[], None], size_bytes: int, calls: int
 ) -> dict[str, float]:
-    """Microseconds a call, and bytes a second, of work that reads so many bytes in so many calls."""
+    """Microseconds per call, and bytes per second, of work that reads `size_bytes` in `calls` calls."""
     replay = recorded(scale.device, work)
     replay()
     best_s = min(repeat(record, scale, lambda: seconds(scale.device, replay)))

@@ -1,4 +1,4 @@
-"""Engines whose weights are made where they are used: speed does not depend on what they are."""
+"""Engines with random weights generated on the device: speed does not depend on their values."""
 
 import time
 import zlib
@@ -22,7 +22,7 @@ from server.engine.weights.reading import read_network
 
 
 class RandomTensors:
-    """A model's tensors, random and small enough that nothing overflows; implements `checkpoint.Tensors`."""
+    """A model's tensors, random and small enough not to overflow; implements `checkpoint.Tensors`."""
 
     def __init__(self, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> None:
         self._shapes = dict(layout_of(spec).shapes())
@@ -48,7 +48,7 @@ class RandomTensors:
 def load(
     record: Recorder, name: str, shape: dict[str, Any], config: EngineConfig, buckets: Collection[Bucket] | None = None
 ) -> Engine:
-    """An engine with random weights; `shape`: its config.json. What loading took is recorded as the part `name`."""
+    """An engine with random weights; `shape` is its config.json. The cost of loading is recorded as the part `name`."""
     release(config.device)
     started_s = time.perf_counter()
     spec = spec_of(shape)
@@ -76,7 +76,7 @@ def load(
 
 
 def used_buckets(config: EngineConfig, batches: dict[int, int], new_tokens: int) -> list[Bucket]:
-    """Of an engine's graphs those that steps of whole batches run in; `batches`: size to its longest source."""
+    """The graphs of an engine that steps of whole batches run in; `batches` maps a size to its longest source."""
     buckets = graph_buckets(config)
     used = set()
     for batch, source_tokens in batches.items():

@@ -1,4 +1,4 @@
-"""The table at the end: what was measured beside what is published."""
+"""The final table: measured figures beside published ones."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ _HEADER = (
 
 
 def report(document: dict[str, Any], names: list[str]) -> str:
-    """Lines for the shapes that are published, for T5-base's step, for tests and memory, and for every stage.
+    """Lines for the published shapes, for T5-base's step, for tests and memory, and for every stage.
 
-    The limit is the time to read from memory, at the bandwidth of a copy, what all steps must. In miniature nothing is
-    compared with what is published for a GPU.
+    The limit is the time to read the data that all steps must read from memory, at the bandwidth of a copy. A miniature
+    run is not compared with the figures published for a GPU.
     """
     stages, miniature = document["stages"], document["key"]["miniature"]
     lines = ["", _HEADER]

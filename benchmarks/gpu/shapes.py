@@ -1,4 +1,4 @@
-"""The models and the workload, at full size and in miniature, and what is published for them."""
+"""The models and the workload, at full size and in miniature, and the figures published for them."""
 
 import random
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ TARGET_STEP_MS = 0.5  # T5-base, batch 1
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What TensorRT-LLM publishes for a batch on one H100: bfloat16, greedy, 260 to 440 tokens in, up to 128 out."""
+    """TensorRT-LLM's figures for a batch on one H100: bfloat16, greedy, 260 to 440 tokens in, up to 128 out."""
 
     total_ms: float
-    tokens_per_s: float  # of its PyTorch backend, as the time is
+    tokens_per_s: float  # of its PyTorch backend, like the time
     older_tokens_per_s: float  # of the engine that it has removed
 
 
-# By shape and batch. Their answers may end before 128 tokens and ours may not, so the tokens a second compare best.
+# By shape and batch. Their answers may end before 128 tokens and ours may not, so compare tokens per second.
 PUBLISHED = {
     "flan-t5-xl": {
         32: Published(total_ms=706.0, tokens_per_s=3312.0, older_tokens_per_s=3153.0),
@@ -77,20 +77,20 @@ def bart(*, d_model: int, heads: int, d_ff: int, layers: int, vocab_size: int) -
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Everything that differs between a measurement and the same in miniature."""
+    """Everything that differs between a full measurement and a miniature one."""
 
     device: str
     dtype: str
     shapes: dict[str, dict[str, Any]]  # config.json by name
-    batches: tuple[int, ...]  # the largest first: its graphs' memory is shared by the others
+    batches: tuple[int, ...]  # the largest first: the others share the memory of its graphs
     source_tokens: tuple[int, int]  # from, to
     new_tokens: int
     single_source_tokens: int  # of the measurement at batch 1
     repeats: int
-    calls: int  # of a step, or of a small operation, that are timed together
+    calls: int  # of a step, or of a small operation, timed together
     copy_bytes: int
-    product_size: int  # rows and columns of the matrices whose product tells the peak of arithmetic
-    cold_bytes: int  # what must be read in turn so that no cache holds it
+    product_size: int  # rows and columns of the matrices whose product measures peak arithmetic
+    cold_bytes: int  # amount to read in turn so that no cache holds it
     drill_slots: int
 
 
@@ -137,8 +137,8 @@ MINIATURE = Scale(
 
 
 def step_weight_bytes(spec: ModelSpec) -> int:
-    """Weights in half precision that a step of the decoder reads; those that make the source's keys and values are
-    read once.
+    """Bytes of the half-precision weights that a decoder step reads, without those that make the source's keys and
+    values, which are read once.
     """
     once = ("EncDecAttention.k", "EncDecAttention.v", "encoder_attn.k_proj", "encoder_attn.v_proj", "embed", "bias.w")
     decoder = 0
@@ -149,9 +149,9 @@ def step_weight_bytes(spec: ModelSpec) -> int:
 
 
 def read_bytes(spec: ModelSpec, sources: list[list[int]], new_tokens: int) -> int:
-    """What all steps must read in half precision: the weights once a step, and each row's keys and values.
+    """Bytes that all steps must read in half precision: the weights once per step, and each row's keys and values.
 
-    Nothing is counted for the encoder, for arithmetic and for launching.
+    The encoder, arithmetic and launches are not counted.
     """
     position_bytes = 2 * 2 * spec.head_dim
     cross = position_bytes * sum(len(layer.cross_heads) for layer in spec.decoder)
@@ -161,7 +161,7 @@ def read_bytes(spec: ModelSpec, sources: list[list[int]], new_tokens: int) -> in
 
 
 def make_sources(spec: ModelSpec, count: int, lengths: tuple[int, int]) -> list[list[int]]:
-    """Random texts; equal calls give equal ones."""
+    """Random texts; equal calls give equal texts."""
     draw = random.Random(count)
     return [
         [*(draw.randrange(5, spec.vocab_size) for _ in range(draw.randint(*lengths) - 1)), spec.eos_id]

@@ -1,9 +1,9 @@
-"""Measurements in stages of which nothing is lost, for a machine that is lent for minutes.
+"""Measurements in stages that lose no results, for a machine that is available only for minutes.
 
-Each stage runs in a process of its own, so that a crash, a hang or spoilt device memory ends that stage alone. What it
-measures comes in parts, and the file is written anew, whole or not at all, after each of them. A stage whose time is up
-begins no further part, and is killed if the part at hand does not end either. Called again with the same file, a run
-goes on with the parts that are missing; a file of other code, another machine or other sizes is put aside first.
+Each stage runs in a separate process, so that a crash, a hang or corrupt device memory ends only that stage. A stage
+measures in parts, and the file is rewritten, whole or not at all, after each of them. A stage whose time is up starts
+no further part, and is killed if its current part does not end either. Called again with the same file, a run measures
+the missing parts; a file from other code, another machine or other sizes is put aside first.
 """
 
 import gc
@@ -23,10 +23,10 @@ Json = Any
 Document = dict[str, Json]
 T = TypeVar("T")
 
-# A stage that is not over so long after its time is killed; a part may be of a few calls, but no longer.
+# A stage that still runs this long after its time is killed, so a part should not take longer.
 GRACE_S = 10.0
 
-# With less than this no stage begins: it would spend it on starting.
+# No stage starts with less time than this: it would spend it on its start.
 LEAST_S = 5.0
 
 DONE, CUT_SHORT, FAILED, NOT_RUN = "done", "cut short", "failed", "not run"
@@ -35,7 +35,7 @@ _TRACEBACK_LINES = 30
 
 
 class TimeUpError(Exception):
-    """A stage's time is over."""
+    """A stage's time is up."""
 
 
 class NotPossibleError(Exception):
@@ -43,10 +43,10 @@ class NotPossibleError(Exception):
 
 
 class Recorder:
-    """What a stage tells its parts and lines to."""
+    """Receives a stage's parts and lines."""
 
     def __init__(self, send: Callable[[tuple[str, Json]], None], known: Collection[str], until_s: float) -> None:
-        """`known`: the parts that an earlier run has measured; `until_s`: on the clock `time.monotonic`."""
+        """`known` are the parts that an earlier run measured; `until_s` is the deadline on `time.monotonic`."""
         self._send = send
         self._known = known
         self._until_s = until_s
@@ -54,31 +54,31 @@ class Recorder:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the stage's time is up, 0 where it is."""
+        """Seconds until the stage's time is up; 0 if it is."""
         return max(0.0, self._until_s - time.monotonic())
 
     def line(self, text: str) -> None:
-        """Print something."""
+        """Print a line."""
         self._send(("line", text))
 
     def note(self, name: str, value: Json) -> None:
-        """Record a part that there is anyhow; it replaces that of an earlier run."""
+        """Record a part without measuring; it replaces that of an earlier run."""
         json.dumps(value, allow_nan=False)
         self._send(("part", (name, value)))
 
     def part(self, name: str, work: Callable[[], Json]) -> None:
-        """Measure one part, unless it is known. An exception of it is recorded, and the next parts may go on.
+        """Measure one part, unless it is known. Its exception is recorded, and the next parts may go on.
 
         Raises:
-            TimeUpError: the time is up; the part has not begun.
+            TimeUpError: the time is up; the part has not started.
         """
         self.parts({name: lambda _: work()}, lambda: None)
 
     def parts(self, works: Mapping[str, Callable[[T], Json]], prepare: Callable[[], T]) -> None:
-        """Measure several parts on one thing that takes long to make, which is not made where all are known.
+        """Measure several parts on one object that takes long to make; it is not made if all parts are known.
 
         Raises:
-            TimeUpError: the time is up; the parts from there on have not begun.
+            TimeUpError: the time is up; the remaining parts have not started.
         """
         wanted = {name: work for name, work in works.items() if name not in self._known}
         if not wanted:
@@ -87,7 +87,7 @@ class Recorder:
         self._begin(first)
         try:
             prepared = prepare()
-        except Exception as error:  # noqa: BLE001  whatever it is, the other stages and parts are to be reached
+        except Exception as error:  # noqa: BLE001  whatever the error, go on with the other stages and parts
             self._fail(first, error)
             return
         for name, work in wanted.items():
@@ -114,7 +114,7 @@ class Recorder:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A name, the seconds that it may take, and its work, which must be a function of a module."""
+    """A name, the seconds that it may take, and its work, which must be a module-level function."""
 
     name: str
     seconds: float
@@ -122,15 +122,15 @@ class Stage:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's type, and the first line of what it says."""
+    """An exception's type, and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def open_document(path: Path | None, key: Json, environment: Json) -> Document:
-    """The document of an earlier run that has this key, or a new one.
+    """The document of an earlier run with this key, or a new one.
 
-    `path`: its file; one that holds anything else is renamed, and a line says so. None: there is none.
+    `path` is its file, or None; a file with any other content is renamed, and a line says so.
     """
     if path is not None and path.exists():
         try:
@@ -147,7 +147,7 @@ def open_document(path: Path | None, key: Json, environment: Json) -> Document:
 
 
 def write_document(path: Path | None, document: Document) -> None:
-    """Replace the file, whole or not at all; None: there is none."""
+    """Replace the file, whole or not at all; do nothing if `path` is None."""
     if path is None:
         return
     part = path.with_name(path.name + ".part")
@@ -160,9 +160,9 @@ def write_document(path: Path | None, document: Document) -> None:
 def run_stages(
     stages: Collection[Stage], setting: object, document: Document, path: Path | None, until_s: float
 ) -> None:
-    """Run what the document has not, those stages first that no earlier run came to.
+    """Run the stages that the document lacks, starting with those that no earlier run reached.
 
-    `setting` is what the stages are told; `until_s`: when all must be over, on the clock `time.monotonic`.
+    `setting` is passed to the stages; `until_s` is the deadline for all of them on `time.monotonic`.
     """
     entries = document["stages"]
     untried = [stage for stage in stages if entries.get(stage.name, {}).get("status", NOT_RUN) == NOT_RUN]
@@ -179,7 +179,7 @@ def run_stages(
             write_document(path, document)
             continue
         print(f"{stage.name}: begins, at most {limit_s:.0f} s", flush=True)
-        # The failed parts are tried again. Should this process be killed, what is in the file is true.
+        # Failed parts are tried again. If this process is killed, the file is still correct.
         entry |= {"status": CUT_SHORT, "reason": "the run ended within this stage", "failures": {}}
         entries[stage.name] = entry
         started_s = time.monotonic()
@@ -192,9 +192,9 @@ def run_stages(
 
 
 def run_stage(stage: Stage, setting: object, entry: Document, until_s: float, flush: Callable[[], None]) -> None:
-    """Run one stage in a process of its own and put what comes of it into its entry; `flush` after each part."""
+    """Run one stage in a separate process and put its results into its entry; call `flush` after each part."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([stage.work.__module__])  # imported once; no process that is copied has used CUDA
+    context.set_forkserver_preload([stage.work.__module__])  # imported once; the forked process has not used CUDA
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(stage, setting, set(entry["parts"]), until_s, sender))
     process.start()
@@ -228,14 +228,14 @@ def run_stage(stage: Stage, setting: object, entry: Document, until_s: float, fl
         receiver.close()
         try:
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it is over, or has not come to its group yet
+        except ProcessLookupError:  # it has ended, or has not made its group yet
             process.kill()
         process.join()
 
 
 def _work(stage: Stage, setting: object, known: set[str], until_s: float, sender: Connection) -> None:
-    """What the stage's process does; the last message tells how it ended."""
-    os.setpgid(0, 0)  # so that what it starts is ended with it
+    """The main function of the stage's process; its last message says how it ended."""
+    os.setpgid(0, 0)  # so that its child processes are killed with it
     record = Recorder(sender.send, known, until_s)
     status, reason = DONE, ""
     try:
@@ -244,7 +244,7 @@ def _work(stage: Stage, setting: object, known: set[str], until_s: float, sender
         status, reason = CUT_SHORT, str(error)
     except NotPossibleError as error:
         status, reason = NOT_RUN, str(error)
-    except Exception as error:  # noqa: BLE001  whatever it is, the other stages are to be reached
+    except Exception as error:  # noqa: BLE001  whatever the error, go on with the other stages
         record._fail("outside of any part", error)
     if record.failed and status == DONE:
         status, reason = FAILED, "its failures are told beside its parts"

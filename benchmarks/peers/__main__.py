@@ -1,13 +1,13 @@
-"""The engine beside what people use today, on the CPU, in one run.
+"""The engine beside the libraries that people use today, on the CPU, in one run.
 
     python -m benchmarks.peers install --into FOLDER          an environment for each peer (or only those named)
-    python -m benchmarks.peers run --environments FOLDER      measure what is missing in the results file, go on later
+    python -m benchmarks.peers run --environments FOLDER      measure what the results file lacks; can be resumed
     python -m benchmarks.peers table                          write the README's tables and the picture
-    python -m benchmarks.peers table --check                  exit 1 if the README does not say what the results say
+    python -m benchmarks.peers table --check                  exit 1 if the README differs from the results
 
 The peers are CTranslate2, OpenVINO (optimum-intel), ONNX Runtime (optimum-onnx), llama.cpp's T5 (built from source) and
-transformers' own generate. They are given the same random weights and the same tokens; float32's tokens are compared
-with transformers', and everybody's lengths are checked.
+transformers' own generate. All of them get the same random weights and the same tokens. The tokens of each are compared
+with transformers' float32 tokens, and the lengths of all answers are checked.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do one command; its exit code."""
+    """Run one command and return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "install":

@@ -1,4 +1,4 @@
-"""Who stands beside whom."""
+"""The peers, and what is compared with what."""
 
 import os
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from pathlib import Path
 from benchmarks.peers.environments import ENVIRONMENTS, is_installed, python_of
 from benchmarks.peers.protocol import PeerError
 
-REFERENCE, ENGINE = "transformers", "engine"  # whose float32 tokens are right, and who is ours
-AGREES = 0.9  # of its tokens, up to the first difference of each answer; who has fewer in float32 is named
+REFERENCE, ENGINE = "transformers", "engine"  # the peer whose float32 tokens are the reference, and ours
+AGREES = 0.9  # of the reference tokens, up to each answer's first difference; a float32 peer below it is named
 NATIVE = "native"
 SHAPE_TITLES = {"t5-small": "T5-small", "t5-base": "T5-base", "marian": "Marian", "bart-base": "BART-base"}
 
-# What makes each library take a lower instruction set than the processor has.
+# The variables that make each library use a lower instruction set than the processor has.
 INSTRUCTION_SETS: Mapping[str, Mapping[str, str]] = {
     NATIVE: {},
     "avx2": {
@@ -29,14 +29,14 @@ INSTRUCTION_SETS: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """Somebody who generates."""
+    """A library that generates, or our engine."""
 
     name: str
     title: str
-    dtypes: Mapping[str, str]  # what it calls each: they are not computed alike
+    dtypes: Mapping[str, str]  # the peer's own name for each, since peers compute them differently
     environment: str | None  # None: ours
     separate_builds: bool = False  # an environment for each instruction set
-    exempt: str = ""  # what it still uses where a lower instruction set is forced; nothing if empty
+    exempt: str = ""  # in words, how it goes beyond a lower instruction set that is forced; empty if it does not
 
     @property
     def module(self) -> str:
@@ -44,10 +44,10 @@ class Peer:
         return f"benchmarks.peers.adapters.{self.name.replace('.', '_')}"
 
     def python(self, folder: Path, instruction_set: str) -> Path | None:
-        """The interpreter of its environment; None: ours.
+        """The interpreter of its environment; None for ours.
 
         Raises:
-            PeerError: it is not installed.
+            PeerError: the environment is not installed.
         """
         if self.environment is None:
             return None
@@ -106,11 +106,11 @@ assert {peer.environment for peer in PEERS} - {None} <= set(ENVIRONMENTS)
 
 
 def variables(instruction_set: str) -> dict[str, str]:
-    """The environment of a worker: without networks, nor what is said at every start."""
+    """The environment variables of a worker: no network, and no messages at every start."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
-        "GGML_NO_BACKTRACE": "1",  # the last line that llama.cpp says is then what was wrong
+        "GGML_NO_BACKTRACE": "1",  # then the last line that llama.cpp prints is the error
     }
     return {**os.environ, **quiet, **INSTRUCTION_SETS[instruction_set]}

@@ -1,6 +1,6 @@
-"""The environments of the peers: one folder each, because they want releases of the same packages that exclude another.
+"""The environments of the peers: one folder each, because they need incompatible releases of the same packages.
 
-Only the standard library is imported here: the workers read this file in environments that lack everything of ours.
+Only the standard library is imported here: the workers read this file in environments without our packages.
 """
 
 import os
@@ -11,28 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TORCH_INDEX = "TORCH_INDEX_URL"  # as for the image: an index of CPU wheels saves gigabytes
-FINISHED = ".installed"  # what was installed, written last: what an interrupted run left is made anew
+FINISHED = ".installed"  # lists what was installed; written last, so that an interrupted installation is redone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a peer needs beside Python."""
+    """What a peer needs besides Python."""
 
     requirements: tuple[str, ...]
-    built: tuple[str, ...] = ()  # from source: speed depends on what the compiler was told
-    unwanted: tuple[str, ...] = ()  # comes with the rest and breaks it
+    built: tuple[str, ...] = ()  # from source, because speed depends on the compiler options
+    unwanted: tuple[str, ...] = ()  # installed with the rest, but breaks it
     variables: Mapping[str, str] = field(default_factory=dict)  # while installing
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever what would be installed does."""
+        """Changes whenever the packages to install change."""
         wanted = [*self.requirements, *self.built, *(f"without {name}" for name in self.unwanted)]
         return "\n".join([*wanted, *(f"{name}={value}" for name, value in self.variables.items())]) + "\n"
 
 
 _LLAMA_CPP = ("llama-cpp-python==0.3.36",)
 _LLAMA_CPP_NEEDS = ("gguf==0.19.0", "numpy==2.4.6", "safetensors==0.8.0")
-# What a compiler makes of llama.cpp where it may use AVX2 and nothing above it.
+# CMake options that build llama.cpp with AVX2 and nothing above it.
 _AVX2 = (
     "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON "
     "-DGGML_AVX_VNNI=OFF -DGGML_AVX512=OFF -DGGML_AVX512_VBMI=OFF -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF"
@@ -49,14 +49,14 @@ ENVIRONMENTS = {
             "torch==2.13.0",
             "transformers==4.57.6",  # the newest from which optimum-intel exports Marian
         ),
-        unwanted=("torchvision",),  # transformers imports it where it is, and it was built for another torch
+        unwanted=("torchvision",),  # transformers imports it if it is there, but it was built for another torch
     ),
     "onnxruntime": Environment(
         requirements=(
             "optimum-onnx[onnxruntime]==0.1.0",
             "optimum==2.1.0",
             "onnxruntime==1.32.0",
-            "onnx-ir==1.1.0",  # what its int4 quantizer wants and does not name
+            "onnx-ir==1.1.0",  # its int4 quantizer needs this but does not declare it
             "torch==2.13.0",
             "transformers==4.57.6",
         ),
@@ -69,18 +69,18 @@ ENVIRONMENTS = {
 
 
 def python_of(folder: Path, name: str) -> Path:
-    """The interpreter of an environment, whether or not it is there."""
+    """The path of an environment's interpreter, whether or not it exists."""
     return folder / name / "bin" / "python"
 
 
 def is_installed(folder: Path, name: str) -> bool:
-    """Whether the environment is there, whole and of these versions."""
+    """Whether the environment is installed completely and in these versions."""
     finished = folder / name / FINISHED
     return finished.is_file() and finished.read_text(encoding="utf-8") == ENVIRONMENTS[name].fingerprint
 
 
 def commands(folder: Path, name: str, torch_index: str = "") -> list[list[str]]:
-    """What makes an environment, in order."""
+    """The commands that make an environment, in order."""
     wanted = ENVIRONMENTS[name]
     python = str(python_of(folder, name))
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
@@ -90,7 +90,7 @@ def commands(folder: Path, name: str, torch_index: str = "") -> list[list[str]]:
         found.append([*pip, "install", "--quiet", "--index-url", torch_index, *torch])
     found.append([*pip, "install", "--quiet", *wanted.requirements])
     if wanted.built:
-        # Not from pip's cache: it does not know what the compiler was told when the wheel in it was made.
+        # Not from pip's cache: it does not record the compiler options with which a wheel was built.
         sources = [f"--no-binary={each.split('==')[0]}" for each in wanted.built]
         found.append([*pip, "install", "--quiet", "--no-cache-dir", *sources, *wanted.built])
     if wanted.unwanted:
@@ -99,7 +99,7 @@ def commands(folder: Path, name: str, torch_index: str = "") -> list[list[str]]:
 
 
 def install(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Make the environments that are missing or of other versions; what could not be made, with the reason."""
+    """Make the environments that are missing or have other versions; return the failed ones with their reasons."""
     failed = {}
     for name in names:
         if is_installed(folder, name):

@@ -1,8 +1,8 @@
-"""Everybody in one run: blocks of a shape, a dtype and a batch, in which the contenders take turns.
+"""Measure all peers in one run, in blocks of a shape, a dtype and a batch in which the contenders take turns.
 
-A contender is a peer with a number of threads. All contenders of a block stand loaded while it runs; a peer's
-workers for different numbers of threads are one process. The first turn warms up, checks what is made and drops the
-number of threads that is far behind; the others are measured, and a figure is the median over them.
+A contender is a peer with a number of threads. All contenders of a block stay loaded while it runs; one process serves
+all thread counts of a peer. The first turn warms up, checks the answers and drops a thread count that is far slower.
+The other turns are measured, and a figure is the median over them.
 """
 
 import json
@@ -22,8 +22,8 @@ from benchmarks.peers.catalogue import NAMED, NATIVE, PEERS, REFERENCE, Peer, va
 from benchmarks.peers.models import Shape, model_folder
 from benchmarks.peers.protocol import PeerError, Process
 
-SETTLE_S = 0.4  # the threads of the one before may spin for 0.2 s, waiting for more
-FAR_BEHIND = 1.25  # times as long as the peer's other number of threads
+SETTLE_S = 0.4  # the previous contender's threads may spin for 0.2 s, waiting for work
+FAR_BEHIND = 1.25  # times as long as the peer's other thread count
 FIGURES = ("first_ms", "step_ms", "total_ms")
 
 Report = Callable[[str], None]
@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How it is measured; equal plans give figures that can stand in one file."""
+    """How to measure; figures of equal plans may be in one file."""
 
     instruction_set: str = NATIVE
     threads: tuple[int, ...] = (1, 2)
@@ -45,12 +45,12 @@ class Places:
     """Folders."""
 
     environments: Path
-    cache: Path  # models, what the peers made of them, and what they printed
+    cache: Path  # models, the files that the peers made from them, and logs
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A peer with a number of threads, loaded."""
+    """A loaded peer with a number of threads."""
 
     peer: Peer
     threads: int
@@ -67,10 +67,10 @@ def prefix_share(made: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]])
 
 
 def check_lengths(made: Sequence[Sequence[int]], batch: int, new_tokens: int) -> None:
-    """Who makes fewer tokens is fast.
+    """Check the lengths: a peer that makes fewer tokens would look fast.
 
     Raises:
-        PeerError: it is not what was asked for.
+        PeerError: the number or the length of the answers is not the requested one.
     """
     lengths = sorted({len(tokens) for tokens in made})
     if len(made) != batch or lengths != [new_tokens]:
@@ -101,10 +101,10 @@ def _log(places: Places, peer: Peer) -> Path:
 def open_contenders(
     peer: Peer, shape: Shape, dtype: str, places: Places, plan: Plan, stack: ExitStack
 ) -> tuple[list[Contender], dict[str, str]]:
-    """A peer loaded once for each number of threads, its files made if they are not there, and its versions.
+    """A peer loaded once per number of threads, and its versions; its files are made if they are missing.
 
     Raises:
-        PeerError: it cannot be installed, prepared or loaded.
+        PeerError: the peer is not installed, or cannot be prepared or loaded.
     """
     python = peer.python(places.environments, plan.instruction_set)
     made = places.cache / shape.name / peer.name / dtype
@@ -112,7 +112,7 @@ def open_contenders(
     start = partial(
         Process, peer.module, log=_log(places, peer), python=python, variables=variables(plan.instruction_set)
     )
-    if not made.is_dir():  # in a process of its own: converting leaves memory behind
+    if not made.is_dir():  # in a separate process, because conversion does not free all its memory
         with start() as process:
             process.ask("prepare", timeout_s=900, **arguments)
     process = stack.enter_context(start())
@@ -137,7 +137,7 @@ class Turns:
         self._entered = list(self._racing)
 
     def run(self, rounds: int, longest_s: float) -> list[dict[str, Any]]:
-        """A row a peer. Who takes longer than `longest_s` is measured once only."""
+        """One row per peer. A contender that takes longer than `longest_s` is measured only once."""
         for contender in self._racing:
             answer = self._turn(contender)
             if answer is not None:
@@ -180,7 +180,7 @@ class Turns:
                 yield contender
 
     def _row(self, name: str) -> dict[str, Any]:
-        """Of a peer's numbers of threads the one whose whole answers are the fastest."""
+        """The row of a peer, at the number of threads with the fastest whole answers."""
         entered = [contender for contender in self._entered if contender.peer.name == name]
         finished = {c.threads: self._runs[_key(c)] for c in entered if _key(c) in self._runs}
         finished = {threads: runs for threads, runs in finished.items() if (name, threads) not in self._errors}
@@ -214,13 +214,13 @@ def _median(runs: Sequence[Mapping[str, float]], figure: str) -> float:
 
 
 class Results:
-    """The file: it is written after every block, and a later run goes on from it."""
+    """The results file: it is written after every block, and a later run resumes from it."""
 
     def __init__(self, file: Path, plan: Plan) -> None:
-        """Read what is there.
+        """Read the existing file, if any.
 
         Raises:
-            ValueError: it was measured otherwise, or on another processor.
+            ValueError: it was measured with another plan or on another processor.
         """
         self._file = file
         head = {"environment": environment(), "plan": json.loads(json.dumps(asdict(plan)))}
@@ -238,7 +238,7 @@ class Results:
             self.document = found
 
     def is_done(self, shape: str, dtype: str, batch: int, peers: Iterable[str]) -> bool:
-        """Whether the block is there with all these peers."""
+        """Whether the file has the block with all these peers."""
         block = self._block(shape, dtype, batch)
         return block is not None and {row["peer"] for row in block["rows"]} >= set(peers)
 
@@ -250,7 +250,7 @@ class Results:
     def add(
         self, shape: str, dtype: str, batch: int, rows: list[dict[str, Any]], versions: Mapping[str, Mapping[str, str]]
     ) -> None:
-        """Take a block in, in place of an earlier one, and write the file through a sibling."""
+        """Add a block, replacing an earlier one, and write the file through a sibling."""
         here = environment()
         block = {"shape": shape, "dtype": dtype, "batch": batch, "commit": here["commit"], "date": here["date"]}
         earlier = self._block(shape, dtype, batch)
@@ -259,14 +259,14 @@ class Results:
         self.document["blocks"].append({**block, "rows": rows})
         self.document["versions"].update(versions)
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        sibling = self._file.with_name(f"{self._file.name}.partial")  # renamed: an interrupted run leaves a whole file
+        sibling = self._file.with_name(f"{self._file.name}.partial")  # renamed, so an interrupt leaves a whole file
         sibling.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
         sibling.replace(self._file)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which part of it all."""
+    """The part of the benchmark to run."""
 
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
@@ -278,12 +278,12 @@ class Selection:
 
 
 def rounds_of(shape: Shape) -> int:
-    """Everything takes hours at the same number of rounds."""
+    """The shape's number of rounds: the full number for all shapes would take hours."""
     return 5 if shape.name == "t5-small" else 3
 
 
 def run(selection: Selection, places: Places, plan: Plan, results: Results, report: Report) -> int:
-    """Measure what is missing; how many blocks are left when the time is up."""
+    """Measure what is missing; return how many blocks are left when the time is up."""
     started_s = time.monotonic()
     left = 0
     for shape in selection.shapes:
@@ -318,7 +318,7 @@ def run(selection: Selection, places: Places, plan: Plan, results: Results, repo
 def _open_all(
     peers: Iterable[Peer], shape: Shape, dtype: str, places: Places, plan: Plan, stack: ExitStack, report: Report
 ) -> tuple[list[Contender], list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """All peers of a block, a row for each that cannot be had, and the versions."""
+    """All peers of a block, a row for each one that cannot be opened, and the versions."""
     model_folder(shape, places.cache)
     contenders: list[Contender] = []
     failed: list[dict[str, Any]] = []
@@ -341,7 +341,7 @@ def _in_order(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str
 
 
 def described(row: Mapping[str, Any]) -> str:
-    """A row of a block in a line."""
+    """A row of a block as one line."""
     head = f"{row['peer']:<13}{row['precision']:<22}"
     if "error" in row:
         return f"{head}{row['error']}"

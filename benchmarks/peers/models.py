@@ -1,4 +1,4 @@
-"""The models that everybody is given: well-known shapes, random weights, written once into a cache folder."""
+"""The models that all peers get: well-known shapes with random weights, written once into a cache folder."""
 
 import random
 import shutil
@@ -22,20 +22,20 @@ from transformers import (
 from benchmarks.shapes import NAMED as T5_SHAPES
 from benchmarks.shapes import T5_SPECIAL, config_of, save_with_tokenizer
 
-# Random models repeat one token for ever: their answers would prove little. The decoder's feed-forward layers are
-# centred and so much louder that each token leads to another one.
+# Random models repeat one token forever, so their answers would prove little. The output matrices of the decoder's
+# feed-forward layers are centred and scaled up by this factor, so that each token leads to another one.
 _LOUDER = 32.0
 _FEED_FORWARD_OUT = ("DenseReluDense.wo.weight", "fc2.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A model that is known by its name."""
+    """A well-known model."""
 
     name: str
     model: type[PreTrainedModel]
     config: PreTrainedConfig
-    special: Mapping[str, int]  # words of the vocabulary that are no text
+    special: Mapping[str, int]  # words of the vocabulary that are not text
 
     def sources(self, batch: int, tokens: int) -> list[list[int]]:
         """Random ordinary tokens; a smaller batch has the first rows of a larger one."""
@@ -45,7 +45,7 @@ class Shape:
 
 
 def _bart_like(config: type[PreTrainedConfig], width: int, **fields: Any) -> PreTrainedConfig:
-    """Six layers each side, with heads of 64 and feed-forward layers of four times the width."""
+    """Six layers on each side, with heads of width 64 and feed-forward layers of four times the model width."""
     layers = {
         f"{side}_{field}": value
         for side in ("encoder", "decoder")
@@ -90,7 +90,7 @@ SHAPES = {
                 768,
                 vocab_size=50265,
                 max_position_embeddings=1024,
-                normalize_before=False,  # as published; CTranslate2's converter wants both said
+                normalize_before=False,  # as published; CTranslate2's converter needs both fields
                 normalize_embedding=True,
             ),
             special={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3},
@@ -118,7 +118,7 @@ def build(shape: Shape) -> PreTrainedModel:
 
 
 def model_folder(shape: Shape, cache: Path) -> Path:
-    """Where the model lies; written if it does not lie there yet."""
+    """The model's folder, which is written if it does not exist yet."""
     folder = cache / shape.name / "model"
     if not folder.is_dir():
         partial = folder.with_name("model.partial")

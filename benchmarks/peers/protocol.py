@@ -1,4 +1,4 @@
-"""The near side of a worker: a process that is asked, one line of JSON after another."""
+"""The client side of a worker: a process that gets requests, one line of JSON each."""
 
 import json
 import queue
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class PeerError(Exception):
-    """A peer that could not do what it was asked; one line."""
+    """A peer could not do what it was asked; the message is one line."""
 
 
 class Process:
@@ -23,7 +23,7 @@ class Process:
     def __init__(
         self, module: str, *, log: Path, python: Path | None = None, variables: Mapping[str, str] | None = None
     ) -> None:
-        """Start it with an environment's interpreter; None: with ours."""
+        """Start it with an environment's interpreter, or with ours if `python` is None."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as printed:
@@ -47,10 +47,10 @@ class Process:
         self._answers.put(None)
 
     def ask(self, what: str, *, timeout_s: float, **arguments: Any) -> dict[str, Any]:
-        """Have it do something.
+        """Send a request and return the answer.
 
         Raises:
-            PeerError: it could not, it died, or it took longer than `timeout_s`; in the last case it is ended.
+            PeerError: the worker failed, died, or took longer than `timeout_s`; in the last case it is ended.
         """
         assert self._process.stdin is not None
         try:
@@ -75,7 +75,7 @@ class Process:
         return lines[-1][:300] if lines else "it said nothing"
 
     def close(self) -> None:
-        """Let it go; it is ended if it does not."""
+        """Ask the worker to quit, and kill it if it does not."""
         if self._process.poll() is None:
             try:
                 assert self._process.stdin is not None

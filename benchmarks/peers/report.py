@@ -48,7 +48,7 @@ def section(found: Sequence[Document]) -> str:
 
 
 def shape_table(document: Document, shape: str) -> str:
-    """A line a peer and precision: first token / step / whole answer for each batch; a dtype's fastest is bold."""
+    """One line per peer and precision: first token / step / whole answer per batch; a dtype's fastest is bold."""
     blocks = [block for block in document["blocks"] if block["shape"] == shape]
     batches = sorted({block["batch"] for block in blocks})
     lines = [
@@ -81,7 +81,7 @@ def _cell(row: Mapping[str, Any] | None, beside: Iterable[Mapping[str, Any]]) ->
 
 
 def ahead(document: Document) -> str:
-    """Where a peer is faster than the engine in the same dtype, in whole answers or in steps."""
+    """The places where a peer is faster than the engine in the same dtype, in whole answers or in steps."""
     found, compared = [], 0
     for block in document["blocks"]:
         ran = {row["peer"]: row for row in block["rows"] if "error" not in row}
@@ -148,9 +148,9 @@ def _shapes(document: Document) -> list[str]:
 
 
 def draw(document: Document, file: Path) -> None:
-    """Whole answers as bars, a panel for each shape and batch, float32 and int8 beside each other.
+    """Draw whole answers as bars, with a panel for each shape and batch, float32 beside int8.
 
-    A bar beyond CUT_OFF medians of its panel would leave no room for the others: it ends there, and says so.
+    A bar longer than CUT_OFF times its panel's median would leave no room for the others: it ends there, with a note.
     """
     import matplotlib
 

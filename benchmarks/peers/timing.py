@@ -1,4 +1,4 @@
-"""How long a generation takes, by the watch and from outside: the same for everybody."""
+"""Times a generation from outside by the wall clock, in the same way for all peers."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,13 @@ Made = TypeVar("Made")
 class Timing:
     """One generation of a whole batch, in milliseconds."""
 
-    first_ms: float  # one that stops after a token: the encoder and a step
-    step_ms: float  # what each further token of the whole batch costs
+    first_ms: float  # a generation that stops after one token: the encoder and a step
+    step_ms: float  # the cost of each further token for the whole batch
     total_ms: float
 
 
 def timed(generate: Callable[[int], Made], new_tokens: int) -> tuple[Timing, Made]:
-    """Generate one token, then `new_tokens`; also gives what the longer run made."""
+    """Generate one token, then `new_tokens`; also return the result of the longer run."""
     started_s = time.perf_counter()
     generate(1)
     between_s = time.perf_counter()

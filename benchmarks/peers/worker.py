@@ -1,13 +1,13 @@
-"""The far side: one process of a peer's environment, told what to do on its standard input, a line of JSON at a time.
+"""The worker side: one process in a peer's environment that reads requests on standard input, one line of JSON each.
 
     python -m benchmarks.peers.worker MODULE
 
-    {"do": "prepare", "model": FOLDER, "made": FOLDER, "dtype": NAME}      makes the files that `load` wants
-    {"do": "load", "model": …, "made": …, "dtype": …, "threads": N}        may come once for each number of threads
-    {"do": "run", "threads": N, "sources": [[…], …], "new_tokens": N}      one timed generation
+    {"do": "prepare", "model": FOLDER, "made": FOLDER, "dtype": NAME}          makes the files that `load` needs
+    {"do": "load", "model": ..., "made": ..., "dtype": ..., "threads": N}      may come once for each number of threads
+    {"do": "run", "threads": N, "sources": [[...], ...], "new_tokens": N}      one timed generation
     {"do": "quit"}
 
-Each is answered by a line, {"ok": {…}} or {"error": "one line"}. What libraries print goes to standard error.
+It answers each with one line, {"ok": {...}} or {"error": "one line"}. Output of the libraries goes to standard error.
 """
 
 import importlib
@@ -26,31 +26,31 @@ from benchmarks.peers.timing import timed
 
 
 class Worker:
-    """What is loaded, by the number of threads."""
+    """The loaded generators, by number of threads."""
 
     def __init__(self, adapter: Any) -> None:
         self._adapter = adapter
         self._loaded: dict[int, Generator] = {}
 
     def prepare(self, model: str, made: str, dtype: str) -> dict[str, Any]:
-        """Make the peer's files in a folder beside, which takes its place when it is whole."""
+        """Make the peer's files in a folder beside `made`, and rename it to `made` when it is complete."""
         target = Path(made)
         partial = target.with_name(f"{target.name}.partial")
         for left in (partial, target):
             shutil.rmtree(left, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         self._adapter.prepare(Path(model), partial, dtype)
-        partial.mkdir(exist_ok=True)  # some need nothing
+        partial.mkdir(exist_ok=True)  # some peers write no files
         partial.rename(target)
         return {}
 
     def load(self, model: str, made: str, dtype: str, threads: int) -> dict[str, Any]:
-        """Load for a number of threads, and say in what versions."""
+        """Load for a number of threads, and return the versions."""
         self._loaded[threads] = self._adapter.load(Path(model), Path(made), dtype, threads)
         return {"versions": _versions(self._adapter.PACKAGES)}
 
     def run(self, threads: int, sources: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        """One timed generation, and what came of it."""
+        """One timed generation, and its tokens."""
         generator = self._loaded[threads]
         timing, tokens = timed(lambda count: generator.generate(sources, count), new_tokens)
         return {**asdict(timing), "tokens": tokens}
@@ -61,13 +61,13 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     for package in packages:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # it is not from a registry
+        except PackageNotFoundError:  # the package is not from a registry
             found[package] = "unknown"
     return found
 
 
 def serve(worker: Worker, requests: TextIO, answers: TextIO) -> None:
-    """Answer until told to quit, or nobody is left to ask."""
+    """Answer requests until told to quit or until the input ends."""
     commands: Mapping[str, Callable[..., dict[str, Any]]] = {
         "prepare": worker.prepare,
         "load": worker.load,
@@ -88,13 +88,13 @@ def serve(worker: Worker, requests: TextIO, answers: TextIO) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What happened, without the rest of what some libraries say."""
+    """The error's type and first line; some libraries add many more."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def main() -> None:
-    """Answers have the standard output for themselves: libraries print."""
+    """Serve; standard output is only for answers, so what libraries print is redirected."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(Worker(importlib.import_module(sys.argv[1])), sys.stdin, answers)

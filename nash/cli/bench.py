@@ -1,4 +1,4 @@
-"""`nash bench`: how fast models are on this machine, side by side."""
+"""`nash bench`: compare the speed of models side by side on this machine."""
 
 from typing import Annotated, Any
 

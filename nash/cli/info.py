@@ -1,4 +1,4 @@
-"""`nash info`: what this machine has, and what is used of it. Imports neither torch nor transformers."""
+"""`nash info`: what this machine has, and what nash uses. This module imports neither torch nor transformers."""
 
 import platform
 from dataclasses import replace
@@ -26,7 +26,7 @@ def command(as_json: JsonOption = False) -> None:
 
 
 def installed(package: str) -> str | None:
-    """A package's version; None where it is not installed."""
+    """A package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -34,10 +34,10 @@ def installed(package: str) -> str | None:
 
 
 def machine_document() -> dict[str, Any]:
-    """All of it as one JSON object.
+    """The whole answer of `nash info` as one JSON object.
 
     Raises:
-        LoadError: NASH_CPU_ISA asks for a set of instructions that is not here.
+        LoadError: NASH_CPU_ISA asks for an instruction set that is not available here.
     """
     choice = operator_set()
     devices = ["cpu", *(f"cuda:{number}" for number in range(len(cuda_devices())))]
@@ -65,7 +65,7 @@ def machine_document() -> dict[str, Any]:
 
 
 def _serving(device: str) -> list[dict[str, Any]]:
-    """Every dtype on one device, those that `auto` chooses from first, the fastest before the others."""
+    """Every dtype on one device: first those that `auto` chooses from, fastest first, then the others."""
     config = EngineConfig(device=device)
     order = speed_order(config)
     rows = []

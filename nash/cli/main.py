@@ -56,7 +56,7 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RequestError | InvalidRequestError | EngineError) else 1)
-    except OSError as error:  # a full disk, a folder without permission: nothing of ours knows better
+    except OSError as error:  # a full disk, a folder without permission: no class of ours describes it better
         if debug:
             traceback.print_exc()
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
@@ -65,7 +65,7 @@ def main() -> None:
         if end.code == INTERRUPTED:
             print("interrupted: nothing is left half done, and the same command goes on from there", file=sys.stderr)
         raise
-    except Exception as error:  # noqa: BLE001  nobody has foreseen it: still one line
+    except Exception as error:  # noqa: BLE001  an unforeseen error also gets one line
         if debug:
             traceback.print_exc()
         print(f"error: {_unforeseen(error)}", file=sys.stderr)
@@ -74,7 +74,7 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
-    # PyTorch says it so where the machine's memory is short, and by a class of its own where a GPU's is.
+    # PyTorch reports a lack of host memory by this text, and a lack of GPU memory by a class of its own.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in reason:
         return f"there is not enough memory for this ({reason}): lower the batch size or the lengths"
     return f"{type(error).__name__}: {reason} (this is a fault of nash; `nash --debug` before the command shows where)"

@@ -1,4 +1,4 @@
-"""`nash models`: what is in the store, and putting models into it."""
+"""`nash models`: list what is in the store, and publish models into it."""
 
 import json
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What every command shares: its options, and where progress and results go."""
+"""What the commands share: options, and where progress and results go."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ DEFAULT_STORE = Path("store")
 
 
 def progress_console() -> "Console":
-    """Progress goes to standard error, so that standard output holds the result alone."""
+    """Progress goes to standard error, so that standard output holds only the result."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False)

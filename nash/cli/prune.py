@@ -11,7 +11,7 @@ from nash.recipes.recipe import MOST_COUNT, PruneRecipe
 
 
 def _flag(name: str, key: str, help_text: str, **bounds: float) -> Any:
-    """A flag that stands for a recipe's key; its help names the choices and the default that the recipe has."""
+    """A flag for a recipe key; its help names the choices and the default that the recipe has."""
     section: Any = PruneRecipe
     *sections, last = key.split(".")
     for part in sections:

@@ -54,9 +54,9 @@ def replace_by_server(
     store: Path | None,
     extra: Sequence[str] = (),
 ) -> NoReturn:
-    """Become `python -m server`: signals then reach it directly, and nothing of HTTP is imported here."""
+    """Become `python -m server`: signals then reach it directly, and no HTTP code is imported here."""
     arguments = [sys.executable, "-m", "server"]
-    # What is not given is left to the server, whose file and environment may say it.
+    # Flags that are not given are left to the server: its file or its environment may set them.
     for flag, value in (("--host", host), ("--port", port), ("--store", store)):
         if value is not None:
             arguments += [flag, str(value)]

@@ -34,7 +34,7 @@ def command(
 
     recipe, points = read_sweep(recipe_file, {} if publish is None else {"publish": publish})
     missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:  # hours of training later it would be late to learn that there is nothing to draw with
+    if missing:  # say now, not after hours of training, that there is nothing to draw with
         raise NashError(
             f'{", ".join(missing)} not installed: run pip install -c constraints.txt -e ".[sweep]" '
             "in the project's folder"

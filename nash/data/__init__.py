@@ -1,1 +1,1 @@
-"""Task data: from files of any format, by way of rows, to the tokenized examples that training takes."""
+"""Task data: from files of any supported format, through rows, to the tokenized examples that training reads."""

@@ -1,4 +1,4 @@
-"""Task data as training takes it: tokenized examples, batches of like lengths."""
+"""Task data as training reads it: tokenized examples, in batches of similar lengths."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from nash.data.rows import Row
 from nash.errors import RequestError
 from nash.recipes.recipe import DataRecipe
 
-IGNORED = -100  # the label of a padding position, as torch's cross-entropy and transformers have it
+IGNORED = -100  # the label of a padding position, as in torch's cross-entropy and transformers
 
 
 class TokenizedPairs(Dataset[dict[str, Any]]):
     """Every (source, target) pair of the rows as token ids; a row with several targets gives several pairs.
 
-    Texts are cut at the limits as `evaluate` cuts them, by the tokenizer, which keeps end and language tokens; `cut`
-    counts those that were.
+    The tokenizer truncates texts at the limits, as in `evaluate`, and keeps end and language tokens; `cut` counts the
+    truncated texts.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ def _encoded(
 ) -> tuple[list[list[int]], int]:
     """The texts' ids, at most `limit` of each, and how many texts are longer.
 
-    The tokenizers of mBART and NLLB write a text's language into it: a target's is another one than a source's.
+    The tokenizers of mBART and NLLB add a language token to each text: targets have another language than sources.
 
     Raises:
-        RequestError: the limit is less than the tokens that the tokenizer puts around every text.
+        RequestError: the limit is below the number of tokens that the tokenizer adds around every text.
     """
     if side == "text_target" and getattr(tokenizer, "tgt_lang", "") is None:
-        tokenizer.tgt_lang = tokenizer.src_lang  # as the others do by themselves; M2M100's class fails without
+        tokenizer.tgt_lang = tokenizer.src_lang  # the other classes do this themselves; M2M100's fails without it
     if limit < (around := tokenizer.num_special_tokens_to_add()):
         raise RequestError(
             f"a limit of {limit} tokens has no room for the {around} that the tokenizer puts around a text"
@@ -83,7 +83,7 @@ def _encoded(
 class Collator:
     """Pads a list of examples on the right into `input_ids`, `attention_mask` [B, S] and `labels` [B, T].
 
-    `rows` [B] are the numbers, from 1, of the data's rows that they come from.
+    `rows` [B] holds the number, from 1, of the data row that each example comes from.
     """
 
     pad_id: int
@@ -104,11 +104,11 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 
 
 class SimilarLengthSampler(Sampler[int]):
-    """A fresh random order every epoch in which each run of `batch_size` indices has about the same lengths.
+    """A new random order every epoch; each run of `batch_size` indices has similar lengths.
 
-    Padding costs as much as real tokens: on short texts of mixed lengths this halves the time of an epoch. Shuffled
-    pools of `pool_batches` batches are sorted by length and cut into batches, and the batches are shuffled, so that
-    training does not sweep from long to short. The order depends on the seed and the epoch alone.
+    Padding costs as much as real tokens: on short texts of mixed lengths this sampler halves the time of an epoch. It
+    sorts shuffled pools of `pool_batches` batches by length, cuts them into batches and shuffles the batches, so that
+    training does not run from long to short. The order depends only on the seed and the epoch.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class SimilarLengthSampler(Sampler[int]):
         for start in range(0, len(order), self.pool_size):
             pool = sorted(order[start : start + self.pool_size], key=self.lengths.__getitem__)
             batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
-        # The one short batch must stay last, or every batch after it would straddle two lengths.
+        # The one short batch must stay last; otherwise every later batch would straddle two lengths.
         full = [batch for batch in batches if len(batch) == self.batch_size]
         short = [batch for batch in batches if len(batch) < self.batch_size]
         for i in torch.randperm(len(full), generator=generator).tolist():

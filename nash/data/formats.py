@@ -1,7 +1,7 @@
-"""Where task data comes from: one reader for each format, all giving records by column name.
+"""Sources of task data: one reader for each format; all yield records keyed by column name.
 
-JSONL, CSV and TSV need nothing more. Parquet files, folders that `datasets` has saved and the Hugging Face hub need
-the extra `nash[datasets]`: it is large, most data files are not of these formats, and it is imported on first use.
+JSONL, CSV and TSV need no extra package. Parquet files, folders saved by `datasets` and the Hugging Face hub need the
+extra `nash[datasets]`. It is an extra, imported on first use, because it is large and most data files do not need it.
 """
 
 import csv
@@ -23,21 +23,22 @@ _HUB = re.compile(
 )
 
 Record = Mapping[str, Any]
-Placed = tuple[str, Record]  # "line 7" or "row 7", counted from 1, and what stands there
+Placed = tuple[str, Record]  # "line 7" or "row 7", counted from 1, and the record found there
 
 
 def on_hub(path: Path) -> bool:
-    """Whether a recipe's or a flag's path stands for a data set on the hub."""
+    """Whether a path from a recipe or a flag stands for a data set on the hub."""
     return str(path).startswith(HUB_PREFIX)
 
 
 def records(path: Path) -> Iterator[Placed]:
     """The records of a data file, of a folder saved by `datasets`, or of `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
 
-    A file that ends in neither .csv, .tsv nor .parquet is read as JSONL.
+    A file that does not end in .csv, .tsv or .parquet is read as JSONL.
 
     Raises:
-        RequestError: it cannot be read as what its name says, or a part of it is malformed; names file and place.
+        RequestError: the data cannot be read in the format that the name implies, or a part is malformed; the message
+            names file and place.
     """
     if on_hub(path):
         return _from_hub(str(path))
@@ -48,15 +49,15 @@ def records(path: Path) -> Iterator[Placed]:
 
 
 def needs_datasets(path: Path) -> bool:
-    """Whether data of this name are read by the package `datasets`, whose import takes seconds."""
+    """Whether reading this path needs the package `datasets`, which takes seconds to import."""
     return on_hub(path) or path.is_dir() or path.suffix.lower() == ".parquet"
 
 
 def check_obtainable(path: Path) -> None:
-    """Look for data that the package `datasets` reads, without it.
+    """Check data that the package `datasets` will read, without importing it.
 
     Raises:
-        RequestError: the package or the data are not there, or the name is none of the hub's.
+        RequestError: the package or the data are missing, or the name is not valid on the hub.
     """
     if importlib.util.find_spec("datasets") is None:
         raise _without_datasets(path)
@@ -67,15 +68,15 @@ def check_obtainable(path: Path) -> None:
 
 
 def is_split_folder(path: Path) -> bool:
-    """Whether a path is a folder of several splits' data, and not one split's, saved by `datasets`."""
+    """Whether a path is a folder with several splits, rather than a single split saved by `datasets`."""
     return path.is_dir() and not (path / "dataset_info.json").is_file()
 
 
 def split_path(folder: Path, split: str) -> Path:
-    """The data of a split in a folder that has a file, or a folder saved by `datasets`, for each.
+    """The data of one split, in a folder with a file, or a folder saved by `datasets`, for each split.
 
     Raises:
-        RequestError: there is none, or more than one.
+        RequestError: the split has no data, or more than one candidate.
     """
     names = [f"{split}.jsonl", f"{split}.csv", f"{split}.tsv", f"{split}.parquet", split]
     found = [folder / name for name in names if (folder / name).exists()]
@@ -100,7 +101,7 @@ def _from_json_lines(path: Path) -> Iterator[Placed]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and its like inside a text.
+    # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and similar characters inside a text.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -118,20 +119,20 @@ def _from_csv(path: Path) -> Iterator[Placed]:
 
 
 def _from_tsv(path: Path) -> Iterator[Placed]:
-    """TSV knows no quotes (the IANA's text/tab-separated-values): what looks like one is a part of the text."""
+    """TSV has no quoting (the IANA's text/tab-separated-values): a quote character is part of the text."""
     return _cells(path, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _cells(path: Path, *, delimiter: str, quoting: int) -> Iterator[Placed]:
-    """The records of a table of texts. The first line names the columns; nothing is taken for a number or for null."""
-    csv.field_size_limit(sys.maxsize)  # a cell may be a book; the limit is the whole process'
+    """The records of a table of texts. The first line names the columns; no cell is parsed as a number or as null."""
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a book; the limit is process-wide
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise RequestError(f"{path}, line 1: the header {header} names a column twice")
-            line = reader.line_num + 1  # a record may span lines: it is called by its first
+            line = reader.line_num + 1  # a record may span lines: messages name its first
             for cells in reader:
                 if cells and len(cells) != len(header):
                     raise RequestError(f"{path}, line {line}: {len(cells)} cells, and {len(header)} in the header")
@@ -145,7 +146,7 @@ def _cells(path: Path, *, delimiter: str, quoting: int) -> Iterator[Placed]:
 
 
 def _from_parquet(path: Path) -> Iterator[Placed]:
-    datasets = _datasets(path)  # before pyarrow, which comes with it
+    datasets = _datasets(path)  # before pyarrow, which is installed with it
     from pyarrow import ArrowException, parquet
 
     try:
@@ -159,7 +160,7 @@ def _from_saved(path: Path) -> Iterator[Placed]:
     datasets = _datasets(path)
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of what a damaged JSON file holds
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a damaged JSON file may raise any
         raise _unreadable(path, error) from error
     if isinstance(found, datasets.DatasetDict):
         raise RequestError(f"{path} holds several splits: give one of {', '.join(str(path / name) for name in found)}")
@@ -201,7 +202,7 @@ def _without_datasets(wanted_for: object) -> RequestError:
 
 
 def _rows(dataset: Any) -> Iterator[Placed]:
-    """The rows of a `datasets.Dataset`, with the names of classes in place of their numbers."""
+    """The rows of a `datasets.Dataset`, with class names in place of class numbers."""
     names = {
         column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
     }

@@ -1,4 +1,4 @@
-"""The length limits of texts, within the positions that a model has."""
+"""Length limits of texts, checked against a model's positions."""
 
 from model_store.model.spec import ModelSpec
 from nash.errors import RequestError
@@ -6,7 +6,7 @@ from nash.recipes.recipe import DataRecipe
 
 
 def check_lengths(spec: ModelSpec, data: DataRecipe) -> None:
-    """Refuse length limits beyond the positions that a model has: training would fail at the first longer text.
+    """Refuse length limits beyond the model's positions: training would fail at the first longer text.
 
     Raises:
         RequestError: a limit is too high.

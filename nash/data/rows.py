@@ -1,4 +1,4 @@
-"""Rows of task data, as they stand in files. Needs no torch."""
+"""Rows of task data, as read from files. This module does not need torch."""
 
 import hashlib
 import json
@@ -15,19 +15,19 @@ from nash.recipes.recipe import DataLayout
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of task data: a source text and every answer that counts as right, the preferred one first."""
+    """One row of task data: a source text and every answer that counts as correct, the preferred one first."""
 
     source: str
     targets: tuple[str, ...]
 
 
 def read_rows(path: Path, layout: DataLayout | None = None, *, most: int | None = None) -> list[Row]:
-    """Read task data of any format that `nash.data.formats` knows, or its first `most` rows.
+    """Read task data, or its first `most` rows, in any format that `nash.data.formats` supports.
 
-    `layout` says which columns hold what.
+    `layout` names the columns to read.
 
     Raises:
-        RequestError: the data cannot be read, holds no row, or a row is malformed; names file and line.
+        RequestError: the data cannot be read, hold no row, or a row is malformed; the message names file and line.
     """
     layout = layout or DataLayout()
     rows = [_row(record, layout, f"{path}, {place}") for place, record in islice(records(path), most)]
@@ -41,7 +41,7 @@ def _row(record: Record, layout: DataLayout, place: str) -> Row:
         return RequestError(f"{place}: {what}; wanted is {layout.example}")
 
     def value_of(column: str) -> Any:
-        """`a.b` is the column of that name, or else b within a."""
+        """`a.b` is the column of that name, or otherwise b within a."""
         value: Any = record
         for part in [column] if column in record else column.split("."):
             if not isinstance(value, Mapping) or part not in value:
@@ -56,7 +56,7 @@ def _row(record: Record, layout: DataLayout, place: str) -> Row:
     for column in layout.target_columns:
         value = value_of(column)
         if len(layout.target_columns) > 1 and value in ("", None):
-            continue  # this row has fewer right answers than others
+            continue  # this row has fewer correct answers than others
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise bad(f"{column} is {value!r}, not a text or a list of texts")
@@ -69,7 +69,7 @@ def _row(record: Record, layout: DataLayout, place: str) -> Row:
 
 
 def data_digest(path: Path, layout: DataLayout) -> str:
-    """The sha256 of what a run reads from `path`: of a file, of a folder's files, or of the rows that the hub gives."""
+    """The sha256 of what a run reads from `path`: a file, a folder's files, or the rows that the hub returns."""
     if on_hub(path):
         rows = [[row.source, *row.targets] for row in read_rows(path, layout)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Four bits a weight: calibration on rows of the task, and the rounding that it steers."""
+"""Four-bit quantization: calibration on rows of the task, and the rounding that uses it."""

@@ -1,8 +1,8 @@
-"""Four bits a weight: from a model and task data to its `int4.safetensors`, which dtype `int4` loads.
+"""Four-bit quantization: calibrate a model on task data and write the `int4.safetensors` that dtype `int4` loads.
 
-The float32 model is run over the data once, teacher-forced, by the engine's own PyTorch backend, and every matrix of
-its layers keeps the Gram matrix of what it was given; then each is rounded by itself. So the numbers are those of the
-matrices as the engine multiplies with them, with the norms' weights and the scales that it folds into them.
+The engine's own PyTorch backend runs the float32 model over the data once, teacher-forced, and accumulates the Gram
+matrix of the inputs of every matrix in the layers. Then each matrix is rounded by itself. So the rounded matrices are
+the ones that the engine multiplies with, including the norm weights and the scales that it folds into them.
 """
 
 import dataclasses
@@ -37,17 +37,17 @@ from server.engine.weights.int4 import map_layers, quantized
 from server.engine.weights.network import Linear, Network
 from server.engine.weights.reading import open_network
 
-# Of the data: 512 words of g2p are too few, 2,048 do (docs/log.md, four bits a weight).
+# How much data to use: 512 words of g2p are too few, 2,048 are enough (docs/log.md, four bits a weight).
 _ENOUGH_TOKENS = 2**17  # of sources and targets
 _MOST_ROWS = 8192
-# PyTorch's decoder gathers the cache once for every row of a step, which bounds how many there should be.
+# PyTorch's decoder gathers the cache once for every row of a step, so a step should not have too many rows.
 _SLOTS, _BATCH_TOKENS = 32, 512
 _CHUNK = 1024  # rows of a matrix that are multiplied at once
 
 
 @dataclasses.dataclass
 class _Pass:
-    """What runs at the moment."""
+    """The forward pass that is running."""
 
     real_N: Tensor  # whether each row stands for a token; the others are padding
 
@@ -56,7 +56,7 @@ Pair = tuple[list[int], list[int]]  # the tokens of a source and of a target
 
 
 class Gram:
-    """The Gram matrix of a matrix's inputs, but for padding."""
+    """The Gram matrix of a matrix's inputs, without padding."""
 
     def __init__(self, running: _Pass) -> None:
         self._running = running
@@ -64,13 +64,13 @@ class Gram:
         self._sum_II: Tensor | None = None
 
     def add(self, x_NI: Tensor) -> None:
-        """Count in the rows of one call."""
+        """Add the rows of one call."""
         self._waiting.append(x_NI[self._running.real_N])
         if sum(map(len, self._waiting)) >= _CHUNK:
             self._flush()
 
     def total(self) -> Tensor | None:
-        """X^T X [I, I] of all rows; None where there were none."""
+        """X^T X [I, I] of all rows; None if there were none."""
         self._flush()
         return self._sum_II
 
@@ -83,7 +83,7 @@ class Gram:
 
 
 class _Observed:
-    """A `Matrix` that shows its inputs to a Gram matrix."""
+    """A `Matrix` that adds its inputs to a Gram matrix."""
 
     def __init__(self, matrix: Matrix, gram: Gram) -> None:
         self._matrix = matrix
@@ -112,11 +112,11 @@ def calibrate(
     max_source_tokens: int = 512,
     max_target_tokens: int = 256,
 ) -> None:
-    """Write `int4.safetensors` into a model's folder, calibrated on rows of its task that are drawn from those given.
+    """Write `int4.safetensors` into a model's folder, calibrated on a random sample of the given rows of its task.
 
     Raises:
-        RequestError: its tokenizer cannot be loaded.
-        NashError: the model's numbers are not finite.
+        RequestError: the model's tokenizer cannot be loaded.
+        NashError: the model computes numbers that are not finite.
         server.engine.errors.EngineError: the model cannot be loaded.
     """
     folder = model.folder
@@ -152,24 +152,24 @@ def calibrate(
 
 
 def calibrated_copy(directory: Path, rows: Sequence[Row], folder: Path, console: Console) -> None:
-    """Put the model in `directory` and its `int4.safetensors` into an empty folder.
+    """Copy the model in `directory` to an empty folder and add its `int4.safetensors`.
 
     Raises:
         model_store.errors.InvalidRequestError: the directory is not a publishable model.
         DiskFullError: the folder's disk has no room.
-        RequestError, server.engine.errors.EngineError: as `calibrate`.
+        RequestError, server.engine.errors.EngineError: as in `calibrate`.
     """
     check_publishable(directory)
     files = [directory / name for name in list_files(directory)]
     with full_disk_named(folder, sum(file.stat().st_size for file in files)):
         for file in files:
-            if file.name != INT4:  # an older one
+            if file.name != INT4:  # leave an older calibration behind
                 shutil.copyfile(file, folder / file.name)
     calibrate(Model.open(folder), rows, console)
 
 
 def round_without_data(model: Model) -> None:
-    """Write `int4.safetensors` by plain rounding, for measurements of speed: answers are worse than they need be."""
+    """Write `int4.safetensors` by plain rounding, for speed measurements only: answers are worse than they could be."""
     _write(model, lambda _, weight_OI: round_nearest(weight_OI))
 
 
@@ -184,9 +184,9 @@ def _write(model: Model, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]
     folder = model.folder
     with _network(model, longest=1) as network:
         changed = map_layers(network, keep)
-        for _ in (*changed.encoder.layers, *changed.decoder.layers):  # they are rounded as they are read
+        for _ in (*changed.encoder.layers, *changed.decoder.layers):  # reading a layer rounds it
             pass
-    partial = folder / f".{INT4}.partial"  # a run that is interrupted leaves nothing that looks whole
+    partial = folder / f".{INT4}.partial"  # an interrupted run leaves nothing that looks complete
     with full_disk_named(folder, sum(tensor.nbytes for tensor in tensors.values())):
         save_file(tensors, partial, metadata=origin_metadata(model.weights))
     partial.replace(folder / INT4)
@@ -194,7 +194,7 @@ def _write(model: Model, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]
 
 @torch.inference_mode()
 def _input_grams(model: Model, pairs: Sequence[Pair], watch: Watch = lambda done, all_: None) -> dict[str, Tensor]:
-    """By name, the Gram matrix of what each matrix of the layers is given on these sources and targets."""
+    """The Gram matrix of each layer matrix's inputs on these sources and targets, by the matrix's name."""
     spec = model.spec
     config = EngineConfig(
         slots=_SLOTS,
@@ -237,8 +237,8 @@ def _input_grams(model: Model, pairs: Sequence[Pair], watch: Watch = lambda done
     return {name: total for name, gram in grams.items() if (total := gram.total()) is not None}
 
 
-# The matrices of PyTorch's layers by their fields, and which of the network's each of them holds. The keys and values
-# of cross-attention are one matrix of the whole decoder.
+# The matrices of the PyTorch layers, by field, and the network's matrices that each of them holds. The keys and values
+# of cross-attention are a single matrix for the whole decoder.
 _MATRICES: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {"qkv": ("query", "key", "value"), "out": ("out",)},
     "cross": {"query": ("query",), "out": ("out",)},
@@ -262,7 +262,7 @@ def _observed(model: TorchModel, running: _Pass) -> tuple[TorchModel, dict[str, 
             **{
                 field: observed(matrix, [f"{prefix}.{name}.{each}" for each in names])
                 for field, names in _MATRICES[name].items()
-                if (matrix := getattr(sublayer, field)) is not None  # as a gate may be
+                if (matrix := getattr(sublayer, field)) is not None  # a gate may be None
             },
         )
 

@@ -1,5 +1,5 @@
-"""How good a model is and how fast, both on the engine that serves it; and from an asked speed to a shape.
+"""Measure a model's quality and speed on the engine that serves it, and find the shape that has a requested speed.
 
-`assess` is what commands call. Quality: `evaluate`, `metrics`, `by_dtype`. Speed: `latency`, `workload`; to find the
-shape that has an asked speed, `cost_model`, `random_model` and `speedup`. `report` is what a run says at its end.
+Commands call `assess`. Quality: `evaluate`, `metrics`, `by_dtype`. Speed: `latency`, `workload`; and to find the shape
+for a requested speed, `cost_model`, `random_model` and `speedup`. `report` is what a run prints at its end.
 """

@@ -28,7 +28,7 @@ from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
 
 RESULTS = "results.json"  # the assessment's document, in a run's folder
-LATENCY_REPEATS = 41  # one request takes milliseconds: a few more keep the figures still
+LATENCY_REPEATS = 41  # one request takes milliseconds, and more repeats keep the figures stable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +42,22 @@ class Figures:
 
     @classmethod
     def of(cls, metrics: dict[str, float], latency: Latency) -> Self:
-        """The two put together."""
+        """The metrics and latencies combined."""
         return cls(metrics=metrics, encoder_ms=latency.encode_ms, step_ms=latency.step_ms, total_ms=latency.total_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """What `n` test rows and a workload say of a dense model, and of one that was pruned from it."""
+    """Figures of a dense model, and of one pruned from it, on `n` test rows and under a workload."""
 
     n: int
     workload: Workload
     dense: Figures
     pruned: Figures | None = None
-    speedup_quartiles: tuple[float, float] | None = None  # of single turns, a run of the one and a run of the other
+    speedup_quartiles: tuple[float, float] | None = None  # of single turns; a turn is one run of each model
 
     def document(self) -> dict[str, Any]:
-        """The same as one JSON object."""
+        """The assessment as one JSON object."""
         return asdict(self)
 
     @classmethod
@@ -74,17 +74,17 @@ class Assessment:
 
 
 def evaluation_config(data: DataRecipe) -> EngineConfig:
-    """How a model is loaded to answer test rows."""
+    """The configuration under which a model answers test rows."""
     return EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
 
 
 def check_assessable(
     dense: Model, rows: Sequence[Row], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
 ) -> None:
-    """Find out before hours of training what `assess` would refuse of the dense model, the rows or the workload.
+    """Check, before hours of training, that `assess` will accept the dense model, the rows and the workload.
 
     Raises:
-        RequestError: a target is not what the metric compares with.
+        RequestError: the metric cannot compare with a target.
         server.engine.errors.EngineError: the engine refuses the model, its settings, the lengths or the workload.
     """
     check_references(metric, [row.targets for row in rows])
@@ -102,10 +102,10 @@ def assess(
     console: Console,
     workload: WorkloadRecipe | None = None,
 ) -> Assessment:
-    """Evaluate the models on the rows, and measure them in turn.
+    """Evaluate the models on the rows, and measure their latency in turn.
 
-    Latencies are those of the fast runs under the workload, one request alone if there is none; lengths that it leaves
-    open are the rows' own.
+    Latencies are those of the fast runs under the workload, by default a single request. Lengths that the workload
+    leaves open come from the rows.
     """
     models = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
     config = evaluation_config(data)

@@ -1,4 +1,4 @@
-"""Quality by dtype: what the engine's faster dtypes make of a model's answers, for the records beside its version."""
+"""Quality by dtype: how the engine's faster dtypes change a model's answers, for the records beside its version."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def quality_record(
 
 
 def _digest(rows: Sequence[Row]) -> str:
-    """By content: another prefix or other columns of the same file are other data."""
+    """A digest of the content: another prefix or other columns of the same file are different data."""
     return hashlib.sha256(json.dumps([[row.source, *row.targets] for row in rows]).encode()).hexdigest()
 
 
@@ -59,10 +59,10 @@ def quality_by_dtype(
     *,
     recorded: Sequence[QualityRecord] = (),
 ) -> list[QualityRecord]:
-    """Records of a model in float32 and in the faster dtypes of this machine, down to the first whose quality holds.
+    """Records of a model in float32 and this machine's faster dtypes, fastest first, to the first whose quality holds.
 
-    That one is what "auto" takes; what is slower would change nothing. `known` are the metrics on the rows under
-    `config`, which is float32; what is `recorded` already is not evaluated again.
+    "auto" takes that dtype, so slower ones would change nothing. `known` are the metrics on the rows under `config`,
+    which is float32. Dtypes that are already `recorded` are not evaluated again.
     """
     assert config.dtype == REFERENCE
     records = [quality_record(known, kind, config, rows, split)]

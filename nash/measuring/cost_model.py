@@ -1,14 +1,14 @@
-"""What a model of a given shape costs on the engine, and the shape that an asked speed calls for: arithmetic alone.
+"""The engine's cost of a model of a given shape, and the shape for a requested speed: arithmetic only.
 
-A batch of sources that are answered with N tokens each takes
+A batch of sources with answers of N tokens each takes
 
     T = t_encoder + N * t_step
-    t_encoder = fixed + heads * h + units * u + n * c      (h, u: shares of the encoder's heads and units that are kept)
+    t_encoder = fixed + heads * h + units * u + n * c      (h, u: kept shares of the encoder's heads and units)
     t_step = head + n * layer                              (n: decoder layers)
 
-where `c` computes a decoder layer's keys and values of the source, once a source, and `head` is what a step costs
-whatever the decoder's depth: embedding, logits, the choice of a token. All of them hold for one workload (batch,
-lengths, dtype, threads) on one machine, and are fitted to measured times by least squares.
+where `c` is the cost of a decoder layer's keys and values of the source, computed once per source, and `head` is the
+part of a step that does not depend on the decoder's depth: embedding, logits, the choice of a token. All costs hold for
+one workload (batch, lengths, dtype, threads) on one machine, and are fitted to measured times by least squares.
 """
 
 import itertools
@@ -18,16 +18,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-# NASH's second finding is that low encoder sparsity keeps quality; its first, that time is in the decoder's depth. So
-# the encoder gives up to this much before another decoder layer goes.
+# NASH found, first, that the time is spent in the decoder's depth and, second, that low encoder sparsity keeps quality.
+# So the encoder is cut up to this sparsity before another decoder layer is dropped.
 MODERATE_SPARSITY = 0.5
-# Beyond it an encoder has next to nothing left; and an expected sparsity of gates cannot rise above 0.95 anyway.
+# Beyond this an encoder has almost nothing left, and the gates' expected sparsity cannot exceed 0.95 anyway.
 MOST_SPARSITY = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A shape as the model of costs sees it: decoder layers, and the kept shares of the encoder's heads and units."""
+    """A shape as the cost model sees it: decoder layers, and the kept shares of the encoder's heads and units."""
 
     decoder_layers: int
     heads: float
@@ -35,20 +35,20 @@ class Cut:
 
     @classmethod
     def uniform(cls, decoder_layers: int, encoder_sparsity: float) -> "Cut":
-        """The same share of heads and units cut."""
+        """Cut the same share of heads and units."""
         return cls(decoder_layers=decoder_layers, heads=1 - encoder_sparsity, units=1 - encoder_sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What one cut took: encoding the batch, and all decode steps together."""
+    """The times of one cut: encoding the batch, and all decode steps together."""
 
     encode_ms: float
     decode_ms: float
 
     @property
     def total_ms(self) -> float:
-        """Both."""
+        """Both together."""
         return self.encode_ms + self.decode_ms
 
 
@@ -60,12 +60,12 @@ class CostModel:
     encoder_fixed_ms: float
     encoder_heads_ms: float  # of all heads of all layers
     encoder_units_ms: float
-    cross_ms: float  # of one decoder layer, once a source
+    cross_ms: float  # of one decoder layer, once per source
     layer_ms: float  # of one decoder layer, each step
     head_ms: float  # the rest of a step
 
     def predict(self, cut: Cut) -> Timing:
-        """What a cut will take."""
+        """The predicted times of a cut."""
         return Timing(
             encode_ms=self.encoder_fixed_ms
             + cut.heads * self.encoder_heads_ms
@@ -75,9 +75,9 @@ class CostModel:
         )
 
     def required_sparsity(self, decoder_layers: int, budget_ms: float) -> float:
-        """The least uniform encoder sparsity with which so many decoder layers take no more than the budget.
+        """The least uniform encoder sparsity at which this many decoder layers stay within the budget.
 
-        At most 1 where it can be done; infinite where even an encoder without heads and units is too slow.
+        At most 1 if the budget can be met; infinite if even an encoder without heads and units is too slow.
         """
         over_ms = self.predict(Cut.uniform(decoder_layers, 0.0)).total_ms - budget_ms
         if over_ms <= 0:
@@ -86,7 +86,7 @@ class CostModel:
         return over_ms / prunable_ms if over_ms <= prunable_ms else math.inf
 
     def corrected(self, cut: Cut, measured: Timing) -> "CostModel":
-        """The model with the costs of either stack scaled so that it is right about `cut`."""
+        """The model with each stack's costs scaled to match the measured times of `cut`."""
         predicted = self.predict(cut)
         encoder, decoder = measured.encode_ms / predicted.encode_ms, measured.decode_ms / predicted.decode_ms
         return replace(
@@ -109,15 +109,15 @@ class Choice:
 
     @property
     def cut(self) -> Cut:
-        """The same to the model of costs."""
+        """The shape as the cost model sees it."""
         return Cut.uniform(self.decoder_layers, self.encoder_sparsity)
 
 
 def fit(measured: Sequence[tuple[Cut, Timing]], new_tokens: int) -> CostModel:
-    """The costs, none of them negative, that explain the measured times best: least squares of the relative errors.
+    """The non-negative costs that best explain the measured times: least squares of the relative errors.
 
-    Relative, because a speed-up is a ratio: a tenth of a millisecond is more of a fast model than of a slow one.
-    `measured` must hold at least two numbers of decoder layers, of heads and of units, independent of each other.
+    The errors are relative because a speed-up is a ratio: a tenth of a millisecond matters more in a fast model than in
+    a slow one. `measured` needs at least two numbers of decoder layers, of heads and of units, varied independently.
     """
     encoder = _least_squares(
         [[1.0, cut.heads, cut.units, float(cut.decoder_layers)] for cut, _ in measured],
@@ -139,11 +139,11 @@ def fit(measured: Sequence[tuple[Cut, Timing]], new_tokens: int) -> CostModel:
 
 
 def choose(model: CostModel, budget_ms: float, *, decoder_layers: int, most_sparsity: float) -> Choice | None:
-    """The shape within the budget that is expected to keep the most quality; None if none is.
+    """The shape within the budget that is expected to keep the most quality; None if no shape is within it.
 
-    The most of `decoder_layers` with which an encoder sparsity of at most `MODERATE_SPARSITY` will do, and then the
-    least sparsity that does; where not even one layer will do so, one layer and as much sparsity as it takes, up to
-    `most_sparsity`.
+    It keeps the most of `decoder_layers` for which an encoder sparsity of at most `MODERATE_SPARSITY` is enough, with
+    the least such sparsity. If that is not enough even for one layer, it has one layer and as much sparsity as needed,
+    up to `most_sparsity`.
     """
     moderate = min(MODERATE_SPARSITY, most_sparsity)
     for layers in range(decoder_layers, 0, -1):
@@ -154,20 +154,20 @@ def choose(model: CostModel, budget_ms: float, *, decoder_layers: int, most_spar
 
 
 def fastest(model: CostModel, *, most_sparsity: float) -> Timing:
-    """The fastest that can be asked for: one decoder layer and the sparsest encoder."""
+    """The times of the fastest shape that can be requested: one decoder layer and the sparsest encoder."""
     return model.predict(Cut.uniform(1, most_sparsity))
 
 
 def _rounded_up(sparsity: float) -> float:
-    """To a whole number of thousandths, which is finer than gates are in most models."""
+    """Round up to a whole number of thousandths, which is finer than the gates of most models."""
     return sparsity if math.isinf(sparsity) else math.ceil(round(1000 * sparsity, 6)) / 1000
 
 
 def _least_squares(rows: list[list[float]], values: list[float]) -> list[float]:
     """The non-negative solution with the least squared relative error.
 
-    It is the plain solution over the columns in which it is not zero, so of all choices of columns whose plain
-    solution is not negative the best one is it. The columns are few.
+    It equals the plain solution over its non-zero columns. So try every choice of columns, as they are few, and take
+    the best one whose plain solution is not negative.
     """
     times = torch.tensor(values, dtype=torch.float64)
     x, y = torch.tensor(rows, dtype=torch.float64) / times.unsqueeze(1), torch.ones_like(times)

@@ -12,7 +12,7 @@ from nash.run.progress import Watch
 from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
 
-SEED = 0  # where a model's own settings sample, its figures must not change from run to run
+SEED = 0  # if a model's own settings sample, its figures must still not change from run to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +26,19 @@ class Evaluation:
 def evaluate(
     model: Model, rows: Sequence[Row], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
 ) -> Evaluation:
-    """Decode every row's source with the model and compare with its targets.
+    """Decode every row's source with the model and compare the answer with the row's targets.
 
-    Sources longer than `config.max_source_tokens` are cut, as they are in training. `watch` is told how many of how
-    many rows are decoded.
+    Sources longer than `config.max_source_tokens` are truncated, as in training. `watch` receives the number of decoded
+    rows and of all rows.
     """
     predictions = predict(model, [row.source for row in rows], config, watch)
     return Evaluation(n=len(rows), metrics=METRICS[metric](predictions, [row.targets for row in rows]))
 
 
 def predict(model: Model, sources: Sequence[str], config: EngineConfig, watch: Watch | None = None) -> list[str]:
-    """The model's answers to the source texts, in their order, decoded as its generation_config.json says.
+    """The model's answers to the source texts, in order, decoded as its generation_config.json says.
 
-    So does the server where a request says nothing: beams, forced tokens, lengths and penalties are the model's own.
+    The server does the same for a request without settings: the model sets beams, forced tokens, lengths and penalties.
     """
     config = config.within(model.spec.max_positions)
     tokenizer = load_tokenizer(model.folder)

@@ -1,7 +1,7 @@
-"""Task metrics from well-kept libraries, one function for each kind of task.
+"""Task metrics from well-maintained libraries, one function for each kind of task.
 
-Every figure is in percent: rates, scores and correlations alike are scaled to 100. A row may have several right
-answers; where a library's metric has no notion of several, the best of them counts. Nothing here needs a network.
+Every figure is in percent: rates, scores and correlations are all scaled to 100. A row may have several correct
+answers; if a library's metric supports only one, the best of them counts. Nothing here needs a network.
 """
 
 import math
@@ -18,14 +18,14 @@ from nash.errors import RequestError
 from nash.recipes.recipe import MetricKind
 
 Predictions = Sequence[str]
-References = Sequence[Sequence[str]]  # for each prediction every right answer
+References = Sequence[Sequence[str]]  # every correct answer of each prediction
 
 
 def phonemes(predictions: Predictions, references: References) -> dict[str, float]:
     """Phoneme and word error rate, against the nearest of several references.
 
     Phoneme errors are insertions, deletions and substitutions over the phonemes of the references; a word is wrong
-    unless it equals one of its references. A text is a sequence of phonemes set apart by white space.
+    unless it equals one of its references. A text is a sequence of phonemes separated by white space.
     """
     spaced = [_spaced(prediction) for prediction in predictions]
     nearest = [_nearest(p, [*map(_spaced, options)]) for p, options in zip(spaced, references, strict=True)]
@@ -37,7 +37,7 @@ def phonemes(predictions: Predictions, references: References) -> dict[str, floa
 
 
 def _spaced(text: str) -> str:
-    """With one blank between phonemes: jiwer knows no other white space."""
+    """The text with single blanks between phonemes: jiwer handles no other white space."""
     return " ".join(text.split())
 
 
@@ -55,10 +55,10 @@ def exact(predictions: Predictions, references: References) -> dict[str, float]:
 
 
 def summarization(predictions: Predictions, references: References) -> dict[str, float]:
-    """ROUGE-1, -2, -L and -Lsum: F-measures with stemming, each of the best reference, averaged over the rows.
+    """ROUGE-1, -2, -L and -Lsum: F-measures with stemming, each against the best reference, averaged over the rows.
 
-    Lsum takes a text's lines as its sentences. rouge-score knows the letters a to z and digits alone: other scripts
-    count as nothing.
+    Lsum takes a text's lines as its sentences. rouge-score knows only the letters a to z and digits; it ignores other
+    scripts.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -69,13 +69,13 @@ def summarization(predictions: Predictions, references: References) -> dict[str,
 
 
 def translation(predictions: Predictions, references: References) -> dict[str, float]:
-    """BLEU and chrF of the whole corpus with sacrebleu's own settings, which take several references a row."""
+    """Corpus BLEU and chrF with sacrebleu's default settings, which allow several references per row."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
     rows = [options for _, options in zip(predictions, references, strict=True)]
-    # One stream for each reference's place. None, where a row has fewer, is not in sacrebleu's annotations; an empty
-    # text, which is, would count as a reference of length 0.
+    # One stream for each reference position, with None in rows that have fewer. sacrebleu's annotations do not allow
+    # None, but the empty text that they do allow would count as a reference of length 0.
     streams: Any = [[row[i] if i < len(row) else None for row in rows] for i in range(max(map(len, rows)))]
     hypotheses = list(predictions)
     return {
@@ -85,9 +85,9 @@ def translation(predictions: Predictions, references: References) -> dict[str, f
 
 
 def question_answering(predictions: Predictions, references: References) -> dict[str, float]:
-    """Exact match and F1 over words as SQuAD 1.1 defines them (Rajpurkar et al., 2016), each of the best answer.
+    """Exact match and word F1 as SQuAD 1.1 defines them (Rajpurkar et al., 2016), each against the best answer.
 
-    Case, punctuation, articles and white space do not count.
+    Case, punctuation, articles and white space are ignored.
     """
     matches, overlaps = 0.0, 0.0
     for prediction, options in zip(predictions, references, strict=True):
@@ -117,7 +117,7 @@ def _overlap(words: list[str], answer: list[str]) -> float:
 def classification(predictions: Predictions, references: References) -> dict[str, float]:
     """Accuracy, F1 averaged over the references' labels, and Matthews' correlation. A label is a text.
 
-    A text that is no label of any reference is one more wrong answer.
+    A prediction that is not a label of any reference counts as a wrong answer.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -127,7 +127,7 @@ def classification(predictions: Predictions, references: References) -> dict[str
         labels = [option.strip() for option in options]
         wanted.append(label if label in labels else labels[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # one label alone, or labels that were not asked for: no news
+        warnings.simplefilter("ignore", UserWarning)  # a single label, or labels outside the references, are expected
         return {
             "accuracy": 100.0 * float(accuracy_score(wanted, found)),
             "macro_f1": 100.0
@@ -139,11 +139,11 @@ def classification(predictions: Predictions, references: References) -> dict[str
 def correlation(predictions: Predictions, references: References) -> dict[str, float]:
     """Pearson's and Spearman's correlation of numbers written as texts, with the nearest of several references.
 
-    A prediction that is no number says nothing about its row: it counts as the references' mean. Where either side
-    never varies there is no correlation: 0.
+    A prediction that is not a number says nothing about its row and counts as the references' mean. If either side is
+    constant, the correlation is 0.
 
     Raises:
-        RequestError: a reference is no number.
+        RequestError: a reference is not a number.
     """
     from scipy.stats import pearsonr, spearmanr
 
@@ -175,10 +175,10 @@ def _reference_number(text: str) -> float:
 
 
 def check_references(metric: MetricKind, references: References) -> None:
-    """Find out before hours of training that a metric cannot be had.
+    """Check, before hours of training, that the metric can be computed.
 
     Raises:
-        RequestError: a reference is not what the metric compares with.
+        RequestError: the metric cannot compare with a reference.
     """
     if metric == "correlation":
         for option in (option for options in references for option in options):
@@ -195,7 +195,7 @@ METRICS: dict[MetricKind, Callable[[Predictions, References], dict[str, float]]]
     "correlation": correlation,
 }
 
-# The figure of each kind that stands for it where one has to: in a comparison, on an axis.
+# The figure that represents each kind where there is room for only one: in a comparison, on an axis.
 HEADLINE: dict[MetricKind, str] = {
     "phonemes": "word_error_rate",
     "exact": "exact_match",
@@ -210,6 +210,6 @@ LOWER_IS_BETTER = frozenset({"phoneme_error_rate", "word_error_rate"})
 
 
 def quality(kind: MetricKind, metrics: dict[str, float]) -> float:
-    """The headline figure in percent so that more is better: an error rate becomes the share that is right."""
+    """The headline figure in percent, higher being better: an error rate becomes the share of correct answers."""
     name = HEADLINE[kind]
     return 100.0 - metrics[name] if name in LOWER_IS_BETTER else metrics[name]

@@ -1,4 +1,4 @@
-"""What a run says at its end: dense beside pruned, as JSON and as a table."""
+"""The report at the end of a run: dense beside pruned, as JSON and as a table."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from nash.measuring.latency import Workload
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One model's figures. Latencies are those of the fast runs of a whole batch of requests, on this machine."""
+    """One model's figures. Latencies are those of the fast runs of a whole batch of requests on this machine."""
 
     metrics: dict[str, float]
     parameters: int
@@ -23,17 +23,16 @@ class Side:
 
     @classmethod
     def of(cls, stored: StoredVersion, figures: Figures) -> "Side":
-        """Put what was measured beside what the store knows of a model."""
+        """Combine the measured figures with what the store knows about a model."""
         return cls(parameters=stored.manifest.spec.parameters, bytes=stored.manifest.spec.bytes, **vars(figures))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned.
+    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned one.
 
-    `speedup_quartiles` are those of single turns, a run of the one and a run of the other. `asked` and `predicted`
-    are the speed-up that was asked for and what the model of costs made of the chosen shape; None where a shape was
-    asked for.
+    `speedup_quartiles` are those of single turns, one run of each model. `asked` is the requested speed-up and
+    `predicted` the cost model's prediction for the chosen shape; both are None if a shape was requested.
     """
 
     ref: str

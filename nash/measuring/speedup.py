@@ -1,7 +1,7 @@
-"""From an asked speed to a shape: measure on the engine, fit, choose, verify, and correct what missed.
+"""From a requested speed to a shape: measure on the engine, fit, choose, verify, and correct a miss.
 
-All of it is measured on models with random weights, so the shape is known, and an impossible speed refused, before any
-training. The gates then leave every layer another width; once they are decided the speed is looked at again.
+All measurements use models with random weights, so the shape is known, and an impossible speed refused, before any
+training. The gates later give every layer a different width; once they are decided, the speed is measured again.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,25 +15,25 @@ from nash.measuring.cost_model import MOST_SPARSITY, Choice, CostModel, Cut, Tim
 from nash.measuring.latency import Latency, Workload, measure_for, quantile, torch_threads_kept
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
-# A speed this far from what was asked is corrected: half of the tenth that is promised, for measuring errs as well.
+# A larger relative miss is corrected. This is half of the promised tenth, because measurements have errors as well.
 MISS = 0.05
 
 _TURNS_S = 4.0  # about how long the turns of one measurement take
 _FEWEST_TURNS, _MOST_TURNS = 7, 201
-# The dense model's time may differ this much from one measurement to the next; else the machine was busy, and it is
-# measured again, so many times in all.
+# The dense model's time may differ by this share between measurements. If it differs more, the machine was busy and the
+# measurement is repeated, up to `_TRIES` times in all.
 _STEADY, _TRIES = 0.25, 3
 
-# Latencies of models of these shapes, measured side by side, in their order.
+# Returns the latencies of models of these shapes, measured side by side, in the same order.
 Measure = Callable[[Sequence[ModelSpec]], list[Latency]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedPlan:
-    """What to prune to, and why; kept with the run, so that one that goes on keeps its shape."""
+    """The shape to prune to, and why; saved with the run, so that a resumed run keeps its shape."""
 
     asked: float
-    predicted: float  # speed-up of the chosen shape by the model of costs
+    predicted: float  # speed-up of the chosen shape according to the cost model
     verified: float  # the same, measured with random weights
     workload: Workload
     costs: CostModel
@@ -69,11 +69,11 @@ def make_plan(
 ) -> SpeedPlan:
     """Choose the shape for a speed-up of `asked` over the dense model.
 
-    `most_sparsity` is how much of the encoder can be cut, `vocabulary` the tokens that the pruned model keeps where
-    they are fewer. The model of costs is corrected once where the chosen shape, measured, misses what was asked.
+    `most_sparsity` is how much of the encoder can be cut; `vocabulary` is the pruned model's number of tokens if it is
+    trimmed. The cost model is corrected once if the chosen shape, when measured, misses the requested speed-up.
 
     Raises:
-        RequestError: it is out of reach; the message names the most that is not.
+        RequestError: the speed-up is out of reach; the message names the highest one that is not.
     """
     whole = dense if vocabulary is None else with_vocabulary(dense, vocabulary)
     most_sparsity = min(most_sparsity, MOST_SPARSITY)
@@ -113,10 +113,10 @@ def settle(
     *,
     most_sparsity: float,
 ) -> float:
-    """The encoder sparsity at which trained gates are to be hardened; `at` gives the shape that a sparsity leaves.
+    """The encoder sparsity at which to harden trained gates; `at` returns the shape that a sparsity leaves.
 
-    It is the plan's, unless the widths that the gates chose miss the asked speed: then it is moved once by what the
-    encoder's costs make of the difference, to no more than `most_sparsity`.
+    It is the plan's sparsity, unless the widths that the gates chose miss the requested speed. Then it is adjusted once
+    by the difference, converted with the encoder's costs, to at most `most_sparsity`.
     """
     sparsity = plan.encoder_sparsity
     prunable_ms = plan.costs.encoder_heads_ms + plan.costs.encoder_units_ms
@@ -130,7 +130,7 @@ def settle(
 
 
 def _beside(dense: ModelSpec, shape: ModelSpec, dense_ms: float, measure: Measure) -> tuple[Latency, Latency]:
-    """The dense model and a shape side by side, on a machine that is as it was when the dense one took `dense_ms`."""
+    """The dense model and a shape, measured side by side on a machine as fast as when dense took `dense_ms`."""
     for _ in range(_TRIES):
         reference, found = measure([dense, shape])
         if abs(reference.total_ms / dense_ms - 1) <= _STEADY:
@@ -139,12 +139,12 @@ def _beside(dense: ModelSpec, shape: ModelSpec, dense_ms: float, measure: Measur
 
 
 def hits(speedup: float, asked: float) -> bool:
-    """Whether a measured speed-up is what was asked for."""
+    """Whether a measured speed-up is close enough to the requested one."""
     return abs(speedup / asked - 1) <= MISS
 
 
 def probes(dense: ModelSpec) -> list[ModelSpec]:
-    """The shapes whose times tell all costs apart; all layers with the whole encoder are the first."""
+    """The shapes whose times determine all costs; the first keeps all layers and the whole encoder."""
     heads, units, middle = dense.num_heads, dense.d_ff, (dense.dense_decoder_layers + 1) // 2
     return [
         dense,
@@ -156,7 +156,7 @@ def probes(dense: ModelSpec) -> list[ModelSpec]:
 
 
 def cut_of(spec: ModelSpec) -> Cut:
-    """A shape as the model of costs sees it."""
+    """A shape as the cost model sees it."""
     layers = spec.dense_encoder_layers
     return Cut(
         decoder_layers=len(spec.decoder),
@@ -166,12 +166,12 @@ def cut_of(spec: ModelSpec) -> Cut:
 
 
 def timing_of(latency: Latency) -> Timing:
-    """The encoder's time and all the rest."""
+    """The encoder's time, and all the rest as the decoder's."""
     return Timing(encode_ms=latency.encode_ms, decode_ms=latency.total_ms - latency.encode_ms)
 
 
 def engine_measure(dense: Model, workload: Workload) -> Measure:
-    """Measures shapes on the engine, cut from the dense model, of which only the config is read."""
+    """Measures shapes on the engine; they are cut from the dense model, of which only the config is read."""
 
     def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
         with torch_threads_kept():
@@ -179,8 +179,8 @@ def engine_measure(dense: Model, workload: Workload) -> Measure:
             engines = list(loaded.values())
             turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS)
             runs = dict(zip(loaded, turns, strict=True))
-            # Other work on the machine only ever adds to a run, whole time slices of it, more often to a slow model's
-            # runs than to a fast one's: the fastest run of each is nearest to what it takes by itself.
+            # Other work on the machine only ever adds time to a run, in whole time slices, and more often to a slow
+            # model's runs than to a fast one's. The fastest run of each is closest to its time on an idle machine.
             return [quantile(runs[spec], 0.0) for spec in shapes]
 
     return measure
@@ -200,7 +200,7 @@ def _choose(
 
 
 def _floored(speedup: float) -> float:
-    """To two digits, so that what is named can be asked for."""
+    """Rounded down to two digits, so that the named speed-up can be requested."""
     return int(100 * speedup) / 100
 
 

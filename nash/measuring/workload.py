@@ -1,4 +1,4 @@
-"""The workload that a recipe's speed is asked and measured for."""
+"""The workload for which a recipe's speed is requested and measured."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -15,7 +15,7 @@ from server.engine.capabilities import AUTO
 from server.engine.dtype_choice import choose_dtype
 from server.engine.interface.config import EngineConfig
 
-_MOST_ROWS = 5000  # are tokenized for their mean lengths
+_MOST_ROWS = 5000  # to tokenize for the mean lengths
 
 
 def workload_of(
@@ -23,10 +23,10 @@ def workload_of(
 ) -> Workload:
     """The recipe's workload; lengths that it leaves open are the rows' means, in tokens, under the data's limits.
 
-    A dtype that it leaves open is that of a model with no records, float32: see `with_dtype`.
+    A dtype that it leaves open is that of a model without records, float32: see `with_dtype`.
 
-    Means and not medians: time is a straight line over the tokens, so all texts together take what their number times
-    the mean length takes, and a speed-up end to end is a ratio of such sums.
+    Means, not medians, because time is linear in the tokens: all texts together take as long as that many texts of the
+    mean length, and an end-to-end speed-up is a ratio of such sums.
     """
     sources, targets = recipe.source_tokens, recipe.new_tokens
     if sources is None or targets is None:
@@ -44,9 +44,9 @@ def workload_of(
 
 
 def with_dtype(recipe: WorkloadRecipe, dense: StoredVersion | None, store: Store, console: Console) -> WorkloadRecipe:
-    """The recipe with the dtype that the dense model would be served in; None is a model outside the store.
+    """The recipe with the dtype in which the dense model would be served; None is a model outside the store.
 
-    What is pruned from it is measured in the same: a speed-up is between models, not between dtypes.
+    The pruned model is measured in the same dtype: a speed-up compares models, not dtypes.
     """
     if recipe.dtype != AUTO:
         return recipe

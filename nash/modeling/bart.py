@@ -1,7 +1,7 @@
 """The layers of a compact model of BART's layout: BART, mBART, Marian, Pegasus, M2M100.
 
-A sublayer of which nothing is left still adds the bias of its last matrix. Where norms come last it is still followed
-by its norm; where they come first there is nothing left to norm.
+A sublayer that is cut entirely still adds the bias of its last matrix. In post-norm models its norm still follows; in
+pre-norm models there is nothing left to norm.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from nash.modeling.cache import count_positions
 
 
 class BiasAlone(nn.Module):
-    """What is left of a linear map whose inputs are gone: its bias, at every position."""
+    """What remains of a linear map without inputs: its bias, at every position."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class BiasAlone(nn.Module):
 
 
 class HeadlessAttention(nn.Module):
-    """What is left of an attention without heads, self or cross."""
+    """What remains of a self- or cross-attention without heads."""
 
     def __init__(self, spec: ModelSpec, layer_idx: int) -> None:
         super().__init__()

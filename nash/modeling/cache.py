@@ -1,4 +1,4 @@
-"""What a compact layer owes to transformers' cache of keys and values."""
+"""What a compact layer must write to transformers' cache of keys and values."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def count_positions(past_key_values: Any, hidden_BLD: Tensor, layer_idx: int) -> None:
-    """Enter positions without keys and values for a self-attention that has no heads.
+    """Record positions without real keys and values for a self-attention that has no heads.
 
-    Generation reads the number of past tokens off the first layer's cache, unless it holds no number at all.
+    Generation reads the number of past tokens from the first layer's cache, unless that cache has no elements at all.
     """
     if past_key_values is None:
         return

@@ -1,7 +1,7 @@
 """Compact models in transformers, one class for each family: every layer has its own heads and feed-forward width.
 
-Stock classes do the work; only what assumes equal layers is replaced. Importing this module makes transformers' Auto
-classes know the models.
+Stock classes do the work; only the parts that assume equal layers are replaced. Importing this module registers the
+models with transformers' Auto classes.
 """
 
 import copy
@@ -28,7 +28,7 @@ from nash.modeling.configuration import compact_config_class
 from nash.modeling.t5 import shrink_t5
 from nash.modeling.umt5 import shrink_umt5
 
-# Gives the layers of a fresh model of a layout the widths of a spec.
+# By layout, the function that gives the layers of a fresh model the widths of a spec.
 _SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {
     "t5": shrink_t5,
     "umt5": shrink_umt5,
@@ -37,7 +37,7 @@ _SHRINK: Mapping[str, Callable[[PreTrainedModel, ModelSpec], None]] = {
 
 
 class CompactModel(PreTrainedModel):
-    """Turns a stock class into its compact form; goes before it in a class's bases."""
+    """Turns a stock class into its compact form; it comes before the stock class in the bases."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -46,12 +46,12 @@ class CompactModel(PreTrainedModel):
 
 
 def stock_class(spec: ModelSpec) -> type[PreTrainedModel]:
-    """transformers' own class of the shape's family."""
+    """transformers' own class for the shape's family."""
     return _stock_class(spec.family)
 
 
 def compact_class(spec: ModelSpec) -> type[CompactModel]:
-    """The class of compact models of the shape's family: `Nash` before the stock one's name."""
+    """The class of compact models of the shape's family: `Nash` plus the stock class's name."""
     return _compact_class(spec.family)
 
 
@@ -84,13 +84,13 @@ for _family in FAMILIES:
 
 @torch.no_grad()
 def fill(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
-    """Give a fresh model copies of these tensors, and share among its names what they share.
+    """Give a fresh model copies of these tensors; names that share a tensor here share it in the model.
 
-    transformers ties a new model's matrices as its configuration says; which ones are one matrix is for the tensors to
-    say (T5 v1.1 has an output matrix of its own, whatever its configuration calls itself).
+    transformers ties a new model's matrices as its configuration says. Here the tensors decide which names are one
+    matrix (T5 v1.1 has an output matrix of its own, whatever its configuration says).
 
     Raises:
-        ValueError: the tensors are not the model's.
+        ValueError: the tensors do not fit the model.
     """
     present = model.state_dict(keep_vars=True)
     if present.keys() != state.keys():

@@ -1,4 +1,4 @@
-"""The configurations of compact models, a class for each family. Apart from the models: reading one needs no torch."""
+"""Configurations of compact models, one class per family; separate from the models, as reading one needs no torch."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +12,9 @@ from model_store.model.families import compact_model_type
 
 @dataclass(kw_only=True)
 class CompactFields:
-    """What a compact model's configuration has beyond its family's: `ModelSpec.layer_config` writes it.
+    """The fields that a compact model's configuration adds to its family's: `ModelSpec.layer_config` writes them.
 
-    The family's own numbers of layers count the layers that are left; its numbers of heads and units, and the `dense_*`
+    The family's own layer counts are those of the remaining layers; its numbers of heads and units, and the `dense_*`
     counts, are the dense model's. Key names must not begin with "encoder_" or "decoder_": transformers rewrites such
     keys when it asks for one half of an encoder-decoder's configuration.
     """
@@ -27,7 +27,7 @@ class CompactFields:
 
 @cache
 def compact_config_class(family: str) -> type[PreTrainedConfig]:
-    """The class of the configurations of a family's compact models: `Nash` before the stock one's name."""
+    """The configuration class of a family's compact models: `Nash` plus the stock class's name."""
     stock = CONFIG_MAPPING[family]
     made: type[PreTrainedConfig] = strict(
         type(f"Nash{stock.__name__}", (CompactFields, stock), {"model_type": compact_model_type(family)})

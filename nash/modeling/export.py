@@ -1,4 +1,4 @@
-"""Model directories for other programs: as they are, or as stock checkpoints that need nothing of ours."""
+"""Model directories for other programs: as they are, or as stock checkpoints that need no code of ours."""
 
 import json
 import os
@@ -26,21 +26,21 @@ Format = Literal["hf", "hf-dense"]
 def export(model: Model, form: Format, out: Path) -> None:
     """Write a model to the new folder `out`, whole or not at all.
 
-    `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: all layers that are
-    left have all heads and units again, those that were cut with zeros for weights. A dense model is one already. What
-    was calibrated to four bits has the widths of the compact model, and stays behind.
+    `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: the remaining layers
+    get all heads and units back, with zero weights in those that were cut. A dense model is such a checkpoint already.
+    The four-bit calibration has the widths of the compact model and is not exported.
 
     Raises:
         RequestError: `out` is taken.
-        model_store.errors.InvalidRequestError: what stands beside it has no place in a model directory.
+        model_store.errors.InvalidRequestError: the folder has a file that does not belong in a model directory.
         NashError: the disk is full.
     """
     names = list_files(model.folder)
-    model.check_weights()  # a torn file is not worth a copy
+    model.check_weights()  # do not copy a damaged file
     widened = form == "hf-dense" and model.pruned
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Under a hidden name until it is whole: a run that is killed leaves nothing that looks like a model.
+    # Write under a hidden name until it is complete: a killed run leaves nothing that looks like a model.
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
@@ -73,12 +73,12 @@ def _write_stock(model: Model, partial: Path) -> None:
 
 
 def stock_shape(compact: ModelSpec) -> ModelSpec:
-    """The shape of the stock model that computes what a compact one does: its layers, each of them whole."""
+    """The shape of the stock model equivalent to a compact one: the same layers, each with its full width."""
     return shortened(compact, tuple(layer.origin for layer in compact.decoder))
 
 
 def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A compact model's `config.json` as one of its family's own."""
+    """A compact model's `config.json`, rewritten as a stock one of its family."""
     compact = model.spec
     ours = {*compact.layer_config(), "dense_vocab_size"}
     stock = {key: value for key, value in model.config.items() if key not in ours}
@@ -89,10 +89,10 @@ def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
-    """A compact checkpoint's tensors with zeros for every part that is gone.
+    """A compact checkpoint's tensors, with zeros for every part that was cut.
 
-    A zero column in an output matrix makes a part add nothing, whatever stands in its rows; a sublayer of which nothing
-    is left adds its output's bias, in the families that have one.
+    A part with a zero column in the output matrix adds nothing, whatever its rows hold. A sublayer that is cut entirely
+    still adds its output's bias, in families that have one.
     """
     stock = stock_shape(compact)
     shapes, dtype = dict(layout_of(stock).shapes()), next(iter(tensors.values())).dtype

@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' bars and notices off the terminal: the commands show their own progress."""
+    """Keep transformers' progress bars and notices off the terminal: the commands show their own progress."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -35,7 +35,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a directory.
 
     Raises:
-        RequestError: there is none that can be loaded without a network.
+        RequestError: none can be loaded without a network.
     """
     if not (folder / "tokenizer.json").is_file():
         raise RequestError(f"{folder} has no tokenizer.json: save the tokenizer there with save_pretrained")
@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _named(error: Exception) -> str:
-    """An error of a library's in one line."""
+    """A library's error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -62,7 +62,7 @@ def load_dense(source: Model) -> PreTrainedModel:
     if source.pruned:
         raise RequestError(f"{source.folder} holds a model that is already pruned: give the dense one it came from")
     model, spec = _load(source.folder), source.spec
-    if model.config.decoder_start_token_id is None:  # training must begin targets as serving will
+    if model.config.decoder_start_token_id is None:  # training must start targets as serving does
         model.config.decoder_start_token_id = spec.decoder_start_id
     if model.config.pad_token_id is None:
         model.config.pad_token_id = spec.pad_id
@@ -92,7 +92,7 @@ def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: i
     """A T5 with random weights (from torch's global generator) for the tokenizer's vocabulary.
 
     Raises:
-        RequestError: the tokenizer does not say which token pads, or which one ends a text.
+        RequestError: the tokenizer does not name its padding token or its end token.
     """
     for name in ("pad_token", "eos_token"):
         if getattr(tokenizer, name) is None:
@@ -122,7 +122,7 @@ def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: i
 
 
 def save_model(model: Any, tokenizer: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Write a model directory whole or not at all: weights in `dtype`, and the tokenizer's files as they are."""
+    """Write a model directory, whole or not at all: weights in `dtype`, and the tokenizer's files unchanged."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.to(dtype)

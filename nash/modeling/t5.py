@@ -1,4 +1,4 @@
-"""The layers of a compact model of T5's layout. mT5's attention is T5's, so one class does for both."""
+"""The layers of a compact model of T5's layout. mT5's attention is T5's, so one class serves both."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from nash.modeling.cache import count_positions
 class CompactAttention(T5Attention):
     """Attention with some of the dense model's heads.
 
-    The relative-position bias that travels through the stack keeps the columns of all heads; each layer picks its
-    own. `heads` are the kept heads' indices in the dense model.
+    The relative-position bias passed through the stack keeps the columns of all heads; each layer picks its own.
+    `heads` are the kept heads' indices in the dense model.
     """
 
     def __init__(self, config: T5Config, heads: Heads, *, has_bias: bool, layer_idx: int, causal: bool) -> None:
@@ -31,7 +31,7 @@ class CompactAttention(T5Attention):
     def stack_bias(self, hidden_BLD: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         """The bias of all the dense model's heads [1, H, L, K], as the first layer computes it for the stack."""
         past = 0 if cache is None else cache.get_seq_length(self.layer_idx)
-        # A cache of fixed size has more keys than tokens so far; the mask knows how many.
+        # A cache of fixed size has more keys than there are tokens so far; the mask has the number of keys.
         keys = int(past) + hidden_BLD.shape[1] if mask is None else mask.shape[-1]
         bias: Tensor = self.compute_bias(hidden_BLD.shape[1], keys, hidden_BLD.device, past)
         return bias
@@ -45,7 +45,7 @@ class CompactAttention(T5Attention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As T5Attention, but takes and returns the bias of all heads; cross-attention has none."""
+        """Like T5Attention, but takes and returns the bias of all heads; cross-attention has none."""
         if key_value_states is not None:
             output, _, weights = super().forward(hidden_states, mask, key_value_states, None, past_key_values, **kwargs)
             return output, None, weights
@@ -57,7 +57,7 @@ class CompactAttention(T5Attention):
 
 
 class HeadlessAttention(CompactAttention):
-    """What is left of a self-attention without heads: in the first layer, the stack's bias table."""
+    """What remains of a self-attention without heads: in the first layer, the stack's bias table."""
 
     def forward(
         self,
@@ -68,7 +68,7 @@ class HeadlessAttention(CompactAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Zero, and the bias for the layers that follow."""
+        """Zeros, and the bias for the layers that follow."""
         if position_bias is None:
             position_bias = self.stack_bias(hidden_states, mask, past_key_values)
         count_positions(past_key_values, hidden_states, self.layer_idx)
@@ -76,7 +76,7 @@ class HeadlessAttention(CompactAttention):
 
 
 class AbsentSelfAttention(nn.Module):
-    """A self-attention sublayer that was cut: the residual passes through, the stack's bias goes on."""
+    """A self-attention sublayer that was cut: it passes on the residual and the stack's bias."""
 
     def __init__(self, attention: HeadlessAttention) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def _shrink_cross_attention(block: T5Block, config: T5Config, heads: Heads, inde
 
 
 def shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:
-    """Give a block's feed-forward so many units; without any the residual passes through."""
+    """Give a block's feed-forward this number of units; with none, the residual passes through."""
     if units == 0:
         block.layer[-1] = nn.Identity()
         return

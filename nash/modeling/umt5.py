@@ -1,7 +1,7 @@
 """The layers of a compact model of UMT5's layout.
 
-Each self-attention computes its own bias, so a stock one does with fewer heads; T5's take one that travels through the
-stack.
+Each self-attention computes its own bias, so the stock class works with fewer heads; in T5 one bias is passed through
+the stack.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from nash.modeling.t5 import shrink_ffn
 
 
 class BiasTable(nn.Embedding):
-    """A table of relative positions for all of the dense model's heads, read for those that are kept."""
+    """A table of relative positions for all heads of the dense model; only the kept heads are read."""
 
     def __init__(self, buckets: int, dense_heads: int, heads: Heads) -> None:
         super().__init__(buckets, dense_heads)

@@ -1,1 +1,1 @@
-"""What a run is asked to do: TOML files, read strictly. Nothing here needs torch."""
+"""Recipes say what a run does: strictly parsed TOML files. Nothing here needs torch."""

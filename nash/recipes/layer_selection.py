@@ -12,10 +12,10 @@ def select_layers(total: int, keep: int | list[int] | None, how: LayerSelection 
     """Indices of the kept layers, ascending; `keep` is their number, an explicit list, or None for all.
 
     `uniform` spreads them from the first to the last (index_j = floor(j (L-1) / (n-1)), as NASH does), `low` takes
-    the first ones, `high` the last ones. For `auto`, which `search_layers` decides, the uniform ones stand in.
+    the first ones, `high` the last ones. `auto` is decided by `search_layers`; here it returns the uniform layers.
 
     Raises:
-        RequestError: fewer than one, more than there are, or indices that are not ascending layer numbers.
+        RequestError: `keep` is below one or above `total`, or its indices are not ascending layer numbers.
     """
     if keep is None:
         return tuple(range(total))
@@ -35,7 +35,7 @@ def select_layers(total: int, keep: int | list[int] | None, how: LayerSelection 
 
 
 def block_ends(kept: tuple[int, ...], total: int) -> tuple[int, ...]:
-    """For each kept layer, the dense layer at the end of the block that it now stands for.
+    """For each kept layer, the dense layer at the end of the block that it now represents.
 
     A block runs from a kept layer to just before the next one; the last block runs to the end of the decoder.
     """
@@ -46,10 +46,10 @@ MOST_TRIALS = 64
 
 
 def search_layers(total: int, keep: int, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """The cheapest `keep` of `total` layers: of all choices where they are few, else by leaving out one at a time.
+    """The cheapest `keep` of `total` layers: by trying all choices if they are few, else greedily.
 
-    Where there are more than `MOST_TRIALS` choices, the layer whose absence costs least goes first, then the next, as
-    often as needed. Of equal costs the lower layer numbers win.
+    If there are more than `MOST_TRIALS` choices, drop the layer whose absence costs least, and repeat as often as
+    needed. Between equal costs, the lower layer numbers win.
     """
     if math.comb(total, keep) <= MOST_TRIALS:
         return min(combinations(range(total), keep), key=cost)

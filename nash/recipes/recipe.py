@@ -22,24 +22,24 @@ from model_store.version.ref import looks_like_path
 from nash.errors import RequestError
 from nash.precision import Precision
 
-HUB_PREFIX = "hub:"  # of a path that stands for a data set on the hub
+HUB_PREFIX = "hub:"  # starts a path that stands for a data set on the hub
 
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
 LayerSelection = Literal["uniform", "low", "high", "auto"]
-# Far above what anybody means, and below what the libraries cannot count with.
+# Far above any sensible value, and within what the libraries can handle.
 MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e30, 2**32 - 1
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
-SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: what a speedup chooses instead
+SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: `speedup` chooses these
 
 
 class Section(BaseModel):
-    """A table of a recipe: unknown keys, values of another type and numbers that are none are refused."""
+    """A table of a recipe: unknown keys, values of a wrong type, infinities and NaN are refused."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -48,7 +48,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _resolve_paths(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML has no paths: a text where a path is wanted is taken relative to the recipe's folder."""
+        """TOML has no path type: a string in a path field is resolved relative to the recipe's folder."""
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and field.annotation in (Path, Path | None):
             if "\0" in value:
@@ -71,7 +71,7 @@ class DataLayout(Section):
 
     @property
     def example(self) -> str:
-        """What a row looks like, for the messages of errors."""
+        """What a row looks like, for error messages."""
         targets = ", ".join(f'"{column}": text or [text, ...]' for column in self.target_columns)
         return f'{{"{self.source_column}": text, {targets}}}'
 
@@ -281,7 +281,7 @@ class PruneRecipe(Section):
 
     @property
     def precisions(self) -> list[Precision]:
-        """Those of the phases that are not passed over."""
+        """The precisions of the phases that are not skipped."""
         return [phase.precision for phase in (self.prune_training, self.final_training) if phase.epochs]
 
     @model_validator(mode="after")
@@ -312,7 +312,7 @@ R = TypeVar("R", bound=Section)
 
 
 def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = None) -> R:
-    """Read a recipe file; `overrides` are dotted keys of the command line that win over the file's.
+    """Read a recipe file; `overrides` are dotted keys from the command line that win over the file's.
 
     Raises:
         RequestError: the file cannot be read, is not TOML, or a key or a value in it is wrong.
@@ -321,7 +321,7 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
         raise RequestError(f"recipe {path} is not valid TOML: {error}") from error
     model = table.get("model")
     if isinstance(model, str) and looks_like_path(model):
@@ -332,7 +332,7 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
 def build_recipe(
     kind: type[R], table: dict[str, Any], origin: str, folder: Path, overrides: dict[str, Any] | None = None
 ) -> R:
-    """Make a recipe from parsed keys; `origin` names where they came from in errors.
+    """Make a recipe from parsed keys; `origin` names their source in errors.
 
     Raises:
         RequestError: a key is unknown or a value is wrong; the message names them all.
@@ -340,14 +340,14 @@ def build_recipe(
     overrides = overrides or {}
     pruning = table.get("pruning")
     if "pruning.speedup" in overrides and isinstance(pruning, dict):
-        for key in SHAPE_KEYS:  # the speed on the command line stands in for the recipe's shape
+        for key in SHAPE_KEYS:  # the speed on the command line replaces the recipe's shape
             pruning.pop(key, None)
     for dotted, value in overrides.items():
         *sections, key = dotted.split(".")
         target: Any = table
         for section in sections:
             target = target.setdefault(section, {}) if isinstance(target, dict) else target
-        if isinstance(target, dict):  # what stands in a section's place is refused below
+        if isinstance(target, dict):  # anything else in a section's place is refused below
             target[key] = value
     try:
         return kind.model_validate(table, context={"folder": folder})
@@ -373,7 +373,7 @@ def _known_keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str
     """The keys of the section at `place`, for the error message."""
     section = kind
     for part in place:
-        if isinstance(part, int):  # a table of a list: its section is the list's
+        if isinstance(part, int):  # a table in a list: its section is the list's
             continue
         annotation = section.model_fields[str(part)].annotation
         options = getattr(annotation, "__args__", (annotation,))

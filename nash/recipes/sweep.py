@@ -1,4 +1,4 @@
-"""Recipes of sweeps: shapes, seeds and methods around one prune recipe, strictly parsed TOML like the others."""
+"""Sweep recipes: shapes, seeds and methods around one prune recipe, in strictly parsed TOML like the others."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Publish = Literal["none", "frontier", "all"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Layers = int | list[int] | None  # as in a prune recipe: how many, which ones, or all
 
-# What all points share, or figures of one could not be held against another's; and what the sweep itself sets.
+# Keys that all points must share, so that their figures are comparable, and keys that the sweep itself sets.
 _SHARED = ("model", "name", "data", "metric", "workload")
 _SWEPT = ("alias", "seed", "pruning.decoder_layers", "pruning.encoder_sparsity", "pruning.speedup")
 
@@ -30,7 +30,7 @@ def _dotted(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 class PointRecipe(Section):
-    """One shape of a list. What it leaves out is the prune recipe's."""
+    """One shape of a list. Values that it leaves out come from the prune recipe."""
 
     decoder_layers: Layers = None
     """How many decoder layers to keep, or which ones."""
@@ -39,7 +39,7 @@ class PointRecipe(Section):
 
 
 class Shapes(Section):
-    """A grid of shapes, every number of decoder layers with every encoder sparsity, and a list of single ones.
+    """A grid of shapes, every number of decoder layers with every encoder sparsity, and a list of single shapes.
 
     An axis that is left out stays at the prune recipe's value.
     """
@@ -57,7 +57,7 @@ class Shapes(Section):
         return bool(self.decoder_layers or self.encoder_sparsity or self.points)
 
     def all(self, base: PruneRecipe) -> Iterator["Shape"]:
-        """Every shape; the prune recipe's own where none is named."""
+        """Every shape; the prune recipe's own if none is named."""
         own = base.pruning
         if self.decoder_layers or self.encoder_sparsity or not self.points:
             layers: list[Layers] = [*self.decoder_layers] or [own.decoder_layers]
@@ -72,7 +72,7 @@ class Shapes(Section):
 
 
 class MethodRecipe(Shapes):
-    """A way to prune: dotted keys of the prune recipe under `set`; for the sweep's shapes or, if any, its own."""
+    """A way to prune: dotted keys of the prune recipe under `set`; for its own shapes if any, else the sweep's."""
 
     name: str = Field(pattern="^[^_]")
     """What the report calls it. A legend shows no name that begins with `_`."""
@@ -81,12 +81,12 @@ class MethodRecipe(Shapes):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """`set` with dotted keys, whether they were written so or as tables."""
+        """`set` with dotted keys, whether it was written with dotted keys or with tables."""
         return dict(_dotted(self.set))
 
     @property
     def slug(self) -> str:
-        """The name as it stands in folders and aliases."""
+        """The name as used in folders and aliases."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @model_validator(mode="after")
@@ -106,7 +106,7 @@ class MethodRecipe(Shapes):
 
 
 class SweepRecipe(Shapes):
-    """`nash sweep`: prune the same model to many shapes, with several seeds, by one method or more."""
+    """`nash sweep`: prune the same model to many shapes, with several seeds, by one or more methods."""
 
     recipe: Path
     """The prune recipe that every point starts from."""
@@ -130,14 +130,14 @@ class SweepRecipe(Shapes):
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What is asked for of one point. `decoder_layers` is a number, the layers kept, or None for all."""
+    """The requested shape of one point. `decoder_layers` is a number, the kept layers, or None for all."""
 
     decoder_layers: int | tuple[int, ...] | None
     encoder_sparsity: float
 
     @classmethod
     def of(cls, decoder_layers: Layers, encoder_sparsity: float) -> "Shape":
-        """From the values of a recipe."""
+        """The shape with a recipe's values."""
         layers = tuple(decoder_layers) if isinstance(decoder_layers, list) else decoder_layers
         return cls(decoder_layers=layers, encoder_sparsity=encoder_sparsity)
 
@@ -153,7 +153,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run of a sweep. Its id is its folder's name and, published, its alias."""
+    """One run of a sweep. Its id is its folder's name and, when published, its alias."""
 
     id: str
     method: str
@@ -165,7 +165,7 @@ class Point:
 def read_sweep(path: Path, overrides: dict[str, Any] | None = None) -> tuple[SweepRecipe, list[Point]]:
     """Read a sweep's recipe and make every point's prune recipe. The first seed's points come first.
 
-    `overrides` are keys of the command line that win over the file's.
+    `overrides` are keys from the command line that win over the file's.
 
     Raises:
         RequestError: a file cannot be read, a key or a value is wrong, or two points are the same.
@@ -206,7 +206,7 @@ def _point(sweep: SweepRecipe, path: Path, method: MethodRecipe, shape: Shape, s
 
 
 def _check_different(path: Path, points: list[Point]) -> None:
-    """Two methods that do the same would train the same model twice and stand apart in the report."""
+    """Refuse two methods that do the same: they would train one model twice and appear separately in the report."""
     known: dict[str, Point] = {}
     for point in points:
         what = point.recipe.model_copy(update={"alias": ""}).model_dump_json()

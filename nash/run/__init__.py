@@ -1,1 +1,1 @@
-"""What every long command has: a folder to go on from, progress that a person sees, lineage, a word on full disks."""
+"""What every long command needs: a folder to resume from, visible progress, lineage, clear errors on a full disk."""

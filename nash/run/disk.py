@@ -1,4 +1,4 @@
-"""What writing fails of when the disk is full, in words."""
+"""Clear messages for write errors on a full disk."""
 
 import errno
 import shutil
@@ -11,17 +11,17 @@ from safetensors import SafetensorError
 from nash.errors import DiskFullError, NashError
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What torch.save says of a file that cannot be written: a plain RuntimeError, as all of torch's errors.
+# What torch.save says about a file that cannot be written: a plain RuntimeError, like all of torch's errors.
 _OF_TORCH_SAVE = ("inline_container", "PytorchStreamWriter", "unexpected pos", "iostream error")
 
 
 @contextmanager
 def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn the libraries' errors of files that cannot be written into one line; others pass as they are.
+    """Turn the libraries' errors about files that cannot be written into one line; other errors pass unchanged.
 
     Raises:
-        DiskFullError: less than `needed_bytes` are free below `folder`. What was written before is kept.
-        NashError: the disk has room, and still a file cannot be written.
+        DiskFullError: less than `needed_bytes` are free at `folder`. Earlier files are kept.
+        NashError: the disk has room, but a file still cannot be written.
     """
     try:
         yield
@@ -44,5 +44,5 @@ def _of_writing(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM
     if isinstance(error, SafetensorError):
-        return "deserializ" not in str(error)  # that is a file which cannot be read
+        return "deserializ" not in str(error)  # that error is about a file that cannot be read
     return any(words in str(error) for words in _OF_TORCH_SAVE)

@@ -1,4 +1,4 @@
-"""Where a trained model came from, as its manifest keeps it."""
+"""A trained model's lineage, as its manifest stores it."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,9 @@ _SPLITS = ("train", "validation", "test")
 
 
 def input_digests(data: DataRecipe, model: FoundModel | None, tokenizer: Path | None = None) -> dict[str, str]:
-    """What a run reads, by content: a file or an alias may be another one when the run goes on.
+    """Digests of what a run reads: a file or an alias may have changed when the run is resumed.
 
-    `tokenizer` is the folder of one that comes without a model.
+    `tokenizer` is the folder of a tokenizer that comes without a model.
     """
     paths = {split: getattr(data, split) for split in _SPLITS}
     digests = {split: data_digest(path, data) for split, path in paths.items() if path is not None}
@@ -36,8 +36,8 @@ def lineage_of(
 ) -> Lineage:
     """Parent digest, data digests, recipe, seed and code version of a run.
 
-    `inputs` are the `input_digests` of what the run has read, for its files may be others by now; `precision` is what
-    its phases computed in.
+    `inputs` are the `input_digests` of what the run has read, because its files may have changed since. `precision` is
+    the precision of each phase.
     """
     return Lineage(
         parent=parent,
@@ -50,7 +50,7 @@ def lineage_of(
 
 
 def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
-    """A recipe as a JSON object without this machine's folders: equal work must look equal everywhere."""
+    """A recipe as a JSON object without this machine's folders: the same work must look the same everywhere."""
     settings = recipe.model_dump(mode="python")
     if recipe.model is not None and looks_like_path(recipe.model):
         settings["model"] = Path(recipe.model).name

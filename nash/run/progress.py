@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: one live line a stage, or plain lines where that is no terminal."""
+"""Progress of long work on standard error: one live line per stage, or plain lines if it is not a terminal."""
 
 import time
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# A line at least every ten seconds is what is promised; the rest is for a machine whose cores are all busy.
+# The promise is a line at least every ten seconds; the margin is for a machine whose cores are all busy.
 PLAIN_LINE_EVERY_S = 8.0
 
-# Told how much of how much is done, by what a stage is made of.
+# The work of a stage calls this with the amount done and the total.
 Watch = Callable[[int, int], None]
 
 
 class Stage:
-    """One stage of a command's work, shown for as long as the `with` block lasts.
+    """One stage of a command's work, shown while the `with` block runs.
 
-    In a terminal it is a live bar. Elsewhere it is a line at its begin, one every `every_s` seconds, however long a
-    single unit of the work takes, and, where the amount of work is known, one at its end. With `steady` the bar is
-    drawn only when the stage is told something, so that no other thread disturbs what is being measured.
+    In a terminal it is a live bar. Elsewhere it prints a line at its start, one every `every_s` seconds, however long a
+    single unit of work takes, and, if the amount of work is known, one at its end. With `steady` the bar is drawn only
+    on updates, so that no other thread disturbs a measurement.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Stage:
         steady: bool = False,
         every_s: float = PLAIN_LINE_EVERY_S,
     ) -> None:
-        """`total` is the amount of work in `unit`s, None where it is not known; `done` of it were done before."""
+        """`total` is the amount of work in `unit`s, None if unknown; `done` of it was done before."""
         self.title = title
         self.console = console
         self.total = total
         self.done = done
         self.unit = unit
         self.note = ""
-        self._first = done  # what was there before says nothing of the speed
+        self._first = done  # earlier work says nothing about the speed
         self._started_s = time.monotonic()
         self._every_s = every_s
         self._ended = Event()
@@ -81,7 +81,7 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop drawing, also after an error, or a terminal would stay without its cursor."""
+        """Stop drawing, also after an error: otherwise the terminal would stay without its cursor."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()
@@ -94,7 +94,7 @@ class Stage:
                 self._print()
 
     def update(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Say how much is done in all, and, where they have changed, of how much, and what stands behind it."""
+        """Set the total done so far and, if they have changed, the amount of work and the note shown after it."""
         self.done = done
         self.total = self.total if total is None else total
         self.note = self.note if note is None else note
@@ -102,7 +102,7 @@ class Stage:
             self._bar.update(self._task, completed=done, total=self.total, note=self.note, refresh=self._steady)
 
     def line(self) -> str:
-        """What is done and what is left, in one line."""
+        """The work done and the time left, in one line."""
         elapsed_s = time.monotonic() - self._started_s
         if self.total is None:
             return self.title if elapsed_s < 1 else f"{self.title}: for {duration(elapsed_s)} so far"
@@ -123,7 +123,7 @@ class Stage:
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: in seconds below two minutes, then minutes, then hours."""
+    """A readable time span: in seconds below two minutes, then minutes, then hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

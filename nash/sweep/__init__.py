@@ -1,1 +1,1 @@
-"""Many walks from one recipe, and the frontier of quality and speed that they draw."""
+"""Many pruning runs from one recipe, and the quality-speed frontier that they form."""

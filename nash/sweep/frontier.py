@@ -1,4 +1,4 @@
-"""Which shapes are worth having: no other one is both better and faster."""
+"""The shapes worth having: no other shape is both better and faster."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ class Spread:
     """A figure over several seeds."""
 
     mean: float
-    deviation: float | None  # standard deviation of the sample (n - 1); None where there is one seed alone
+    deviation: float | None  # sample standard deviation (n - 1); None for a single seed
     least: float
     most: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of one value or more."""
+        """The spread of one or more values."""
         deviation = stdev(values) if len(values) > 1 else None
         return cls(mean=fmean(values), deviation=deviation, least=min(values), most=max(values))
 
 
 def grouped(items: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """Values by their key, keys and values in the order in which they come."""
+    """Values by key; keys and values keep their order."""
     groups: dict[K, list[V]] = {}
     for key, value in items:
         groups.setdefault(key, []).append(value)
@@ -34,9 +34,9 @@ def grouped(items: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def frontier(figures: Sequence[tuple[float, float]]) -> list[int]:
-    """The Pareto set of (quality, speed) pairs, more of both being better, as places in the sequence; slowest first.
+    """The Pareto set of (quality, speed) pairs, higher being better in both, as indices; slowest first.
 
-    A pair is left out if another one is at least as good in both and better in one. Equal pairs stay together.
+    A pair is excluded if another one is at least as good in both and better in one. Equal pairs are kept together.
     """
     return sorted(
         (i for i, pair in enumerate(figures) if not any(_dominates(other, pair) for other in figures)),
@@ -45,7 +45,7 @@ def frontier(figures: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def fastest_within(figures: Sequence[tuple[float, float]], least_quality: float) -> int | None:
-    """The place of the fastest (quality, speed) pair of at least that quality; None where there is none."""
+    """The index of the fastest (quality, speed) pair of at least that quality; None if there is none."""
     places = [i for i, (quality, _) in enumerate(figures) if quality >= least_quality]
     return max(places, key=lambda i: (figures[i][1], figures[i][0]), default=None)
 

@@ -1,4 +1,4 @@
-"""How much faster than the dense model the points of a sweep are, on a machine that may have other work to do."""
+"""Speed-ups of a sweep's points over the dense model, on a machine that may have other work to do."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from nash.measuring.latency import FAST, Latency, Workload, measure_for, quantil
 from nash.run.progress import Watch
 from server.engine.engine import Engine
 
-BUSY = 1.25  # from here on the median run of the dense model is so much slower than its fast ones that it is said
+BUSY = 1.25  # the report warns if the dense model's median run takes at least this many times its fast runs
 _TURNS_S = 20.0  # about how long the turns of one block take
 _FEWEST_TURNS, _MOST_TURNS = 21, 201
 
@@ -21,7 +21,7 @@ class SideBySide:
     dense: Latency
     pruned: Latency
     speedup_quartiles: tuple[float, float]  # of the ratios of single turns
-    busyness: float  # the dense model's median total over that of its fast runs; near 1 where nothing else runs
+    busyness: float  # the dense model's median total over that of its fast runs; near 1 if nothing else runs
 
     @property
     def speedup(self) -> float:
@@ -30,7 +30,7 @@ class SideBySide:
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
-        """What `asdict` made a JSON object of."""
+        """The figures that `document` was made from."""
         return cls(
             dense=Latency(**document["dense"]),
             pruned=Latency(**document["pruned"]),
@@ -39,7 +39,7 @@ class SideBySide:
         )
 
     def document(self) -> dict[str, Any]:
-        """As one JSON object."""
+        """The figures as one JSON object."""
         return asdict(self)
 
 
@@ -48,7 +48,7 @@ def measure_block(
 ) -> list[SideBySide]:
     """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once.
 
-    `watch` is told how many of how many turns are done.
+    `watch` receives the number of finished turns and of all turns.
     """
     with torch_threads_kept():
         engines = [Engine.load(model, workload.config) for model in (dense, *pruned)]

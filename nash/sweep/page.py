@@ -1,4 +1,4 @@
-"""The files that a sweep leaves: the JSON document, the picture, and one HTML page that needs nothing else."""
+"""The files that a sweep writes: the JSON document, the picture, and a self-contained HTML page."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from nash.sweep.plot import DARK_TONES, DENSE_MARK, LIGHT, MARKS, frontier_png, 
 from nash.sweep.report import SweepReport, in_words
 
 JSON_FILE, PNG_FILE, HTML_FILE = "sweep.json", "frontier.png", "report.html"
-_ROOM_BYTES = 2_000_000  # the three files, generously
+_ROOM_BYTES = 2_000_000  # a generous estimate for the three files
 
 
 def write_report(report: SweepReport, folder: Path) -> None:
-    """Write all three, each whole or not at all.
+    """Write all three files, each whole or not at all.
 
     Raises:
         DiskFullError: there is no room for them.
@@ -55,6 +55,6 @@ def render(report: SweepReport) -> str:
         dense_mark=DENSE_MARK[1],
         seeds=sorted({point.seed for point in report.points}),
         metrics=sorted(report.dense.metrics, key=lambda metric: metric != HEADLINE[report.metric]),
-        # Made by this program from numbers; the methods' names are in the page's own legend.
+        # Safe: this program made it from numbers, and the methods' names are only in the page's own legend.
         picture=Markup(frontier_svg(report) + frontier_svg(report, narrow=True)),
     )

@@ -1,4 +1,4 @@
-"""The frontier of quality and speed as a picture, and as SVG that takes its colours from the page around it."""
+"""The frontier of quality and speed as a PNG, and as an SVG that takes its colours from the page around it."""
 
 import io
 import re
@@ -26,7 +26,7 @@ class Palette:
     tones: tuple[str, ...]  # of the methods, in their order
 
 
-# The page's light dress, for the PNG: opaque, so that it can be read wherever it is shown.
+# The page's light theme, for the PNG: opaque, so that it is legible on any background.
 LIGHT = Palette(
     ink="#1b1d1f",
     soft="#5c6268",
@@ -35,7 +35,7 @@ LIGHT = Palette(
     tones=("#0a7d5a", "#b4531a", "#6d4bc3", "#1f6fb2", "#b02a6b", "#7a6a00"),
 )
 DARK_TONES = ("#3fc795", "#f0955a", "#ab94f5", "#6fb4ee", "#f07fb4", "#d3c14a")
-# Colours that nothing else has: in the SVG they become the page's variables, so that it follows light and dark.
+# Unique placeholder colours. In the SVG they become the page's variables, so that it follows the light or dark theme.
 _STAND_INS = Palette(
     ink="#010203",
     soft="#040506",
@@ -50,7 +50,7 @@ _VARIABLES = {
     _STAND_INS.paper: "var(--surface)",
     **{tone: f"var(--tone-{i})" for i, tone in enumerate(_STAND_INS.tones)},
 }
-# matplotlib's marks, and the characters that stand for them in a legend of text.
+# matplotlib's marks, and the characters that represent them in a text legend.
 MARKS = (
     ("o", "\u25cf"),
     ("s", "\u25a0"),
@@ -58,7 +58,7 @@ MARKS = (
     ("D", "\u25c6"),
     ("v", "\u25bc"),
     ("P", "\u271a"),
-    ("X", "\u2716"),  # one more than there are tones, so that no two of many methods have the same of both
+    ("X", "\u2716"),  # one more mark than tones, so that many methods still get different pairs of mark and tone
 )
 DENSE_MARK = ("*", "\u2605")
 
@@ -71,16 +71,16 @@ def frontier_png(report: SweepReport) -> bytes:
         frontier, dense, *methods = axes.get_lines()[0], axes.get_lines()[-1], *axes.containers
         legend = figure.legend(handles=[dense, *methods, frontier], loc="outside lower left", ncols=5)
         for text in legend.get_texts():
-            text.set_parse_math(False)  # a method's name is no formula, and a bad one would be an error
+            text.set_parse_math(False)  # a method's name is not a formula, and an invalid formula raises an error
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
         return buffer.getvalue()
 
 
 def frontier_svg(report: SweepReport, *, narrow: bool = False) -> str:
-    """The bare element for the page, which has the legend itself; `narrow` for telephones.
+    """The bare element for the page, which has its own legend; `narrow` is for phones.
 
-    Their ids differ, so that both can stand in one page.
+    The wide and the narrow element have different ids, so that both fit in one page.
     """
     with mpl.rc_context(_style(_STAND_INS)):
         figure, _ = _draw(report, _STAND_INS, (4.7, 4.7) if narrow else (8.4, 4.7))
@@ -96,7 +96,7 @@ def frontier_svg(report: SweepReport, *, narrow: bool = False) -> str:
         svg = svg.replace(colour, variable)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    # Names of other hosts, even where nothing is fetched from them, have no place in a self-contained page.
+    # A self-contained page should not name other hosts, even if nothing is fetched from them.
     svg = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
     label = "Quality against speed-up, and the frontier"
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}" class="{prefix}-plot"', 1)
@@ -104,7 +104,7 @@ def frontier_svg(report: SweepReport, *, narrow: bool = False) -> str:
 
 def _style(palette: Palette) -> dict[Any, Any]:
     return {
-        "svg.fonttype": "none",  # text stays text
+        "svg.fonttype": "none",  # keep text as text
         "svg.hashsalt": "nash",  # equal figures give equal bytes
         "font.family": "sans-serif",
         "font.size": 10.5,
@@ -187,10 +187,10 @@ def _error(spread: Spread) -> float:
 
 
 def _name_frontier(figure: Figure, axes: Axes, report: SweepReport, palette: Palette) -> None:
-    """Layers and cut beside the points of the frontier, above and to the right, where no other point can be.
+    """Label the frontier's points with layers and cut, above and to the right, where no other point can be.
 
-    Points that lie so close together that a name would cover another's go without; the tables have them. Where all
-    points have one shape it needs no repeating.
+    A label that would cover another one is hidden; the tables have it. If all points have the same shape, there are no
+    labels.
     """
     if len({shape.shape for shape in report.shapes}) == 1:
         return

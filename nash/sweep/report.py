@@ -1,4 +1,4 @@
-"""What a sweep says at its end: every point, the shapes over their seeds and the frontier, as JSON and as a table."""
+"""The report of a sweep: every point, the shapes over their seeds and the frontier, as JSON and as a table."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from nash.sweep.latency import BUSY
 
 @dataclass(frozen=True, kw_only=True)
 class DenseFigures:
-    """The model that every point starts from. Latencies are means over its measurements beside the points."""
+    """The model that every point starts from. Latencies are means over the measurements made beside the points."""
 
     metrics: dict[str, float]
     decoder_layers: int
@@ -30,13 +30,13 @@ class DenseFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class PointFigures:
-    """One pruned model. Latencies are those of `SideBySide`, the speed-up is over the dense model in the same turns."""
+    """One pruned model. Latencies are those of `SideBySide`; the speed-up is over the dense model in the same turns."""
 
     id: str
     method: str
-    shape: Shape  # as it was asked for
+    shape: Shape  # as requested
     decoder_layers: int
-    encoder_cut: float  # the share of the encoder's prunable weights that is gone: near the sparsity asked for
+    encoder_cut: float  # the share of the encoder's prunable weights that was cut: near the requested sparsity
     seed: int
     metrics: dict[str, float]
     parameters: int
@@ -46,10 +46,10 @@ class PointFigures:
     total_ms: float
     speedup: float
     speedup_quartiles: tuple[float, float]  # of the ratios turn by turn
-    ref: str | None = None  # where it was published
+    ref: str | None = None  # the published version, if any
 
     def document(self) -> dict[str, Any]:
-        """The point as one JSON object; `ref` only where it was published."""
+        """The point as one JSON object; it has `ref` only if the point was published."""
         document = asdict(self)
         document["shape"] = self.shape.slug
         document["encoder_sparsity"] = self.shape.encoder_sparsity
@@ -60,7 +60,7 @@ class PointFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A point that did not come to its end, and why."""
+    """A point that failed, and why."""
 
     id: str
     error: str
@@ -68,7 +68,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeFigures:
-    """A shape by one method, over its seeds. Quality is in percent, more being better."""
+    """A shape by one method, over its seeds. Quality is in percent, higher being better."""
 
     method: str
     shape: Shape
@@ -79,12 +79,12 @@ class ShapeFigures:
 
     @property
     def decoder_layers(self) -> int:
-        """The number of decoder layers that are kept."""
+        """The number of kept decoder layers."""
         return self.points[0].decoder_layers
 
     @property
     def encoder_cut(self) -> float:
-        """The mean share of the encoder that is gone: where both stacks have gates, not the sparsity asked for."""
+        """The mean share cut from the encoder; if both stacks have gates, this is not the requested sparsity."""
         return fmean(point.encoder_cut for point in self.points)
 
     def document(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class ShapeFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """The outcome of `nash sweep`. `n` is the number of test rows, `busyness` the most that `SideBySide` had."""
+    """The outcome of `nash sweep`. `n` is the number of test rows, `busyness` the highest of any `SideBySide`."""
 
     name: str
     metric: MetricKind
@@ -136,7 +136,7 @@ class SweepReport:
 
     @property
     def methods(self) -> list[str]:
-        """Their names, in the recipe's order."""
+        """The methods' names, in the recipe's order."""
         return list(grouped((shape.method, shape) for shape in self.shapes))
 
     @property
@@ -146,14 +146,14 @@ class SweepReport:
 
     @cached_property
     def frontier(self) -> list[ShapeFigures]:
-        """The shapes that neither another one nor the dense model beats in both quality and speed; slowest first."""
+        """The shapes that neither another shape nor the dense model beats in quality and speed; slowest first."""
         figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
         places = frontier([*figures, (self.dense_quality, 1.0)])
         return [self.shapes[i] for i in places if i < len(figures)]
 
     @property
     def dense_on_frontier(self) -> bool:
-        """Whether the dense model is itself on the frontier: no shape is both better and faster."""
+        """Whether the dense model itself is on the frontier: no shape is both better and faster."""
         figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
         return len(figures) in frontier([*figures, (self.dense_quality, 1.0)])
 
@@ -164,7 +164,7 @@ class SweepReport:
 
     @property
     def best(self) -> ShapeFigures | None:
-        """The fastest shape that keeps the asked share of the dense quality; None where there is none to keep."""
+        """The fastest shape that keeps the requested share of the dense quality; None if there is none."""
         if self.dense_quality <= 0:
             return None
         figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
@@ -173,7 +173,7 @@ class SweepReport:
 
     @property
     def quality_name(self) -> str:
-        """What quality is, in words: the headline figure, or what an error rate leaves."""
+        """The name of the quality figure: the headline metric, or 100 minus an error rate."""
         name = HEADLINE[self.metric]
         return f"100 \N{MINUS SIGN} {in_words(name)}" if name in LOWER_IS_BETTER else in_words(name)
 
@@ -190,7 +190,7 @@ class SweepReport:
 
     @property
     def warning(self) -> str | None:
-        """What is to be known of the speeds where the machine had other work to do; None where it had not."""
+        """A warning about the speeds if the machine had other work to do; else None."""
         if self.busyness < BUSY:
             return None
         return (
@@ -210,7 +210,7 @@ class SweepReport:
         )
 
     def document(self) -> dict[str, Any]:
-        """The report as one JSON object. `quality` is the headline metric in percent, turned so that more is better."""
+        """The report as one JSON object. `quality` is the headline metric in percent, or 100 minus an error rate."""
         return {
             "model": self.name,
             "metric": HEADLINE[self.metric],
@@ -228,7 +228,7 @@ class SweepReport:
         }
 
     def table(self) -> Table:
-        """Every shape, over its seeds, under the dense model."""
+        """The dense model, and below it every shape over its seeds."""
         metric = HEADLINE[self.metric]
         table = Table(
             title=self.headline,
@@ -255,12 +255,12 @@ class SweepReport:
 
 
 def in_words(metric: str) -> str:
-    """A metric's name as people write it."""
+    """A metric's name with spaces."""
     return metric.replace("_", " ")
 
 
 def with_deviation(spread: Spread) -> str:
-    """A mean, and the standard deviation where there is one."""
+    """A mean, and the standard deviation if there is one."""
     if spread.deviation is None:
         return f"{spread.mean:.2f}"
     return f"{spread.mean:.2f} \N{PLUS-MINUS SIGN} {spread.deviation:.2f}"

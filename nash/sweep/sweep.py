@@ -1,7 +1,7 @@
 """`nash sweep`: prune one model to many shapes and draw the frontier of quality and speed.
 
-Every point is a run folder of its own, walked as `nash prune` walks it. What is finished stays: called again, a sweep
-passes over finished points, goes on with the one that was interrupted, and begins what its recipe has been given since.
+Every point has its own run folder and is pruned as by `nash prune`. Finished work is kept: called again, a sweep skips
+finished points, resumes the one that was interrupted, and starts those that were added to its recipe since.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ from nash.sweep.page import write_report
 from nash.sweep.report import DenseFigures, Failure, PointFigures, SweepReport
 from server.engine.errors import EngineError
 
-# In a point's folder: its figures on the test rows, written when it is trained, and, once all points are, its speed.
+# In a point's folder: its figures on the test rows, written when it is trained, and its speed, once all points are.
 QUALITY, LATENCY = "quality.json", "latency.json"
-DTYPE = "dtype.json"  # in the sweep's folder: what the engine computes all points in
-_BLOCK = 6  # points that are measured in turn, with the dense model among them: so many models are in memory at once
+DTYPE = "dtype.json"  # in the sweep's folder: the engine's dtype for all points
+_BLOCK = 6  # points measured in turn beside the dense model, all of them in memory at once
 
 
 def sweep(
@@ -56,15 +56,15 @@ def sweep(
     *,
     remeasure: bool = False,
 ) -> SweepReport:
-    """Train what is not trained yet of the points, measure their speed side by side, and publish those asked for.
+    """Train the points that are not trained yet, measure their speed side by side, and publish the requested ones.
 
-    Speed is measured once, unless `remeasure` asks for all of it anew.
+    Speed is measured once, unless `remeasure` asks to measure all of it again.
 
-    A point that fails is in the report with its error; the others are worth no less for it.
+    A point that fails appears in the report with its error; the other points are not affected.
 
     Raises:
         RequestError: model, data, or the targets of any point cannot be used; nothing has been trained.
-        DiskFullError: and the other points would fare no better.
+        DiskFullError: the disk is full, so the other points would fail as well.
         NashError: every point failed.
     """
     shared = points[0].recipe
@@ -81,10 +81,10 @@ def sweep(
         for point in points:
             if _folder(out, point).is_dir():
                 with _run_folder(out, point, task):
-                    pass  # one of other settings is refused now, before others are trained
+                    pass  # a folder with other settings is refused now, before other points are trained
         if recipe.publish != "none":
             store.check_writable()
-        dtype = run.read_json(DTYPE)  # points that are measured later must be comparable
+        dtype = run.read_json(DTYPE)  # points measured later must be comparable
         if dtype is None:
             dtype = with_dtype(shared.workload, task.version, store, console).dtype
             run.write_json(DTYPE, dtype)
@@ -160,7 +160,7 @@ def _train_points(points: Sequence[Point], task: Task, out: Path, console: Conso
             _train_point(point, task, out, console)
         except DiskFullError:
             raise
-        except Exception as error:  # noqa: BLE001  whatever it is, the points behind are to be reached
+        except Exception as error:  # noqa: BLE001  whatever the error, go on with the remaining points
             foreseen = isinstance(error, NashError | EngineError)
             named = str(error) if foreseen else f"{type(error).__name__}: {error}"
             console.print(f"point {point.id} failed: {named}", soft_wrap=True)
@@ -185,15 +185,15 @@ def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
         walk(Run(point.recipe, task, run, console, answers=out))
         metrics = _evaluate(point.recipe, task, Model.open(run.path / "model"), point.id, console)
         run.write_json(QUALITY, metrics)
-        # A sweep has many points, and checkpoints are the largest part of each.
+        # A sweep has many points, and checkpoints take most of the space of each.
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
 def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path, console: Console) -> None:
-    """Latencies of the points, block by block.
+    """Measure the latencies of the points, block by block.
 
-    They come after all training, side by side, so that what else the machine does falls on all alike. Points that a
-    sweep is given later are measured later, but beside the dense model as well: a speed-up is always within a block.
+    This comes after all training, side by side, so that other load on the machine affects all points alike. Points that
+    are added later are measured later, but also beside the dense model: a speed-up is always within one block.
     """
     for start in range(0, len(points), _BLOCK):
         block = points[start : start + _BLOCK]
@@ -263,7 +263,7 @@ def _latency(point: Point, out: Path) -> SideBySide:
 
 
 def _side_of(latency: Latency) -> dict[str, Any]:
-    """The latencies that reports have of a model."""
+    """The latencies of a model that reports contain."""
     return {"encoder_ms": latency.encode_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
 
 
@@ -272,7 +272,7 @@ def _size(model: Model) -> dict[str, Any]:
 
 
 def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:
-    """Publish a point under its id; the reference that it has now."""
+    """Publish a point under its id and return its reference."""
     latency, metrics = _latency(point, out), read_json(_folder(out, point) / QUALITY)
     found = Assessment(
         n=len(task.test_rows),

@@ -1,12 +1,13 @@
-"""tokenizer.json, and the same with fewer tokens.
+"""Read tokenizer.json, and write it with fewer tokens.
 
-Text whose tokens are all kept is split as before. What that takes depends on the model:
+Text whose tokens are all kept is tokenized as before. What this requires depends on the model:
 
-Unigram: the best path through a text stays the best one where its pieces are kept, for the others only become fewer.
-    A character that is no piece costs the lowest score of the vocabulary and a bit, so the piece with that score stays.
-BPE: a merge that was never applied in a word can go without a trace. Those that were have produced the word's tokens,
-    or parts of them: with a token, all merges that make it stay, and the tokens that they join.
-WordPiece: the longest piece that fits stays the longest. WordLevel: every word is looked up by itself.
+Unigram: a text's best path remains the best one if its pieces are kept, because competing paths can only disappear.
+    A character without a piece costs a little more than the lowest score of the vocabulary, so the piece with that
+    score stays.
+BPE: a merge that was never applied in a word can be removed without effect. The applied merges produced the word's
+    tokens or parts of them. So a kept token keeps all merges that make it, and the tokens that they join.
+WordPiece: the longest piece that fits remains the longest. WordLevel: every word is looked up by itself.
 """
 
 import copy
@@ -24,14 +25,14 @@ from nash.errors import RequestError
 
 Document = dict[str, Any]  # a parsed tokenizer.json
 
-_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes single bytes
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # a single byte in a vocabulary with byte fallback
 _ASCII = frozenset(map(chr, range(0x21, 0x7F)))
-_NUMBER = "\ue000number "  # before a number's digits, while they are a text
-_VAST_SCRIPTS = frozenset({"CJK", "HANGUL"})  # by the thousand: of them only what occurs
+_NUMBER = "\ue000number "  # marks a number whose digits are stored as text for a while
+_VAST_SCRIPTS = frozenset({"CJK", "HANGUL"})  # thousands of characters each: keep only those that occur
 
 
 def document_of(tokenizer: Tokenizer) -> Document:
-    """The tokenizer as `tokenizer.json` has it.
+    """The tokenizer as a parsed `tokenizer.json`.
 
     Raises:
         RequestError: it is of a kind that cannot be trimmed.
@@ -49,7 +50,7 @@ def document_of(tokenizer: Tokenizer) -> Document:
 
 
 def pieces_of(document: Document) -> dict[str, int]:
-    """The ids of all pieces of the model; tokens that were added beside it are left out."""
+    """The ids of all pieces of the model, without added tokens."""
     vocabulary = document["model"]["vocab"]
     if document["model"]["type"] == "Unigram":
         return {piece: i for i, (piece, _) in enumerate(vocabulary)}
@@ -57,7 +58,7 @@ def pieces_of(document: Document) -> dict[str, int]:
 
 
 def special_ids(document: Document) -> set[int]:
-    """What is kept in any case: added tokens, those that are put around a text, and what unknown text becomes."""
+    """The tokens to keep in any case: added tokens, those put around a text, and those for unknown text."""
     model, pieces = document["model"], pieces_of(document)
     ids = {token["id"] for token in document["added_tokens"]} | set(_placed_ids(document))
     if model["type"] == "Unigram":
@@ -73,7 +74,7 @@ def special_ids(document: Document) -> set[int]:
 
 
 def closed(document: Document, ids: Collection[int]) -> set[int]:
-    """The tokens and all those that they are merged from."""
+    """The tokens, and all tokens that they are merged from."""
     found, left = set(ids), list(ids)
     if document["model"]["type"] != "BPE":
         return found
@@ -89,10 +90,10 @@ def closed(document: Document, ids: Collection[int]) -> set[int]:
 
 
 def fallback_ids(document: Document, ids: Collection[int]) -> set[int]:
-    """Single characters and bytes, for text that is not made of the tokens `ids`.
+    """Single characters and bytes, for text that does not consist of the tokens `ids`.
 
-    All bytes, ASCII, the characters that the tokens are made of, and the letters of their scripts, except where a
-    script has thousands of them.
+    These are all bytes, ASCII, the characters in the tokens, and the letters of their scripts, except scripts with
+    thousands of letters.
     """
     pieces, model = pieces_of(document), document["model"]
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
@@ -110,7 +111,7 @@ def fallback_ids(document: Document, ids: Collection[int]) -> set[int]:
 
 
 def trimmed(document: Document, new_ids: Mapping[int, int]) -> Document:
-    """The document with the tokens that `new_ids` has, under their new ids."""
+    """The document with only the tokens in `new_ids`, under their new ids."""
     result = copy.deepcopy(document)
     model = result["model"]
     if model["type"] == "Unigram":
@@ -136,11 +137,11 @@ def trimmed(document: Document, new_ids: Mapping[int, int]) -> Document:
 
 
 def text_of(document: Document, original: str, kept: Iterable[int]) -> str:
-    """The text of a trimmed document; `kept` are the ids, ascending, that were kept of the `original` text's tokens.
+    """The text of a trimmed document; `kept` are the ascending ids kept from the `original` text's tokens.
 
-    Unigram's scores are written digit by digit as they stood there. tokenizers reads some numbers of 17 digits a last
-    bit off, and would write what it read; transformers' classes read what is written to the bit, and that bit chooses
-    between paths of equal scores.
+    Unigram scores are copied digit by digit from the original. tokenizers reads some 17-digit numbers with a wrong last
+    bit and would write that value. transformers' classes read the numbers exactly, and the last bit decides between
+    paths of equal scores.
     """
     if document["model"]["type"] != "Unigram":
         return json.dumps(document, ensure_ascii=False)
@@ -151,7 +152,7 @@ def text_of(document: Document, original: str, kept: Iterable[int]) -> str:
 
 
 def _placed_ids(document: Document) -> Iterator[int]:
-    """Tokens that are put around a text, or fill it up."""
+    """Tokens that are put around a text, and the padding token."""
     if document["padding"]:
         yield document["padding"]["pad_id"]
     for processor in _processors(document["post_processor"]):
@@ -171,21 +172,21 @@ def _processors(processor: Document | None) -> Iterable[Document]:
 
 
 def _merges(model: Document) -> Iterator[tuple[str, str, str]]:
-    """Two pieces and what they are merged into."""
+    """Two pieces and the piece that they merge into."""
     prefix = model["continuing_subword_prefix"] or ""
     for first, second in model["merges"]:
         yield first, second, first + second.removeprefix(prefix)
 
 
 def _mentions(part: Any, kind: str) -> bool:
-    """Whether a part of the document is of a kind, or has one that is."""
+    """Whether a part of the document is of this kind or contains one that is."""
     if isinstance(part, dict):
         return part.get("type") == kind or any(_mentions(each, kind) for each in part.values())
     return isinstance(part, list) and any(_mentions(each, kind) for each in part)
 
 
 def _script(character: str) -> str | None:
-    """The first word of a letter's name in Unicode, which is that of its script; None for what is no letter."""
+    """The first word of a letter's Unicode name, which names its script; None for other characters."""
     if unicodedata.category(character)[0] not in "LM":
         return None
     return unicodedata.name(character, "").partition(" ")[0] or None

@@ -1,10 +1,9 @@
-"""A vocabulary trimmed to a task: fewer rows in the embedding and in the output matrix, for the tokens that stay the
-same numbers.
+"""Trim a vocabulary to a task: fewer rows in the embedding and the output matrix, unchanged rows for the kept tokens.
 
-What stays: the tokens of the task's texts, special and added tokens (T5's sentinels and languages too: they are few,
-and transformers adds them again where they are missing), tokens that a configuration names, and single characters and
-bytes for text that has not been seen. The logits of what stays do not change; its probabilities do by what the
-vocabulary's other tokens had.
+These tokens are kept: those of the task's texts, special and added tokens (T5's sentinels and languages too: they are
+few, and transformers adds them again if they are missing), tokens that a configuration names, and single characters and
+bytes for unseen text. The kept tokens' logits do not change; their probabilities change by the share that the removed
+tokens had.
 """
 
 import copy
@@ -29,12 +28,12 @@ from nash.vocabulary.tokenizer_file import closed, document_of, fallback_ids, sp
 
 _BATCH_TEXTS = 10_000  # encodings take much more memory than their texts
 
-# The tensors with a row for each token, by the ends of their names, and the one with a column for each.
+# The tensors with a row per token, by the ends of their names, and the one with a column per token.
 _ROWS = ("shared.weight", "embed_tokens.weight", "lm_head.weight")
 _COLUMNS = "final_logits_bias"
 
-# Keys of config.json and generation_config.json with tokens in them, beside those that end in "token_id". What forbids
-# a token that is gone goes too.
+# Keys of config.json and generation_config.json that hold tokens, besides those that end in "token_id". A ban on a
+# removed token is removed too.
 _TOKENS = ("suppress_tokens", "begin_suppress_tokens")
 _TOKEN_SEQUENCES = ("bad_words_ids",)
 _NOT_SERVED = ("force_words_ids", "forced_decoder_ids", "sequence_bias")
@@ -42,19 +41,19 @@ _NOT_SERVED = ("force_words_ids", "forced_decoder_ids", "sequence_bias")
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyReport:
-    """Where the kept tokens come from; a token counts once, in the first line that it fits."""
+    """Where the kept tokens come from; a token counts once, in the first field that fits."""
 
     dense: int  # rows of the dense model's embedding
     kept: int
     data: int  # tokens of the texts
     special: int  # added tokens, and those that a configuration names
-    merged: int  # tokens that are joined into others on the way to those of the texts
+    merged: int  # tokens that merge, in one or more steps, into those above
     fallback: int  # single characters and bytes, for other texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyPlan:
-    """Which tokens stay. Their new ids are their places in `kept`."""
+    """The tokens to keep. Their new ids are their positions in `kept`."""
 
     kept: tuple[int, ...]  # ids in the dense vocabulary, ascending
     report: VocabularyReport
@@ -67,14 +66,14 @@ class VocabularyPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """What texts that did not choose the vocabulary become under it."""
+    """How the trimmed vocabulary tokenizes held-out texts, which did not choose it."""
 
     texts: int
     unchanged: int  # texts with the same tokens as before
     tokens: int  # under the dense vocabulary
     kept: int  # of these
-    tokens_now: int  # more than before: what was one token is several
-    unknown: int  # tokens that stand for what has none
+    tokens_now: int  # more than before, as one token may have become several
+    unknown: int  # unknown tokens
     unknown_now: int
 
     def __str__(self) -> str:
@@ -86,7 +85,7 @@ class Coverage:
 
 
 def names_tokens(key: str) -> bool:
-    """Whether the value of such a key of config.json or generation_config.json is tokens."""
+    """Whether the value of this key of config.json or generation_config.json holds tokens."""
     return key.endswith("token_id") or key in (*_TOKENS, *_TOKEN_SEQUENCES, *_NOT_SERVED)
 
 
@@ -95,7 +94,7 @@ def trim_vocabulary(
 ) -> dict[str, Any]:
     """Write the dense model to the folder `out` with the vocabulary that the texts need, whole or not at all.
 
-    Returns what was kept and what the `held_out` texts, by their name, become, ready to be kept as JSON.
+    Returns a JSON object with the numbers of kept tokens and the coverage of the `held_out` texts by name.
 
     Raises:
         RequestError: the vocabulary cannot be trimmed, or a text would not be tokenized as before.
@@ -103,7 +102,7 @@ def trim_vocabulary(
     texts = list(dict.fromkeys(texts))
     plan, before = plan_vocabulary(dense, texts), dense.folder
     tokenizer = out.with_name(f".{out.name}.tokenizer")
-    shutil.rmtree(tokenizer, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(tokenizer, ignore_errors=True)  # left by a killed run
     try:
         write_tokenizer(before, tokenizer, plan)
         check_texts(before, tokenizer, plan, texts)
@@ -129,7 +128,7 @@ def plan_vocabulary(model: Model, texts: Iterable[str]) -> VocabularyPlan:
     used = _used_ids(folder, texts)
     special = set(_named_ids(folder)) | {spec.pad_id, spec.eos_id, spec.decoder_start_id}
     if spec.facts.positions == "endless":
-        special |= set(range(spec.pad_id))  # its positions are counted from the padding's id
+        special |= set(range(spec.pad_id))  # the model counts positions from the padding id
     special |= special_ids(documents[0])
     # A class may add tokens that the model has no rows for, such as T5's sentinels.
     special |= {i for i in special_ids(documents[1]) if i < spec.vocab_size}
@@ -153,7 +152,7 @@ def plan_vocabulary(model: Model, texts: Iterable[str]) -> VocabularyPlan:
 
 @torch.no_grad()
 def trim_model(model: PreTrainedModel, plan: VocabularyPlan) -> PreTrainedModel:
-    """A copy of the model, dense or compact, with rows for the kept tokens only; its configuration has the new ids."""
+    """A copy of the dense or compact model, with rows only for the kept tokens and the new ids in its configuration."""
     if model.config.vocab_size != plan.report.dense:
         raise ValueError(f"the model has {model.config.vocab_size} tokens, the plan is for {plan.report.dense}")
     config = copy.deepcopy(model.config)
@@ -170,12 +169,12 @@ def trim_model(model: PreTrainedModel, plan: VocabularyPlan) -> PreTrainedModel:
 
 
 def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
-    """Write the tokenizer of a model's folder to the folder `out` with the kept tokens only.
+    """Write the tokenizer of a model's folder to the folder `out` with only the kept tokens.
 
-    tokenizer.json says all of it: the files that older libraries read, such as SentencePiece models, are left out.
+    tokenizer.json is complete, so files for older libraries, such as SentencePiece models, are left out.
 
     Raises:
-        RequestError: what was written does not load as what was meant.
+        RequestError: the written tokenizer does not load as intended.
     """
     before = _tokenizers(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +189,7 @@ def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
             fields = _with_new_ids(fields, plan)
         elif "added_tokens_decoder" in fields:
             decoder = {int(i): token for i, token in fields["added_tokens_decoder"].items()}
-            # It may name tokens that the model has no rows for: as in a vocabulary, they are left out.
+            # It may name tokens for which the model has no rows; leave them out, as in a vocabulary.
             kept = {str(plan.new_ids[i]): token for i, token in decoder.items() if i in plan.new_ids}
             fields["added_tokens_decoder"] = kept
         _write_json(out / name, fields)
@@ -204,10 +203,10 @@ def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
 
 
 def check_texts(before: Path, after: Path, plan: VocabularyPlan, texts: Sequence[str]) -> None:
-    """See that every text has the same tokens under both folders' tokenizers.
+    """Check that every text has the same tokens under both folders' tokenizers.
 
     Raises:
-        RequestError: one has not; the message shows the first.
+        RequestError: a text has different tokens; the message shows the first.
     """
     for old_tokenizer, new_tokenizer in _distinct_pairs(before, after):
         for text, old, new in _encoded_by_both(old_tokenizer, new_tokenizer, texts):
@@ -218,7 +217,7 @@ def check_texts(before: Path, after: Path, plan: VocabularyPlan, texts: Sequence
 
 
 def measure_coverage(before: Path, after: Path, plan: VocabularyPlan, texts: Sequence[str]) -> Coverage:
-    """Count what becomes of texts, as training reads them, between the tokenizers of two folders."""
+    """Count how the tokens of texts, as training reads them, change between the tokenizers of two folders."""
     unknown, unknown_now = load_tokenizer(before).unk_token_id, load_tokenizer(after).unk_token_id
     counts = dict.fromkeys(Coverage.__dataclass_fields__, 0)
     *_, (old_tokenizer, new_tokenizer) = _distinct_pairs(before, after)
@@ -235,7 +234,7 @@ def measure_coverage(before: Path, after: Path, plan: VocabularyPlan, texts: Seq
 
 
 def _tokenizers(folder: Path) -> tuple[Tokenizer, Tokenizer]:
-    """The folder's tokenizer as serving reads it, and as training does."""
+    """The folder's tokenizer as serving reads it, and as training reads it."""
     loaded = load_tokenizer(folder)
     if not loaded.is_fast:
         raise RequestError(
@@ -246,9 +245,9 @@ def _tokenizers(folder: Path) -> tuple[Tokenizer, Tokenizer]:
 
 
 def _distinct_pairs(*folders: Path) -> list[tuple[Tokenizer, ...]]:
-    """The folders' tokenizers side by side, as serving and as training reads them; one for both where that is the same.
+    """The folders' tokenizers side by side: as serving reads them and as training reads them; once if both are equal.
 
-    They cut nothing off and add no padding.
+    They do not truncate or pad.
     """
     pairs = list(zip(*map(_tokenizers, folders), strict=True))
     for tokenizer in (each for pair in pairs for each in pair):
@@ -259,7 +258,7 @@ def _distinct_pairs(*folders: Path) -> list[tuple[Tokenizer, ...]]:
 
 
 def _used_ids(folder: Path, texts: Iterable[str]) -> set[int]:
-    """The tokens that the texts have."""
+    """The tokens that occur in the texts."""
     unique = list(dict.fromkeys(texts))
     used: set[int] = set()
     for (tokenizer,) in _distinct_pairs(folder):
@@ -280,10 +279,10 @@ def _encoded_by_both(
 
 
 def _named_ids(folder: Path) -> Iterator[int]:
-    """The tokens that a model's configurations name. transformers' defaults count: they are written when it is saved.
+    """The tokens that a model's configurations name, including transformers' defaults, which saving writes out.
 
     Raises:
-        RequestError: one names tokens in a way that the engine does not serve.
+        RequestError: a configuration names tokens in a way that the engine does not serve.
     """
     yield from _tokens_in(AutoConfig.from_pretrained(folder, local_files_only=True).to_dict())
     if (folder / "generation_config.json").is_file():
@@ -296,7 +295,7 @@ def _tokens_in(fields: Mapping[str, Any]) -> Iterator[int]:
             raise RequestError(f"the model's configuration has {key}, which cannot be served: remove it")
         if isinstance(value, dict):
             yield from _tokens_in(value)
-        elif str(key).endswith("token_id") and value is not None:  # id2label has numbers for keys
+        elif str(key).endswith("token_id") and value is not None:  # id2label has numbers as keys
             yield from value if isinstance(value, list) else [value]
 
 
@@ -324,7 +323,7 @@ def _renumbered(key: str, value: Any, new_ids: Mapping[int, int]) -> Any:
 
 
 def _trimmed_tensors(state: Mapping[str, Tensor], plan: VocabularyPlan) -> dict[str, Tensor]:
-    """A model's tensors with fewer tokens; those that were one stay one."""
+    """A model's tensors with fewer tokens; shared tensors stay shared."""
     kept = torch.tensor(plan.kept)
     rows: dict[int, Tensor] = {}
     result = dict(state)

@@ -1,11 +1,11 @@
-"""One module a peer: how its files are made, how it is loaded, how it generates.
+"""One module per peer: how to make its files, load it and generate with it.
 
-Each runs in its peer's own environment and imports nothing of ours that is not here, nor anything of its peer's before
-it is asked to do something. A module has
+Each module runs in its peer's own environment. It imports none of our code from outside this package, and its peer's
+packages only when it is asked to do something. A module has
 
-    PACKAGES                                      what its results depend on, for their versions
-    prepare(model, made, dtype)                   writes what `load` wants beside the model into the folder `made`
-    load(model, made, dtype, threads)             gives a `Generator`
+    PACKAGES                                      packages that its results depend on, to report their versions
+    prepare(model, made, dtype)                   writes what `load` needs besides the model into the folder `made`
+    load(model, made, dtype, threads)             returns a `Generator`
 
 where `model` is a folder as transformers writes it.
 """

@@ -9,7 +9,7 @@ PACKAGES = ("ctranslate2",)
 
 
 def prepare(model: Path, made: Path, dtype: str) -> None:
-    """Convert, with the weights in the type they are computed in."""
+    """Convert, with the weights in the type of the computation."""
     from ctranslate2.converters import TransformersConverter
 
     TransformersConverter(str(model)).convert(str(made), quantization=dtype, force=True)
@@ -20,7 +20,7 @@ def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
     import ctranslate2
 
     offered = ctranslate2.get_supported_compute_types("cpu")
-    if dtype not in offered:  # it would take another without a word
+    if dtype not in offered:  # otherwise it would silently take another type
         raise ValueError(
             f"CTranslate2 does not compute in {dtype} on this processor, only in {', '.join(sorted(offered))}"
         )

@@ -11,7 +11,7 @@ _MOST_BATCH, _MOST_TOKENS = 32, 64
 
 
 def prepare(model: Path, made: Path, dtype: str) -> None:
-    """It reads the model as it is."""
+    """Nothing to do: the engine reads the model as it is."""
 
 
 def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:

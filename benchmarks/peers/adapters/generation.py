@@ -1,4 +1,4 @@
-"""What transformers and the packages that borrow its `generate` have in common."""
+"""Code shared by transformers and the packages that use its `generate`."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class Transformers:
         """See `Generator`."""
         import torch
 
-        torch.set_num_threads(self._threads)  # of the whole process, where others may have set theirs
+        torch.set_num_threads(self._threads)  # process-wide; another generator may have changed it
         ids = torch.tensor(sources)
         with torch.inference_mode():
             made = self._model.generate(

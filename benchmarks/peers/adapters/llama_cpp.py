@@ -1,6 +1,6 @@
-"""llama.cpp's T5 through its library, which calls the encoder; its command line does not.
+"""llama.cpp's T5 through its library, because its command line does not call the encoder.
 
-Its int8 is Q8_0, its int4 Q4_0 (with the vocabulary's matrix in Q6_K, as its own tool does it). A batch is that many
+Its int8 is Q8_0; its int4 is Q4_0 (with the vocabulary matrix in Q6_K, as in its own tool). A batch is that many
 sequences in one context, encoded and decoded together.
 """
 
@@ -35,7 +35,7 @@ def prepare(model: Path, made: Path, dtype: str) -> None:
 
 
 def _write(model: Path, file: Path) -> None:
-    """A T5 as a GGUF file without a vocabulary: it is given tokens."""
+    """Write a T5 as a GGUF file without a vocabulary: the input is tokens."""
     import gguf
     from safetensors.numpy import load_file
 
@@ -71,7 +71,7 @@ def _write(model: Path, file: Path) -> None:
 
 
 def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
-    """The weights; a context comes with the first batch of its size."""
+    """Load the weights; a context is made for the first batch of its size."""
     import llama_cpp
 
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
@@ -115,8 +115,8 @@ class _Model:
             wanted = llama_cpp.llama_context_default_params()
             wanted.n_seq_max = batch
             wanted.n_ctx = batch * _MOST_TOKENS
-            wanted.kv_unified = True  # T5's relative positions are written for one cache of all sequences
-            wanted.n_batch = wanted.n_ubatch = batch * length  # an encoder's tokens cannot be cut up
+            wanted.kv_unified = True  # T5's relative positions need one cache for all sequences
+            wanted.n_batch = wanted.n_ubatch = batch * length  # an encoder's tokens cannot be split
             wanted.n_threads = wanted.n_threads_batch = self._threads
             context = llama_cpp.llama_init_from_model(self._model, wanted)
             if context is None:
@@ -125,7 +125,7 @@ class _Model:
         return self._contexts[batch, length]
 
     def _run(self, function: Any, context: Any, rows: list[tuple[int, int, int]]) -> None:
-        """Encode or decode tokens, each at a position of a sequence, with the logits of all."""
+        """Encode or decode tokens, each at a position of a sequence, and compute the logits of all."""
         import llama_cpp
 
         batch = llama_cpp.llama_batch_init(len(rows), 0, 1)

@@ -1,4 +1,4 @@
-"""ONNX Runtime through optimum-onnx: encoder, first step and later steps are a file each."""
+"""ONNX Runtime through optimum-onnx: one file each for the encoder, the first step and later steps."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ def prepare(model: Path, made: Path, dtype: str) -> None:
 
 
 def _to_int8(plain: Path, name: str, made: Path) -> None:
-    """Dynamic: activations are quantized as they come."""
+    """Dynamic quantization: activations are quantized at run time."""
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
@@ -42,7 +42,7 @@ def _to_int8(plain: Path, name: str, made: Path) -> None:
 
 
 def _to_int4(plain: Path, name: str, made: Path) -> None:
-    """Weights in blocks; products in int8."""
+    """Quantize weights in blocks, with products in int8."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
@@ -53,7 +53,7 @@ def _to_int4(plain: Path, name: str, made: Path) -> None:
 
 
 def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
-    """One session a file."""
+    """One session per file."""
     import onnxruntime
     import torch
     from optimum.onnxruntime import ORTModelForSeq2SeqLM

@@ -1,4 +1,4 @@
-"""OpenVINO through optimum-intel. int8 and int4 are compressed weights; what it computes in then, it chooses itself."""
+"""OpenVINO through optimum-intel. int8 and int4 compress the weights; OpenVINO chooses the type of the computation."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def prepare(model: Path, made: Path, dtype: str) -> None:
         model,
         export=True,
         compile=False,
-        # Without a configuration large models are compressed whether or not one asks for it.
+        # Without a configuration, large models are compressed even if nobody asked for it.
         load_in_8bit=False if bits is None else None,
         quantization_config=None if bits is None else OVWeightQuantizationConfig(bits=bits),
     )

@@ -11,7 +11,7 @@ PACKAGES = ("transformers", "torch")
 
 
 def prepare(model: Path, made: Path, dtype: str) -> None:
-    """It reads the model as it is."""
+    """Nothing to do: transformers reads the model as it is."""
 
 
 def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
@@ -24,7 +24,7 @@ def load(model: Path, made: Path, dtype: str, threads: int) -> Generator:
     loaded = AutoModelForSeq2SeqLM.from_pretrained(model, dtype=kind).eval()
     if dtype == "int8":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is deprecated, but what its successor needs is no part of torch
+            warnings.simplefilter("ignore")  # it is deprecated, but its successor needs a package outside torch
             quantize: Any = torch.ao.quantization.quantize_dynamic
             loaded = quantize(loaded, {torch.nn.Linear}, dtype=torch.qint8)
     return Transformers(loaded, threads)
