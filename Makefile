@@ -56,6 +56,8 @@ check: $(INSTALLED)
 	$(BIN)/python -m benchmarks.peers table --check
 	$(BIN)/python -m benchmarks.experiments --check
 	$(BIN)/python -m deploy.grafana.dashboard --check
+	$(BIN)/python -m docs.drawings --check
+	$(BIN)/python -m docs.reference --check
 	$(BIN)/pytest -q tests/test_house_rules.py
 
 bench: $(INSTALLED)

@@ -103,20 +103,29 @@ def draw(path: Path) -> None:
     import matplotlib.pyplot as plt
 
     reports, served = [_read(name) for name in PRUNED], _read(END_TO_END)
-    points = [("dense, 6 decoder layers", reports[0]["dense"], reports[0]["dense_ref"])]
+    points = [("dense\n6 decoder layers", reports[0]["dense"], reports[0]["dense_ref"])]
     for report in reports:
         layers, cut = report["decoder_layers"], report["encoder_sparsity"]
-        label = f"{layers} layer{'s' if layers > 1 else ''}, {100 * cut:.0f} % of the encoder cut"
+        label = f"{layers} layer{'s' if layers > 1 else ''}\n{100 * cut:.0f} % of the encoder cut"
         points.append((label, report["pruned"], report["ref"]))
     alone = {variant["ref"]: variant["speedup"] for variant in served["concurrency"][0]["variants"]}
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    for label, side, ref in points:
+    for number, (label, side, ref) in enumerate(points):
         speedup, right = alone[ref], 100 - side["metrics"]["word_error_rate"]
         axes.plot(speedup, right, "*" if ref == points[0][2] else "o", color="#0a7f5a", markersize=9)
-        axes.annotate(label, (speedup, right), xytext=(8, 4), textcoords="offset points", fontsize=9)
+        below = number % 2 == 1  # neighbours are close: their labels take turns
+        axes.annotate(
+            label,
+            (speedup, right),
+            xytext=(0, -10 if below else 10),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+            fontsize=9,
+        )
     axes.set(xlabel="times as fast as the dense model, through the server", ylabel="words right, %")
-    axes.set_xlim(0.9, 3.6)
-    axes.set_ylim(60, 80)
+    axes.set_xlim(0.7, 3.2)
+    axes.set_ylim(66, 78)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

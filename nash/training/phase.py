@@ -174,8 +174,9 @@ class Phase:
         """One step of the optimizer."""
         self.objective.module.train()
         update = self.update_of(batches)
+        factor = rate_factor(self.optimization, self.state.step, self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate if group["constant_rate"] else rate * self._rate_factor()
+            group["lr"] = rate if group["constant_rate"] else rate * factor
         for batch in batches:
             self._backward(batch, update)
         self._clip()
@@ -213,16 +214,13 @@ class Phase:
         clipped = [p for group in self.optimizer.param_groups if not group["constant_rate"] for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(clipped, self.optimization.max_grad_norm)
 
-    def _rate_factor(self) -> float:
-        return rate_factor(self.optimization, self.state.step, self.steps)
-
     def _log(self) -> None:
         """An entry with the means since the last one. An update's losses add up to its mean over tokens."""
         sums, self.state.figures = self.state.figures, {}
         entry = {
             "loss": sums.pop("loss") / self.log_steps,
             "grad_norm": float(self.grad_norm),
-            "learning_rate": self.rates[0] * self._rate_factor(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         for name, value in sums.items():
             latest = name.startswith("newest.")

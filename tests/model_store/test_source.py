@@ -100,6 +100,18 @@ def test_torch_files_are_refused(model_dir: Path) -> None:
     refuse(model_dir, r"model\.safetensors is a zip archive")
 
 
+def test_a_header_as_long_as_a_pickles_first_bytes_is_no_pickle(model_dir: Path) -> None:
+    """1152 is 80 04 in bytes, and so begins a pickle of protocol 4."""
+    path = model_dir / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length < 1152 + 65536
+    padded = content[8 : 8 + length].ljust(1152 + 65536 if length > 1152 else 1152)
+    path.write_bytes(len(padded).to_bytes(8, "little") + padded + content[8 + length :])
+    assert path.read_bytes()[:2] == b"\x80\x04"
+    inspect(model_dir)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "tok.vocab", "run", "a b.json", "x.json~"])
 def test_unknown_kinds_of_file(name: str, model_dir: Path) -> None:
     (model_dir / name).write_text("{}")

@@ -71,7 +71,7 @@ def test_grams_are_those_of_what_transformers_matrices_are_given(model_dir: Path
     for source, target in pairs:
         labels = torch.tensor([target])
         batch = {"input_ids": torch.tensor([source]), "attention_mask": torch.ones(1, len(source)), "labels": labels}
-        model(**decoder_inputs(model, batch))
+        model(**decoder_inputs(model.config, batch))
     grams = _input_grams(Model.open(model_dir), pairs)
     assert grams.keys() == {name for name, _ in int4_matrices(Model.open(model_dir).spec)}
     for name, seen in inputs.items():

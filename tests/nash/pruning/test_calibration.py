@@ -83,7 +83,7 @@ def test_a_choice_that_changes_nothing_costs_nothing(
 def outputs(model: PreTrainedModel, batches: list[dict[str, Tensor]]) -> Tensor:
     with torch.no_grad():
         model.eval()
-        logits = [model(**decoder_inputs(model, batch)).logits[batch["labels"] != IGNORED] for batch in batches]
+        logits = [model(**decoder_inputs(model.config, batch)).logits[batch["labels"] != IGNORED] for batch in batches]
     return torch.cat(logits)
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from model_store.model.model import Model
 from nash.modeling.folders import load_dense
-from nash.pruning.distillation import DistillationMaps
-from nash.pruning.masking import GateKinds, Gates
 from nash.training.optimizer import MuonAdamW, orthogonalize, parameter_groups
 from tests.tiny_models import build_tiny_t5
 
@@ -149,8 +147,6 @@ def test_parameter_groups(tmp_path: Path) -> None:
         tmp_path / "m", d_model=16, heads=2, d_ff=8, encoder_layers=2, decoder_layers=1, tied=False
     )
     model = load_dense(Model.open(directory))
-    model.gates = Gates(Model.open(directory).spec, GateKinds())
-    model.maps = DistillationMaps(16, 1)
     names = {id(p): name for name, p in model.named_parameters()}
     frozen = model.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_(False)
     matrices, rest = parameter_groups(model, muon=True, weight_decay=0.1)
@@ -161,5 +157,4 @@ def test_parameter_groups(tmp_path: Path) -> None:
     assert all("norm" in n or "relative_attention_bias" in n for n in in_rest - {"shared.weight", "lm_head.weight"})
     both = [id(p) for p in (*matrices["params"], *rest["params"])]
     assert len(both) == len(set(both))
-    expected = {i for i, name in names.items() if not name.startswith(("gates.", "maps."))} - {id(frozen)}
-    assert set(both) == expected
+    assert set(both) == names.keys() - {id(frozen)}
