@@ -17,7 +17,7 @@ from typing import Any, get_args
 from benchmarks.environment import environment
 from model_store.find import FoundModel, find_model
 from model_store.store import Store
-from nash.data.rows import Row, read_rows
+from nash.data.rows import TaskRow, read_rows
 from nash.measuring.evaluate import evaluate
 from nash.measuring.latency import FAST, Workload, measure_for, quantile
 from nash.measuring.metrics import quality
@@ -31,7 +31,7 @@ THREADS = (1, 2)
 
 
 def qualities(
-    models: Sequence[FoundModel], rows: Sequence[Row], metric: MetricKind, config: EngineConfig
+    models: Sequence[FoundModel], rows: Sequence[TaskRow], metric: MetricKind, config: EngineConfig
 ) -> list[dict[str, Any]]:
     """All metrics of every model, and its quality: the headline metric in percent, higher being better."""
     found = [evaluate(model.model, rows, metric, config).metrics for model in models]

@@ -30,7 +30,7 @@ from benchmarks.shapes import NAMED, Shape, build, word_of
 from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec, shortened
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.pruning.compaction import shorten_decoder
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.masking import GateKinds, Gates
@@ -93,7 +93,10 @@ def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
         return " ".join(word_of(draw.randrange(3, shape.vocab_size)) for _ in range(length))
 
     return TokenizedPairs(
-        [Row(source=text(shape.source_tokens), targets=(f"{text(shape.new_tokens - 1)} </s>",)) for _ in range(count)],
+        [
+            TaskRow(source=text(shape.source_tokens), targets=(f"{text(shape.new_tokens - 1)} </s>",))
+            for _ in range(count)
+        ],
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
         max_source_tokens=shape.source_tokens,
         max_target_tokens=shape.new_tokens,

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.errors import InterruptedRunError, LoadtestError, RequestError
+from loadtest.errors import InterruptedRunError, LoadtestError, UsageError
 from loadtest.loaded_models import API_KEY_VARIABLE, checked_host
 from loadtest.plan import Plan, parse_duration_s
 from loadtest.report.report import headlines, milliseconds, per_second, times
@@ -27,7 +27,7 @@ def run() -> None:
         app(prog_name="nash loadtest")
     except LoadtestError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, RequestError) else 130 if isinstance(error, InterruptedRunError) else 1)
+        sys.exit(2 if isinstance(error, UsageError) else 130 if isinstance(error, InterruptedRunError) else 1)
     except OSError as error:  # a full disk, a folder without permission: the system's message is the best there is
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)

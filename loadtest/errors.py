@@ -9,5 +9,5 @@ class InterruptedRunError(LoadtestError):
     """The user ended the run before there was anything to report (exit code 130)."""
 
 
-class RequestError(LoadtestError):
+class UsageError(LoadtestError):
     """The request is wrong: a bad row, an unknown REF, a folder that is in use (exit code 2)."""

@@ -11,7 +11,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import LoadtestError, UsageError
 
 API_KEY_VARIABLE = "NASH_API_KEY"
 _TIMEOUT_S = 10
@@ -36,7 +36,7 @@ class ServerClient:
         """`host` is a URL such as `http://127.0.0.1:8000`.
 
         Raises:
-            RequestError: it is not.
+            UsageError: it is not.
         """
         self.host = checked_host(host)
         self._headers = authorization(key)
@@ -108,7 +108,7 @@ def checked_host(host: str) -> str:
     """The URL without trailing slashes.
 
     Raises:
-        RequestError: it is not an http(s) URL, has a query, or has characters not allowed in a request line.
+        UsageError: it is not an http(s) URL, has a query, or has characters not allowed in a request line.
     """
     try:
         parts = urlsplit(host)
@@ -119,7 +119,7 @@ def checked_host(host: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise RequestError(f"host {host!r} is not an address: write one such as http://127.0.0.1:8000")
+        raise UsageError(f"host {host!r} is not an address: write one such as http://127.0.0.1:8000")
     return host.rstrip("/")
 
 
@@ -127,11 +127,11 @@ def api_key() -> str | None:
     """The key from the environment, without surrounding white space left by a file or a shell; None without a key.
 
     Raises:
-        RequestError: it has characters not allowed in a header.
+        UsageError: it has characters not allowed in a header.
     """
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise RequestError(f"{API_KEY_VARIABLE} has characters that no HTTP header may hold: set it to the key alone")
+        raise UsageError(f"{API_KEY_VARIABLE} has characters that no HTTP header may hold: set it to the key alone")
     return key or None
 
 
@@ -144,7 +144,7 @@ def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> li
     """The variants under load: those given as `REF[,weight=N]`, otherwise all of the first model's family.
 
     Raises:
-        RequestError: a REF is not loaded or given twice, a weight is invalid, or the sum of weights is infinite.
+        UsageError: a REF is not loaded or given twice, a weight is invalid, or the sum of weights is infinite.
     """
     loaded = {model["ref"]: model for model in models}
     if asked:
@@ -152,7 +152,7 @@ def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> li
     else:
         weights = {ref: 1.0 for ref, model in loaded.items() if model["model"] == models[0]["model"]}
     if not math.isfinite(sum(weights.values())):
-        raise RequestError("the weights are too large to be added up: only their proportion counts, give smaller ones")
+        raise UsageError("the weights are too large to be added up: only their proportion counts, give smaller ones")
     variants = [loaded[ref]["variant"] for ref in weights]
     return [
         # Variants of two families may have the same name.
@@ -170,9 +170,9 @@ def baseline_of(targets: Sequence[Target], models: Sequence[dict[str, Any]]) -> 
 def _with_weight(text: str, loaded: dict[str, dict[str, Any]], asked: Sequence[str]) -> tuple[str, float]:
     ref, separator, option = text.partition(",")
     if ref not in loaded:
-        raise RequestError(f"model {ref!r} is not loaded: use one of {', '.join(loaded)}")
+        raise UsageError(f"model {ref!r} is not loaded: use one of {', '.join(loaded)}")
     if sum(other.partition(",")[0] == ref for other in asked) > 1:
-        raise RequestError(f"model {ref!r} is given twice: say it once, with a weight")
+        raise UsageError(f"model {ref!r} is given twice: say it once, with a weight")
     if not separator:
         return ref, 1.0
     key, _, value = option.partition("=")
@@ -181,7 +181,7 @@ def _with_weight(text: str, loaded: dict[str, dict[str, Any]], asked: Sequence[s
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight > 0):
-        raise RequestError(f"model {text!r}: {option!r} is not weight=N with a number above 0: write {ref},weight=2")
+        raise UsageError(f"model {text!r}: {option!r} is not weight=N with a number above 0: write {ref},weight=2")
     return ref, weight
 
 

@@ -24,12 +24,12 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest.client.generate_client import Answer, GenerateClient
-from loadtest.client.rows import OK, TOO_MANY_IN_FLIGHT, Row, RowWriter
+from loadtest.client.generate_client import GenerateClient, Reply
+from loadtest.client.rows import OK, TOO_MANY_IN_FLIGHT, RequestRow, RowWriter
 from loadtest.client.schedule import RequestOrder, poisson_arrivals
 from loadtest.client.scheduling import ask_for_short_slices
 from loadtest.client.workload import read_workload
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import LoadtestError, UsageError
 from loadtest.loaded_models import ServerClient, Target, api_key, authorization, checked_host, choose_targets
 from loadtest.plan import MOST_PER_S
 
@@ -65,7 +65,7 @@ def _add_options(parser: LocustArgumentParser) -> None:
     )
 
 
-class Load:
+class LoadState:
     """One run: what is sent next, to which variant, and where its row goes."""
 
     def __init__(self, environment: Environment) -> None:
@@ -77,9 +77,9 @@ class Load:
         options: Any = environment.parsed_options
         host = checked_host(environment.host or "")
         if not options.workload:
-            raise RequestError("no workload: give --workload FILE")
+            raise UsageError("no workload: give --workload FILE")
         if not 0 < options.rate <= MOST_PER_S:
-            raise RequestError(
+            raise UsageError(
                 f"rate {options.rate} is out of range: give requests a second above 0, up to {MOST_PER_S:.0f}"
             )
         self._workload = read_workload(Path(options.workload))
@@ -113,7 +113,7 @@ class Load:
     def refuse(self, target: Target, text: int, intended: float) -> None:
         """Record one request as failed without sending it, because too many are in progress."""
         now = time.perf_counter()
-        self._record(target, text, intended, Answer(sent=now, ended=now, outcome=TOO_MANY_IN_FLIGHT))
+        self._record(target, text, intended, Reply(sent=now, ended=now, outcome=TOO_MANY_IN_FLIGHT))
 
     def close(self) -> None:
         """Write the last rows.
@@ -129,12 +129,12 @@ class Load:
                 reason = self._rows.error.strerror if self._rows.error else "unknown"
                 raise LoadtestError(f"{self._rows.lost} requests could not be recorded ({reason})")
 
-    def _record(self, target: Target, text: int, intended: float | None, answer: Answer) -> None:
+    def _record(self, target: Target, text: int, intended: float | None, answer: Reply) -> None:
         due = answer.sent if intended is None else intended
         latency_ms = (answer.ended - due) * 1e3
         if self._rows:
             self._rows.write(
-                Row(
+                RequestRow(
                     intended_s=due - self._started,
                     lag_ms=(answer.sent - due) * 1e3,
                     latency_ms=latency_ms,
@@ -171,9 +171,9 @@ class _LoadUser(User):
     """Locust creates the users itself, so they find their run in this class."""
 
     abstract = True
-    load: ClassVar[Load | None] = None
+    load: ClassVar[LoadState | None] = None
 
-    def current_load(self) -> Load:
+    def current_load(self) -> LoadState:
         """The current run.
 
         Raises:
@@ -241,10 +241,10 @@ class ArrivalUser(_LoadUser):
 def _open_load(environment: Environment, **_: object) -> None:
     _LoadUser.load = None
     try:
-        _LoadUser.load = Load(environment)
+        _LoadUser.load = LoadState(environment)
     except (LoadtestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        environment.process_exit_code = 2 if isinstance(error, RequestError) else 1
+        environment.process_exit_code = 2 if isinstance(error, UsageError) else 1
         if environment.web_ui is None and environment.runner is not None:
             gevent.spawn(environment.runner.quit)
         return

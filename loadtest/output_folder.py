@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import LoadtestError, UsageError
 
 LOG = "locust.log"
 
@@ -16,7 +16,7 @@ def check_unused(out: Path | None) -> None:
     """Refuse early what `claim` would refuse later.
 
     Raises:
-        RequestError: `out` is a file or a folder that is not empty.
+        UsageError: `out` is a file or a folder that is not empty.
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise _in_use(out)
@@ -26,7 +26,7 @@ def claim(out: Path | None) -> Path:
     """Make `out` this run's folder, with an empty log in it. If None, make a new one under runs/, named by the time.
 
     Raises:
-        RequestError: `out` is in use, or another run claimed it first.
+        UsageError: `out` is in use, or another run claimed it first.
     """
     if out is None:
         return _claim_by_time()
@@ -73,5 +73,5 @@ def _claim_by_time() -> Path:
     return out
 
 
-def _in_use(out: Path) -> RequestError:
-    return RequestError(f"--out {out} is in use: give a folder that is new or empty")
+def _in_use(out: Path) -> UsageError:
+    return UsageError(f"--out {out} is in use: give a folder that is new or empty")

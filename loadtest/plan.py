@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.errors import RequestError
+from loadtest.errors import UsageError
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|h)?")  # \d would also match the digits of other scripts
 _UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
@@ -33,23 +33,21 @@ class Plan:
         """Check what the types do not.
 
         Raises:
-            RequestError: a value is out of range.
+            UsageError: a value is out of range.
         """
         if (self.users is None) == (self.rate_per_s is None):
-            raise RequestError("--users and --rate exclude each other: a closed loop has users, an open one a rate")
+            raise UsageError("--users and --rate exclude each other: a closed loop has users, an open one a rate")
         if self.users is not None and not 1 <= self.users <= _MOST_USERS:
-            raise RequestError(f"--users {self.users} is out of range: give 1 to {_MOST_USERS}")
+            raise UsageError(f"--users {self.users} is out of range: give 1 to {_MOST_USERS}")
         rate = self.rate_per_s
         if rate is not None and not 0 < rate <= MOST_PER_S:
-            raise RequestError(
-                f"--rate {rate:g} is out of range: give requests a second above 0, up to {MOST_PER_S:.0f}"
-            )
+            raise UsageError(f"--rate {rate:g} is out of range: give requests a second above 0, up to {MOST_PER_S:.0f}")
         if self.duration_s < 1:
-            raise RequestError(f"--duration {self.duration_s:g} is too short: give a second or more")
+            raise UsageError(f"--duration {self.duration_s:g} is too short: give a second or more")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise RequestError(f"--max-new-tokens {self.max_new_tokens} is out of range: give 1 or more")
+            raise UsageError(f"--max-new-tokens {self.max_new_tokens} is out of range: give 1 or more")
         if self.seed < 0:
-            raise RequestError(f"--seed {self.seed} is out of range: give 0 or more")
+            raise UsageError(f"--seed {self.seed} is out of range: give 0 or more")
 
     @property
     def open_loop(self) -> bool:
@@ -68,10 +66,10 @@ def parse_duration_s(option: str, text: str) -> float:
     """Seconds from `90`, `90s`, `2m` or `1h`.
 
     Raises:
-        RequestError: it is none of these, or longer than a week.
+        UsageError: it is none of these, or longer than a week.
     """
     match = _DURATION.fullmatch(text)
     seconds = float(match[1]) * _UNIT_S[match[2]] if match else math.inf
     if seconds > _LONGEST_S:
-        raise RequestError(f"{option} {text!r} is not a duration up to a week: write 90, 90s, 2m or 1h")
+        raise UsageError(f"{option} {text!r} is not a duration up to a week: write 90, 90s, 2m or 1h")
     return seconds

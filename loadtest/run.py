@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from loadtest.client.locust_process import STOP_S, LocustProcess
-from loadtest.client.rows import Row, compress, read_rows
+from loadtest.client.rows import RequestRow, compress, read_rows
 from loadtest.client.workload import read_workload
 from loadtest.errors import InterruptedRunError, LoadtestError
 from loadtest.loaded_models import ServerClient, api_key, baseline_of, choose_targets
@@ -100,7 +100,7 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
     return Result(summary=summary, verdict=verdict, interrupted=interrupted, out=out)
 
 
-def _read(rows: Path) -> tuple[list[Row], int]:
+def _read(rows: Path) -> tuple[list[RequestRow], int]:
     """The rows, and the number of lines that are not rows."""
     if not rows.exists():
         return [], 0

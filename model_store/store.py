@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from model_store.disk.blobs import read_manifest
 from model_store.disk.files import link_if_absent, make_folder, private_folder, write_new
@@ -26,7 +26,7 @@ from model_store.disk.pointers import (
     read_version,
     utc_text,
 )
-from model_store.disk.records import read_quality, read_record, record_paths
+from model_store.disk.records import read_quality, record_paths
 from model_store.disk.views import open_view
 from model_store.errors import InvalidRequestError, StoreAccessError
 from model_store.publish import Publication, Published, publish
@@ -180,43 +180,25 @@ class Store:
         return open_view(self._paths, version.manifest, version.digest, version.ref)
 
     @_naming_disk_errors
-    def add_measurement(
-        self, ref: Ref | str, record: Mapping[str, Any], *, key: Mapping[str, Any] | None = None
-    ) -> bool:
-        """Store a measurement of a version, such as a latency with its machine and date.
-
-        `key` defaults to the whole record. If a record with the same `key` exists, it is kept and this returns false.
+    def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
+        """Store a version's measured quality in a dtype; false if there is a record already, which is kept.
 
         Raises:
             InvalidRequestError: the record cannot be written as JSON.
         """
         version = self.resolve(ref)
         try:
-            data, named = (
+            data, key = (
                 json.dumps(each, sort_keys=True, allow_nan=False).encode("ascii")
-                for each in (record, record if key is None else key)
+                for each in (record.document(), record.key)
             )
         except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"a measurement of {version.ref} is not JSON: {error}") from None
+            raise InvalidRequestError(f"a quality record of {version.ref} is not JSON: {error}") from None
         folder = self._paths.measurements(version.name, version.digest)
         make_folder(folder)
         with private_folder(self._paths.tmp) as tmp:
             write_new(tmp / "record", data)
-            return link_if_absent(tmp / "record", folder / hashlib.sha256(named).hexdigest())
-
-    @_naming_disk_errors
-    def measurements(self, ref: Ref | str) -> Sequence[dict[str, Any]]:
-        """The records that `add_measurement` stored for a version, oldest first.
-
-        Raises:
-            CorruptStoreError: one of them cannot be read.
-        """
-        version = self.resolve(ref)
-        return [read_record(path) for path in record_paths(self._paths, version.name, version.digest)]
-
-    def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
-        """Store a version's measured quality in a dtype; false if there is a record already, which is kept."""
-        return self.add_measurement(ref, record.document(), key=record.key)
+            return link_if_absent(tmp / "record", folder / hashlib.sha256(key).hexdigest())
 
     def quality(self, ref: Ref | str) -> Sequence[QualityRecord]:
         """The records that `add_quality` stored for a version, oldest first.

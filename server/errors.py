@@ -14,7 +14,7 @@ class StartError(Exception):
     """The server could not start: a model did not load, or the address is taken."""
 
 
-class RequestError(Exception):
+class ApiError(Exception):
     """Base of all errors that end a request without an answer."""
 
     status: ClassVar[int] = 500
@@ -26,71 +26,71 @@ class RequestError(Exception):
         self.retry_after_s = retry_after_s  # sent as Retry-After; None: no such header
 
 
-class InvalidRequestError(RequestError):
+class InvalidInputError(ApiError):
     """The request is malformed or asks for something impossible."""
 
     status, error_type, outcome = 422, "validation", "client_error"
 
 
-class BodyTooLargeError(RequestError):
+class BodyTooLargeError(ApiError):
     """The body has more bytes than the server accepts."""
 
     status, error_type, outcome = 413, "validation", "client_error"
 
 
-class UnauthorizedError(RequestError):
+class UnauthorizedError(ApiError):
     """The key is missing or unknown."""
 
     status, error_type, outcome = 401, "unauthorized", "client_error"
 
 
-class ForbiddenError(RequestError):
+class ForbiddenError(ApiError):
     """The key, the Host or the Origin is not allowed here."""
 
     status, error_type, outcome = 403, "unauthorized", "client_error"
 
 
-class NotFoundError(RequestError):
+class NotServedError(ApiError):
     """No such variant is loaded, or there is no such route."""
 
     status, error_type, outcome = 404, "not_found", "client_error"
 
 
-class MethodNotAllowedError(RequestError):
+class MethodNotAllowedError(ApiError):
     """The route exists, but for another method."""
 
     status, error_type, outcome = 405, "not_found", "client_error"
 
 
-class OverloadedError(RequestError):
+class OverloadedError(ApiError):
     """The queue is full."""
 
     status, error_type, outcome = 429, "overloaded", "rejected"
 
 
-class UnavailableError(RequestError):
+class UnavailableError(ApiError):
     """The variant is loading, restarting or failed, or the server is shutting down."""
 
     status, error_type, outcome = 503, "unavailable", "rejected"
 
 
-class TimedOutError(RequestError):
+class TimedOutError(ApiError):
     """The request waited, or ran, longer than the server allows."""
 
     status, error_type, outcome = 504, "timeout", "timeout"
 
 
-class GenerationError(RequestError):
+class GenerationError(ApiError):
     """The engine failed on this request."""
 
     status, error_type, outcome = 424, "generation", "error"
 
 
-class ClientGoneError(RequestError):
+class ClientGoneError(ApiError):
     """The client closed its connection; nobody reads this answer."""
 
     status, error_type, outcome = 499, "generation", "cancelled"
 
 
-class InternalError(RequestError):
+class InternalError(ApiError):
     """A bug in this program."""

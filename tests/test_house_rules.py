@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from docs.import_graph import PACKAGES, ROOT, circle_in, module_graph, room_graph
+from tests.source_rules import classes_of_one_name, functions_nobody_calls, parsed, settings_nobody_reads
 
 FOLDERS = (*PACKAGES, "deploy", "docs", "tests", "benchmarks", "examples")
 MOST_FILES = 12  # in a folder of the packages, unless its docstring says why
@@ -112,31 +113,88 @@ print("imported")
     assert done.stdout.strip() == "imported", done.stderr
 
 
-def settings_classes() -> Iterator[tuple[str, set[str]]]:
-    """The configuration classes of the project and their fields."""
-    from nash.recipes import recipe
-    from nash.recipes import sweep as sweep_recipe
+def settings_classes() -> dict[str, list[str]]:
+    """By configuration class, the fields that it declares itself."""
+    from loadtest import plan
+    from nash.recipes import recipe, sweep
     from server import settings
     from server.engine.interface import config, parameters
 
-    for module in (recipe, sweep_recipe, settings, config, parameters):
-        for name, value in vars(module).items():
-            if not isinstance(value, type) or value.__module__ != module.__name__:
-                continue
-            if issubclass(value, BaseModel):
-                yield f"{module.__name__}.{name}", set(value.model_fields)
-            elif hasattr(value, "__dataclass_fields__"):
-                yield f"{module.__name__}.{name}", set(value.__dataclass_fields__)
+    modules = (recipe, sweep, settings, config, parameters, plan)
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    return {
+        each.__name__: [name for name in each.__annotations__ if not name.startswith(("_", "model_config"))]
+        for each in classes
+        if each.__module__ in {module.__name__ for module in modules}
+        and (issubclass(each, BaseModel) or hasattr(each, "__dataclass_fields__"))
+        and "__annotations__" in vars(each)
+    }
 
 
 def test_every_setting_is_read() -> None:
-    read = set()
-    for path in sources("nash", "server", "model_store"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                read.add(node.attr)
-    unread = {name: sorted(fields - read) for name, fields in settings_classes() if fields - read}
-    assert not unread
+    assert not settings_nobody_reads(parsed(ROOT, PACKAGES), settings_classes())
+
+
+def test_a_setting_that_nobody_reads_is_found(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        {
+            "settings.py": "class Recipe:\n    used: int\n    dead: int\n    far: int\n"
+            "class Run:\n    recipe: Recipe\n",
+            "reader.py": "from settings import Run\ndef read(run: Run): return run.recipe.used\n",
+            "other.py": "class Other:\n    dead: int\ndef read(other: Other): return other.dead + other.far\n",
+        },
+    )
+    files = parsed(tmp_path, ["."])
+    assert settings_nobody_reads(files, {"Recipe": ["used", "dead", "far"]}) == ["Recipe.dead", "Recipe.far"]
+
+
+def test_class_names_are_declared_once() -> None:
+    assert not classes_of_one_name(parsed(ROOT, PACKAGES))
+
+
+def test_a_class_that_is_declared_twice_is_found(tmp_path: Path) -> None:
+    plant(
+        tmp_path, {"one.py": "class Row: pass\n", "two.py": "def f():\n    class Row: pass\n", "three.py": "Row = 1\n"}
+    )
+    found = classes_of_one_name(parsed(tmp_path, ["."]))
+    assert {name: sorted(path.name for path in paths) for name, paths in found.items()} == {"Row": ["one.py", "two.py"]}
+
+
+# Called by tests alone, each for a reason.
+FOR_TESTS = {
+    "app.py: create_app",  # over fakes; the server's own is made over a service that is there already
+    "backend.py: hold_threads",  # a pool that does not change its mind can be compared with one thread
+    "backend.py: active_threads",
+    "native.py: metric_names",  # what a real Prometheus has scraped
+    "import_graph.py: circle_in",  # the rule above
+}
+
+
+def test_every_function_is_called() -> None:
+    declared = parsed(ROOT, (*PACKAGES, "deploy", "docs"))
+    used = parsed(ROOT, (*PACKAGES, "deploy", "docs", "benchmarks", "examples"))
+    assert set(functions_nobody_calls(declared, used)) == FOR_TESTS
+
+
+def test_a_function_that_nobody_calls_is_found(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        {
+            "one.py": "import ast\n"
+            "def called(): pass\ndef dead(): pass\n@route\ndef decorated(): pass\n"
+            "class Mine:\n    def method(self): pass\n    def gone(self): pass\n    def __len__(self): return 0\n"
+            "class Theirs(ast.NodeVisitor):\n    def visit_Name(self, node): pass\n",
+            "two.py": "from one import called\nMine().method()\n",
+        },
+    )
+    files = parsed(tmp_path, ["."])
+    assert functions_nobody_calls(files, files) == ["one.py: dead", "one.py: gone"]
+
+
+def plant(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def test_nothing_opens_a_pickle_or_remote_code() -> None:

@@ -25,7 +25,7 @@ _MOST = 1e9  # milliseconds or tokens; larger or negative values cannot have bee
 _ERROR_TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")  # anything else is recorded as http_NNN
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """How one request went."""
 
     sent: float  # on the clock of time.perf_counter
@@ -55,7 +55,7 @@ class GenerateClient:
             headers={"Content-Type": "application/json", **headers},
         )
 
-    def generate(self, ref: str, source: str) -> Answer:
+    def generate(self, ref: str, source: str) -> Reply:
         """Request one answer from one variant. A failure is an outcome, not an exception."""
         body = json.dumps({"inputs": source, "model": ref, **self._parameters}).encode()
         status, content, tokens = 0, b"", None
@@ -66,19 +66,19 @@ class GenerateClient:
             ended = time.perf_counter()
             status, tokens = response.status_code, response.get("x-generated-tokens")
         except gevent.GreenletExit:
-            return Answer(sent=sent, ended=time.perf_counter(), outcome=UNFINISHED)
+            return Reply(sent=sent, ended=time.perf_counter(), outcome=UNFINISHED)
         except TimeoutError:
-            return Answer(sent=sent, ended=time.perf_counter(), outcome=TIMEOUT)
+            return Reply(sent=sent, ended=time.perf_counter(), outcome=TIMEOUT)
         except (OSError, HTTPParseError):
-            return Answer(sent=sent, ended=time.perf_counter(), outcome=CONNECTION)
-        return _judged(Answer(sent=sent, ended=ended, status=status, size_bytes=len(content)), ref, content, tokens)
+            return Reply(sent=sent, ended=time.perf_counter(), outcome=CONNECTION)
+        return _judged(Reply(sent=sent, ended=ended, status=status, size_bytes=len(content)), ref, content, tokens)
 
     def close(self) -> None:
         """Close the idle connections."""
         self._http.close()
 
 
-def _judged(answer: Answer, ref: str, content: bytes, tokens: object) -> Answer:
+def _judged(answer: Reply, ref: str, content: bytes, tokens: object) -> Reply:
     """Parse and check a response. Only an answer from the requested variant counts."""
     try:
         document = json.loads(content)

@@ -19,7 +19,7 @@ TOO_MANY_IN_FLIGHT = "too_many_in_flight"  # never sent
 UNFINISHED = "unfinished"  # still in progress when the run and its grace period were over
 
 
-class Row(NamedTuple):
+class RequestRow(NamedTuple):
     """Times are seconds or milliseconds; `intended_s` counts from the start of the load."""
 
     intended_s: float
@@ -54,9 +54,9 @@ class RowWriter:
         self._new = io.StringIO(newline="")
         self._waiting = bytearray()
         self._writer = csv.writer(self._new, lineterminator="\n")
-        self._writer.writerow(Row._fields)
+        self._writer.writerow(RequestRow._fields)
 
-    def write(self, row: Row) -> None:
+    def write(self, row: RequestRow) -> None:
         """Add one row, the client's times rounded to the microsecond; `flush` writes it."""
         if len(self._waiting) + self._new.tell() > self._MOST_WAITING_BYTES:
             self.lost += 1
@@ -90,7 +90,7 @@ class RowWriter:
             self._file.close()
 
 
-def read_rows(lines: Iterable[str]) -> Iterator[Row | None]:
+def read_rows(lines: Iterable[str]) -> Iterator[RequestRow | None]:
     """The rows of a CSV file; None for a line that is not a row.
 
     An incomplete last line, cut off by a kill or still being written, is left out.
@@ -104,7 +104,7 @@ def read_rows(lines: Iterable[str]) -> Iterator[Row | None]:
         head = False
 
 
-def _row(line: str) -> Row | None:
+def _row(line: str) -> RequestRow | None:
     # Parse line by line: an unclosed quote would otherwise swallow everything after it.
     try:
         return _from_cells(*csv.reader((line,)))
@@ -112,11 +112,11 @@ def _row(line: str) -> Row | None:
         return None
 
 
-def _from_cells(cells: list[str]) -> Row:
+def _from_cells(cells: list[str]) -> RequestRow:
     intended, lag, latency, service, variant, ref, status, outcome, index, *server = cells
     *times, tokens = server
     queue, encode, decode, total = (float(cell) if cell else None for cell in times)
-    return Row(
+    return RequestRow(
         intended_s=float(intended),
         lag_ms=float(lag),
         latency_ms=float(latency),

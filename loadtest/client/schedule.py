@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, count
 
-from loadtest.client.workload import Workload
+from loadtest.client.workload import TextWorkload
 
 
 def poisson_arrivals(rate_per_s: float, seed: int) -> Iterator[float]:
@@ -37,7 +37,7 @@ class RequestOrder:
     same texts in the same order, whatever their weights.
     """
 
-    def __init__(self, workload: Workload, weights: Sequence[float], seed: int) -> None:
+    def __init__(self, workload: TextWorkload, weights: Sequence[float], seed: int) -> None:
         self._order = workload.shuffled(seed)
         self._choices = weighted_choices(weights, seed)
         self._walks = [count() for _ in weights]

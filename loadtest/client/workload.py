@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.errors import RequestError
+from loadtest.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class TextWorkload:
     """The sources of a JSONL file, in its order."""
 
     name: str  # the file's name
@@ -24,30 +24,30 @@ class Workload:
         return order
 
 
-def read_workload(path: Path) -> Workload:
+def read_workload(path: Path) -> TextWorkload:
     """Read `{"source": text}` rows; other keys, such as the `target` of a data file, are ignored.
 
     Raises:
-        RequestError: the file cannot be read or holds no rows, or a row is malformed; names file and line.
+        UsageError: the file cannot be read or holds no rows, or a row is malformed; names file and line.
     """
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
     except OSError as error:
-        raise RequestError(f"workload {path} cannot be read: {error.strerror}: give a JSONL file") from error
+        raise UsageError(f"workload {path} cannot be read: {error.strerror}: give a JSONL file") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"workload {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise UsageError(f"workload {path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     # Only "\n" ends a JSONL row: splitlines() would also split at U+2028 and the like inside a text.
     lines = enumerate(text.split("\n"), 1)
     sources = tuple(_source(line, path, number) for number, line in lines if line.strip())
     if not sources:
-        raise RequestError(f'workload {path} holds no rows: write one {{"source": ...}} a line')
-    return Workload(name=path.name, sha256=hashlib.sha256(content).hexdigest(), sources=sources)
+        raise UsageError(f'workload {path} holds no rows: write one {{"source": ...}} a line')
+    return TextWorkload(name=path.name, sha256=hashlib.sha256(content).hexdigest(), sources=sources)
 
 
 def _source(line: str, path: Path, number: int) -> str:
-    def bad(what: str) -> RequestError:
-        return RequestError(f'{path}, line {number}: {what}; write {{"source": text}}')
+    def bad(what: str) -> UsageError:
+        return UsageError(f'{path}, line {number}: {what}; write {{"source": text}}')
 
     try:
         row = json.loads(line)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.client.rows import OK, Row
+from loadtest.client.rows import OK, RequestRow
 
 PERCENTILES = (50, 90, 95, 99)
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ class Records:
     outcome: NDArray[np.str_]
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Row]) -> "Records":
+    def from_rows(cls, rows: Iterable[RequestRow]) -> "Records":
         """Convert all rows to arrays."""
         gathered = list(rows)
 

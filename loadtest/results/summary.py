@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from loadtest.client.workload import Workload
+from loadtest.client.workload import TextWorkload
 from loadtest.environment import client_environment
 from loadtest.loaded_models import Target
 from loadtest.plan import Plan
@@ -22,7 +22,7 @@ class Run:
     """What was asked for and what came back."""
 
     plan: Plan
-    workload: Workload
+    workload: TextWorkload
     targets: Sequence[Target]
     baseline: Target
     models: list[dict[str, Any]]  # from GET /models

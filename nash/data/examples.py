@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.errors import RequestError
 from nash.recipes.recipe import DataRecipe
 
@@ -24,7 +24,7 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TaskRow],
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_source_tokens: int,
@@ -38,7 +38,7 @@ class TokenizedPairs(Dataset[dict[str, Any]]):
         self.row_numbers = [number for number, row in enumerate(rows, 1) for _ in row.targets]
 
     @classmethod
-    def under(cls, data: DataRecipe, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> "TokenizedPairs":
+    def under(cls, data: DataRecipe, rows: Sequence[TaskRow], tokenizer: PreTrainedTokenizerBase) -> "TokenizedPairs":
         """The pairs under a recipe's length limits."""
         return cls(rows, tokenizer, max_source_tokens=data.max_source_tokens, max_target_tokens=data.max_target_tokens)
 

@@ -14,14 +14,14 @@ from nash.recipes.recipe import DataLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TaskRow:
     """One row of task data: a source text and every answer that counts as correct, the preferred one first."""
 
     source: str
     targets: tuple[str, ...]
 
 
-def read_rows(path: Path, layout: DataLayout | None = None, *, most: int | None = None) -> list[Row]:
+def read_rows(path: Path, layout: DataLayout | None = None, *, most: int | None = None) -> list[TaskRow]:
     """Read task data, or its first `most` rows, in any format that `nash.data.formats` supports.
 
     `layout` names the columns to read.
@@ -36,7 +36,7 @@ def read_rows(path: Path, layout: DataLayout | None = None, *, most: int | None 
     return rows
 
 
-def _row(record: Record, layout: DataLayout, place: str) -> Row:
+def _row(record: Record, layout: DataLayout, place: str) -> TaskRow:
     def bad(what: str) -> RequestError:
         return RequestError(f"{place}: {what}; wanted is {layout.example}")
 
@@ -65,7 +65,7 @@ def _row(record: Record, layout: DataLayout, place: str) -> Row:
         raise bad(f"none of {', '.join(layout.target_columns)} has a text in it")
     if any("\ud800" <= character <= "\udfff" for text in (source, *targets) for character in text):
         raise bad("a text holds half of a surrogate pair, which is no character")
-    return Row(source=layout.prefix + source, targets=tuple(dict.fromkeys(targets)))
+    return TaskRow(source=layout.prefix + source, targets=tuple(dict.fromkeys(targets)))
 
 
 def data_digest(path: Path, layout: DataLayout) -> str:

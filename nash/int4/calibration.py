@@ -21,7 +21,7 @@ from model_store.model.int4 import origin_metadata
 from model_store.model.model import INT4, Model
 from model_store.version.source import check_publishable, list_files
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.errors import NashError
 from nash.int4.rounding import round_by_data, round_nearest
 from nash.modeling.folders import load_tokenizer
@@ -105,7 +105,7 @@ class _Observed:
 
 def calibrate(
     model: Model,
-    rows: Sequence[Row],
+    rows: Sequence[TaskRow],
     console: Console,
     *,
     seed: int = 0,
@@ -151,7 +151,7 @@ def calibrate(
         _write(model, rounded)
 
 
-def calibrated_copy(directory: Path, rows: Sequence[Row], folder: Path, console: Console) -> None:
+def calibrated_copy(directory: Path, rows: Sequence[TaskRow], folder: Path, console: Console) -> None:
     """Copy the model in `directory` to an empty folder and add its `int4.safetensors`.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from model_store.model.model import Model
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.evaluate import evaluate
 from nash.measuring.latency import (
     FAST,
@@ -79,7 +79,7 @@ def evaluation_config(data: DataRecipe) -> EngineConfig:
 
 
 def check_assessable(
-    dense: Model, rows: Sequence[Row], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
+    dense: Model, rows: Sequence[TaskRow], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
 ) -> None:
     """Check, before hours of training, that `assess` will accept the dense model, the rows and the workload.
 
@@ -96,7 +96,7 @@ def check_assessable(
 def assess(
     dense: Model,
     pruned: Model | None,
-    rows: Sequence[Row],
+    rows: Sequence[TaskRow],
     metric: MetricKind,
     data: DataRecipe,
     console: Console,

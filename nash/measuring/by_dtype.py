@@ -10,7 +10,7 @@ from rich.console import Console
 
 from model_store.model.model import Model
 from model_store.version.quality import REFERENCE, QualityRecord, finding
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.evaluate import evaluate
 from nash.measuring.metrics import HEADLINE, LOWER_IS_BETTER
 from nash.recipes.recipe import MetricKind
@@ -21,7 +21,7 @@ from server.engine.machine.cpus import instruction_sets
 
 
 def quality_record(
-    metrics: Mapping[str, float], kind: MetricKind, config: EngineConfig, rows: Sequence[Row], split: str
+    metrics: Mapping[str, float], kind: MetricKind, config: EngineConfig, rows: Sequence[TaskRow], split: str
 ) -> QualityRecord:
     """The record of a model's metrics on the rows under `config`, whose dtype is never "auto"."""
     metric = HEADLINE[kind]
@@ -42,7 +42,7 @@ def quality_record(
     )
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def _digest(rows: Sequence[TaskRow]) -> str:
     """A digest of the content: another prefix or other columns of the same file are different data."""
     return hashlib.sha256(json.dumps([[row.source, *row.targets] for row in rows]).encode()).hexdigest()
 
@@ -50,7 +50,7 @@ def _digest(rows: Sequence[Row]) -> str:
 def quality_by_dtype(
     name: str,
     model: Model,
-    rows: Sequence[Row],
+    rows: Sequence[TaskRow],
     split: str,
     kind: MetricKind,
     config: EngineConfig,

@@ -101,7 +101,7 @@ class CostModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ShapeChoice:
     """A shape to prune to."""
 
     decoder_layers: int
@@ -138,7 +138,7 @@ def fit(measured: Sequence[tuple[Cut, Timing]], new_tokens: int) -> CostModel:
     )
 
 
-def choose(model: CostModel, budget_ms: float, *, decoder_layers: int, most_sparsity: float) -> Choice | None:
+def choose(model: CostModel, budget_ms: float, *, decoder_layers: int, most_sparsity: float) -> ShapeChoice | None:
     """The shape within the budget that is expected to keep the most quality; None if no shape is within it.
 
     It keeps the most of `decoder_layers` for which an encoder sparsity of at most `MODERATE_SPARSITY` is enough, with
@@ -149,7 +149,7 @@ def choose(model: CostModel, budget_ms: float, *, decoder_layers: int, most_spar
     for layers in range(decoder_layers, 0, -1):
         sparsity = _rounded_up(model.required_sparsity(layers, budget_ms))
         if sparsity <= (moderate if layers > 1 else most_sparsity):
-            return Choice(decoder_layers=layers, encoder_sparsity=sparsity)
+            return ShapeChoice(decoder_layers=layers, encoder_sparsity=sparsity)
     return None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model_store.model.model import Model
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.metrics import METRICS
 from nash.modeling.folders import load_tokenizer
 from nash.recipes.recipe import MetricKind
@@ -24,7 +24,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model, rows: Sequence[Row], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
+    model: Model, rows: Sequence[TaskRow], metric: MetricKind, config: EngineConfig, watch: Watch | None = None
 ) -> Evaluation:
     """Decode every row's source with the model and compare the answer with the row's targets.
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.errors import RequestError
-from nash.measuring.cost_model import MOST_SPARSITY, Choice, CostModel, Cut, Timing, choose, fastest, fit
+from nash.measuring.cost_model import MOST_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
 from nash.measuring.latency import Latency, Workload, measure_for, quantile, torch_threads_kept
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
@@ -188,7 +188,7 @@ def engine_measure(dense: Model, workload: Workload) -> Measure:
 
 def _choose(
     asked: float, dense: ModelSpec, dense_ms: float, costs: CostModel, workload: Workload, most_sparsity: float
-) -> Choice:
+) -> ShapeChoice:
     choice = choose(costs, dense_ms / asked, decoder_layers=dense.dense_decoder_layers, most_sparsity=most_sparsity)
     if choice is None:
         most = dense_ms / fastest(costs, most_sparsity=most_sparsity).total_ms
@@ -204,6 +204,6 @@ def _floored(speedup: float) -> float:
     return int(100 * speedup) / 100
 
 
-def _shape(dense: ModelSpec, choice: Choice) -> ModelSpec:
+def _shape(dense: ModelSpec, choice: ShapeChoice) -> ModelSpec:
     heads, units = uniform_widths(dense, choice.encoder_sparsity)
     return cut_spec(dense, decoder_layers=choice.decoder_layers, heads=heads, units=units)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model_store.store import Store, StoredVersion
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.latency import Workload
 from nash.recipes.recipe import DataRecipe, WorkloadRecipe
 from server.engine.capabilities import AUTO
@@ -19,7 +19,7 @@ _MOST_ROWS = 5000  # to tokenize for the mean lengths
 
 
 def workload_of(
-    recipe: WorkloadRecipe, data: DataRecipe, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+    recipe: WorkloadRecipe, data: DataRecipe, rows: Sequence[TaskRow], tokenizer: PreTrainedTokenizerBase
 ) -> Workload:
     """The recipe's workload; lengths that it leaves open are the rows' means, in tokens, under the data's limits.
 

@@ -26,7 +26,7 @@ class BiasAlone(nn.Module):
         return self.bias.expand_as(hidden_states)
 
 
-class HeadlessAttention(nn.Module):
+class HeadlessBartAttention(nn.Module):
     """What remains of a self- or cross-attention without heads."""
 
     def __init__(self, spec: ModelSpec, layer_idx: int) -> None:
@@ -63,7 +63,7 @@ def shrink_bart(model: PreTrainedModel, spec: ModelSpec) -> None:
 
 def _shrink_attention(layer: nn.Module, name: str, spec: ModelSpec, heads: int, index: int) -> None:
     if heads == 0:
-        setattr(layer, name, HeadlessAttention(spec, index))
+        setattr(layer, name, HeadlessBartAttention(spec, index))
         _drop_first_norm(layer, f"{name}_layer_norm", spec)
         return
     attention, inner = getattr(layer, name), heads * spec.head_dim

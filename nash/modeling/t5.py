@@ -56,7 +56,7 @@ class CompactAttention(T5Attention):
         return output, position_bias, weights
 
 
-class HeadlessAttention(CompactAttention):
+class HeadlessT5Attention(CompactAttention):
     """What remains of a self-attention without heads: in the first layer, the stack's bias table."""
 
     def forward(
@@ -75,10 +75,10 @@ class HeadlessAttention(CompactAttention):
         return torch.zeros_like(hidden_states), position_bias, None
 
 
-class AbsentSelfAttention(nn.Module):
+class AbsentT5SelfAttention(nn.Module):
     """A self-attention sublayer that was cut: it passes on the residual and the stack's bias."""
 
-    def __init__(self, attention: HeadlessAttention) -> None:
+    def __init__(self, attention: HeadlessT5Attention) -> None:
         super().__init__()
         self.SelfAttention = attention
 
@@ -95,7 +95,7 @@ class AbsentSelfAttention(nn.Module):
         return hidden_states, bias, None
 
 
-class AbsentCrossAttention(nn.Module):
+class AbsentT5CrossAttention(nn.Module):
     """A cross-attention sublayer that was cut: the residual passes through."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None, None]:
@@ -121,14 +121,14 @@ def _shrink_self_attention(block: T5Block, config: T5Config, heads: Heads, index
     if heads:
         block.layer[0].SelfAttention = CompactAttention(config, heads, **settings)
     else:
-        block.layer[0] = AbsentSelfAttention(HeadlessAttention(config, heads, **settings))
+        block.layer[0] = AbsentT5SelfAttention(HeadlessT5Attention(config, heads, **settings))
 
 
 def _shrink_cross_attention(block: T5Block, config: T5Config, heads: Heads, index: int) -> None:
     if heads:
         block.layer[1].EncDecAttention = CompactAttention(config, heads, has_bias=False, layer_idx=index, causal=False)
     else:
-        block.layer[1] = AbsentCrossAttention()
+        block.layer[1] = AbsentT5CrossAttention()
 
 
 def shrink_ffn(block: T5Block, spec: ModelSpec, units: int) -> None:

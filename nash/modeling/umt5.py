@@ -28,7 +28,7 @@ class BiasTable(nn.Embedding):
         return super().forward(buckets)[..., self.heads]
 
 
-class AbsentCrossAttention(nn.Module):
+class AbsentUMT5CrossAttention(nn.Module):
     """A cross-attention sublayer that was cut: the residual passes through."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
@@ -36,7 +36,7 @@ class AbsentCrossAttention(nn.Module):
         return hidden_states, None
 
 
-class AbsentSelfAttention(nn.Module):
+class AbsentUMT5SelfAttention(nn.Module):
     """A self-attention sublayer that was cut: the residual passes through."""
 
     def __init__(self, layer_idx: int) -> None:
@@ -64,7 +64,7 @@ def shrink_umt5(model: PreTrainedModel, spec: ModelSpec) -> None:
 
 def _shrink_self_attention(block: UMT5Block, spec: ModelSpec, heads: Heads, index: int) -> None:
     if not heads:
-        block.layer[0] = AbsentSelfAttention(index)
+        block.layer[0] = AbsentUMT5SelfAttention(index)
         return
     attention = block.layer[0].SelfAttention
     _shrink_matrices(attention, spec, heads)
@@ -75,7 +75,7 @@ def _shrink_cross_attention(block: UMT5Block, spec: ModelSpec, heads: Heads) -> 
     if heads:
         _shrink_matrices(block.layer[1].EncDecAttention, spec, heads)
     else:
-        block.layer[1] = AbsentCrossAttention()
+        block.layer[1] = AbsentUMT5CrossAttention()
 
 
 def _shrink_matrices(attention: UMT5Attention, spec: ModelSpec, heads: Heads) -> None:

@@ -16,7 +16,7 @@ from nash.measuring.speedup import SpeedPlan, engine_measure, make_plan
 from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
 from nash.preflight import DENSE_ALIAS, check_apart
-from nash.pruning.run import Run
+from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk
 from nash.pruning.task import Task, gate_kinds, prepare, texts_of
 from nash.recipes.recipe import PruneRecipe, WorkloadRecipe
@@ -55,7 +55,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         if plan is not None:
             run.write_json(PLAN, plan.document())
             recipe = _planned(recipe, plan)
-        walk(Run(recipe, task, run, console, plan=plan))
+        walk(PruneRun(recipe, task, run, console, plan=plan))
         known = run.read_json(RESULTS)
         if known is None:
             found = assess(

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.speedup import SpeedPlan
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers
@@ -23,7 +23,7 @@ from nash.training.teacher_answers import with_teacher_answers
 VOCABULARY, LAYERS = "vocabulary.json", "layers.json"
 
 
-class Run:
+class PruneRun:
     """Stages read from it what they need; what an earlier stage has left in the folder is read from there."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Run:
         return asked_layers(self.recipe, self.spec) if chosen is None else tuple(chosen)
 
     @cached_property
-    def train_rows(self) -> list[Row]:
+    def train_rows(self) -> list[TaskRow]:
         """What is trained on; with `sequence_level`, the teacher's answers as targets, made where they are missing."""
         rows = self.task.train_rows
         if not self.recipe.distillation.sequence_level:
@@ -92,7 +92,7 @@ class Run:
         """The validation rows as tokens."""
         return self.tokenized(self.task.validation_rows)
 
-    def tokenized(self, rows: list[Row]) -> TokenizedPairs:
+    def tokenized(self, rows: list[TaskRow]) -> TokenizedPairs:
         """Rows as tokens of the teacher's vocabulary, under the recipe's limits."""
         with Stage("splitting the texts into tokens", self.console):
             return TokenizedPairs.under(self.recipe.data, rows, self.tokenizer)

@@ -24,7 +24,7 @@ from nash.pruning.compaction import compact, shorten_decoder
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.masking import Gates
 from nash.pruning.objective import StudentObjective
-from nash.pruning.run import LAYERS, VOCABULARY, Run
+from nash.pruning.run import LAYERS, VOCABULARY, PruneRun
 from nash.pruning.student import Student
 from nash.pruning.task import gate_kinds, texts_of
 from nash.recipes.layer_selection import block_ends
@@ -42,18 +42,18 @@ class PruningStage:
     """One step of the way."""
 
     result: str  # what it leaves in the run's folder, last of all
-    make: Callable[[Run], None]
-    asked: Callable[[Run], bool] = lambda run: True
+    make: Callable[[PruneRun], None]
+    asked: Callable[[PruneRun], bool] = lambda run: True
 
 
-def walk(run: Run) -> None:
+def walk(run: PruneRun) -> None:
     """Make what is missing of the run's results, up to its finished `model`."""
     for stage in STAGES:
         if stage.asked(run) and not (run.path / stage.result).exists():
             stage.make(run)
 
 
-def trim(run: Run) -> None:
+def trim(run: PruneRun) -> None:
     """The dense model with the vocabulary that the training rows need."""
     task = run.task
     held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
@@ -65,7 +65,7 @@ def trim(run: Run) -> None:
         run.console.print(f"{split}: {Coverage(**coverage)}", soft_wrap=True)
 
 
-def choose_layers(run: Run) -> None:
+def choose_layers(run: PruneRun) -> None:
     """The decoder layers without which the teacher changes least."""
     keep = run.recipe.pruning.decoder_layers
     assert isinstance(keep, int), "layers that are listed are not chosen"
@@ -76,7 +76,7 @@ def choose_layers(run: Run) -> None:
     run.folder.write_json(LAYERS, chosen)
 
 
-def prune_and_cut(run: Run) -> None:
+def prune_and_cut(run: PruneRun) -> None:
     """Train the student with gates, decide them, and write the compact model that they leave."""
     recipe, spec, kept = run.recipe, run.spec, run.kept_layers
     set_seed(recipe.seed)
@@ -103,7 +103,7 @@ def prune_and_cut(run: Run) -> None:
     save_model(compacted, run.teacher.folder, run.path / "compact", torch.float32)
 
 
-def _settled(run: Run, cut: Callable[[float], PreTrainedModel]) -> float:
+def _settled(run: PruneRun, cut: Callable[[float], PreTrainedModel]) -> float:
     """The recipe's sparsity; of a run that has a speed to reach, the one that has it with what the gates left."""
     if run.plan is None:
         return run.recipe.pruning.encoder_sparsity
@@ -121,7 +121,7 @@ def _settled(run: Run, cut: Callable[[float], PreTrainedModel]) -> float:
     return known
 
 
-def finish(run: Run) -> None:
+def finish(run: PruneRun) -> None:
     """Fine-tune the compact model with its teacher."""
     recipe = run.recipe
     set_seed(recipe.seed)
@@ -132,13 +132,15 @@ def finish(run: Run) -> None:
     save_model(model.to("cpu"), run.teacher.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
-def calibrate_int4(run: Run) -> None:
+def calibrate_int4(run: PruneRun) -> None:
     """The finished model's layers in four bits a weight, beside its weights."""
     limits = {key: getattr(run.recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
     calibrate(Model.open(run.path / "model"), run.task.train_rows, run.console, seed=run.recipe.seed, **limits)
 
 
-def _train(run: Run, name: str, student: Student, teacher: PreTrainedModel, optimization: OptimizationRecipe) -> None:
+def _train(
+    run: PruneRun, name: str, student: Student, teacher: PreTrainedModel, optimization: OptimizationRecipe
+) -> None:
     """One phase; its checkpoints and its log are called `name`."""
     pairs, validation = run.train_pairs, run.validation_pairs
     choice = choose_precision(optimization.precision)

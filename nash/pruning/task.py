@@ -11,7 +11,7 @@ from model_store.model.spec import ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
-from nash.data.rows import Row, read_rows
+from nash.data.rows import TaskRow, read_rows
 from nash.errors import RequestError
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers, check_dense, check_words
@@ -29,9 +29,9 @@ class Task:
     model: Model  # the dense one
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     tokenizer: PreTrainedTokenizerBase
-    train_rows: list[Row]
-    validation_rows: list[Row]
-    test_rows: list[Row]
+    train_rows: list[TaskRow]
+    validation_rows: list[TaskRow]
+    test_rows: list[TaskRow]
 
     @property
     def spec(self) -> ModelSpec:
@@ -100,6 +100,6 @@ def gate_kinds(pruning: PruningRecipe) -> GateKinds:
     )
 
 
-def texts_of(rows: Sequence[Row]) -> list[str]:
+def texts_of(rows: Sequence[TaskRow]) -> list[str]:
     """Every source and every target of the rows."""
     return [text for row in rows for text in (row.source, *row.targets)]

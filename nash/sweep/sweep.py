@@ -27,7 +27,7 @@ from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
 from nash.pruning.prune import publish
-from nash.pruning.run import Run
+from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk
 from nash.pruning.task import Task, check_targets, prepare
 from nash.recipes.recipe import PruneRecipe
@@ -182,7 +182,7 @@ def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
     room = _size(task.model)["bytes"]
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
-        walk(Run(point.recipe, task, run, console, answers=out))
+        walk(PruneRun(point.recipe, task, run, console, answers=out))
         metrics = _evaluate(point.recipe, task, Model.open(run.path / "model"), point.id, console)
         run.write_json(QUALITY, metrics)
         # A sweep has many points, and checkpoints take most of the space of each.

@@ -14,7 +14,7 @@ from model_store.store import Store
 from model_store.version.ref import check_name
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
-from nash.data.rows import Row, read_rows
+from nash.data.rows import TaskRow, read_rows
 from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable
 from nash.measuring.metrics import check_references
 from nash.measuring.report import Side
@@ -94,8 +94,8 @@ def finetune(
 
 def _train(
     recipe: FinetuneRecipe,
-    rows: list[Row],
-    validation_rows: list[Row],
+    rows: list[TaskRow],
+    validation_rows: list[TaskRow],
     start: FoundModel | None,
     run: RunFolder,
     console: Console,

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from model_store.model.model import Model
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.assess import evaluation_config
 from nash.measuring.evaluate import predict
 from nash.recipes.recipe import DataRecipe
@@ -20,8 +20,8 @@ _CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
 
 
 def with_teacher_answers(
-    rows: Sequence[Row], teacher: Model, data: DataRecipe, out: Path, console: Console
-) -> list[Row]:
+    rows: Sequence[TaskRow], teacher: Model, data: DataRecipe, out: Path, console: Console
+) -> list[TaskRow]:
     """The rows with the answer of the `teacher` as their only target.
 
     A row to which it answers nothing keeps its targets. Answers are kept in `out`; those that are there already are
@@ -39,7 +39,7 @@ def with_teacher_answers(
 
 
 def _answer(
-    rows: Sequence[Row], answers: list[str], teacher: Model, config: EngineConfig, file: Path, stage: Stage
+    rows: Sequence[TaskRow], answers: list[str], teacher: Model, config: EngineConfig, file: Path, stage: Stage
 ) -> None:
     """Make the answers to the rows behind those that are there, and add them to these and to the file."""
     while len(answers) < len(rows):

@@ -56,8 +56,6 @@ class StepStats:
     generated_tokens: int = 0  # in all steps; a beam search of any width makes one per step
     source_tokens: int = 0  # of sources whose encoding finished, without padding
     padding_tokens: int = 0  # encoded for nothing
-    running: int = 0  # sequences after the step
-    waiting: int = 0  # sequences after the step
     path: str | None = None  # "graph" or "eager"; None if the backend replays nothing
 
 
@@ -175,8 +173,6 @@ class Engine:
             generated_tokens=len(steps) * sum(row.decoding.search is None or row.index == 0 for row in wanted),
             source_tokens=sum(len(sequence.source_ids) for sequence in ready),
             padding_tokens=self._sources.padding_tokens,
-            running=self._scheduler.running,
-            waiting=self._scheduler.waiting,
             path=self._backend.path,
         )
         return events

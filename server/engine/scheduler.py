@@ -30,7 +30,7 @@ class Move:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StepPlan:
     """What to do before the next step: the moves, in order, then the encoder batches."""
 
     moves: list[Move]
@@ -103,10 +103,10 @@ class Scheduler:
         row.sequence.rows.remove(row)
         self._vacate(row)
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """Admit what fits and close the holes. Afterwards the running rows fill slots 0 to n-1."""
         if not self._waiting and None not in self._table:
-            return Plan(moves=[], batches=[])
+            return StepPlan(moves=[], batches=[])
         holes = [slot for slot, row in enumerate(self._table) if row is None]
         admitted = self._admit(self._slots - len(self._table) + len(holes))
         for sequence in admitted:
@@ -116,7 +116,7 @@ class Scheduler:
                 else:
                     self._table.append(None)
                     self._place(row, len(self._table) - 1)
-        return Plan(moves=self._close(holes), batches=self._batches(admitted))
+        return StepPlan(moves=self._close(holes), batches=self._batches(admitted))
 
     def _admit(self, free: int) -> list[Sequence]:
         """Take from the queue what fits into the free slots and the limits of a step."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.results import FinishReason, Hypothesis, Timings
-from server.errors import RequestError
+from server.errors import ApiError
 from server.messages import Finished, TokenReport
 from server.text.answer import Answer, AnswerToken
 from server.text.tokenization import TextCodec
@@ -80,7 +80,7 @@ class Generation:
         """Wait for its result.
 
         Raises:
-            RequestError: it failed.
+            ApiError: it failed.
         """
         return await self._finished
 
@@ -88,7 +88,7 @@ class Generation:
         """The best answer's tokens as they are made. With beams or several samples, all come at once, at the end.
 
         Raises:
-            RequestError: it failed.
+            ApiError: it failed.
         """
         while (told := await self._told.get()) is not None:
             yield told
@@ -133,7 +133,7 @@ class Generation:
         if not self._finished.done():  # it is done already if the waiting task was cancelled
             self._finished.set_result(finished)
 
-    def fail(self, error: RequestError) -> None:
+    def fail(self, error: ApiError) -> None:
         """End it with an error."""
         self._end()
         if not self._finished.done():

@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 from model_store.errors import ModelStoreError
 from model_store.version.ref import Ref
-from server.errors import InvalidRequestError, NotFoundError
+from server.errors import InvalidInputError, NotServedError
 
 
 class Named(Protocol):
@@ -31,15 +31,15 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     finds a variant that was loaded by alias.
 
     Raises:
-        InvalidRequestError: the text is not a REF.
-        NotFoundError: nothing of that name is loaded.
+        InvalidInputError: the text is not a REF.
+        NotServedError: nothing of that name is loaded.
     """
     if ref_text is None:
         return loaded[0]
     try:
         ref = Ref.parse(ref_text)
     except ModelStoreError as error:
-        raise InvalidRequestError(f"model: {error}") from error
+        raise InvalidInputError(f"model: {error}") from error
     found = [
         candidate
         for candidate in loaded
@@ -49,7 +49,7 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     ]
     if not found:
         names = ", ".join(candidate.ref for candidate in loaded)
-        raise NotFoundError(f"model {ref_text!r} is not loaded: use one of {names}")
+        raise NotServedError(f"model {ref_text!r} is not loaded: use one of {names}")
     return dense_or_first(found)
 
 

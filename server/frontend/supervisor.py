@@ -15,10 +15,10 @@ from pathlib import Path
 
 from server.engine.interface.config import EngineConfig
 from server.errors import (
+    ApiError,
     ClientGoneError,
     GenerationError,
-    InvalidRequestError,
-    RequestError,
+    InvalidInputError,
     StartError,
     TimedOutError,
     UnavailableError,
@@ -44,8 +44,8 @@ from server.settings import Settings
 
 _MOST_RUNS = 2
 _LONGEST_PAUSE_S = 30.0
-_ERRORS: dict[str, type[RequestError]] = {
-    "validation": InvalidRequestError,
+_ERRORS: dict[str, type[ApiError]] = {
+    "validation": InvalidInputError,
     "timeout": TimedOutError,
     "generation": GenerationError,
 }
@@ -143,7 +143,7 @@ class Supervisor:
             self._forget(generation)
             self._fail(generation, ClientGoneError("the client closed its connection"))
 
-    def end_all(self, error: RequestError) -> None:
+    def end_all(self, error: ApiError) -> None:
         """Fail everything in progress."""
         for generation in list(self._pending.values()):
             self._fail(generation, error)
@@ -169,7 +169,7 @@ class Supervisor:
         if self._worker is not None and self.ready is not None:
             self._worker.send([Cancel(id=generation.id)])
 
-    def _fail(self, generation: Generation, error: RequestError) -> None:
+    def _fail(self, generation: Generation, error: ApiError) -> None:
         if self._pending.pop(generation.id, None) is not None:
             self._metrics.ended(error.outcome)
             generation.fail(error)

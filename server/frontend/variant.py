@@ -8,7 +8,7 @@ from server.engine.errors import BadParameterError
 from server.engine.interface.generation_config import with_seed
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.validation import check_parameters
-from server.errors import InvalidRequestError, RequestError, UnavailableError
+from server.errors import ApiError, InvalidInputError, UnavailableError
 from server.frontend.generation import Generation, Mode
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.request import TextRequest
@@ -60,7 +60,7 @@ class Variant:
             seed: replaces the request's own.
 
         Raises:
-            InvalidRequestError: a text or a parameter is outside what the model accepts.
+            InvalidInputError: a text or a parameter is outside what the model accepts.
             UnavailableError: the model is not loaded right now.
             OverloadedError: the queue has no room.
         """
@@ -83,7 +83,7 @@ class Variant:
                 for source_ids in await self._sources(request, ready.limits.max_source_tokens)
             ]
             self.supervisor.accept(generations)
-        except RequestError as error:
+        except ApiError as error:
             self.metrics.ended(error.outcome, len(request.texts))
             raise
         return generations
@@ -128,7 +128,7 @@ class Variant:
                 eos_ids=ready.defaults.eos_ids,
             )
         except BadParameterError as error:
-            raise InvalidRequestError(f"parameters.{asked.name_of(error.name)} {error.problem}") from error
+            raise InvalidInputError(f"parameters.{asked.name_of(error.name)} {error.problem}") from error
         return parameters
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from server.errors import InvalidRequestError, StartError
+from server.errors import InvalidInputError, StartError
 
 # Shorter texts are encoded in microseconds, faster than a handover to another thread.
 _LONG_TEXT_CHARACTERS = 4096
@@ -60,19 +60,19 @@ class TextCodec:
             language: replaces the tokenizer's own language token; None keeps that.
 
         Raises:
-            InvalidRequestError: the text is empty, or longer than `limit_tokens`.
+            InvalidInputError: the text is empty, or longer than `limit_tokens`.
         """
         if len(text) > _LONG_TEXT_CHARACTERS:
             source = await asyncio.to_thread(self._encode, text)
         else:
             source = self._encode(text)
         if not source.body:
-            raise InvalidRequestError(f"{where} is empty: give at least one character that is not white space")
+            raise InvalidInputError(f"{where} is empty: give at least one character that is not white space")
         if language is not None:
             source = source.in_language(language, self._languages.values())
         ids = source.whole(truncate)
         if len(ids) > limit_tokens:
-            raise InvalidRequestError(
+            raise InvalidInputError(
                 f"{where} has {len(ids)} tokens, the model takes {limit_tokens}: "
                 f'shorten it, or set "truncate": {limit_tokens} to use its beginning'
             )
@@ -105,12 +105,12 @@ class TextCodec:
         """The id of a token, given as the vocabulary writes it or as a language code.
 
         Raises:
-            InvalidRequestError: there is no such token or language.
+            InvalidInputError: there is no such token or language.
         """
         ids = (self._languages.get(token), self._languages.get(f"__{token}__"), self._tokenizer.token_to_id(token))
         found: int | None = next((each for each in ids if each is not None), None)
         if found is None:
-            raise InvalidRequestError(
+            raise InvalidInputError(
                 f"{where} is no token of this model's tokenizer: write it as the vocabulary does"
                 f"{', or give a language: ' + self._some_languages() if self._languages else ''}"
             )
@@ -120,16 +120,16 @@ class TextCodec:
         """The token id of a language, by its code as the model writes it; M2M100's also without the underscores.
 
         Raises:
-            InvalidRequestError: there is no such language.
+            InvalidInputError: there is no such language.
         """
         if not self._languages:
-            raise InvalidRequestError(
+            raise InvalidInputError(
                 f"{where} is given, but this model's tokenizer has no languages: leave it out, and name the language "
                 "in the text where the model wants that"
             )
         found = self._languages.get(code, self._languages.get(f"__{code}__"))
         if found is None:
-            raise InvalidRequestError(f"{where} is no language of this model: use {self._some_languages()}")
+            raise InvalidInputError(f"{where} is no language of this model: use {self._some_languages()}")
         return found
 
     def _some_languages(self) -> str:

@@ -124,7 +124,7 @@ def test_step_stats_count_what_a_step_did(t5_dir: Path) -> None:
         engine.add(sequence(i, [3] * length))
     engine.step()
     stats = engine.step_stats
-    assert (stats.batch_size, stats.running, stats.waiting) == (3, 3, 1)
+    assert (stats.batch_size, engine._scheduler.running, engine._scheduler.waiting) == (3, 3, 1)
     assert (stats.source_tokens, stats.padding_tokens) == (19, 3 * 16 - 19)
     assert stats.encode_s > 0
     assert stats.decode_s > 0

@@ -299,11 +299,11 @@ def test_beams_and_samples_are_cancelled_within_a_step() -> None:
     engine.add(sequence(0, [5], parameters(num_beams=4, ignore_eos=True)))
     engine.add(sequence(1, [6], parameters(do_sample=True, seed=1, num_return_sequences=4, ignore_eos=True)))
     engine.step()
-    assert engine.step_stats.waiting == 1
+    assert engine._scheduler.waiting == 1
     assert engine.cancel(0)
     engine.step()
     engine.check_integrity()
-    assert (engine.step_stats.running, engine.step_stats.waiting, engine.step_stats.batch_size) == (1, 0, 4)
+    assert (engine._scheduler.running, engine._scheduler.waiting, engine.step_stats.batch_size) == (1, 0, 4)
     assert engine.cancel(1)
     assert engine.idle
     assert engine.step() == []
@@ -318,10 +318,10 @@ def test_a_long_prefix_joins_without_stopping_the_others() -> None:
     for number in (1, 2):
         engine.add(sequence(number, [5], parameters(prefix_ids=(3,) * 6, max_new_tokens=2)))
     engine.step()
-    assert (engine.step_stats.running, engine.step_stats.waiting) == (2, 1)
+    assert (engine._scheduler.running, engine._scheduler.waiting) == (2, 1)
     assert len(runner.tokens) == 2
     engine.step()
-    assert engine.step_stats.running == 2, "one went, one came"
+    assert engine._scheduler.running == 2, "one went, one came"
     assert len(runner.tokens) == 3
     assert len(backend.encoded) == 3
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loadtest.client.rows import Row
+from loadtest.client.rows import RequestRow
 from loadtest.results.figures import Records
 
 
@@ -14,10 +14,10 @@ def row(
     lag_ms: float = 0.0,
     outcome: str = "ok",
     tokens: int | None = 5,
-) -> Row:
+) -> RequestRow:
     """One row; the server's part is 2 ms less than the latency."""
     total = latency_ms - 2 if outcome == "ok" else None
-    return Row(
+    return RequestRow(
         intended_s=at_s,
         lag_ms=lag_ms,
         latency_ms=latency_ms,
@@ -35,7 +35,7 @@ def row(
     )
 
 
-def steady_run(seconds: int, *, seed: int = 0, factor: float = 2.0, lag_ms: float = 0.1) -> list[Row]:
+def steady_run(seconds: int, *, seed: int = 0, factor: float = 2.0, lag_ms: float = 0.1) -> list[RequestRow]:
     """Ten requests a second to each of two variants, the pruned one `factor` times as fast."""
     draw = np.random.default_rng(seed)
     rows = []
@@ -46,6 +46,6 @@ def steady_run(seconds: int, *, seed: int = 0, factor: float = 2.0, lag_ms: floa
     return rows
 
 
-def records(rows: list[Row]) -> Records:
+def records(rows: list[RequestRow]) -> Records:
     """The rows as arrays."""
     return Records.from_rows(rows)

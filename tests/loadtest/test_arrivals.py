@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 import pytest
 
 from loadtest.client.schedule import RequestOrder, poisson_arrivals, weighted_choices
-from loadtest.client.workload import Workload
+from loadtest.client.workload import TextWorkload
 
 N = 20_000
 
@@ -58,7 +58,7 @@ def test_choices_follow_the_weights() -> None:
 
 
 def test_every_variant_sees_the_same_texts_in_the_same_order() -> None:
-    workload = Workload(name="w", sha256="", sources=tuple("abcdefghij"))
+    workload = TextWorkload(name="w", sha256="", sources=tuple("abcdefghij"))
     order = RequestOrder(workload, [5.0, 1.0], seed=2)
     texts: list[list[int]] = [[], []]
     for _ in range(400):
@@ -72,5 +72,5 @@ def test_every_variant_sees_the_same_texts_in_the_same_order() -> None:
 
 
 def test_the_seed_decides_the_order() -> None:
-    workload = Workload(name="w", sha256="", sources=tuple("abcdefghij"))
+    workload = TextWorkload(name="w", sha256="", sources=tuple("abcdefghij"))
     assert workload.shuffled(0) == workload.shuffled(0) != workload.shuffled(1)

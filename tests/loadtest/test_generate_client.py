@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.generate_client import Answer, GenerateClient
+from loadtest.client.generate_client import GenerateClient, Reply
 
 TIMINGS = {"queue_ms": 0.5, "encode_ms": 1.5, "decode_ms": 8, "total_ms": 10.0, "time_to_first_token_ms": 1}
 GOOD = {"generated_text": "N AE SH", "ref": "g2p@dense", "timings": TIMINGS}
@@ -44,14 +44,14 @@ def server() -> Iterator[Scripted]:
         scripted.shutdown()
 
 
-def ask(server: Scripted, status: int, document: Any, *headers: str, **options: Any) -> Answer:
+def ask(server: Scripted, status: int, document: Any, *headers: str, **options: Any) -> Reply:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", "connection: close", *headers]
     server.answer = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
     return ask_as_it_is(server, **options)
 
 
-def ask_as_it_is(server: Scripted, *, max_new_tokens: int | None = None, path: str = "") -> Answer:
+def ask_as_it_is(server: Scripted, *, max_new_tokens: int | None = None, path: str = "") -> Reply:
     client = GenerateClient(
         f"http://127.0.0.1:{server.server_address[1]}{path}",
         {"Authorization": "Bearer key"},

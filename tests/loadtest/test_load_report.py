@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.client.rows import Row
-from loadtest.client.workload import Workload
+from loadtest.client.rows import RequestRow
+from loadtest.client.workload import TextWorkload
 from loadtest.loaded_models import Target
 from loadtest.plan import Plan
 from loadtest.report.report import banners, headlines, render
@@ -22,7 +22,7 @@ CLAIM = "pruned answers"
 HOSTILE = '<script>alert("1")</script>&\u2028'
 
 
-def make_run(rows: list[Row], *, rate: float | None = None, duration_s: float = 20.0, **changes: Any) -> Run:
+def make_run(rows: list[RequestRow], *, rate: float | None = None, duration_s: float = 20.0, **changes: Any) -> Run:
     targets = [Target(ref=f"g2p@{name}", name=name) for name in ("dense", "pruned")]
     plan = Plan(
         host="http://127.0.0.1:8000",
@@ -38,7 +38,7 @@ def make_run(rows: list[Row], *, rate: float | None = None, duration_s: float = 
     )
     run = Run(
         plan=plan,
-        workload=Workload(name="w.jsonl", sha256="ab" * 32, sources=("a", "b")),
+        workload=TextWorkload(name="w.jsonl", sha256="ab" * 32, sources=("a", "b")),
         targets=targets,
         baseline=targets[0],
         models=[{"ref": target.ref, "model": "g2p", "variant": target.name, "digest": "c" * 64} for target in targets],
@@ -149,7 +149,7 @@ def test_the_speed_up_is_found_and_said() -> None:
     ],
 )
 def test_headlines_claim_no_more_than_was_found(
-    rows: list[Row], rate: float | None, duration_s: float, said: str
+    rows: list[RequestRow], rate: float | None, duration_s: float, said: str
 ) -> None:
     assert headlines(summarize(make_run(rows, rate=rate, duration_s=duration_s))[0]) == [said]
 
@@ -174,7 +174,7 @@ def test_the_summary_is_strict_json_whatever_is_missing() -> None:
     assert summary["client"]["packages"].keys() == {"locust", "gevent", "geventhttpclient", "numpy"}
 
 
-def stalled_run() -> list[Row]:
+def stalled_run() -> list[RequestRow]:
     """A closed loop over a server that hangs from 9 s to 30 s: until the end, its two users wait."""
     answered = [each for each in steady_run(27) if each.intended_s < 9]
     return [*answered, *(row(f"g2p@{name}", at_s=9.0, latency_ms=21_000.0) for name in ("dense", "pruned"))]
@@ -286,7 +286,7 @@ def test_hostile_names_stay_text() -> None:
         rows,
         targets=targets,
         baseline=targets[0],
-        workload=Workload(name=HOSTILE, sha256="0" * 64, sources=("a",)),
+        workload=TextWorkload(name=HOSTILE, sha256="0" * 64, sources=("a",)),
         info={"router": HOSTILE, "version": HOSTILE, "model_device_type": HOSTILE},
         models=[{"ref": "g2p@dense", "dtype": HOSTILE, "digest": HOSTILE, "spec": HOSTILE}, {"ref": "g2p@pruned"}],
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.errors import RequestError
+from loadtest.errors import UsageError
 from loadtest.plan import parse_duration_s
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "-1", "1d", "1e3", "9999h", "nan", "2 m 3", "\u0663s"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(RequestError, match="write 90, 90s, 2m or 1h"):
+    with pytest.raises(UsageError, match="write 90, 90s, 2m or 1h"):
         parse_duration_s("--duration", text)
 
 

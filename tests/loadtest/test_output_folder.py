@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loadtest import output_folder
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import LoadtestError, UsageError
 from loadtest.output_folder import check_unused, claim, whole_file
 
 
@@ -17,14 +17,14 @@ def test_a_new_or_an_empty_folder_is_taken_once(tmp_path: Path) -> None:
         assert claim(out) == out
         assert [path.name for path in out.iterdir()] == ["locust.log"]
         for again in (check_unused, claim):
-            with pytest.raises(RequestError, match="is in use: give a folder that is new or empty"):
+            with pytest.raises(UsageError, match="is in use: give a folder that is new or empty"):
                 again(out)
 
 
 def test_of_two_runs_that_saw_it_empty_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_folder, "check_unused", lambda _: None)
     claim(tmp_path / "out")
-    with pytest.raises(RequestError, match="is in use"):
+    with pytest.raises(UsageError, match="is in use"):
         claim(tmp_path / "out")
 
 

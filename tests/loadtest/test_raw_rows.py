@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.client.rows import Row, RowWriter, compress, read_rows
+from loadtest.client.rows import RequestRow, RowWriter, compress, read_rows
 from loadtest.errors import LoadtestError
 
-ANSWERED = Row(1.25, 0.125, 10.5, 10.375, "dense", "g2p@dense", 200, "ok", 3, 0.5, 1.5, 8.0, 10.0, 7)
-FAILED = Row(2.5, 0.0, 3.0, 3.0, "a,b", 'x"y@a,b', 0, "connection", 0, None, None, None, None, None)
+ANSWERED = RequestRow(1.25, 0.125, 10.5, 10.375, "dense", "g2p@dense", 200, "ok", 3, 0.5, 1.5, 8.0, 10.0, 7)
+FAILED = RequestRow(2.5, 0.0, 3.0, 3.0, "a,b", 'x"y@a,b', 0, "connection", 0, None, None, None, None, None)
 
 
 def written(folder: Path) -> Path:
@@ -27,7 +27,7 @@ def written(folder: Path) -> Path:
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     text = written(tmp_path).read_text()
-    assert text.split("\n")[0].split(",") == list(Row._fields)
+    assert text.split("\n")[0].split(",") == list(RequestRow._fields)
     assert list(read_rows(iter(text.splitlines(keepends=True)))) == [ANSWERED, FAILED]
 
 

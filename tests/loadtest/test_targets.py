@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.errors import LoadtestError, RequestError
+from loadtest.errors import LoadtestError, UsageError
 from loadtest.loaded_models import (
     API_KEY_VARIABLE,
     ServerClient,
@@ -86,7 +86,7 @@ def test_weights_are_read_and_names_are_unique() -> None:
     ],
 )
 def test_bad_models_are_refused(asked: list[str], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(UsageError, match=message):
         choose_targets(asked, loaded("g2p@dense", "g2p@pruned"))
 
 
@@ -104,7 +104,7 @@ def test_dense_is_the_baseline_wherever_it_stands() -> None:
     ],
 )
 def test_what_is_no_address_is_refused(host: str) -> None:
-    with pytest.raises(RequestError, match="write one such as http://127"):
+    with pytest.raises(UsageError, match="write one such as http://127"):
         checked_host(host)
 
 
@@ -145,7 +145,7 @@ def test_white_space_around_the_key_is_dropped(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("key", ["sec\nret", "sec\x01ret", "sec\u00e9ret"])
 def test_a_key_that_no_header_may_hold_is_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(API_KEY_VARIABLE, key)
-    with pytest.raises(RequestError, match="NASH_API_KEY has characters that no HTTP header may hold") as raised:
+    with pytest.raises(UsageError, match="NASH_API_KEY has characters that no HTTP header may hold") as raised:
         api_key()
     assert "sec" not in str(raised.value)
 
@@ -181,4 +181,4 @@ def test_numbers_that_json_does_not_have_are_refused(number: str) -> None:
 def test_a_server_that_is_not_what_it_should_be(answers: dict[str, tuple[int, bytes]], message: str) -> None:
     with answering(answers) as (host, _), pytest.raises(LoadtestError, match=message) as raised:
         ServerClient(host, None).models()
-    assert not isinstance(raised.value, RequestError)
+    assert not isinstance(raised.value, UsageError)

@@ -7,7 +7,7 @@ import pytest
 
 from examples.g2p.prepare import pronunciations, split_of, workload_lines
 from loadtest.client.workload import read_workload
-from loadtest.errors import RequestError
+from loadtest.errors import UsageError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "g2p" / "workload.jsonl"
 
@@ -36,7 +36,7 @@ def test_rows_are_read_in_order_and_targets_passed_over(tmp_path: Path) -> None:
 def test_a_bad_row_is_named(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "w.jsonl"
     file.write_text(f'{{"source": "fine"}}\n{line}\n', encoding="utf-8")
-    with pytest.raises(RequestError, match=message) as raised:
+    with pytest.raises(UsageError, match=message) as raised:
         read_workload(file)
     assert str(raised.value).startswith(f"{file}, line 2: ")
     assert str(raised.value).endswith('; write {"source": text}')
@@ -47,7 +47,7 @@ def test_files_without_rows_are_refused(tmp_path: Path) -> None:
     empty.write_text("\n \n")
     binary.write_bytes(b"\xff\xfe")
     for file, message in ((empty, "holds no rows"), (binary, "not UTF-8"), (tmp_path / "gone", "cannot be read")):
-        with pytest.raises(RequestError, match=message):
+        with pytest.raises(UsageError, match=message):
             read_workload(file)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSeq2SeqLM
 
-from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError, StoreAccessError
+from model_store.errors import InvalidRequestError, NotFoundError, StoreAccessError
 from model_store.store import Store
 from model_store.version.manifest import Lineage
 
@@ -129,7 +129,7 @@ def test_tombstones_are_honoured(store: Store, model_dir: Path) -> None:
 )
 def test_what_is_not_there(ref: str, message: str, store: Store, model_dir: Path) -> None:
     store.publish("g2p", model_dir, alias="dense")
-    for look in (store.resolve, store.verify, store.checkout, store.measurements):
+    for look in (store.resolve, store.verify, store.checkout, store.quality):
         with pytest.raises(NotFoundError, match=message):
             look(ref)
     with pytest.raises(NotFoundError, match=message):
@@ -216,14 +216,3 @@ def test_what_a_collection_took_is_linked_again(store: Store, model_dir: Path) -
     Store(store.root, on_step=collect).publish("g2p", model_dir)
     assert store.verify() == []
     assert len(store.list()) == 1
-
-
-def test_measurements_are_written_once(store: Store, model_dir: Path) -> None:
-    store.publish("g2p", model_dir, alias="dense")
-    assert list(store.measurements("g2p")) == []
-    assert store.add_measurement("g2p@dense", {"step_ms": 1.5, "machine": "a"})
-    assert store.add_measurement("g2p:1", {"step_ms": 2.5, "machine": "b"})
-    assert not store.add_measurement("g2p", {"machine": "a", "step_ms": 1.5})
-    assert sorted(record["machine"] for record in store.measurements("g2p")) == ["a", "b"]
-    with pytest.raises(ModelStoreError, match="not JSON"):
-        store.add_measurement("g2p", {"bad": object()})

@@ -11,7 +11,7 @@ from transformers import set_seed
 from model_store.model.model import Model
 from model_store.model.spec import shortened
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.modeling.folders import load_dense, load_tokenizer
 from nash.pruning.compaction import shorten_decoder
 from nash.pruning.distillation import DistillationMaps
@@ -38,11 +38,11 @@ def build_task_model(directory: Path, dropout: float) -> Path:
     return directory
 
 
-def task_rows(count: int) -> list[Row]:
+def task_rows(count: int) -> list[TaskRow]:
     """Spell a word backwards; lengths differ much, so that padding and token counts matter."""
     generator = random.Random(count)
     words = ["".join(generator.choices("abcdef", k=generator.randint(1, 12))) for _ in range(count)]
-    return [Row(source=word, targets=(word[::-1],)) for word in words]
+    return [TaskRow(source=word, targets=(word[::-1],)) for word in words]
 
 
 def task_pairs(directory: Path, count: int) -> TokenizedPairs:

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.errors import InvalidRequestError, NotFoundError
+from server.errors import InvalidInputError, NotServedError
 from server.frontend.routing import baseline_of, dense_or_first, family_of_first, route
 
 
@@ -39,13 +39,13 @@ def test_a_ref_finds_its_variant(ref: str | None, variant: Loaded) -> None:
 
 @pytest.mark.parametrize("ref", ["other", "g2p@other", "g2p:3", "summary@dense"])
 def test_what_is_not_loaded_is_answered_with_what_is(ref: str) -> None:
-    with pytest.raises(NotFoundError, match=f"'{ref}' is not loaded: use one of summary@pruned, g2p@pruned"):
+    with pytest.raises(NotServedError, match=f"'{ref}' is not loaded: use one of summary@pruned, g2p@pruned"):
         route(ref, LOADED)
 
 
 @pytest.mark.parametrize("ref", ["", "G2P", "a@b@c", "a:x", "../etc", "a:0"])
 def test_what_is_no_ref_is_refused(ref: str) -> None:
-    with pytest.raises(InvalidRequestError, match="not valid"):
+    with pytest.raises(InvalidInputError, match="not valid"):
         route(ref, LOADED)
 
 

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from server.engine.interface.config import EngineConfig
 from server.engine.interface.parameters import GenerationParameters
 from server.errors import (
+    ApiError,
     ClientGoneError,
     GenerationError,
     OverloadedError,
-    RequestError,
     StartError,
     TimedOutError,
     UnavailableError,
@@ -128,8 +128,8 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
     asyncio.run(bounded())
 
 
-async def error_of(generation: Generation) -> RequestError:
-    with pytest.raises(RequestError) as caught:
+async def error_of(generation: Generation) -> ApiError:
+    with pytest.raises(ApiError) as caught:
         await generation.result()
     return caught.value
 

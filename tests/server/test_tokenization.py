@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from server.errors import InvalidRequestError, StartError
+from server.errors import InvalidInputError, StartError
 from server.text.tokenization import TextCodec
 from tests.tiny_models import EOS_ID, build_tokenizer
 
@@ -105,7 +105,7 @@ def test_what_a_tokenizer_puts_around_a_text_stays(template: str, expected: list
 
     assert encode_framed("abc") == expected
     assert encode_framed("abcdefghi", truncate=len(expected)) == expected
-    with pytest.raises(InvalidRequestError, match="inputs is empty"):
+    with pytest.raises(InvalidInputError, match="inputs is empty"):
         encode_framed("")
 
 
@@ -119,9 +119,9 @@ def test_an_end_token_in_the_text_is_not_doubled_without_a_template() -> None:
 
 def test_limits_name_the_numbers_and_the_remedy() -> None:
     assert len(encode("a" * 9)) == 10
-    with pytest.raises(InvalidRequestError, match=r'inputs\[2\] has 11 tokens, the model takes 10.*"truncate": 10'):
+    with pytest.raises(InvalidInputError, match=r'inputs\[2\] has 11 tokens, the model takes 10.*"truncate": 10'):
         encode("a" * 10)
-    with pytest.raises(InvalidRequestError, match=r"inputs\[2\] is empty"):
+    with pytest.raises(InvalidInputError, match=r"inputs\[2\] is empty"):
         encode("")
 
 
@@ -129,7 +129,7 @@ def test_truncation_keeps_the_beginning_and_the_end_token() -> None:
     assert encode("abcdef", truncate=3) == [3, 4, EOS_ID]
     assert encode("ab", truncate=3) == [3, 4, EOS_ID]
     assert len(encode("a" * 10_000, limit=10, truncate=10)) == 10
-    with pytest.raises(InvalidRequestError, match="has 11 tokens"):
+    with pytest.raises(InvalidInputError, match="has 11 tokens"):
         encode("a" * 50, limit=10, truncate=11)
 
 
@@ -197,11 +197,9 @@ def test_languages_have_tokens() -> None:
 
     assert encode_in(None) == [english, 3, 4, EOS_ID]
     assert encode_in(french) == [french, 3, 4, EOS_ID]
-    with pytest.raises(InvalidRequestError, match=r"x is no language of this model: use __de__, eng_Latn, fra_Latn$"):
+    with pytest.raises(InvalidInputError, match=r"x is no language of this model: use __de__, eng_Latn, fra_Latn$"):
         codec.language_id("fr", where="x")
-    with pytest.raises(
-        InvalidRequestError, match=r"x is no token of this model's tokenizer.*or give a language: __de__"
-    ):
+    with pytest.raises(InvalidInputError, match=r"x is no token of this model's tokenizer.*or give a language: __de__"):
         codec.token_id("fr", where="x")
-    with pytest.raises(InvalidRequestError, match="x is given, but this model's tokenizer has no languages: leave it"):
+    with pytest.raises(InvalidInputError, match="x is given, but this model's tokenizer has no languages: leave it"):
         TextCodec(build_tokenizer(), EOS_ID).language_id("fr", where="x")

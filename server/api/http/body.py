@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from server.engine.interface.parameters import DECLARATIONS
-from server.errors import InvalidRequestError, RequestError
+from server.errors import ApiError, InvalidInputError
 from server.frontend.request import JSON_TYPES, CompareRequest, GenerateRequest
 from server.frontend.routing import family_of_first, route
 from server.frontend.service import Service
@@ -24,7 +24,7 @@ async def read_generation(request: Request, service: Service, schema: type[G]) -
     """The body of a generating route, the variant it goes to, and when the whole body had arrived (time.monotonic()).
 
     Raises:
-        RequestError: the body is too large or invalid, or names a model that is not loaded.
+        ApiError: the body is too large or invalid, or names a model that is not loaded.
     """
     with _counting(service):
         content = await request.body()
@@ -32,7 +32,7 @@ async def read_generation(request: Request, service: Service, schema: type[G]) -
         body = parse_body(schema, content)
         most = service.settings.max_batch_items
         if len(body.texts) > most:
-            raise InvalidRequestError(f"inputs has {len(body.texts)} texts, a request takes {most}: send several")
+            raise InvalidInputError(f"inputs has {len(body.texts)} texts, a request takes {most}: send several")
         return body, route(body.model, service.variants), arrived_s
 
 
@@ -40,7 +40,7 @@ async def read_comparison(request: Request, service: Service) -> tuple[CompareRe
     """The body of `/compare` and the variants to run, without duplicates, in the requested order.
 
     Raises:
-        RequestError: as above.
+        ApiError: as above.
     """
     with _counting(service):
         body = parse_body(CompareRequest, await request.body())
@@ -53,7 +53,7 @@ async def read_comparison(request: Request, service: Service) -> tuple[CompareRe
 def _counting(service: Service) -> Iterator[None]:
     try:
         yield
-    except RequestError as error:
+    except ApiError as error:
         service.metrics.refused(error.outcome)
         raise
 
@@ -62,12 +62,12 @@ def parse_body(schema: type[B], body: bytes) -> B:
     """Parse a JSON body.
 
     Raises:
-        InvalidRequestError: it is not JSON or does not match `schema`; the message names the first fault.
+        InvalidInputError: it is not JSON or does not match `schema`; the message names the first fault.
     """
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise InvalidRequestError(_message(schema, error.errors(include_url=False)[0])) from error
+        raise InvalidInputError(_message(schema, error.errors(include_url=False)[0])) from error
 
 
 def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:

@@ -10,21 +10,21 @@ from starlette.responses import Response
 
 from server.api.http.json_response import AsciiJsonResponse
 from server.errors import (
+    ApiError,
     BodyTooLargeError,
     ClientGoneError,
     InternalError,
     MethodNotAllowedError,
-    NotFoundError,
-    RequestError,
+    NotServedError,
 )
 
 
-def error_document(error: RequestError) -> dict[str, Any]:
+def error_document(error: ApiError) -> dict[str, Any]:
     """The error as callers read it, in a body or as an event of a stream."""
     return {"error": str(error), "error_type": error.error_type}
 
 
-def error_response(error: RequestError) -> Response:
+def error_response(error: ApiError) -> Response:
     """The whole response, with Retry-After if a retry makes sense."""
     headers = {}
     if error.retry_after_s is not None:
@@ -36,14 +36,14 @@ def error_response(error: RequestError) -> Response:
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error: RequestErrors, what the router itself refuses, disconnects and bugs."""
-    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(ApiError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
     app.add_exception_handler(Exception, _on_fault)
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
+    assert isinstance(error, ApiError)
     return error_response(error)
 
 
@@ -56,7 +56,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         response = error_response(MethodNotAllowedError(f"{request.method} {path} is not served: use {allowed}"))
         response.headers["allow"] = allowed
         return response
-    return error_response(NotFoundError(f"{path} is not served: GET /openapi.json lists what is"))
+    return error_response(NotServedError(f"{path} is not served: GET /openapi.json lists what is"))
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:

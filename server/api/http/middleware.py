@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.http.errors import error_response
 from server.api.http.keys import KeyRing
 from server.api.http.keys import Scope as KeyScope
-from server.errors import BodyTooLargeError, ForbiddenError, RequestError
+from server.errors import ApiError, BodyTooLargeError, ForbiddenError
 from server.frontend.service import Service
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -101,7 +101,7 @@ class KeyCheck:
         if scope["type"] == "http" and not _is_open(scope):
             try:
                 self._keys.check(Headers(scope=scope).get("authorization"), KeyScope.INFER)
-            except RequestError as error:
+            except ApiError as error:
                 response = error_response(error)
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
@@ -128,7 +128,7 @@ class OpenRequests:
         try:
             with self._service.open_request():
                 await self._app(scope, receive, send)
-        except RequestError as error:
+        except ApiError as error:
             await error_response(error)(scope, receive, send)
 
 

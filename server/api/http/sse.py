@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.http.disconnect import client_gone
 from server.api.http.errors import error_document
 from server.api.http.json_response import to_json
-from server.errors import RequestError
+from server.errors import ApiError
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -58,7 +58,7 @@ class EventStreamResponse(Response):
             async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
                 async for event in events:
                     await self._send(send, b"data:" + to_json(event) + b"\n\n")
-        except RequestError as error:
+        except ApiError as error:
             if not self._begun:
                 raise
             await self._send(send, b"data:" + to_json(error_document(error)) + b"\n\n")

@@ -60,7 +60,7 @@ from server.api.routes.documents import (
     token_document,
     whole_details_document,
 )
-from server.errors import RequestError
+from server.errors import ApiError
 from server.frontend.generation import Generation
 from server.frontend.request import CompareRequest
 from server.frontend.routing import dense_or_first
@@ -157,7 +157,7 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
                     finished = await generation.result()
                 finally:
                     variant.supervisor.cancel(generation)  # no-op unless the caller stopped early
-            except RequestError as error:
+            except ApiError as error:
                 if not (stream and begun):
                     raise
                 yield {**error_document(error), **names}

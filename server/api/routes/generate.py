@@ -19,7 +19,7 @@ from server.api.routes.documents import (
     timings_document,
     token_document,
 )
-from server.errors import InvalidRequestError
+from server.errors import InvalidInputError
 from server.frontend.generation import Generation
 from server.frontend.request import GenerateRequest, TaskRequest
 from server.frontend.service import Service
@@ -86,7 +86,7 @@ async def _results(variant: Variant, generations: Sequence[Generation]) -> list[
 def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s: float) -> Response:
     if isinstance(body.inputs, list):
         variant.metrics.ended("client_error", len(body.inputs))
-        raise InvalidRequestError("inputs is a list, which cannot stream: send one text, or leave stream out")
+        raise InvalidInputError("inputs is a list, which cannot stream: send one text, or leave stream out")
     return EventStreamResponse(_events(variant, body, arrived_s), keep_alive_s=service.settings.keep_alive_s)
 
 

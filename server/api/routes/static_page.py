@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.errors import NotFoundError
+from server.errors import NotServedError
 
 _FOLDER = Path(__file__).parents[1] / "page"
 _INDEX = "index.html"
@@ -47,7 +47,7 @@ def page_routes() -> APIRouter:
     @router.get("/page/{name}")
     async def asset(request: Request, name: str) -> Response:
         if name not in files:
-            raise NotFoundError(f"/page/{name} is no part of the page")
+            raise NotServedError(f"/page/{name} is no part of the page")
         return _answer(request, files[name])
 
     return router

@@ -80,7 +80,7 @@ class NativeBackend:
         self._slice_hidden = self._caches.take(config.max_source_tokens * net.d_model, torch.float32)
         self._slice_workspace = with_hidden(self._workspace, self._slice_hidden)
         self._slice_block = cache.slice_block
-        self._progress: native.Progress | None = None
+        self._progress: native.NativeProgress | None = None
         self._row_seconds = native.RowSeconds()  # recent time per row
         self._refused = 0  # consecutive slices too short for a block of rows
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
@@ -140,7 +140,7 @@ class NativeBackend:
             lengths=[count] * count,
             memory_slots=[place] * count,
         )
-        self._progress = native.Progress(block=_BLOCK_ROWS, row_seconds=self._row_seconds)
+        self._progress = native.NativeProgress(block=_BLOCK_ROWS, row_seconds=self._row_seconds)
 
     def go_on(self, seconds: float | None) -> bool:
         """Encode the begun source for about `seconds`, or to its end if None; returns whether it is done."""
@@ -256,7 +256,7 @@ class NativeBackend:
             lengths=[len(source) for source, _ in batch for _ in source],
             memory_slots=[place for source, place in batch for _ in source],
         )
-        progress = native.Progress(block=_BLOCK_ROWS)
+        progress = native.NativeProgress(block=_BLOCK_ROWS)
         self._library.encode(
             self._encoder, self._decoder, self._rows.structure, self._workspace, self._pool, progress, math.inf
         )

@@ -142,8 +142,8 @@ class StackBuilder:
             self.kept.append(table_VD)  # else its id might become another table's
         return self._embeddings[id(table_VD)].data_ptr()
 
-    def _attention(self, weights: network.AttentionWeights) -> native.Attention:
-        attention = native.Attention(heads=len(weights.heads))
+    def _attention(self, weights: network.AttentionWeights) -> native.NativeAttention:
+        attention = native.NativeAttention(heads=len(weights.heads))
         self.widest_attention = max(self.widest_attention, len(weights.heads) * self._net.head_dim)
         if weights.heads:
             attention.queries = self._matrix(weights.query)
@@ -154,7 +154,7 @@ class StackBuilder:
 
     def _set_bias(
         self,
-        attention: native.Attention,
+        attention: native.NativeAttention,
         heads: network.Heads,
         table_KH: Tensor | None,
         reach: int,
@@ -170,7 +170,7 @@ class StackBuilder:
         )
         attention.bias, attention.reach = self._keep(rows_HR), reach
 
-    def _allocate(self, attention: native.Attention, capacity: int) -> tuple[Tensor, Tensor]:
+    def _allocate(self, attention: native.NativeAttention, capacity: int) -> tuple[Tensor, Tensor]:
         """Give an attention its cache: keys and values by slot and head, in blocks of positions."""
         heads, width, plan = attention.heads, self._plan.width, self._plan
         keys, values = (self._caches.take(plan.slots * heads * capacity * width, plan.dtype) for _ in range(2))
@@ -179,9 +179,9 @@ class StackBuilder:
         blocks = (plan.slots, heads, capacity // LANES, LANES * width)
         return keys.view(blocks), values.view(blocks)
 
-    def _feed_forward(self, weights: network.FeedForwardWeights) -> native.FeedForward:
+    def _feed_forward(self, weights: network.FeedForwardWeights) -> native.NativeFeedForward:
         self.widest_units = max(self.widest_units, len(weights.into.weight_OI))
-        ffn = native.FeedForward(
+        ffn = native.NativeFeedForward(
             into=self._matrix(weights.into),
             out=self._matrix(weights.out),
             after=self._norm(weights.after),
@@ -190,12 +190,12 @@ class StackBuilder:
             ffn.gate = self._matrix(weights.gate)
         return ffn
 
-    def _matrix(self, linear: network.Linear) -> native.Matrix:
+    def _matrix(self, linear: network.Linear) -> native.NativeMatrix:
         """In the builder's dtype; with int4, the uncalibrated output matrix is int8."""
         outputs, inputs = linear.weight_OI.shape
         lanes = -(-outputs // native.TILE) * native.TILE
         dtype = native.INT8 if self._dtype == native.INT4 and linear.int4 is None else self._dtype
-        matrix = native.Matrix(outputs=outputs, inputs=inputs, dtype=dtype)
+        matrix = native.NativeMatrix(outputs=outputs, inputs=inputs, dtype=dtype)
         if linear.int4 is not None:
             tiles = int4_tiles(linear.int4)
             packed = self._weights.take(tiles.numel(), torch.uint8)
@@ -218,10 +218,10 @@ class StackBuilder:
             matrix.bias = bias.data_ptr()
         return matrix
 
-    def _norm(self, norm: network.Norm | None) -> native.Norm:
+    def _norm(self, norm: network.Norm | None) -> native.NativeNorm:
         if norm is None:
-            return native.Norm()
-        return native.Norm(
+            return native.NativeNorm()
+        return native.NativeNorm(
             gain=self._keep(norm.gain_D), shift=None if norm.shift_D is None else self._keep(norm.shift_D)
         )
 

@@ -15,6 +15,11 @@ ABI = Path(native.__file__).with_name("abi.h")
 _KINDS = {ctypes.c_int32: "int32_t", ctypes.c_int64: "int64_t", ctypes.c_float: "float", ctypes.c_double: "double"}
 
 
+def name_of(structure: type) -> str:
+    """As C++ calls it: in Python some names are taken."""
+    return structure.__name__.removeprefix("Native")
+
+
 def declared() -> dict[str, list[tuple[str, str]]]:
     """Of each structure in abi.h its fields, by name and type; every pointer is called a pointer."""
     text = re.sub(r"//.*", "", ABI.read_text(encoding="utf-8"))
@@ -38,14 +43,14 @@ def mirrored(structure: type[ctypes.Structure]) -> list[tuple[str, str]]:
         if kind is native.RowSeconds:
             kind = ctypes.c_double
         plain = _KINDS.get(kind)
-        nested = kind.__name__ if issubclass(kind, ctypes.Structure) else "pointer"
+        nested = name_of(kind) if issubclass(kind, ctypes.Structure) else "pointer"
         fields.append((name, plain or nested))
     return fields
 
 
 def test_both_sides_declare_the_same() -> None:
-    assert declared() == {structure.__name__: mirrored(structure) for structure in native.STRUCTURES}
-    assert list(declared()) == [structure.__name__ for structure in native.STRUCTURES]
+    assert declared() == {name_of(structure): mirrored(structure) for structure in native.STRUCTURES}
+    assert list(declared()) == [name_of(structure) for structure in native.STRUCTURES]
 
 
 def test_a_library_of_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_a_greedy_answer_is_made_at_once() -> None:
     assert [event.token for event in events] == one.tokens
     assert [event.finish_reason is None for event in events] == [True] * 11 + [False]
     stats = engine.step_stats
-    assert (stats.steps, stats.batch_size, stats.generated_tokens, stats.running) == (12, 1, 12, 0)
+    assert (stats.steps, stats.batch_size, stats.generated_tokens, engine.idle) == (12, 1, 12, True)
 
 
 def test_each_token_has_its_own_time() -> None:
@@ -114,7 +114,7 @@ def test_whoever_waits_is_not_kept_waiting() -> None:
     for number in range(2):  # the second finds no room in the first step's encoder
         engine.add(Sequence(id=number, source_ids=SOUND, parameters=PLAIN))
     engine.step()
-    assert (backend.made_ahead, engine.step_stats.waiting) == ([], 1)
+    assert (backend.made_ahead, engine._scheduler.waiting) == ([], 1)
     engine.step()
     assert backend.made_ahead == [11]
 

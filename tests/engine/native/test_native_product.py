@@ -39,7 +39,7 @@ class Packed:
         library.pack(weight_OI.data_ptr(), outputs, inputs, DTYPES[dtype], *pointers)
         if bias_O is not None:
             self.bias[:outputs] = bias_O
-        self.matrix = native.Matrix(
+        self.matrix = native.NativeMatrix(
             outputs=outputs,
             inputs=inputs,
             dtype=DTYPES[dtype],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerBase
 
 from nash.data.examples import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
-from nash.data.rows import Row, file_digest, read_rows
+from nash.data.rows import TaskRow, file_digest, read_rows
 from nash.errors import RequestError
 from nash.modeling.folders import load_tokenizer
 from tests.nash.task_tokenizers import bpe_model, metaspace_bpe
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_rows(file: Path) -> None:
     file.write_text('{"source": "a b", "target": "x"}\n\n{"source": "c", "target": ["y", "z"], "more": 1}\n')
-    assert read_rows(file) == [Row(source="a b", targets=("x",)), Row(source="c", targets=("y", "z"))]
+    assert read_rows(file) == [TaskRow(source="a b", targets=("x",)), TaskRow(source="c", targets=("y", "z"))]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
@@ -87,13 +87,13 @@ def ids(text: str) -> list[int]:
     return [VOCABULARY[c] for c in text] + [EOS_ID]
 
 
-def pairs(dense_dir: Path, rows: list[Row], source: int = 99, target: int = 99) -> TokenizedPairs:
+def pairs(dense_dir: Path, rows: list[TaskRow], source: int = 99, target: int = 99) -> TokenizedPairs:
     tokenizer = load_tokenizer(dense_dir)
     return TokenizedPairs(rows, tokenizer, max_source_tokens=source, max_target_tokens=target)
 
 
 def test_every_target_makes_a_pair(dense_dir: Path) -> None:
-    made = pairs(dense_dir, [Row(source="ab", targets=("x", "yz")), Row(source="c", targets=("x",))])
+    made = pairs(dense_dir, [TaskRow(source="ab", targets=("x", "yz")), TaskRow(source="c", targets=("x",))])
     assert [made[i] for i in range(len(made))] == [
         {"input_ids": ids("ab"), "labels": ids("x"), "row": 1},
         {"input_ids": ids("ab"), "labels": ids("yz"), "row": 1},
@@ -125,7 +125,7 @@ LANGUAGES = {"src_lang": "en_XX", "tgt_lang": "it_IT"}
 def test_either_side_has_its_own_language(
     tokenizer: PreTrainedTokenizerBase, source: list[str], target: list[str]
 ) -> None:
-    row = Row(source="is is is is", targets=("the the the",))
+    row = TaskRow(source="is is is is", targets=("the the the",))
     made = TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=3)
     assert tokenizer.convert_ids_to_tokens(made.sources[0]) == source
     assert tokenizer.convert_ids_to_tokens(made.targets[0]) == target
@@ -145,16 +145,16 @@ def test_a_target_without_a_language_has_the_sources() -> None:
 
     tokenizer = Strict(vocab=SENTENCEPIECE, src_lang="en_XX")
     assert tokenizer.tgt_lang is None
-    made = TokenizedPairs([Row(source="is", targets=("the",))], tokenizer, max_source_tokens=3, max_target_tokens=3)
+    made = TokenizedPairs([TaskRow(source="is", targets=("the",))], tokenizer, max_source_tokens=3, max_target_tokens=3)
     assert tokenizer.convert_ids_to_tokens(made.targets[0]) == ["en_XX", "▁the", "</s>"]
 
 
 def test_a_cut_keeps_the_end_token(dense_dir: Path) -> None:
-    made = pairs(dense_dir, [Row(source="abcdef", targets=("xyz", "x"))], source=4, target=3)
+    made = pairs(dense_dir, [TaskRow(source="abcdef", targets=("xyz", "x"))], source=4, target=3)
     assert made[0] == {"input_ids": ids("abc"), "labels": ids("xy"), "row": 1}
     assert made[1] == {"input_ids": ids("abc"), "labels": ids("x"), "row": 1}
     assert made.cut == 3  # the source twice, the first target
-    assert pairs(dense_dir, [Row(source="abc", targets=("x",))], source=4, target=2).cut == 0
+    assert pairs(dense_dir, [TaskRow(source="abc", targets=("x",))], source=4, target=2).cut == 0
 
 
 def test_collator() -> None:

@@ -9,11 +9,15 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 
 from nash.data.formats import split_path
-from nash.data.rows import Row, data_digest, file_digest, read_rows
+from nash.data.rows import TaskRow, data_digest, file_digest, read_rows
 from nash.errors import RequestError
 from nash.recipes.recipe import DataLayout, FinetuneRecipe, read_recipe
 
-ROWS = [Row(source='a, "b"\nc', targets=("x",)), Row(source="007", targets=("NA",)), Row(source="ü", targets=("null",))]
+ROWS = [
+    TaskRow(source='a, "b"\nc', targets=("x",)),
+    TaskRow(source="007", targets=("NA",)),
+    TaskRow(source="ü", targets=("null",)),
+]
 COLUMNS = {"source": [row.source for row in ROWS], "target": [row.targets[0] for row in ROWS], "n": [1, 2, 3]}
 
 
@@ -53,7 +57,7 @@ def test_the_same_rows_in_every_format(write: Callable[[Path], Path], name: str,
 
 def test_tsv_has_no_quotes(tmp_path: Path) -> None:
     (tmp_path / "d.tsv").write_text('source\ttarget\n"a b\tx"y\n')
-    assert read_rows(tmp_path / "d.tsv") == [Row(source='"a b', targets=('x"y',))]
+    assert read_rows(tmp_path / "d.tsv") == [TaskRow(source='"a b', targets=('x"y',))]
 
 
 def test_columns_by_name_prefix_and_several_targets(tmp_path: Path) -> None:
@@ -61,9 +65,9 @@ def test_columns_by_name_prefix_and_several_targets(tmp_path: Path) -> None:
     path.write_text("en,it,it 2\nhello,ciao,salve\ndog,cane,\ncat,gatto,gatto\n")
     layout = DataLayout(source_column="en", target_columns=["it", "it 2"], prefix="translate: ")
     assert read_rows(path, layout) == [
-        Row(source="translate: hello", targets=("ciao", "salve")),
-        Row(source="translate: dog", targets=("cane",)),
-        Row(source="translate: cat", targets=("gatto",)),
+        TaskRow(source="translate: hello", targets=("ciao", "salve")),
+        TaskRow(source="translate: dog", targets=("cane",)),
+        TaskRow(source="translate: cat", targets=("gatto",)),
     ]
 
 
@@ -71,7 +75,7 @@ def test_a_value_within_a_column(tmp_path: Path) -> None:
     path = tmp_path / "d.parquet"
     Dataset.from_dict({"pair": [{"en": "dog", "it": ["cane", "cagna"]}], "a.b": ["x"]}).to_parquet(path)
     found = read_rows(path, DataLayout(source_column="pair.en", target_columns=["pair.it"]))
-    assert found == [Row(source="dog", targets=("cane", "cagna"))]
+    assert found == [TaskRow(source="dog", targets=("cane", "cagna"))]
     assert read_rows(path, DataLayout(source_column="a.b", target_columns=["pair.en"]))[0].source == "x"
     with pytest.raises(RequestError, match=r"row 1: column 'pair.de' is missing; there are 'pair', 'a.b'"):
         read_rows(path, DataLayout(source_column="pair.en", target_columns=["pair.de"]))
@@ -129,7 +133,7 @@ def test_other_encodings_are_refused(tmp_path: Path, name: str, place: int) -> N
 )
 def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
-    assert read_rows(tmp_path / name) == [Row(source="a", targets=("x",))]
+    assert read_rows(tmp_path / name) == [TaskRow(source="a", targets=("x",))]
 
 
 def test_a_cell_may_be_a_book(tmp_path: Path) -> None:

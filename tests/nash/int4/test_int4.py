@@ -13,7 +13,7 @@ from torch import Tensor
 from model_store.model.int4 import int4_matrices
 from model_store.model.model import INT4, Model
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.errors import NashError
 from nash.int4.calibration import _input_grams, calibrate, calibrated_copy, round_without_data
 from nash.modeling.folders import load_dense, load_tokenizer
@@ -37,7 +37,7 @@ def own_copy(directory: Path, to: Path) -> Path:
     return Path(shutil.copytree(directory, to))
 
 
-def pairs_of(folder: Path, rows: list[Row]) -> list[tuple[list[int], list[int]]]:
+def pairs_of(folder: Path, rows: list[TaskRow]) -> list[tuple[list[int], list[int]]]:
     tokenized = TokenizedPairs(rows, load_tokenizer(folder), max_source_tokens=64, max_target_tokens=64)
     return list(zip(tokenized.sources, tokenized.targets, strict=True))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nash.measuring.cost_model import MODERATE_SPARSITY, Choice, CostModel, Cut, Timing, choose, fastest, fit
+from nash.measuring.cost_model import MODERATE_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
 
 COSTS = CostModel(
     new_tokens=10,
@@ -87,25 +87,25 @@ def test_the_required_sparsity() -> None:
     assert math.isinf(COSTS.required_sparsity(2, dense_encoder_ms - 5.1))
 
 
-def chosen(speedup: float, most_sparsity: float = 0.9) -> Choice | None:
+def chosen(speedup: float, most_sparsity: float = 0.9) -> ShapeChoice | None:
     return choose(COSTS, DENSE_MS / speedup, decoder_layers=6, most_sparsity=most_sparsity)
 
 
 def test_as_many_decoder_layers_as_a_moderate_sparsity_allows() -> None:
     # Dense: 1 + 5 + 6 * 0.5 + 10 * (0.75 + 6 * 0.25) = 31.5 ms; a decoder layer is 3 ms, a tenth of the encoder 0.5.
     assert DENSE_MS == 31.5
-    assert chosen(31.5 / 30.5) == Choice(decoder_layers=6, encoder_sparsity=0.2)
-    assert chosen(31.5 / 29.0) == Choice(decoder_layers=6, encoder_sparsity=MODERATE_SPARSITY)
-    assert chosen(31.5 / 28.9) == Choice(decoder_layers=5, encoder_sparsity=0.0)
-    assert chosen(31.5 / 19.0) == Choice(decoder_layers=2, encoder_sparsity=0.1)
+    assert chosen(31.5 / 30.5) == ShapeChoice(decoder_layers=6, encoder_sparsity=0.2)
+    assert chosen(31.5 / 29.0) == ShapeChoice(decoder_layers=6, encoder_sparsity=MODERATE_SPARSITY)
+    assert chosen(31.5 / 28.9) == ShapeChoice(decoder_layers=5, encoder_sparsity=0.0)
+    assert chosen(31.5 / 19.0) == ShapeChoice(decoder_layers=2, encoder_sparsity=0.1)
 
 
 def test_beyond_that_one_layer_and_what_it_takes() -> None:
-    assert chosen(31.5 / 13.5) == Choice(decoder_layers=1, encoder_sparsity=0.6)
-    assert chosen(31.5 / 12.0) == Choice(decoder_layers=1, encoder_sparsity=0.9)
+    assert chosen(31.5 / 13.5) == ShapeChoice(decoder_layers=1, encoder_sparsity=0.6)
+    assert chosen(31.5 / 12.0) == ShapeChoice(decoder_layers=1, encoder_sparsity=0.9)
     assert chosen(31.5 / 11.9) is None
     assert chosen(31.5 / 13.5, most_sparsity=0.55) is None
-    assert chosen(31.5 / 30.5, most_sparsity=0.1) == Choice(decoder_layers=5, encoder_sparsity=0.0)
+    assert chosen(31.5 / 30.5, most_sparsity=0.1) == ShapeChoice(decoder_layers=5, encoder_sparsity=0.0)
 
 
 def test_what_is_chosen_meets_the_budget() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model_store.model.model import Model
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring.evaluate import evaluate, predict
 from nash.modeling.folders import load_dense, load_tokenizer
 from server.engine.interface.config import EngineConfig
@@ -55,7 +55,9 @@ def test_the_models_own_settings(folder: Path, fields: dict[str, Any]) -> None:
     answers = predict(Model.open(folder), SOURCES, CONFIG)
     assert answers == of_transformers(folder)
     assert answers != plain
-    rows = [Row(source=source, targets=("a target", answer)) for source, answer in zip(SOURCES, answers, strict=True)]
+    rows = [
+        TaskRow(source=source, targets=("a target", answer)) for source, answer in zip(SOURCES, answers, strict=True)
+    ]
     assert evaluate(Model.open(folder), rows, "exact", CONFIG).metrics == {"exact_match": 100.0}
 
 

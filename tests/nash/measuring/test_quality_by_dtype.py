@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from model_store.model.model import Model
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.measuring import by_dtype as quality
 from nash.measuring.by_dtype import quality_by_dtype, quality_record
 from nash.measuring.evaluate import Evaluation
@@ -14,7 +14,7 @@ from tests.quality_records import record
 from tests.tiny_models import model_without_files
 
 CONFIG = EngineConfig(max_source_tokens=64, max_new_tokens=32)
-ROWS = [Row(source="a", targets=("b",))] * 100
+ROWS = [TaskRow(source="a", targets=("b",))] * 100
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_down_to_the_first_that_holds(
     """Of an error rate: less is better."""
     asked: list[str] = []
 
-    def made_up(model: Model, rows: list[Row], kind: str, config: EngineConfig, watch: Watch) -> Evaluation:
+    def made_up(model: Model, rows: list[TaskRow], kind: str, config: EngineConfig, watch: Watch) -> Evaluation:
         asked.append(config.dtype)
         return Evaluation(n=len(rows), metrics={"word_error_rate": figures[config.dtype]})
 
@@ -70,10 +70,16 @@ def test_what_is_recorded_is_not_evaluated_again(monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_prefix_or_other_answers_are_other_data() -> None:
-    def digest(*rows: Row) -> str:
+    def digest(*rows: TaskRow) -> str:
         return quality_record({"exact_match": 80.0}, "exact", CONFIG, rows, "test").data
 
-    a, b = Row(source="a", targets=("b",)), Row(source="c", targets=("d", "e"))
-    others = [[b, a], [a], [a, b, b], [Row(source="say a", targets=("b",)), b], [a, Row(source="c", targets=("d",))]]
+    a, b = TaskRow(source="a", targets=("b",)), TaskRow(source="c", targets=("d", "e"))
+    others = [
+        [b, a],
+        [a],
+        [a, b, b],
+        [TaskRow(source="say a", targets=("b",)), b],
+        [a, TaskRow(source="c", targets=("d",))],
+    ]
     assert digest(a, b) == digest(a, b)
     assert len({digest(a, b), *(digest(*rows) for rows in others)}) == 1 + len(others)

@@ -10,7 +10,7 @@ import torch
 from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.model.spec import EncoderLayerSpec, ModelSpec
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.errors import RequestError
 from nash.measuring.cost_model import CostModel, Timing
 from nash.measuring.latency import Latency, Workload
@@ -203,7 +203,7 @@ def test_the_engine_measures(dense_dir: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_lengths_come_from_the_data(dense_dir: Path) -> None:
     """Means, the end token counted; what the recipe says stays."""
-    rows = [Row(source="ab", targets=("abc",)), Row(source="abcdefghij", targets=("a",))]
+    rows = [TaskRow(source="ab", targets=("abc",)), TaskRow(source="abcdefghij", targets=("a",))]
     data = DataRecipe(train=Path("t"), validation=Path("v"), max_source_tokens=9)
     tokenizer = load_tokenizer(dense_dir)
     assert workload_of(WorkloadRecipe(batch=4), data, rows, tokenizer) == Workload(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.data.rows import Row
+from nash.data.rows import TaskRow
 from nash.errors import RequestError
 from nash.measuring.evaluate import predict
 from nash.pruning.prune import prune
@@ -135,7 +135,7 @@ def test_rows_without_an_answer_keep_their_targets(task: Path, tmp_path: Path) -
     from nash.training.teacher_answers import with_teacher_answers
 
     data = recipe_of(task).data
-    rows = [Row(source="a", targets=("x",)), Row(source="b", targets=("y", "z"))]
+    rows = [TaskRow(source="a", targets=("x",)), TaskRow(source="b", targets=("y", "z"))]
     (tmp_path / FILE).write_text('" "\n"found"\n')
     answered = with_teacher_answers(rows, Model.open(task / "dense"), data, tmp_path, Console(quiet=True))
-    assert answered == [rows[0], Row(source="b", targets=("found",))]
+    assert answered == [rows[0], TaskRow(source="b", targets=("found",))]

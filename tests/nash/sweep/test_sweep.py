@@ -16,7 +16,7 @@ import pytest
 
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.pruning.run import Run as PruneRun
+from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk as whole_walk
 from nash.run import disk
 from nash.sweep import latency as sweep_latency

@@ -17,7 +17,7 @@ QUERIES = 4  # queries that a thread attends with at once, each with its own sco
 PRIVATE_ROWS = 4  # rows that each thread may convert for itself
 
 
-class Matrix(Structure):
+class NativeMatrix(Structure):
     _fields_ = (
         ("outputs", c_int32),
         ("inputs", c_int32),
@@ -30,18 +30,18 @@ class Matrix(Structure):
     )
 
 
-class Norm(Structure):
+class NativeNorm(Structure):
     _fields_ = (("gain", c_void_p), ("shift", c_void_p))
 
 
-class Attention(Structure):
+class NativeAttention(Structure):
     _fields_ = (
         ("heads", c_int32),
         ("reserved", c_int32),
-        ("queries", Matrix),
-        ("keys_values", Matrix),
-        ("out", Matrix),
-        ("after", Norm),
+        ("queries", NativeMatrix),
+        ("keys_values", NativeMatrix),
+        ("out", NativeMatrix),
+        ("after", NativeNorm),
         ("keys", c_void_p),
         ("values", c_void_p),
         ("slot_stride", c_int64),
@@ -51,12 +51,12 @@ class Attention(Structure):
     )
 
 
-class FeedForward(Structure):
-    _fields_ = (("gate", Matrix), ("into", Matrix), ("out", Matrix), ("after", Norm))
+class NativeFeedForward(Structure):
+    _fields_ = (("gate", NativeMatrix), ("into", NativeMatrix), ("out", NativeMatrix), ("after", NativeNorm))
 
 
 class Layer(Structure):
-    _fields_ = (("self", Attention), ("cross", Attention), ("ffn", FeedForward))
+    _fields_ = (("self", NativeAttention), ("cross", NativeAttention), ("ffn", NativeFeedForward))
 
 
 class Stack(Structure):
@@ -75,8 +75,8 @@ class Stack(Structure):
         ("embedding", c_void_p),
         ("positions", c_void_p),
         ("unplaced_token", c_int64),
-        ("embedding_norm", Norm),
-        ("output", Matrix),
+        ("embedding_norm", NativeNorm),
+        ("output", NativeMatrix),
     )
 
 
@@ -111,7 +111,7 @@ class Workspace(Structure):
 RowSeconds = c_double * 4
 
 
-class Progress(Structure):
+class NativeProgress(Structure):
     _fields_ = (
         ("part", c_int32),
         ("layer", c_int32),
@@ -139,15 +139,15 @@ class Ahead(Structure):
 
 # As in abi.h, in the same order.
 STRUCTURES: tuple[type[Structure], ...] = (
-    Matrix,
-    Norm,
-    Attention,
-    FeedForward,
+    NativeMatrix,
+    NativeNorm,
+    NativeAttention,
+    NativeFeedForward,
     Layer,
     Stack,
     Rows,
     Workspace,
-    Progress,
+    NativeProgress,
     Ahead,
 )
 
@@ -179,7 +179,7 @@ class Library:
         self.pack.restype = None
         passed = (POINTER(Rows), POINTER(Workspace), c_void_p)
         self.encode = library.nash_encode
-        self.encode.argtypes = (POINTER(Stack), POINTER(Stack), *passed, POINTER(Progress), c_double)
+        self.encode.argtypes = (POINTER(Stack), POINTER(Stack), *passed, POINTER(NativeProgress), c_double)
         self.encode.restype = c_int32
         self.decode = library.nash_decode
         self.decode.argtypes, self.decode.restype = (POINTER(Stack), *passed, c_void_p), None
