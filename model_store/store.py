@@ -123,7 +123,7 @@ class Store:
 
     @_naming_disk_errors
     def resolve(self, ref: Ref | str) -> StoredVersion:
-        """The version that a reference names now; a bare name means its alias `default`, otherwise the latest version.
+        """The version that a reference names now; a bare name means its alias `default`, else `dense`, else the oldest.
 
         Raises:
             InvalidRequestError: the reference is malformed.

@@ -14,7 +14,7 @@ from model_store.find import FoundModel, find_model
 from model_store.model.model import TOKENIZER, WEIGHTS, Model
 from model_store.model.spec import ModelSpec
 from model_store.store import Store
-from model_store.version.ref import check_name
+from model_store.version.ref import DENSE_ALIAS, check_name
 from model_store.version.source import check_publishable, list_files
 from nash.data.formats import check_obtainable, is_split_folder, needs_datasets, split_path
 from nash.data.lengths import check_lengths
@@ -31,7 +31,6 @@ from server.engine.capabilities import check_machine
 from server.engine.interface.config import EngineConfig
 
 FIRST_ROWS = 1000  # a file may have gigabytes; the work itself checks the remaining rows
-DENSE_ALIAS = "dense"
 
 Recipe = TypeVar("Recipe", FinetuneRecipe, PruneRecipe)
 

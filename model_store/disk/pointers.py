@@ -14,9 +14,8 @@ from pathlib import Path
 from model_store.disk.files import link_if_absent, make_folder, write_new
 from model_store.disk.paths import Paths, number_name, parse_number
 from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError
-from model_store.version.ref import Ref, check_name
+from model_store.version.ref import MEANT_BY_A_NAME, Ref, check_name
 
-DEFAULT_ALIAS = "default"
 _DIGEST = re.compile(rb"([0-9a-f]{64})\n")
 
 
@@ -135,7 +134,9 @@ def _alias_version(paths: Paths, name: str, alias: str) -> int | None:
 
 
 def find_version(paths: Paths, ref: Ref) -> int:
-    """The version number a reference names now; a bare name means its alias `default`, otherwise the latest version.
+    """The version number a reference names now. A bare name means its alias `default`, else `dense`, else the oldest.
+
+    The oldest, because a name is published dense first; the newest could be anything that was pruned from it since.
 
     Raises:
         NotFoundError: there is no such name, alias or version, or it was removed.
@@ -145,10 +146,11 @@ def find_version(paths: Paths, ref: Ref) -> int:
     if not live:
         raise NotFoundError(f"model {ref.name!r} is not in the store {paths.root}: `nash models ls` lists what is")
     version = ref.version
-    if version is None:
-        move = read_alias(paths, ref.name, ref.alias or DEFAULT_ALIAS)
-        if move is None and ref.alias is None:
-            return live[-1]
+    if version is None and ref.alias is None:
+        moves = (read_alias(paths, ref.name, alias) for alias in MEANT_BY_A_NAME)
+        version = next((move.version for move in moves if move is not None), live[0])
+    elif version is None:
+        move = read_alias(paths, ref.name, ref.alias or "")
         if move is None:
             known = _listed(alias_names(paths, ref.name))
             raise NotFoundError(f"model {ref.name!r} has no alias {ref.alias!r}: it has {known}")

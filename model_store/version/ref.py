@@ -8,6 +8,10 @@ from model_store.errors import InvalidRequestError
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,12}")
 
+DEFAULT_ALIAS, DENSE_ALIAS = "default", "dense"
+# What a bare NAME means, the first that there is: in the store among its aliases, in a request among what is loaded.
+MEANT_BY_A_NAME = (DEFAULT_ALIAS, DENSE_ALIAS)
+
 
 def check_name(value: str, what: str) -> str:
     """Return `value` if it is a legal name or alias.

@@ -9,13 +9,14 @@ from rich.console import Console
 from model_store.model.model import Model
 from model_store.store import Store
 from model_store.version.quality import QualityRecord
+from model_store.version.ref import DENSE_ALIAS
 from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable, evaluation_config
 from nash.measuring.by_dtype import quality_by_dtype
 from nash.measuring.report import Report, Side
 from nash.measuring.speedup import SpeedPlan, engine_measure, make_plan
 from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
-from nash.preflight import DENSE_ALIAS, check_apart
+from nash.preflight import check_apart
 from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk
 from nash.pruning.task import Task, gate_kinds, prepare, texts_of

@@ -9,7 +9,7 @@ from model_store.find import FoundModel, find_model
 from model_store.model.model import TOKENIZER, WEIGHTS
 from model_store.store import Store
 from model_store.version.quality import QualityRecord
-from model_store.version.ref import Ref
+from model_store.version.ref import DEFAULT_ALIAS, Ref
 from server.engine.capabilities import AUTO, check_calibrated, engine_name, why_not
 from server.engine.dtype_choice import with_dtype
 from server.engine.errors import LoadError
@@ -35,6 +35,11 @@ class ResolvedVariant:
     def version(self) -> int | None:
         """Its version number in the store; None for a model from outside the store."""
         return None if self.found.version is None else self.found.version.version
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the store's alias `default` named this version when it was loaded."""
+        return self.found.version is not None and DEFAULT_ALIAS in self.found.version.aliases
 
     @property
     def digest(self) -> str | None:

@@ -19,6 +19,8 @@ class Named(Protocol):
     def version(self) -> int | None: ...
     @property
     def ref(self) -> str: ...
+    @property
+    def is_default(self) -> bool: ...
 
 
 V = TypeVar("V", bound=Named)
@@ -27,8 +29,8 @@ V = TypeVar("V", bound=Named)
 def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     """The variant that a request's `model` names; without a model, the first one.
 
-    A bare NAME means the family: its `dense` variant if loaded, otherwise its first loaded one. A version number also
-    finds a variant that was loaded by alias.
+    A bare NAME means the family: the variant that its alias `default` names if loaded, else `dense`, else the first
+    one. A version number also finds a variant that was loaded by alias.
 
     Raises:
         InvalidInputError: the text is not a REF.
@@ -50,7 +52,7 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     if not found:
         names = ", ".join(candidate.ref for candidate in loaded)
         raise NotServedError(f"model {ref_text!r} is not loaded: use one of {names}")
-    return dense_or_first(found)
+    return next((candidate for candidate in found if candidate.is_default), dense_or_first(found))
 
 
 def dense_or_first(variants: Sequence[V]) -> V:

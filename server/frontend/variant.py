@@ -35,6 +35,7 @@ class Variant:
         self.variant = resolved.variant
         self.version = resolved.version
         self.ref = resolved.ref
+        self.is_default = resolved.is_default
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
         self.supervisor = Supervisor(

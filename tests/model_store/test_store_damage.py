@@ -84,7 +84,7 @@ def test_torn_version_pointer(store: Store, model_dir: Path) -> None:
     assert (problem.ref, problem.file) == ("g2p:1", "version pointer")
     again = store.publish("g2p", model_dir)
     assert (again.version, again.created) == (2, True)
-    assert store.resolve("g2p").version == 2
+    assert store.resolve("g2p:2").version == 2
 
 
 def test_torn_alias_pointer(store: Store, model_dir: Path) -> None:
@@ -129,7 +129,7 @@ def test_manifest_of_a_newer_program(store: Store, model_dir: Path) -> None:
     blob.write_bytes(data)
     (store.root / "models/g2p/versions/000002").write_text(f"{digest}\n")
     with pytest.raises(UnknownSchemaError, match="schema 2"):
-        store.resolve("g2p")
+        store.resolve("g2p:2")
     assert [problem.ref for problem in store.verify()] == ["g2p:2"]
     assert store.resolve("g2p:1").version == 1
 

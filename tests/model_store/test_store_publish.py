@@ -95,12 +95,14 @@ def test_alias_moves_are_generations(store: Store, model_dir: Path) -> None:
     assert store.tag("g2p@live", "other").aliases == ("live", "other")
 
 
-def test_bare_name_is_default_else_latest(store: Store, model_dir: Path) -> None:
-    store.publish("g2p", model_dir)
-    store.publish("g2p", model_dir, metrics={"n": 2.0})
-    assert store.resolve("g2p").version == 2
-    store.tag("g2p:1", "default")
+def test_a_bare_name_is_default_else_dense_else_the_oldest(store: Store, model_dir: Path) -> None:
+    for number in (1.0, 2.0, 3.0):
+        store.publish("g2p", model_dir, metrics={"n": number})
     assert store.resolve("g2p").version == 1
+    store.tag("g2p:2", "dense")
+    assert store.resolve("g2p").version == 2
+    store.tag("g2p:3", "default")
+    assert store.resolve("g2p").version == 3
     assert store.resolve("g2p:0002").version == 2
 
 

@@ -11,6 +11,7 @@ class Loaded:
     model: str
     variant: str
     version: int | None = None
+    is_default: bool = False
 
     @property
     def ref(self) -> str:
@@ -47,6 +48,13 @@ def test_what_is_not_loaded_is_answered_with_what_is(ref: str) -> None:
 def test_what_is_no_ref_is_refused(ref: str) -> None:
     with pytest.raises(InvalidInputError, match="not valid"):
         route(ref, LOADED)
+
+
+def test_a_bare_name_is_the_default_variant_where_it_is_loaded() -> None:
+    default = Loaded("g2p", "v3", 3, is_default=True)
+    assert route("g2p", [*LOADED, default]) is default
+    assert route("g2p@dense", [*LOADED, default]) is DENSE
+    assert baseline_of("g2p", [*LOADED, default]) is DENSE, "what is compared with is not what is called"
 
 
 def test_families_and_baselines() -> None:
