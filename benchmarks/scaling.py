@@ -64,7 +64,7 @@ def measure(shape: Shape, options: argparse.Namespace, batch: int) -> dict[str, 
             "encoder_layers": len(spec.encoder),
             "encoder_sparsity": round(spec.encoder_sparsity, 4) if len(spec.encoder) == shape.layers else 0.0,
             "step_ms": latency.step_ms,
-            "encode_ms": latency.encode_ms,
+            "encode_ms": latency.encoder_ms,
             "total_ms": latency.total_ms,
         }
         for spec, latency in zip(specs, latencies, strict=True)

@@ -22,7 +22,8 @@ from benchmarks.environment import environment
 from benchmarks.shapes import ENCODER_SPARSITY, NAMED, Shape, config_of
 from model_store.model.config import spec_of
 from model_store.model.spec import DecoderLayerSpec, ModelSpec
-from nash.measuring.latency import Latency, Workload, measure_turns, quantile, speedup_quartiles
+from nash.measuring.figures import Latency
+from nash.measuring.latency import Workload, measure_turns, quantile, speedup_quartiles
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 DTYPES = ("float32", "int8")
@@ -75,7 +76,7 @@ def row(name: str, latency: Latency, turns: dict[str, list[Latency]], dense: Lat
     """One model's figures beside the dense one's."""
     return {
         "model": name,
-        "encode_ms": latency.encode_ms,
+        "encode_ms": latency.encoder_ms,
         "step_ms": latency.step_ms,
         "total_ms": latency.total_ms,
         "speedup": dense.total_ms / latency.total_ms,

@@ -69,7 +69,9 @@ def command(
             )
         for model, choice, config, latency in zip(resolved, choices, configs, latencies, strict=True):
             named = {"ref": model.ref, "dtype": choice.dtype, "dtype_why": choice.why, "engine": engine_name(config)}
-            rows.append(named | {"threads": torch.get_num_threads()} | lengths | vars(latency))
+            times = {"encode_ms": latency.encoder_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
+            times["tokens_per_s"] = 1e3 * size * new_tokens / latency.total_ms
+            rows.append(named | {"threads": torch.get_num_threads()} | lengths | times)
     if as_json:
         print_json(rows)
     else:

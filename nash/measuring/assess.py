@@ -9,9 +9,9 @@ from rich.console import Console
 from model_store.model.model import Model
 from nash.data.rows import TaskRow
 from nash.measuring.evaluate import evaluate
+from nash.measuring.figures import Figures
 from nash.measuring.latency import (
     FAST,
-    Latency,
     Workload,
     check_workload,
     measure_turns,
@@ -32,21 +32,6 @@ LATENCY_REPEATS = 41  # one request takes milliseconds, and more repeats keep th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """One model's metrics on the test rows, and its latencies in milliseconds."""
-
-    metrics: dict[str, float]
-    encoder_ms: float
-    step_ms: float
-    total_ms: float
-
-    @classmethod
-    def of(cls, metrics: dict[str, float], latency: Latency) -> Self:
-        """The metrics and latencies combined."""
-        return cls(metrics=metrics, encoder_ms=latency.encode_ms, step_ms=latency.step_ms, total_ms=latency.total_ms)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Assessment:
     """Figures of a dense model, and of one pruned from it, on `n` test rows and under a workload."""
 
@@ -58,7 +43,10 @@ class Assessment:
 
     def document(self) -> dict[str, Any]:
         """The assessment as one JSON object."""
-        return asdict(self)
+        return asdict(self) | {
+            "dense": self.dense.document(),
+            "pruned": None if self.pruned is None else self.pruned.document(),
+        }
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
@@ -67,8 +55,8 @@ class Assessment:
         return cls(
             n=document["n"],
             workload=Workload(**document["workload"]),
-            dense=Figures(**document["dense"]),
-            pruned=None if pruned is None else Figures(**pruned),
+            dense=Figures.of(document["dense"]),
+            pruned=None if pruned is None else Figures.of(pruned),
             speedup_quartiles=None if quartiles is None else tuple(quartiles),
         )
 
@@ -118,7 +106,7 @@ def assess(
     with Stage(title, console, LATENCY_REPEATS, unit="turns", steady=True) as stage:
         engines = [Engine.load(model, measured.config) for model in models.values()]
         turns = measure_turns(engines, measured, LATENCY_REPEATS, stage.update)
-    figures = [Figures.of(each, quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
+    figures = [Figures(metrics=each, latency=quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
     if pruned is None:
         return Assessment(n=len(rows), workload=measured, dense=figures[0])
     return Assessment(

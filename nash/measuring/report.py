@@ -5,26 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from model_store.store import StoredVersion
-from nash.measuring.assess import Figures
+from nash.measuring.figures import MeasuredModel
 from nash.measuring.latency import Workload
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """One model's figures. Latencies are those of the fast runs of a whole batch of requests on this machine."""
-
-    metrics: dict[str, float]
-    parameters: int
-    bytes: int
-    encoder_ms: float
-    step_ms: float
-    total_ms: float
-
-    @classmethod
-    def of(cls, stored: StoredVersion, figures: Figures) -> "Side":
-        """Combine the measured figures with what the store knows about a model."""
-        return cls(parameters=stored.manifest.spec.parameters, bytes=stored.manifest.spec.bytes, **vars(figures))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +29,17 @@ class Report:
     vocab_size: int
     asked: float | None = None
     predicted: float | None = None
-    dense: Side
-    pruned: Side
+    dense: MeasuredModel
+    pruned: MeasuredModel
 
     @property
     def speedup(self) -> float:
         """How many times faster the engine answers the workload's requests."""
-        return self.dense.total_ms / self.pruned.total_ms
+        return self.dense.latency.total_ms / self.pruned.latency.total_ms
 
     def document(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        document = asdict(self)
+        document = asdict(self) | {"dense": self.dense.document(), "pruned": self.pruned.document()}
         document |= document.pop("workload")
         document["speedup"] = self.speedup
         if self.asked is None:
@@ -81,9 +63,9 @@ class Report:
         figures = (
             ("parameters (millions)", self.dense.parameters / 1e6, self.pruned.parameters / 1e6),
             ("megabytes", self.dense.bytes / 1e6, self.pruned.bytes / 1e6),
-            ("encoder ms", self.dense.encoder_ms, self.pruned.encoder_ms),
-            ("decode step ms", self.dense.step_ms, self.pruned.step_ms),
-            ("total ms", self.dense.total_ms, self.pruned.total_ms),
+            ("encoder ms", self.dense.latency.encoder_ms, self.pruned.latency.encoder_ms),
+            ("decode step ms", self.dense.latency.step_ms, self.pruned.latency.step_ms),
+            ("total ms", self.dense.latency.total_ms, self.pruned.latency.total_ms),
         )
         if self.vocab_size != self.dense_vocab_size:
             ratio = f"{self.dense_vocab_size / self.vocab_size:.2f}x"

@@ -12,7 +12,8 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.errors import RequestError
 from nash.measuring.cost_model import MOST_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
-from nash.measuring.latency import Latency, Workload, measure_for, quantile, torch_threads_kept
+from nash.measuring.figures import Latency
+from nash.measuring.latency import Workload, measure_for, quantile, torch_threads_kept
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 # A larger relative miss is corrected. This is half of the promised tenth, because measurements have errors as well.
@@ -167,7 +168,7 @@ def cut_of(spec: ModelSpec) -> Cut:
 
 def timing_of(latency: Latency) -> Timing:
     """The encoder's time, and all the rest as the decoder's."""
-    return Timing(encode_ms=latency.encode_ms, decode_ms=latency.total_ms - latency.encode_ms)
+    return Timing(encode_ms=latency.encoder_ms, decode_ms=latency.total_ms - latency.encoder_ms)
 
 
 def engine_measure(dense: Model, workload: Workload) -> Measure:

@@ -7,12 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from model_store.model.model import Model
-from model_store.store import Store
+from model_store.store import Store, StoredVersion
 from model_store.version.quality import QualityRecord
 from model_store.version.ref import DENSE_ALIAS
 from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable, evaluation_config
 from nash.measuring.by_dtype import quality_by_dtype
-from nash.measuring.report import Report, Side
+from nash.measuring.figures import Figures, MeasuredModel
+from nash.measuring.report import Report
 from nash.measuring.speedup import SpeedPlan, engine_measure, make_plan
 from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
@@ -168,6 +169,11 @@ def publish(
         vocab_size=summary.vocab_size,
         asked=None if plan is None else plan.asked,
         predicted=None if plan is None else plan.predicted,
-        dense=Side.of(dense, found.dense),
-        pruned=Side.of(stored, found.pruned),
+        dense=_measured(dense, found.dense),
+        pruned=_measured(stored, found.pruned),
     )
+
+
+def _measured(stored: StoredVersion, figures: Figures) -> MeasuredModel:
+    spec = stored.manifest.spec
+    return MeasuredModel(figures=figures, parameters=spec.parameters, bytes=spec.bytes)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from model_store.model.model import Model
-from nash.measuring.latency import FAST, Latency, Workload, measure_for, quantile, speedup_quartiles, torch_threads_kept
+from nash.measuring.figures import Latency
+from nash.measuring.latency import FAST, Workload, measure_for, quantile, speedup_quartiles, torch_threads_kept
 from nash.run.progress import Watch
 from server.engine.engine import Engine
 

@@ -7,25 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
+from nash.measuring.figures import MeasuredModel
 from nash.measuring.latency import Workload
 from nash.measuring.metrics import HEADLINE, LOWER_IS_BETTER, quality
 from nash.recipes.recipe import MetricKind
 from nash.recipes.sweep import Shape
 from nash.sweep.frontier import Spread, fastest_within, frontier, grouped
 from nash.sweep.latency import BUSY
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseFigures:
-    """The model that every point starts from. Latencies are means over the measurements made beside the points."""
-
-    metrics: dict[str, float]
-    decoder_layers: int
-    parameters: int
-    bytes: int
-    encoder_ms: float
-    step_ms: float
-    total_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +26,15 @@ class PointFigures:
     decoder_layers: int
     encoder_cut: float  # the share of the encoder's prunable weights that was cut: near the requested sparsity
     seed: int
-    metrics: dict[str, float]
-    parameters: int
-    bytes: int
-    encoder_ms: float
-    step_ms: float
-    total_ms: float
+    measured: MeasuredModel
     speedup: float
     speedup_quartiles: tuple[float, float]  # of the ratios turn by turn
     ref: str | None = None  # the published version, if any
 
     def document(self) -> dict[str, Any]:
         """The point as one JSON object; it has `ref` only if the point was published."""
-        document = asdict(self)
+        document = asdict(self) | self.measured.document()
+        del document["measured"]
         document["shape"] = self.shape.slug
         document["encoder_sparsity"] = self.shape.encoder_sparsity
         if self.ref is None:
@@ -113,7 +97,8 @@ class SweepReport:
     n: int
     workload: Workload
     quality_kept: float
-    dense: DenseFigures
+    dense: MeasuredModel  # latencies are means over the measurements beside the points
+    dense_layers: int  # of the decoder
     points: list[PointFigures]
     failures: list[Failure]
     busyness: float
@@ -127,9 +112,9 @@ class SweepReport:
                 method=method,
                 shape=shape,
                 points=points,
-                quality=Spread.of([quality(self.metric, point.metrics) for point in points]),
+                quality=Spread.of([quality(self.metric, point.measured.metrics) for point in points]),
                 speedup=Spread.of([point.speedup for point in points]),
-                metrics={name: Spread.of([p.metrics[name] for p in points]) for name in self.dense.metrics},
+                metrics={name: Spread.of([p.measured.metrics[name] for p in points]) for name in self.dense.metrics},
             )
             for (method, shape), points in groups.items()
         ]
@@ -205,7 +190,7 @@ class SweepReport:
         asked = shape.shape.decoder_layers
         which = f" ({', '.join(map(str, asked))})" if isinstance(asked, tuple) else ""
         return (
-            f"{method}{shape.decoder_layers} of {self.dense.decoder_layers} decoder layers{which}, "
+            f"{method}{shape.decoder_layers} of {self.dense_layers} decoder layers{which}, "
             f"{shape.encoder_cut:.0%} of the encoder cut"
         )
 
@@ -217,7 +202,7 @@ class SweepReport:
             "quality": self.quality_name,
             "n": self.n,
             "workload": asdict(self.workload),
-            "dense": asdict(self.dense) | {"quality": self.dense_quality},
+            "dense": self.dense.document() | {"decoder_layers": self.dense_layers, "quality": self.dense_quality},
             "points": [point.document() for point in self.points],
             "shapes": [shape.document() for shape in self.shapes],
             "frontier": [shape.document() for shape in self.frontier],
@@ -241,7 +226,7 @@ class SweepReport:
             table.add_column(column, justify="right")
         dense = f"{self.dense.metrics[metric]:.2f}"
         mark = " *" if self.dense_on_frontier else ""
-        table.add_row("dense" + mark, str(self.dense.decoder_layers), "0%", dense, "1.00x", "")
+        table.add_row("dense" + mark, str(self.dense_layers), "0%", dense, "1.00x", "")
         for shape in self.shapes:
             table.add_row(
                 shape.method + (" *" if shape in self.frontier else ""),

@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,9 +19,10 @@ from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
 from model_store.store import Store
 from nash.errors import DiskFullError, NashError, RequestError
-from nash.measuring.assess import Assessment, Figures, evaluation_config
+from nash.measuring.assess import Assessment, evaluation_config
 from nash.measuring.evaluate import evaluate
-from nash.measuring.latency import Latency, Workload, check_workload
+from nash.measuring.figures import Figures, Latency, MeasuredModel
+from nash.measuring.latency import Workload, check_workload
 from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
@@ -38,7 +38,7 @@ from nash.run.lineage import portable
 from nash.run.progress import Stage, duration
 from nash.sweep.latency import SideBySide, measure_block
 from nash.sweep.page import write_report
-from nash.sweep.report import DenseFigures, Failure, PointFigures, SweepReport
+from nash.sweep.report import Failure, PointFigures, SweepReport
 from server.engine.errors import EngineError
 
 # In a point's folder: its figures on the test rows, written when it is trained, and its speed, once all points are.
@@ -179,7 +179,7 @@ def _train_points(points: Sequence[Point], task: Task, out: Path, console: Conso
 
 
 def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
-    room = _size(task.model)["bytes"]
+    room = task.model.tensor_bytes
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
         walk(PruneRun(point.recipe, task, run, console, answers=out))
@@ -229,12 +229,8 @@ def _report(
         n=len(task.test_rows),
         workload=workload,
         quality_kept=recipe.quality_kept,
-        dense=DenseFigures(
-            metrics=dense,
-            decoder_layers=len(task.spec.decoder),
-            **_size(task.model),
-            **_side_of(Latency(**means)),
-        ),
+        dense=_measured(task.model, dense, Latency(**means)),
+        dense_layers=len(task.spec.decoder),
         points=[_figures(point, side, out) for point, side in zip(points, latencies, strict=True)],
         failures=list(failures),
         busyness=max(side.busyness for side in latencies),
@@ -250,11 +246,9 @@ def _figures(point: Point, latency: SideBySide, out: Path) -> PointFigures:
         decoder_layers=len(model.spec.decoder),
         encoder_cut=model.spec.encoder_sparsity,
         seed=point.seed,
-        metrics=read_json(_folder(out, point) / QUALITY),
+        measured=_measured(model, read_json(_folder(out, point) / QUALITY), latency.pruned),
         speedup=latency.speedup,
         speedup_quartiles=latency.speedup_quartiles,
-        **_size(model),
-        **_side_of(latency.pruned),
     )
 
 
@@ -262,13 +256,9 @@ def _latency(point: Point, out: Path) -> SideBySide:
     return SideBySide.of(read_json(_folder(out, point) / LATENCY))
 
 
-def _side_of(latency: Latency) -> dict[str, Any]:
-    """The latencies of a model that reports contain."""
-    return {"encoder_ms": latency.encode_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
-
-
-def _size(model: Model) -> dict[str, Any]:
-    return {"parameters": model.parameters, "bytes": model.tensor_bytes}
+def _measured(model: Model, metrics: dict[str, float], latency: Latency) -> MeasuredModel:
+    figures = Figures(metrics=metrics, latency=latency)
+    return MeasuredModel(figures=figures, parameters=model.parameters, bytes=model.tensor_bytes)
 
 
 def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:
@@ -277,8 +267,8 @@ def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, floa
     found = Assessment(
         n=len(task.test_rows),
         workload=workload,
-        dense=Figures.of(dense, latency.dense),
-        pruned=Figures.of(metrics, latency.pruned),
+        dense=Figures(metrics=dense, latency=latency.dense),
+        pruned=Figures(metrics=metrics, latency=latency.pruned),
         speedup_quartiles=latency.speedup_quartiles,
     )
     return publish(point.recipe, task, _folder(out, point), store, found).ref

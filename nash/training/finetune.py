@@ -16,8 +16,8 @@ from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
 from nash.data.rows import TaskRow, read_rows
 from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable
+from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
-from nash.measuring.report import Side
 from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, new_t5, save_model
 from nash.precision import check_precisions, choose_precision
 from nash.recipes.recipe import FinetuneRecipe
@@ -36,11 +36,11 @@ class FinetuneReport:
     ref: str
     digest: str | None
     n: int
-    dense: Side
+    dense: MeasuredModel
 
     def document(self) -> dict[str, Any]:
         """The report as one JSON object, of the shape that `nash prune` prints, with nothing pruned in it."""
-        return {**asdict(self), "pruned": None, "speedup": None}
+        return {**asdict(self), "dense": self.dense.document(), "pruned": None, "speedup": None}
 
 
 def finetune(
@@ -88,7 +88,7 @@ def finetune(
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
     trained = Model.open(folder)
-    side = Side(parameters=trained.parameters, bytes=trained.tensor_bytes, **vars(found.dense))
+    side = MeasuredModel(figures=found.dense, parameters=trained.parameters, bytes=trained.tensor_bytes)
     return FinetuneReport(ref=ref, digest=digest, n=found.n, dense=side)
 
 

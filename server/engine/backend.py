@@ -29,7 +29,7 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyStep:
-    """What one step of `AheadBackend.decode_ahead` chose, by row of its feed."""
+    """What one step of `decode_ahead` chose, by row of its feed."""
 
     tokens: list[int]
     max_logits: list[float]  # the highest logit; NaN or infinite if the row is not finite
@@ -46,6 +46,10 @@ class Backend(Protocol):
     def path(self) -> str | None:
         """How the last `decode` ran, "graph" or "eager"; None if the backend replays nothing."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `decode_ahead` ever makes steps; if not, the engine need not find out whether it may."""
+
     def encode(self, sources: Collection[list[int]], slots: Collection[Collection[int]]) -> int:
         """Encode sources, each into all of its slots (one, or one per beam), and reset their decoded state.
 
@@ -54,6 +58,14 @@ class Backend(Protocol):
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, vocabulary] on the backend's device, in at least float32; valid until the next call."""
+
+    def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
+        """Advance slots of one row each by their likeliest tokens, step after step, `steps` at most.
+
+        Stops early after a step in which a row reached a token of `ends` or scores that are not finite, or when
+        another step would probably end later than `seconds` from now. Makes no step if not even two would fit into
+        the time: then `decode` is as good.
+        """
 
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
         """Give each slot of `targets` the current decoded state, `length` positions, of its origin.
@@ -90,15 +102,3 @@ class SlicedBackend(Backend, Protocol):
 
     def drop_source(self) -> None:
         """Abandon the source in progress."""
-
-
-@runtime_checkable
-class AheadBackend(Backend, Protocol):
-    """A backend that can choose greedily by itself, so it can run steps that nobody looks at in between."""
-
-    def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
-        """Advance slots of one row each by their likeliest tokens, for at least one and at most `steps` steps.
-
-        Stops early after a step in which a row reached a token of `ends` or scores that are not finite, or when
-        another step would probably end later than `seconds` from now.
-        """

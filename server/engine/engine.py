@@ -14,7 +14,7 @@ import torch
 
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
-from server.engine.backend import AheadBackend, Backend, Feed, Progress
+from server.engine.backend import Backend, Feed, Progress
 from server.engine.capabilities import check_threads, engine_name
 from server.engine.choice.beam import Candidate
 from server.engine.choice.decoding import Decoding
@@ -71,8 +71,7 @@ class Engine:
         self.defaults = defaults
         self.step_stats = StepStats()
         self._backend = backend
-        self._ahead = backend if config.ahead_s > 0 and isinstance(backend, AheadBackend) else None
-        self._ahead_s = config.ahead_s
+        self._ahead_s = config.ahead_s if backend.runs_ahead else 0.0
         self._scheduler = Scheduler(
             slots=config.slots,
             max_encode_tokens=config.max_encode_tokens,
@@ -254,19 +253,17 @@ class Engine:
 
     def _decode(self, feed: Feed, wanted: list[Row]) -> list[Chosen]:
         """The result of a step, or of several run ahead: no row ended before the last of them."""
-        backend = self._ahead
-        ahead = 1 if backend is None else self._steps_ahead(feed, wanted)
-        if backend is None or ahead == 1:
-            return [choose(self._backend.decode(feed), wanted)]
-        ends = wanted[0].decoding.eos_ids
-        made = backend.decode_ahead(feed, steps=ahead, ends=tuple(ends), seconds=self._ahead_s)
-        return [Chosen(tokens=step.tokens, max_logits=step.max_logits, masked=set()) for step in made]
+        steps = self._steps_ahead(feed, wanted)
+        if steps > 1:
+            ends = tuple(wanted[0].decoding.eos_ids)
+            made = self._backend.decode_ahead(feed, steps=steps, ends=ends, seconds=self._ahead_s)
+            if made:
+                return [Chosen(tokens=step.tokens, max_logits=step.max_logits, masked=set()) for step in made]
+        return [choose(self._backend.decode(feed), wanted)]
 
     def _steps_ahead(self, feed: Feed, wanted: list[Row]) -> int:
-        """How many steps may run ahead; 1 if running ahead gains nothing."""
-        last = self.step_stats
-        # If not even two steps fit into the time, do not look any further.
-        if 2 * last.decode_s > self._ahead_s * last.steps or self._scheduler.waiting or self._sources:
+        """How many steps may run ahead: nobody else waits, and all rows want their likeliest token."""
+        if self._ahead_s <= 0 or self._scheduler.waiting or self._sources:
             return 1
         ends, most = wanted[0].decoding.eos_ids, _MOST_AHEAD
         if len(feed.tokens) != len(wanted):  # prefixes, or beams before their first choice

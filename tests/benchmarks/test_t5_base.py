@@ -9,7 +9,7 @@ from benchmarks import t5_base
 from benchmarks.shapes import NAMED, T5_BASE
 from model_store.model.config import layout_of
 from model_store.model.spec import ModelSpec
-from nash.measuring.latency import Latency
+from nash.measuring.figures import Latency
 
 
 def test_it_runs_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def parameters(spec: ModelSpec) -> int:
 
 def test_the_logits_bound_of_three_layers_of_twelve() -> None:
     """Of 99 and 25 million weights of a step 25 and 25 are left."""
-    latency = Latency(encode_ms=1.0, step_ms=2.0, total_ms=3.0, tokens_per_s=1.0)
+    latency = Latency(encoder_ms=1.0, step_ms=2.0, total_ms=3.0)
     names = ("dense", "pruned", "no decoder layer", "no decoder layer, trimmed")
     bounds = t5_base.bounds(T5_BASE, 3, 8000, dict.fromkeys(names, latency))
     assert bounds["step_by_weights"] == pytest.approx(2.5, abs=0.02)

@@ -48,6 +48,9 @@ class MadeUpBackend:
                 logits[i] = self._logits(slot)
         return torch.stack([logits[i] for i in feed.wanted])
 
+    def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
+        raise AssertionError("it does not run ahead")
+
     def reorder(self, targets: Collection[int], origins: Collection[int], length: int) -> None:
         assert set(origins) <= set(targets)
         assert len({self.sources[slot] for slot in targets}) == 1, "beams of several sources"
@@ -67,6 +70,7 @@ class MadeUpBackend:
         self.sources[slot], self.targets[slot] = None, ()
 
     has_own_threads = False
+    runs_ahead = False
 
     @property
     def path(self) -> None:
@@ -87,7 +91,9 @@ class MadeUpBackend:
 
 
 class AheadMadeUpBackend(MadeUpBackend):
-    """Implements `backend.AheadBackend`; its clock stands still."""
+    """Runs ahead; its clock stands still."""
+
+    runs_ahead = True
 
     def __init__(self, slots: int) -> None:
         super().__init__(slots)

@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import math
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
@@ -35,6 +36,7 @@ class NativeBackend:
     """A loaded network on the CPU. One thread owns it; the operator has its own threads."""
 
     has_own_threads = True
+    runs_ahead = True
 
     @classmethod
     def load(cls, model: Model, config: EngineConfig) -> "NativeBackend":
@@ -82,6 +84,7 @@ class NativeBackend:
         self._slice_block = cache.slice_block
         self._progress: native.NativeProgress | None = None
         self._row_seconds = native.RowSeconds()  # recent time per row
+        self._step_s = 0.0  # what the last decode step took
         self._refused = 0  # consecutive slices too short for a block of rows
         self._logits = self._caches.take(config.slots * net.vocab_size, torch.float32).view(config.slots, -1)
         self._pool = native.create_pool(found, threads)
@@ -169,6 +172,7 @@ class NativeBackend:
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, V] in float32; valid until the next call."""
+        begun_s = time.perf_counter()
         capacity, done = self._rows.capacity, 0
         for start in range(0, len(feed.tokens), capacity):  # usually once; rows may be split over several passes
             stop = min(start + capacity, len(feed.tokens))
@@ -177,10 +181,14 @@ class NativeBackend:
             out = self._logits[done:].data_ptr()
             self._library.decode(self._decoder, self._rows.structure, self._workspace, self._pool, out)
             done += len(wanted)
+        self._step_s = time.perf_counter() - begun_s
         return self._logits[:done]
 
     def decode_ahead(self, feed: Feed, *, steps: int, ends: Collection[int], seconds: float) -> list[GreedyStep]:
-        """Greedy steps without returning to Python in between."""
+        """Greedy steps without returning to Python in between; none if two like the last one would take too long."""
+        if 2 * self._step_s > seconds:
+            return []
+        begun_s = time.perf_counter()
         self._fill(feed.tokens, feed.positions, feed.slots, feed.wanted)
         rows = len(feed.tokens)
         tokens, max_logits = (ctypes.c_int64 * (steps * rows))(), (ctypes.c_float * (steps * rows))()
@@ -195,6 +203,7 @@ class NativeBackend:
         made = self._library.decode_ahead(
             self._decoder, self._rows.structure, self._workspace, self._pool, self._logits.data_ptr(), ahead
         )
+        self._step_s = (time.perf_counter() - begun_s) / made
         each = (slice(step * rows, (step + 1) * rows) for step in range(made))
         return [GreedyStep(tokens=tokens[its], max_logits=max_logits[its]) for its in each]
 

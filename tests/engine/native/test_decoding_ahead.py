@@ -80,13 +80,30 @@ def test_an_end_token_ends_the_steps_for_all() -> None:
     assert list(itertools.accumulate(backend.made_ahead)) == lengths
 
 
-def test_one_step_at_a_time_where_it_is_off_and_where_steps_are_slow() -> None:
+def test_one_step_at_a_time_where_it_is_off() -> None:
     engine, backend = ahead_engine(ahead_s=0.0)
     run(engine, (SOUND, PLAIN))
     assert backend.made_ahead == []
-    engine, backend = ahead_engine(ahead_s=1e-9)
-    run(engine, (SOUND, PLAIN))
-    assert len(backend.made_ahead) == 1, "nothing is known before the first step, and it was slow"
+
+
+@needs_native
+def test_no_steps_ahead_where_two_would_take_too_long(t5_dir: Path) -> None:
+    """Nothing is known before the first step; then each is made by itself, with the same tokens."""
+    slow = Engine.load(Model.open(t5_dir), replace(CONFIG, ahead_s=1e-9))
+    fast = Engine.load(Model.open(t5_dir), CONFIG)
+    parameters = GenerationParameters(max_new_tokens=12, ignore_eos=True)
+    made: dict[Engine, list[int]] = {slow: [], fast: []}
+    answers = []
+    for engine, steps in made.items():
+        one = Sequence(id=0, source_ids=SOURCES[0], parameters=parameters)
+        engine.add(one)
+        while not engine.idle:
+            engine.step()
+            steps.append(engine.step_stats.steps)
+        answers.append(one.tokens)
+    assert answers[0] == answers[1]
+    assert made[slow] == [1] * 12
+    assert made[fast] == [12]
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,15 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from nash.measuring.figures import Figures, Latency, MeasuredModel
 from nash.measuring.latency import Workload
-from nash.measuring.report import Report, Side
+from nash.measuring.report import Report
 
 
-def side(total_ms: float, per: float) -> Side:
-    return Side(
-        metrics={"phoneme_error_rate": per},
-        parameters=2_000_000,
-        bytes=8_000_000,
-        encoder_ms=1.0,
-        step_ms=0.5,
-        total_ms=total_ms,
-    )
+def side(total_ms: float, per: float) -> MeasuredModel:
+    latency = Latency(encoder_ms=1.0, step_ms=0.5, total_ms=total_ms)
+    figures = Figures(metrics={"phoneme_error_rate": per}, latency=latency)
+    return MeasuredModel(figures=figures, parameters=2_000_000, bytes=8_000_000)
 
 
 REPORT = Report(

@@ -11,7 +11,8 @@ import pytest
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from model_store.store import Store
-from nash.measuring.latency import Latency, Workload
+from nash.measuring.figures import Latency
+from nash.measuring.latency import Workload
 from nash.run.folder import RunFolder
 from tests.nash.command_line import Outcome, nash
 from tests.nash.tiny_training import build_task_model, task_rows
@@ -51,7 +52,7 @@ class Machine:
 
     def latency(self, spec: ModelSpec) -> Latency:
         encode_ms, decode_ms = 3.0 * (1 - spec.encoder_sparsity), 2.0 * len(spec.decoder)
-        return Latency(encode_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms, tokens_per_s=1.0)
+        return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
 
 
 @pytest.fixture

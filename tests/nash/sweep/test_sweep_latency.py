@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model_store.model.model import Model
-from nash.measuring.latency import Latency, Workload, check_workload
+from nash.measuring.figures import Latency
+from nash.measuring.latency import Workload, check_workload
 from nash.sweep import latency as sweep_latency
 from nash.sweep.latency import SideBySide, measure_block
 from server.engine.errors import EngineError
@@ -31,7 +32,7 @@ def made_up_engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def run(engine: str) -> Latency:
         total_ms = ALONE_MS[engine]
         total_ms += SLICE_MS * (generator.random() < ALONE_MS[engine] * chance["of a slice in a ms"])
-        return Latency(encode_ms=0.1, step_ms=0.1, total_ms=total_ms, tokens_per_s=1.0)
+        return Latency(encoder_ms=0.1, step_ms=0.1, total_ms=total_ms)
 
     def turns(engines: Sequence[str], _: Workload, repeats: int, watch: object = None) -> list[list[Latency]]:
         return [[run(engine) for _ in range(repeats)] for engine in engines]

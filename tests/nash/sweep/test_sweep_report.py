@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nash.measuring.figures import Figures, Latency, MeasuredModel
 from nash.measuring.latency import Workload
 from nash.recipes.sweep import Shape
 from nash.sweep.page import write_report
 from nash.sweep.plot import frontier_png, frontier_svg
-from nash.sweep.report import DenseFigures, Failure, PointFigures, SweepReport
+from nash.sweep.report import Failure, PointFigures, SweepReport
 
-DENSE = DenseFigures(
-    metrics={"phoneme_error_rate": 6.0, "word_error_rate": 25.0},
-    decoder_layers=6,
-    parameters=8_000_000,
-    bytes=16_000_000,
-    encoder_ms=1.9,
-    step_ms=0.9,
-    total_ms=12.0,
-)
+
+def measured(metrics: dict[str, float], encoder_ms: float, step_ms: float, total_ms: float) -> MeasuredModel:
+    latency = Latency(encoder_ms=encoder_ms, step_ms=step_ms, total_ms=total_ms)
+    figures = Figures(metrics=metrics, latency=latency)
+    return MeasuredModel(figures=figures, parameters=3_000_000, bytes=6_000_000)
+
+
+DENSE = measured({"phoneme_error_rate": 6.0, "word_error_rate": 25.0}, 1.9, 0.9, 12.0)
 # method, layers, sparsity, word error rate of two seeds, speed-up of two seeds
 ROWS = (
     ("NASH", 4, 0.0, (25.2, 25.6), (1.38, 1.40)),
@@ -47,12 +47,12 @@ def points() -> list[PointFigures]:
                     decoder_layers=layers,
                     encoder_cut=sparsity + 0.004,
                     seed=seed,
-                    metrics={"phoneme_error_rate": errors[seed] / 4, "word_error_rate": errors[seed]},
-                    parameters=3_000_000,
-                    bytes=6_000_000,
-                    encoder_ms=1.4,
-                    step_ms=0.4,
-                    total_ms=12.0 / speedups[seed],
+                    measured=measured(
+                        {"phoneme_error_rate": errors[seed] / 4, "word_error_rate": errors[seed]},
+                        1.4,
+                        0.4,
+                        12.0 / speedups[seed],
+                    ),
                     speedup=speedups[seed],
                     speedup_quartiles=(speedups[seed] - 0.1, speedups[seed] + 0.1),
                     ref="g2p@fast" if (layers, sparsity) == (1, 0.6) else None,
@@ -69,6 +69,7 @@ def report(made: list[PointFigures], failures: tuple[Failure, ...] = (), busynes
         workload=Workload(batch=1, source_tokens=9, new_tokens=8),
         quality_kept=0.97,
         dense=DENSE,
+        dense_layers=6,
         points=made,
         failures=list(failures),
         busyness=busyness,
@@ -110,8 +111,8 @@ def test_a_shape_that_the_dense_model_beats_is_not_on_the_frontier() -> None:
     slow = [p for p in points() if p.method == "CoFi"]
     beaten = report([PointFigures(**{**vars(p), "speedup": 0.9}) for p in slow])
     assert beaten.frontier == []
-    better = {"phoneme_error_rate": 5.0, "word_error_rate": 20.0}
-    beating = report([PointFigures(**{**vars(p), "metrics": better}) for p in slow])
+    better = measured({"phoneme_error_rate": 5.0, "word_error_rate": 20.0}, 1.4, 0.4, 8.0)
+    beating = report([PointFigures(**{**vars(p), "measured": better}) for p in slow])
     assert len(beating.frontier) == 1
     assert not beating.dense_on_frontier
 
@@ -151,8 +152,8 @@ def test_the_cut_is_what_was_cut_and_not_what_was_asked() -> None:
 
 def test_the_frontiers_line_runs_from_slow_to_fast() -> None:
     """Also where a shape that is better than the dense model is slower."""
-    better = {"phoneme_error_rate": 5.0, "word_error_rate": 20.0}
-    changed = {"shape": Shape(decoder_layers=6, encoder_sparsity=0.1), "speedup": 0.97, "metrics": better}
+    better = measured({"phoneme_error_rate": 5.0, "word_error_rate": 20.0}, 1.4, 0.4, 12.4)
+    changed = {"shape": Shape(decoder_layers=6, encoder_sparsity=0.1), "speedup": 0.97, "measured": better}
     slow = [PointFigures(**{**vars(p), **changed}) for p in points() if p.method == "CoFi"]
     svg = frontier_svg(report([*points(), *slow]))
     path = re.search(r'id="wide-line2d_\d+">\s*<path d="([^"]*)"[^>]*stroke-dasharray: 5', svg)

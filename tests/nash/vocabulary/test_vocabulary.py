@@ -31,7 +31,8 @@ from model_store.model.spec import ModelSpec
 from model_store.store import Store
 from model_store.version.source import check_publishable
 from nash.errors import RequestError
-from nash.measuring.latency import Latency, Workload
+from nash.measuring.figures import Latency
+from nash.measuring.latency import Workload
 from nash.measuring.speedup import Measure
 from nash.modeling.folders import load_tokenizer, save_model
 from nash.pruning.compaction import compact, shorten_decoder
@@ -372,7 +373,7 @@ def test_an_asked_speed_counts_the_trimmed_vocabulary(tmp_path: Path, monkeypatc
     def latency(spec: ModelSpec) -> Latency:
         """A millisecond a decoder layer, a tenth of one a token of the vocabulary."""
         encode_ms, decode_ms = 1 - spec.encoder_sparsity, len(spec.decoder) + spec.target_vocab_size / 10
-        return Latency(encode_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms, tokens_per_s=1.0)
+        return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
 
     def engine_measure(dense: Path, workload: Workload) -> Measure:
         def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
