@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from benchmarks.gpu.attention_forms import FusedAttention, SumAttention
 from benchmarks.gpu.device import cudnn_attention, on_device, recorded, release, repeat, seconds
 from benchmarks.gpu.shapes import Scale
 from benchmarks.gpu.staged import Recorder
 from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec
-from server.engine.pytorch.attention import Attention, FusedAttention, ProductAttention, SumAttention
-from server.engine.pytorch.matrices.matrix import PlainMatrix
+from server.engine.pytorch.attention import Attention, CachedAttention
+from server.engine.pytorch.matrices.matrix import DenseMatrix
 
 _MOST_COPIES = 64  # of the tensors that are read in turn
 _PRODUCT_ROWS = (1, 8, 32, 64, 128)
 _FORMS: dict[str, Callable[[Tensor, Tensor], Attention]] = {
-    "product": ProductAttention,
+    "product": CachedAttention,
     "sum": SumAttention,
     "fused": FusedAttention,
     "fused without cuDNN": FusedAttention,
@@ -222,7 +223,7 @@ def _make_matrices(scale: Scale, outputs: int, inputs: int) -> list[Tensor]:
 
 @torch.inference_mode()
 def _matrix(record: Recorder, scale: Scale, name: str, rows: int, weights: list[Tensor]) -> dict[str, float]:
-    matrices = [PlainMatrix(weight, None) for weight in weights]
+    matrices = [DenseMatrix(weight, None) for weight in weights]
     x = torch.randn(rows, weights[0].shape[1], device=scale.device).to(weights[0].dtype)
 
     def work() -> None:

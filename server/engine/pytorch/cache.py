@@ -10,7 +10,7 @@ copies nothing.
 import torch
 from torch import Tensor
 
-from server.engine.pytorch.attention import Attention, GatheredAttention, attention_over
+from server.engine.pytorch.attention import Attention, CachedAttention, GatheredAttention
 
 
 class KeyValueCache:
@@ -44,7 +44,7 @@ class KeyValueCache:
 
     def view(self, sequences: int, length: int) -> list[Attention]:
         """Each layer's attention over the first `length` positions of the first `sequences` slots."""
-        return [attention_over(*layer.narrow(0, 0, sequences).narrow(3, 0, length).unbind(2)) for layer in self.layers]
+        return [CachedAttention(*layer.narrow(0, 0, sequences).narrow(3, 0, length).unbind(2)) for layer in self.layers]
 
     def gather(self, slots_N: Tensor, length: int) -> list[Attention]:
         """Each layer's attention over the first `length` positions of any slots, with their contents at call time."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.engine.pytorch.matrices.bitsandbytes_matrix import BYTES_PER_WEIGHT, quantize
 from server.engine.pytorch.matrices.int8_matrix import Int8Matrix, RoundedRowsMatrix
-from server.engine.pytorch.matrices.matrix import Matrix, WideMatrix, lay_out
+from server.engine.pytorch.matrices.matrix import DenseMatrix, Matrix, WideMatrix
 from server.engine.pytorch.model import (
     BiasAndNorm,
     CrossAttention,
@@ -155,8 +155,8 @@ class _Builder:
 
     def _encoder_layer(self, layer: EncoderLayerWeights) -> EncoderLayer:
         return EncoderLayer(
-            attention=self._self_attention(layer.attention, single_rows=False),
-            ffn=self._feed_forward(layer.ffn, single_rows=False),
+            attention=self._self_attention(layer.attention),
+            ffn=self._feed_forward(layer.ffn),
         )
 
     def _decoder_layer(self, layer: DecoderLayerWeights, cross: list[AttentionWeights]) -> DecoderLayer:
@@ -164,14 +164,12 @@ class _Builder:
         if layer.cross is not None and layer.cross.heads:
             cross.append(layer.cross)
         return DecoderLayer(
-            attention=self._self_attention(layer.attention, single_rows=True),
+            attention=self._self_attention(layer.attention),
             cross=self._cross_attention(layer.cross),
-            ffn=self._feed_forward(layer.ffn, single_rows=True),
+            ffn=self._feed_forward(layer.ffn),
         )
 
-    def _self_attention(
-        self, attention: AttentionWeights | None, *, single_rows: bool
-    ) -> SelfAttention | BiasAndNorm | None:
+    def _self_attention(self, attention: AttentionWeights | None) -> SelfAttention | BiasAndNorm | None:
         if attention is None:
             return None
         if not attention.heads:
@@ -186,9 +184,8 @@ class _Builder:
             qkv=self._matrix(
                 by_head([query.weight_OI, attention.key.weight_OI, attention.value.weight_OI], head_dim) * self._factor,
                 bias,
-                single_rows=single_rows,
             ),
-            out=self._matrix(attention.out.weight_OI, attention.out.bias_O, single_rows=single_rows),
+            out=self._matrix(attention.out.weight_OI, attention.out.bias_O),
             after=self._norm_of(attention.after),
         )
 
@@ -198,47 +195,47 @@ class _Builder:
         if not cross.heads:
             return self._bias_and_norm(cross.out.bias_O, cross.after)
         return CrossAttention(
-            query=self._matrix(cross.query.weight_OI * self._factor, cross.query.bias_O, single_rows=True),
-            out=self._matrix(cross.out.weight_OI, cross.out.bias_O, single_rows=True),
+            query=self._matrix(cross.query.weight_OI * self._factor, cross.query.bias_O),
+            out=self._matrix(cross.out.weight_OI, cross.out.bias_O),
             after=self._norm_of(cross.after),
         )
 
-    def _feed_forward(self, ffn: FeedForwardWeights | None, *, single_rows: bool) -> FeedForward | BiasAndNorm | None:
+    def _feed_forward(self, ffn: FeedForwardWeights | None) -> FeedForward | BiasAndNorm | None:
         if ffn is None:
             return None
         if ffn.into.weight_OI.shape[0] == 0:
             return self._bias_and_norm(ffn.out.bias_O, ffn.after)
         gate = None
         if ffn.gate is not None:
-            gate = self._matrix(ffn.gate.weight_OI * self._factor, ffn.gate.bias_O, single_rows=single_rows)
+            gate = self._matrix(ffn.gate.weight_OI * self._factor, ffn.gate.bias_O)
         return FeedForward(
             activation=self._network.activation,
-            into=self._matrix(ffn.into.weight_OI * self._factor, ffn.into.bias_O, single_rows=single_rows),
+            into=self._matrix(ffn.into.weight_OI * self._factor, ffn.into.bias_O),
             gate=gate,
-            out=self._feed_forward_out(ffn.out, single_rows=single_rows),
+            out=self._feed_forward_out(ffn.out),
             after=self._norm_of(ffn.after),
         )
 
-    def _feed_forward_out(self, out: Linear, *, single_rows: bool) -> Matrix:
+    def _feed_forward_out(self, out: Linear) -> Matrix:
         """In float16, T5's sums over feed-forward units overflow; transformers also keeps this matrix in float32."""
         if self._dtype == torch.float16 and self._network.norm == "rms":
             return self._counted(WideMatrix(out.weight_OI, out.bias_O))
-        return self._matrix(out.weight_OI, out.bias_O, single_rows=single_rows)
+        return self._matrix(out.weight_OI, out.bias_O)
 
     def _cross_keys_values(self, cross: list[AttentionWeights]) -> Matrix | None:
         if not cross:
             return None
         parts = [by_head([layer.key.weight_OI, layer.value.weight_OI], self._network.head_dim) for layer in cross]
-        return self._matrix(torch.cat(parts) * self._factor, None, single_rows=False)
+        return self._matrix(torch.cat(parts) * self._factor, None)
 
     def _output(self) -> Matrix:
         output = self._network.output()
         weight_OI = output.weight_OI * self._factor
         if self._quantization in BYTES_PER_WEIGHT:  # too few bits would show in the logits first
-            return self._plain_matrix(weight_OI, output.bias_O, single_rows=True)
+            return self._plain_matrix(weight_OI, output.bias_O)
         if self._quantization == "int4":
             return self._counted(Int8Matrix(weight_OI, output.bias_O))
-        return self._matrix(weight_OI, output.bias_O, single_rows=True)
+        return self._matrix(weight_OI, output.bias_O)
 
     def _bias_tables(self, stack: _Stack) -> list[Tensor | None]:
         """By layer; a table that layers share is converted once and stays one object."""
@@ -267,9 +264,9 @@ class _Builder:
         self._nbytes += tensor.nbytes
         return tensor
 
-    def _matrix(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
+    def _matrix(self, weight_OI: Tensor, bias_O: Tensor | None) -> Matrix:
         if self._quantization == "none":
-            return self._plain_matrix(weight_OI, bias_O, single_rows=single_rows)
+            return self._plain_matrix(weight_OI, bias_O)
         if self._quantization == "int8":
             return self._counted(Int8Matrix(weight_OI, bias_O))
         if self._quantization == "int4":
@@ -277,9 +274,9 @@ class _Builder:
         bias_O = None if bias_O is None else bias_O.to(self._dtype)
         return self._counted(quantize(self._quantization, weight_OI, bias_O))
 
-    def _plain_matrix(self, weight_OI: Tensor, bias_O: Tensor | None, *, single_rows: bool) -> Matrix:
+    def _plain_matrix(self, weight_OI: Tensor, bias_O: Tensor | None) -> Matrix:
         bias_O = None if bias_O is None else bias_O.to(self._dtype)
-        return self._counted(lay_out(weight_OI.to(self._dtype), bias_O, single_rows=single_rows))
+        return self._counted(DenseMatrix(weight_OI.to(self._dtype), bias_O))
 
     def _counted(self, matrix: Matrix) -> Matrix:
         self._nbytes += matrix.nbytes

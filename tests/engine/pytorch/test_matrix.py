@@ -1,33 +1,30 @@
-"""Every layout of a matrix gives the same product."""
+"""Matrices give the product."""
 
 import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from server.engine.pytorch.matrices.matrix import SINGLE_ROW_COPY_BYTES, PackedMatrix, PlainMatrix, WideMatrix, lay_out
+from server.engine.pytorch.matrices.matrix import DenseMatrix, WideMatrix
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9])
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 20), (20, 48), (1, 7), (33, 1)])
-@pytest.mark.parametrize("single_rows", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new", "silu"])
-def test_both_layouts_give_the_product(
-    rows: int, outputs: int, inputs: int, single_rows: bool, biased: bool, activation: str
-) -> None:
+def test_it_gives_the_product(rows: int, outputs: int, inputs: int, biased: bool, activation: str) -> None:
     generator = torch.Generator().manual_seed(rows)
     weight, x = torch.randn(outputs, inputs, generator=generator), torch.randn(rows, inputs, generator=generator)
     residual = torch.randn(rows, outputs, generator=generator)
     bias = torch.randn(outputs, generator=generator) if biased else None
     exact = x.double() @ weight.double().t()
     exact = exact if bias is None else exact + bias
-    for matrix in (PackedMatrix(weight, bias, single_rows=single_rows), PlainMatrix(weight, bias)):
-        for result, expected in (
-            (matrix.apply(x), exact),
-            (matrix.activate(x, activation), ACT2FN[activation](exact)),
-            (matrix.add(x, residual.clone()), residual + exact),
-        ):
-            assert torch.allclose(result.double(), expected, atol=1e-5)
+    matrix = DenseMatrix(weight, bias)
+    for result, expected in (
+        (matrix.apply(x), exact),
+        (matrix.activate(x, activation), ACT2FN[activation](exact)),
+        (matrix.add(x, residual.clone()), residual + exact),
+    ):
+        assert torch.allclose(result.double(), expected, atol=1e-5)
 
 
 def test_a_wide_matrix_takes_half_precision_and_adds_in_float32() -> None:
@@ -40,16 +37,4 @@ def test_a_wide_matrix_takes_half_precision_and_adds_in_float32() -> None:
         assert total.dtype == torch.float32
         assert torch.allclose(total, start.float() + exact, rtol=1e-5)
     assert torch.allclose(matrix.activate(x, "relu"), matrix.apply(x).relu())
-    assert PlainMatrix(weight.half(), None).add(x, residual.clone()).dtype == torch.float32
-
-
-def test_small_matrices_alone_keep_a_second_copy() -> None:
-    small, large = torch.zeros(8, 8), torch.zeros(1, SINGLE_ROW_COPY_BYTES // 4 + 1)
-    assert PackedMatrix(small, None, single_rows=True).nbytes == 2 * small.nbytes
-    assert PackedMatrix(small, None, single_rows=False).nbytes == small.nbytes
-    assert PackedMatrix(large, None, single_rows=True).nbytes == large.nbytes
-
-
-def test_float64_is_not_packed() -> None:
-    assert isinstance(lay_out(torch.zeros(2, 2, dtype=torch.float64), None, single_rows=True), PlainMatrix)
-    assert isinstance(lay_out(torch.zeros(2, 2), None, single_rows=True), PackedMatrix)
+    assert DenseMatrix(weight.half(), None).add(x, residual.clone()).dtype == torch.float32
