@@ -105,10 +105,10 @@ def _table(options: argparse.Namespace) -> int:
     text = page.read_text(encoding="utf-8")
     try:
         found = documents()
-    except FileNotFoundError as error:
-        print(error, file=sys.stderr)
+        wanted = rewritten(text, {SECTION: lambda: section(found)})
+    except (FileNotFoundError, ValueError) as error:
+        print(f"{PAGE}: {error}", file=sys.stderr)
         return 1
-    wanted = rewritten(text, {SECTION: lambda: section(found)})
     if options.check:
         if wanted != text or not (ROOT / PICTURE).is_file():
             print(f"{PAGE} does not say what benchmarks/results say: run python -m benchmarks.peers table")

@@ -278,26 +278,27 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "peers.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_is_written_and_checked(
+def test_the_page_is_written_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    readme = tmp_path / "README.md"
-    readme.write_text("no marks\n", encoding="utf-8")
-    assert command.main(["table"]) == 1
-    assert "README.md has no lines <!-- peers:begin --> and <!-- peers:end -->" in capsys.readouterr().err
-    readme.write_text("before\n<!-- peers:begin -->\n<!-- peers:end -->\nafter\n", encoding="utf-8")
+    page = tmp_path / report.PAGE
+    page.parent.mkdir()
+    page.write_text("no marks\n", encoding="utf-8")
     assert command.main(["table"]) == 1
     assert "no peers.json" in capsys.readouterr().err
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "peers.json").write_text(json.dumps(DOCUMENT), encoding="utf-8")
+    assert command.main(["table"]) == 1
+    assert "there are no lines <!-- peers:begin --> and <!-- peers:end -->" in capsys.readouterr().err
+    page.write_text("before\n<!-- peers:begin -->\n<!-- peers:end -->\nafter\n", encoding="utf-8")
     assert command.main(["table", "--check"]) == 1
     assert command.main(["table"]) == 0
     assert command.main(["table", "--check"]) == 0
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert text == rewritten(text, {"peers": lambda: report.section([DOCUMENT])})
-    readme.write_text(text.replace("100 (2T)", "10 (2T)"), encoding="utf-8")
+    page.write_text(text.replace("100 (2T)", "10 (2T)"), encoding="utf-8")
     assert command.main(["table", "--check"]) == 1
 
 

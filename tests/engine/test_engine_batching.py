@@ -148,8 +148,8 @@ def test_timings_follow_a_sequence(engine: Engine) -> None:
     [
         ([], 5, "the source is empty"),
         ([3] * 21, 5, "the source has 21 tokens, but this model is loaded for at most 20"),
-        ([3, 30], 5, "token 30 is outside the vocabulary of 30"),
-        ([-1, 3], 5, "token -1 is outside the vocabulary of 30"),
+        ([3, 30], 5, "holds token 30, which is outside the vocabulary of 30"),
+        ([-1, 3], 5, "holds token -1, which is outside the vocabulary of 30"),
         ([3], 0, "max_new_tokens is 0: it must be from 1 to 24"),
         ([3], 25, "max_new_tokens is 25: it must be from 1 to 24"),
     ],

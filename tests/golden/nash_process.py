@@ -121,6 +121,8 @@ def _become(arguments: list[str], folder: Path, out: Path, err: Path) -> None:
     for number, path in ((0, Path(os.devnull)), (1, out), (2, err)):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT
         os.dup2(os.open(path, flags, 0o600), number)
+    if "torch" in sys.modules:  # imported before this environment, maybe for another test's processes
+        sys.modules["torch"].set_num_threads(1)
     sys.argv = ["nash", *arguments]
     sys.path.insert(0, str(ROOT))
     module, function = entry_point()
