@@ -116,8 +116,7 @@ class Worker:
         self._engine = engine
         self._link = link
         self._stats = stats
-        self._submits: dict[int, Submit] = {}
-        self._sequences: dict[int, Sequence] = {}  # the same ids: all that wait or run
+        self._jobs: dict[int, tuple[Submit, Sequence]] = {}  # by id: all that wait or run
         self._queue: deque[int] = deque()  # ids in order of arrival; running and ended ones are removed at its head
 
     def run(self) -> None:
@@ -135,7 +134,7 @@ class Worker:
                 self._expire(reports)
                 self._step(reports)
             if self._stats.due_in_s() == 0.0:
-                reports.append(self._stats.take(self._sequences.values()))
+                reports.append(self._stats.take([sequence for _, sequence in self._jobs.values()]))
             if reports:
                 self._link.send(reports)
 
@@ -169,20 +168,19 @@ class Worker:
         except BadRequestError as error:
             reports.append(Failed(id=submit.id, kind="validation", error=str(error)))
             return
-        self._submits[submit.id] = submit
-        self._sequences[submit.id] = sequence
+        self._jobs[submit.id] = (submit, sequence)
         self._queue.append(submit.id)
 
     def _drop(self, sequence_id: int) -> Sequence:
-        del self._submits[sequence_id]
-        return self._sequences.pop(sequence_id)
+        return self._jobs.pop(sequence_id)[1]
 
     def _expire(self, reports: list[Report]) -> None:
         """Fail whatever has waited too long for a slot. The queue is first come, first served: its head is oldest."""
         while self._queue:
-            sequence = self._sequences.get(self._queue[0])
-            if sequence is not None and sequence.status is Status.WAITING:
-                limit_s = self._submits[sequence.id].queue_limit_s
+            job = self._jobs.get(self._queue[0])
+            if job is not None and job[1].status is Status.WAITING:
+                submit, sequence = job
+                limit_s = submit.queue_limit_s
                 if time.monotonic() - sequence.arrived_s < limit_s:
                     return
                 self._engine.cancel(sequence.id)
@@ -208,9 +206,11 @@ class Worker:
                         timings=sequence.timings,
                     )
                 )
-            elif self._submits[event.sequence_id].stream:
-                assert event.token is not None
-                tokens.append(_token_report(event, event.token, self._sequences[event.sequence_id]))
+            else:
+                submit, sequence = self._jobs[event.sequence_id]
+                if submit.stream:
+                    assert event.token is not None
+                    tokens.append(_token_report(event, event.token, sequence))
         if tokens:
             reports.append(Tokens(reports=tokens))
 
