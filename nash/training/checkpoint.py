@@ -33,7 +33,8 @@ class PhaseState:
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: PhaseState) -> None:
     """Write `folder/checkpoint-STEP`, whole or not at all, and remove all but the newest ones."""
     part = folder / f"checkpoint-{state.step}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    for leftover in folder.glob("checkpoint-*.part"):  # of a kill while saving
+        shutil.rmtree(leftover)
     part.mkdir(parents=True)
     saved = optimizer.state_dict()
     tensors = {

@@ -151,9 +151,11 @@ def test_a_half_written_checkpoint_is_passed_over(
     shutil.copy(tmp_path / "checkpoint-2" / "model.safetensors", half)
     if state is not None:
         (half / "state.json").write_text(state)
+    (tmp_path / "checkpoint-4.part").mkdir()  # a kill while saving
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     resumed = finetuning(model_dir, tmp_path)
     resumed.run()
+    assert not list(tmp_path.glob("*.part"))
     assert_equal(weights(resumed), whole[finetuning][0])
 
 
