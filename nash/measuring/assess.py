@@ -23,6 +23,7 @@ from nash.measuring.metrics import check_references
 from nash.measuring.workload import workload_of
 from nash.modeling.folders import load_tokenizer
 from nash.recipes.recipe import DataRecipe, MetricKind, WorkloadRecipe
+from nash.run.folder import RunFolder
 from nash.run.progress import Stage
 from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
@@ -116,3 +117,22 @@ def assess(
         pruned=figures[1],
         speedup_quartiles=speedup_quartiles(*turns),
     )
+
+
+def assess_once(
+    run: RunFolder,
+    dense: Model,
+    pruned: Model | None,
+    rows: Sequence[TaskRow],
+    metric: MetricKind,
+    data: DataRecipe,
+    console: Console,
+    workload: WorkloadRecipe | None = None,
+) -> Assessment:
+    """`assess`, or what the run's folder has of it already."""
+    known = run.read_json(RESULTS)
+    if known is not None:
+        return Assessment.of(known)
+    found = assess(dense, pruned, rows, metric, data, console, workload)
+    run.write_json(RESULTS, found.document())
+    return found

@@ -10,7 +10,7 @@ from model_store.model.model import Model
 from model_store.store import Store, StoredVersion
 from model_store.version.quality import QualityRecord
 from model_store.version.ref import DENSE_ALIAS
-from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable, evaluation_config
+from nash.measuring.assess import RESULTS, Assessment, assess_once, check_assessable, evaluation_config
 from nash.measuring.by_dtype import quality_by_dtype
 from nash.measuring.figures import Figures, MeasuredModel
 from nash.measuring.report import Report
@@ -58,20 +58,10 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
             run.write_json(PLAN, plan.document())
             recipe = _planned(recipe, plan)
         walk(PruneRun(recipe, task, run, console, plan=plan))
-        known = run.read_json(RESULTS)
-        if known is None:
-            found = assess(
-                task.model,
-                Model.open(out / "model"),
-                task.test_rows,
-                recipe.metric,
-                recipe.data,
-                console,
-                recipe.workload,
-            )
-            run.write_json(RESULTS, found.document())
-        else:
-            found = Assessment.of(known)
+        finished = Model.open(out / "model")
+        found = assess_once(
+            run, task.model, finished, task.test_rows, recipe.metric, recipe.data, console, recipe.workload
+        )
         return publish(asked, task, out, store, found, plan, quality=_quality(recipe, task, found, run, store, console))
 
 

@@ -43,7 +43,7 @@ class PruneRun:
         self.console = console
         self.plan = plan
         # A teacher with a trimmed vocabulary is this run's own, and so are its answers.
-        self._answers = folder.path if answers is None or recipe.pruning.trim_vocab else answers
+        self.answers_folder = folder.path if answers is None or recipe.pruning.trim_vocab else answers
 
     @property
     def path(self) -> Path:
@@ -77,7 +77,7 @@ class PruneRun:
         rows = self.task.train_rows
         if not self.recipe.distillation.sequence_level:
             return rows
-        return with_teacher_answers(rows, self.teacher, self.recipe.data, self._answers, self.console)
+        return with_teacher_answers(rows, self.teacher, self.recipe.data, self.answers_folder, self.console)
 
     @cached_property
     def train_pairs(self) -> TokenizedPairs:

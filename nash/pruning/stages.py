@@ -32,6 +32,7 @@ from nash.recipes.recipe import OptimizationRecipe
 from nash.run.progress import Stage
 from nash.training.phase import Phase, write_log
 from nash.training.progress import TrainingProgress
+from nash.training.teacher_answers import with_teacher_answers
 from nash.vocabulary.trimming import Coverage, trim_vocabulary
 
 SETTLED = "settled.json"  # the encoder sparsity after a look at what the gates decided
@@ -41,7 +42,7 @@ SETTLED = "settled.json"  # the encoder sparsity after a look at what the gates 
 class PruningStage:
     """One step of the way."""
 
-    result: str  # what it leaves in the run's folder, last of all
+    result: str | None  # what it leaves in the run's folder, last of all; None: it knows itself what is missing
     make: Callable[[PruneRun], None]
     asked: Callable[[PruneRun], bool] = lambda run: True
 
@@ -49,7 +50,7 @@ class PruningStage:
 def walk(run: PruneRun) -> None:
     """Make what is missing of the run's results, up to its finished `model`."""
     for stage in STAGES:
-        if stage.asked(run) and not (run.path / stage.result).exists():
+        if stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists()):
             stage.make(run)
 
 
@@ -74,6 +75,11 @@ def choose_layers(run: PruneRun) -> None:
         batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)
         chosen = closest_layers(load_dense(run.teacher), keep, batches)
     run.folder.write_json(LAYERS, chosen)
+
+
+def answer(run: PruneRun) -> None:
+    """The teacher's own answers to the training rows. `run.train_rows` reads them."""
+    with_teacher_answers(run.task.train_rows, run.teacher, run.recipe.data, run.answers_folder, run.console)
 
 
 def prune_and_cut(run: PruneRun) -> None:
@@ -180,6 +186,7 @@ STAGES = (
             run.recipe.pruning.layer_selection == "auto" and isinstance(run.recipe.pruning.decoder_layers, int)
         ),
     ),
+    PruningStage(result=None, make=answer, asked=lambda run: run.recipe.distillation.sequence_level),
     PruningStage(result="compact", make=prune_and_cut),
     PruningStage(result="model", make=finish),
     PruningStage(result=f"model/{INT4}", make=calibrate_int4, asked=lambda run: run.recipe.quantization.int4),

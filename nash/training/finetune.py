@@ -15,7 +15,7 @@ from model_store.version.ref import check_name
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
 from nash.data.rows import TaskRow, read_rows
-from nash.measuring.assess import RESULTS, Assessment, assess, check_assessable
+from nash.measuring.assess import assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
 from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, new_t5, save_model
@@ -74,12 +74,7 @@ def finetune(
             store.check_writable()
         if not folder.is_dir():
             _train(recipe, rows, validation_rows, start, run, console)
-        known = run.read_json(RESULTS)
-        if known is None:
-            found = assess(Model.open(folder), None, test_rows, recipe.metric, data, console)
-            run.write_json(RESULTS, found.document())
-        else:
-            found = Assessment.of(known)
+        found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, console)
         precision = run.read_json(PRECISION) or {}
     ref, digest = str(folder), None
     if name is not None:
