@@ -33,7 +33,7 @@ def run() -> None:
         sys.exit(1)
 
 
-@app.command(epilog=f"A server with API keys wants one in the variable {API_KEY_VARIABLE}.")
+@app.command(epilog=f"For a server with API keys, set the variable {API_KEY_VARIABLE} to one of them.")
 def loadtest(
     workload: Annotated[Path, typer.Option("--workload", help='JSONL file of {"source": text} rows.')],
     host: Annotated[str, typer.Option("--host", help="The server's address.")] = "http://127.0.0.1:8000",
@@ -47,20 +47,18 @@ def loadtest(
     ] = None,
     users: Annotated[
         int | None,
-        typer.Option(
-            "--users", help=f"Closed loop: so many requests under way at any time; default: {_DEFAULT_USERS}."
-        ),
+        typer.Option("--users", help=f"Closed loop: requests in flight at any time; default: {_DEFAULT_USERS}."),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", help="Open loop: so many requests a second, at random times, however slow the server."),
+        typer.Option("--rate", help="Open loop: requests per second, at random times, however slow the server."),
     ] = None,
     duration: Annotated[str, typer.Option("--duration", help="Measured time: 90, 90s, 2m or 1h.")] = "60s",
-    warmup: Annotated[str, typer.Option("--warmup", help="Load before that, which no figure has.")] = "5s",
+    warmup: Annotated[str, typer.Option("--warmup", help="Load before that, left out of every figure.")] = "5s",
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", help="Default: each model's own limit.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of arrivals, choice of variants, order of texts.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of arrivals, choice of variants, order of texts.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the report; default: runs/loadtest-<time>.")
     ] = None,

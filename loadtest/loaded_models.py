@@ -131,7 +131,7 @@ def api_key() -> str | None:
     """
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UsageError(f"{API_KEY_VARIABLE} has characters that no HTTP header may hold: set it to the key alone")
+        raise UsageError(f"{API_KEY_VARIABLE} has characters that an HTTP header cannot hold: set it to the key alone")
     return key or None
 
 
@@ -152,7 +152,7 @@ def choose_targets(asked: Sequence[str], models: Sequence[dict[str, Any]]) -> li
     else:
         weights = {ref: 1.0 for ref, model in loaded.items() if model["model"] == models[0]["model"]}
     if not math.isfinite(sum(weights.values())):
-        raise UsageError("the weights are too large to be added up: only their proportion counts, give smaller ones")
+        raise UsageError("the weights are too large to add up: give smaller ones, only their proportion counts")
     variants = [loaded[ref]["variant"] for ref in weights]
     return [
         # Variants of two families may have the same name.
@@ -172,7 +172,7 @@ def _with_weight(text: str, loaded: dict[str, dict[str, Any]], asked: Sequence[s
     if ref not in loaded:
         raise UsageError(f"model {ref!r} is not loaded: use one of {', '.join(loaded)}")
     if sum(other.partition(",")[0] == ref for other in asked) > 1:
-        raise UsageError(f"model {ref!r} is given twice: say it once, with a weight")
+        raise UsageError(f"model {ref!r} is given twice: give it once, with a weight")
     if not separator:
         return ref, 1.0
     key, _, value = option.partition("=")

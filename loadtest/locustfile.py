@@ -55,13 +55,15 @@ def _add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", env_var=prefix + "MAX_NEW_TOKENS", type=int, default=0, help="0: the model's own limit."
     )
-    parser.add_argument("--seed", env_var=prefix + "SEED", type=int, default=0, help="Of arrivals, variants and texts.")
-    parser.add_argument("--rows", default="", include_in_web_ui=False, help="CSV file to write a row a request to.")
+    parser.add_argument(
+        "--seed", env_var=prefix + "SEED", type=int, default=0, help="Seed of arrivals, variants and texts."
+    )
+    parser.add_argument("--rows", default="", include_in_web_ui=False, help="CSV file that gets one row per request.")
     parser.add_argument(
         "--stop-with-stdin",
         action="store_true",
         include_in_web_ui=False,
-        help="End the run when standard input does, so that no run outlives who started it.",
+        help="End the run when standard input closes, so that no run outlives the process that started it.",
     )
 
 

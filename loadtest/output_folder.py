@@ -54,7 +54,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise LoadtestError(
-            f"{path} cannot be written ({error.strerror or error}): the folder holds all that is left of the run"
+            f"{path} cannot be written ({error.strerror or error}): what is left of the run is in its folder"
         ) from error
 
 

@@ -36,7 +36,7 @@ class Plan:
             UsageError: a value is out of range.
         """
         if (self.users is None) == (self.rate_per_s is None):
-            raise UsageError("--users and --rate exclude each other: a closed loop has users, an open one a rate")
+            raise UsageError("--users and --rate cannot be combined: a closed loop has users, an open loop has a rate")
         if self.users is not None and not 1 <= self.users <= _MOST_USERS:
             raise UsageError(f"--users {self.users} is out of range: give 1 to {_MOST_USERS}")
         rate = self.rate_per_s

@@ -70,10 +70,10 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
         raise InterruptedRunError(f"interrupted before the first answer: nothing to report, see {log}")
     if not readable and trouble:
         raise LoadtestError(trouble)
-    troubles = [f"{trouble}; only what it had recorded until then is in this report"] if trouble else []
+    troubles = [f"{trouble}; this report has only what it had recorded by then"] if trouble else []
     if torn:
         troubles.append(
-            f"lines of {rows.name} that could not be read: {torn}; so many requests or more are missing in this report"
+            f"lines of {rows.name} that could not be read: {torn}; this report lacks at least as many requests"
         )
     run = Run(
         plan=plan,
@@ -124,11 +124,11 @@ def _attend(locust: LocustProcess, progress: Progress, console: Console) -> tupl
                     locust.kill()
                     return (
                         False,
-                        f"Locust did not end within {locust.longest_s:.0f} s and was killed: look into its log",
+                        f"Locust did not end within {locust.longest_s:.0f} s and was killed: see its log",
                     )
         except KeyboardInterrupt:
             try:
-                console.print("interrupted: waiting for the requests that are under way, once more to leave them")
+                console.print("interrupted: waiting for the requests in flight; interrupt again to abandon them")
                 locust.stop()
                 ended = locust.wait(STOP_S + _TICK_S)
             except KeyboardInterrupt:

@@ -38,7 +38,7 @@ def find_model(path_or_ref: str, store: Store) -> FoundModel:
         version = store.resolve(path_or_ref)
     except InvalidRequestError as error:
         if Path(path_or_ref).is_dir():
-            raise type(error)(f"{error}; a folder of that name is here: write ./{path_or_ref}") from error
+            raise type(error)(f"{error}; a folder of that name exists here: write ./{path_or_ref}") from error
         raise
     # An alias may move at any time: from here on, use the version.
     folder = store.checkout(Ref(name=version.name, version=version.version))

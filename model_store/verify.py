@@ -82,5 +82,5 @@ def _alias_problems(paths: Paths, name: str, live: list[int]) -> Iterator[Proble
             yield Problem(ref=f"{name}@{alias}", file="alias pointer", what=str(error))
             continue
         if move is not None and move.version not in live:
-            what = f"names version {move.version}, which is not there"
+            what = f"names version {move.version}, which does not exist"
             yield Problem(ref=f"{name}@{alias}", file="alias pointer", what=what)

@@ -227,7 +227,7 @@ def _with_threads(requests: Sequence[ModelRequest], cores: int | None) -> tuple[
     for request in requests:
         if (request.engine.threads or 0) > usable:
             raise SettingsError(
-                f"model {request.ref!r}: threads={request.engine.threads}, and this process may use "
+                f"model {request.ref!r}: threads={request.engine.threads}, but this process may use "
                 f"{share_of_the_machine()}: give at most {usable}"
             )
     share = default_threads(usable, pools=pools) if cores is None else max(1, cores // pools)
@@ -276,5 +276,5 @@ def _from_environment(environment: Mapping[str, str], options: Mapping[str, Any]
         elif name in options and name != "store":
             chosen[name] = (variable, environment[variable])
         else:
-            raise SettingsError(f"{variable} is not a setting: unset it; {ENVIRONMENT_PREFIX}PORT is one that is")
+            raise SettingsError(f"{variable} is not a setting: unset it, or use one such as {ENVIRONMENT_PREFIX}PORT")
     return chosen

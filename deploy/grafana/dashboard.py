@@ -142,9 +142,9 @@ def _what_pruning_buys() -> list[_Panel]:
     return [
         _speedup_stat(
             "Speed-up, mean",
-            "Mean time of the baseline's requests over that of the variant's, last 5 minutes, without /compare. "
-            "Exact, but the two may answer different requests: see the pairs. The baseline itself stands at 1.00x, "
-            "alone where only it has traffic.",
+            "The baseline's mean request time divided by the variant's, over the last 5 minutes, excluding /compare. "
+            "Exact, but the two may answer different requests: see the pairs. The baseline itself is at 1.00x, and is "
+            "shown alone if only it has traffic.",
             rule,
             no_value="no traffic on the baseline in 5 minutes",
             span=6,
@@ -160,15 +160,15 @@ def _what_pruning_buys() -> list[_Panel]:
         ),
         _speedup_stat(
             "Speed-up of /compare pairs",
-            "Mean over the shown time, from /compare alone: the same texts on every variant, one after the other. "
+            "Mean over this time range, from /compare alone: the same texts on every variant, one after the other. "
             "The controlled figure.",
             _over_baseline(lambda labels: _mean(duration, f'{labels}, mode="compare"', _PAIRS_WINDOW)),
-            no_value="nothing compared in the shown time",
+            no_value="nothing compared in this time range",
             span=6,
         ),
         _lines(
             "Requests per second",
-            "Requests that ended well, without /compare.",
+            "Requests that succeeded, excluding /compare.",
             "reqps",
             _query(f"sum by (variant) (rate(nash_request_duration_seconds_count{{{_TRAFFIC}}}[$__rate_interval]))"),
             span=6,
@@ -188,7 +188,7 @@ def _latency() -> list[_Panel]:
     quantiles: list[_Panel] = [
         _lines(
             f"Latency p{share * 100:g}",
-            "From the arrival of a request to its whole answer, without /compare.",
+            "From the arrival of a request to its complete answer, excluding /compare.",
             "s",
             _query(_quantile(share, duration, _TRAFFIC)),
             span=8,
@@ -198,7 +198,9 @@ def _latency() -> list[_Panel]:
     heat = (
         heatmap.Panel()
         .title("Latency of $variant")
-        .description("How many requests took how long. Two bands are two kinds of requests: long and short texts, say.")
+        .description(
+            "How many requests took how long. Two bands mean two kinds of requests: long and short texts, say."
+        )
         .datasource(_DATASOURCE)
         .targets(
             _targets(
@@ -261,7 +263,7 @@ def _engine() -> list[_Panel]:
         _lines("Encoder batch, mean", "One batch of sources.", "s", _query(_mean("nash_encode_seconds")), span=8),
         _lines(
             "Batch size, mean",
-            "Requests in a decode step. Near the number of slots the variant is full.",
+            "Requests in a decode step. Close to the number of slots, the variant is full.",
             "short",
             _query(_mean("nash_batch_size")),
             span=8,
@@ -284,7 +286,7 @@ def _engine() -> list[_Panel]:
         ),
         _lines(
             "Padding, share of source tokens",
-            "Work of the encoder on positions that hold nothing.",
+            "The encoder's work on positions that hold no token.",
             "percentunit",
             _query(f"{padding} / ({padding} + {source})"),
             span=8,
@@ -325,7 +327,7 @@ def _health() -> list[_Panel]:
     return [
         _lines(
             "Requests per second that did not end well",
-            "By outcome: client_error is the caller's, rejected a full queue, timeout and error are the server's.",
+            "By outcome: client_error is the caller's fault, rejected a full queue, timeout and error the server's.",
             "reqps",
             _query(
                 f'sum by (variant, outcome) (rate(nash_requests_total{{{_OWN}, outcome!="ok"}}[$__rate_interval]))',
@@ -410,7 +412,7 @@ def build() -> Dashboard:
             DashboardLink("Alert rules")
             .type(DashboardLinkType.LINK)
             .url("/alerting/list?search=Nash")
-            .tooltip("The rules of Prometheus and how they stand")
+            .tooltip("Prometheus's rules and their current state")
         )
         .with_variable(DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
         .with_variable(
@@ -455,7 +457,7 @@ def text() -> str:
 def main() -> None:
     """Write the file, or check that it is up to date."""
     parser = argparse.ArgumentParser(description="Write Grafana's dashboard, or check that it is up to date.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the file differs")
     if not parser.parse_args().check:
         FILE.write_text(text(), encoding="utf-8")
     elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text():

@@ -61,5 +61,5 @@ def _source(line: str, path: Path, number: int) -> str:
     if not isinstance(source, str) or not source.strip():
         raise bad(f"source is {str(source)[:40]!r}, not a text with something in it")
     if any("\ud800" <= character <= "\udfff" for character in source):
-        raise bad("source holds half of a surrogate pair, which is no character")
+        raise bad("source contains half of a surrogate pair, which is not a character")
     return source

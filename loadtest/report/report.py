@@ -48,7 +48,7 @@ def banners(summary: Mapping[str, Any]) -> list[str]:
 def _sentence(name: str, baseline: str, ratios: Mapping[str, Any]) -> str:
     mean = ratios["mean"]
     if mean["low"] is None:
-        return f"{name} answers {times(mean['ratio'])} as fast as {baseline}, in a run too short to say how surely"
+        return f"{name} answers {times(mean['ratio'])} as fast as {baseline}, in a run too short for an interval"
     interval = f"({mean['low']:.2f} to {mean['high']:.2f})"
     claim = f"{name} answers {times(mean['ratio'])} as fast as {baseline} {interval}"
     if mean["low"] <= 1 <= mean["high"]:

@@ -56,8 +56,8 @@ def judge(
         if late:
             q, lag, limit = late[0]
             void = (
-                f"void: {q} of the client's lag behind its schedule is {lag:.2f} ms and may be {limit:.2f} ms: "
-                "lower --rate, or run the client on another machine than the server"
+                f"void: {q} of the client's lag behind its schedule is {lag:.2f} ms, over the limit of {limit:.2f} ms: "
+                "lower --rate, or run the client and the server on different machines"
             )
     problems = [*troubles, *(_silence(figures) for figures in variants if not figures["ok"])]
     failed = sum(figures["n"] - figures["ok"] for figures in variants)

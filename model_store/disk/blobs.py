@@ -35,7 +35,7 @@ def read_manifest(paths: Paths, digest: str) -> Manifest:
     except FileNotFoundError:
         raise CorruptStoreError(f"the manifest {path} is missing: {REPAIR}") from None
     if hashlib.sha256(data).hexdigest() != digest:
-        raise CorruptStoreError(f"the manifest {path} does not have the sha256 of its name: {REPAIR}")
+        raise CorruptStoreError(f"the manifest {path} does not match the sha256 in its name: {REPAIR}")
     try:
         return Manifest.parse(data)
     except (CorruptStoreError, UnknownSchemaError) as error:

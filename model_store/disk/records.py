@@ -27,7 +27,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{path} is not JSON ({error}): remove it") from None
     if not isinstance(record, dict):
-        raise CorruptStoreError(f"{path} is no record: remove it")
+        raise CorruptStoreError(f"{path} is not a record: remove it")
     return record
 
 

@@ -93,7 +93,7 @@ def _compact_layers(
     )
     origins = [layer.origin for layer in decoder]
     if origins != sorted(set(origins)):
-        raise bad("compact_decoder_layers", origins, "a list of layers whose origins ascend")
+        raise bad("compact_decoder_layers", origins, "a list of layers with strictly ascending origins")
     return {
         "encoder": encoder,
         "decoder": decoder,

@@ -105,7 +105,7 @@ def family_of(model_type: object) -> tuple[str, bool]:
             return family, family != model_type
     raise UnsupportedModelError(
         f"model_type {reprlib.repr(model_type)} is not supported: use a model of the family {', '.join(FAMILIES)} "
-        f"(or {COMPACT_PREFIX!r} before it, as `nash prune` writes it)"
+        f"(or one of them with the prefix {COMPACT_PREFIX!r}, as `nash prune` writes it)"
     )
 
 

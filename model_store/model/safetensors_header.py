@@ -103,7 +103,7 @@ def parse_header(header: bytes, buffer_bytes: int) -> dict[str, TensorInfo]:
         raise InvalidRequestError(f"the header is not valid JSON ({error})") from None
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InvalidRequestError("__metadata__ does not map texts to texts")
+        raise InvalidRequestError("__metadata__ does not map strings to strings")
     tensors = {name: _tensor(name, value) for name, value in fields.items()}
     _check_tiling(tensors, buffer_bytes)
     return tensors
@@ -112,12 +112,12 @@ def parse_header(header: bytes, buffer_bytes: int) -> dict[str, TensorInfo]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key occurs twice")
     return fields
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _tensor(name: str, value: object) -> TensorInfo:

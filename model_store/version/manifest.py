@@ -76,7 +76,7 @@ class Manifest(_Record):
     def _ascending(cls, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
         paths = [file.path for file in files]
         if paths != sorted(set(paths)):
-            raise ValueError("paths must ascend and stand once each")
+            raise ValueError("paths must be unique and in ascending order")
         return files
 
     @field_validator("metrics")
@@ -134,4 +134,4 @@ class Manifest(_Record):
 
 def _first_line(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'the manifest'}: {first['msg']}"

@@ -76,11 +76,11 @@ def _check_entry(entry: os.DirEntry[str], directory: Path) -> None:
         raise InvalidRequestError(f"{entry.path} is {danger}: delete it; weights go into {WEIGHTS}")
     if not re.fullmatch(FILE_NAME, entry.name) or not entry.name.endswith(_SUFFIXES):
         raise InvalidRequestError(
-            f"{entry.path} has no place in a model directory: move it away "
-            f"(what belongs there ends in {', '.join(_SUFFIXES)})"
+            f"{entry.path} does not belong in a model directory: move it away "
+            f"(file names that belong there end in {', '.join(_SUFFIXES)})"
         )
     if entry.name.endswith(".safetensors") and entry.name not in (WEIGHTS, INT4):
-        raise InvalidRequestError(f"{entry.path}: all weights must stand in one {WEIGHTS}: save without shards")
+        raise InvalidRequestError(f"{entry.path}: all weights must be in one {WEIGHTS}: save without shards")
 
 
 def _danger(path: Path) -> str | None:
@@ -153,9 +153,9 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InvalidRequestError(f"{path.name} is not a UTF-8 text: delete it or replace it") from None
+        raise InvalidRequestError(f"{path.name} is not UTF-8 text: delete it or replace it") from None
     if "\0" in text:
-        raise InvalidRequestError(f"{path.name} is not a text: delete it or replace it")
+        raise InvalidRequestError(f"{path.name} is not text: delete it or replace it")
     return text
 
 
@@ -197,6 +197,6 @@ def _check_tokenizer(path: Path, spec: ModelSpec) -> None:
     vocab_size = max(spec.vocab_size, spec.target_vocab_size)
     if largest >= vocab_size:
         raise InvalidRequestError(
-            f"{path.name} has the token id {largest}, {CONFIG} has a vocabulary of {vocab_size}: "
+            f"{path.name} has the token id {largest}, but {CONFIG} has a vocabulary of {vocab_size}: "
             "they do not belong together"
         )

@@ -63,15 +63,16 @@ def check_threads(asked: int | None) -> None:
         raise LoadError(f"threads is {asked}: it must be from 1 to {MOST_THREADS}")
     usable = usable_cpus()
     if asked > usable:
-        raise LoadError(f"threads is {asked}, and this process may use {share_of_the_machine()}: give at most {usable}")
+        raise LoadError(f"threads is {asked}, but this process may use {share_of_the_machine()}: give at most {usable}")
 
 
 def check_calibrated(model: Model) -> None:
     """Raises: LoadError: a model has no four-bit weights."""
     if not model.calibrated:
         raise LoadError(
-            f"the model has no {INT4}, which dtype 'int4' needs: `nash models publish NAME DIR --calibrate-int4 DATA`, "
-            f"with the folder it was published from, makes it from rows of its task; or use 'int8' ({model.folder})"
+            f"the model has no {INT4}, which dtype 'int4' needs: run `nash models publish NAME DIR --calibrate-int4 "
+            "DATA`, where DIR is the folder it was published from and DATA has rows of its task, or use 'int8' "
+            f"({model.folder})"
         )
 
 
@@ -84,9 +85,9 @@ def why_not_native(config: EngineConfig) -> str | None:
     if config.device != "cpu":
         return f"it computes on CPUs, not on {config.device!r}"
     if config.graphs == "on":
-        return "graphs are PyTorch's"
+        return "graphs need PyTorch"
     if config.quantization != "none":
-        return f"quantization {config.quantization!r} is for PyTorch"
+        return f"quantization {config.quantization!r} needs PyTorch"
     if config.dtype not in NATIVE_DTYPES:
         return f"it computes in {', '.join(NATIVE_DTYPES)}, not in {config.dtype!r}"
     choice = operator_set()
@@ -122,9 +123,9 @@ def why_not(config: EngineConfig) -> str | None:
     if dtype in _WHOLE_NUMBERS and config.device != "cpu":
         return f"dtype {dtype!r} is for CPUs: use quantization {_WHOLE_NUMBERS[dtype]!r} on {config.device!r}"
     if dtype in _WHOLE_NUMBERS and quantization != "none":
-        return f"dtype {dtype!r} and quantization {quantization!r} exclude each other: name one"
+        return f"dtype {dtype!r} and quantization {quantization!r} cannot be combined: give one"
     if dtype == "float64" and quantization != "none":
-        return f"quantization {quantization!r} does not compute in float64: use 'bfloat16'"
+        return f"quantization {quantization!r} cannot compute in float64: use 'bfloat16'"
     if config.backend == "native" and (obstacle := why_not_native(config)) is not None:
         return f"backend 'native' is not possible: {obstacle}; use 'torch', or 'auto'"
     if config.device != "cpu":
@@ -145,7 +146,7 @@ def _why_not_on_cuda(config: EngineConfig) -> str | None:
         return None
     found = devices[index]
     return (
-        f"dtype 'bfloat16' is for compute capability {'.'.join(map(str, FIRST_WITH_BFLOAT16))} or more, and "
+        f"dtype 'bfloat16' needs compute capability {'.'.join(map(str, FIRST_WITH_BFLOAT16))} or higher, but "
         f"{config.device!r} ({found.name}) has {found.compute_capability}: use 'float16' or 'float32'"
     )
 
@@ -155,21 +156,21 @@ def torch_bfloat16() -> str | None:
     has = set(torch_instruction_sets())
     if {"avx512bw", "avx512vl", "avx512dq"} <= has or "bf16" in has:
         return None
-    return f"it needs AVX-512 (bw, vl, dq) or ARM's bf16, and may use {_listed()}; use 'float32'"
+    return f"it needs AVX-512 (bw, vl, dq) or ARM's bf16, but PyTorch may use {_listed()}; use 'float32'"
 
 
 def torch_int8() -> str | None:
     """Why PyTorch has no use for int8 on this CPU: without instructions for it, it is slower than float32."""
     if {"avx512_vnni", "avx_vnni"} & set(torch_instruction_sets()):
         return None
-    return f"without VNNI it is slower than float32, and may use {_listed()}; use 'float32'"
+    return f"without VNNI it is slower than float32, and PyTorch may use {_listed()}; use 'float32'"
 
 
 def native_bfloat16() -> str | None:
     """Why this CPU does not multiply in bfloat16 natively, so that PyTorch would have to emulate it; else None."""
     if {"avx512_bf16", "amx_bf16", "bf16"} & set(torch_instruction_sets()):
         return None
-    return f"it needs avx512_bf16, amx_bf16 or ARM's bf16, and PyTorch may use {_listed()}"
+    return f"it needs avx512_bf16, amx_bf16 or ARM's bf16, but PyTorch may use {_listed()}"
 
 
 def speed_order(config: EngineConfig) -> tuple[str, ...]:

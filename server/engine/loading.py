@@ -36,7 +36,9 @@ def make_backend(model: Model, config: EngineConfig, progress: Progress) -> Back
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise LoadError(f"device {config.device!r} is not available on this machine: use 'cpu'")
     if config.device.startswith("cuda:") and int(config.device[5:]) >= torch.cuda.device_count():
-        raise LoadError(f"device {config.device!r} is not there: this machine has {torch.cuda.device_count()}, from 0")
+        raise LoadError(
+            f"device {config.device!r} does not exist: this machine has {torch.cuda.device_count()}, numbered from 0"
+        )
     if config.backend != "torch" and obstacle is None:
         return NativeBackend.load(model, config)
     return TorchBackend.load(model, config, _DTYPES[config.dtype], progress)
@@ -69,5 +71,5 @@ def read_defaults(model: Model, config: EngineConfig) -> GenerationDefaults:
             eos_ids=defaults.eos_ids,
         )
     except BadRequestError as error:
-        raise LoadError(f"{path}, or how the model is loaded: {error}") from error
+        raise LoadError(f"{path} does not suit the settings that the model is loaded with: {error}") from error
     return defaults

@@ -33,7 +33,7 @@ class Admission:
         waiting = max(0, pending - self._slots)
         rest_s = self._seconds_for(max(1, waiting))
         raise OverloadedError(
-            f"the queue is full: {waiting} wait, {self._max_queue} may, {wanted} more came; "
+            f"the queue is full: {waiting} of at most {self._max_queue} are waiting, {wanted} more came; "
             f"try again in {rest_s} s, or send less at once",
             retry_after_s=rest_s,
         )

@@ -25,7 +25,7 @@ class BoundedLock:
             TimedOutError: the lock did not become free in time.
         """
         if self._lock.locked() and self._waiting >= self._max_waiting:
-            raise OverloadedError(f"{self._waiting} comparisons wait already: try again later", retry_after_s=1)
+            raise OverloadedError(f"{self._waiting} comparisons are already waiting: try again later", retry_after_s=1)
         self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):

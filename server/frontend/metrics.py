@@ -65,7 +65,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         ProcessCollector(registry=registry)
-        self.requests = self._counter("requests", "Generations, by how they ended", "outcome")
+        self.requests = self._counter("requests", "Generations, by outcome", "outcome")
         self.duration = self._histogram(
             "request_duration_seconds", "Arrival of the request, its body read, to its answer", _REQUEST_BUCKETS, "mode"
         )
@@ -80,8 +80,8 @@ class Metrics:
         self.source_tokens = self._histogram("source_tokens", "Source tokens of a generation", _COUNT_BUCKETS)
         self.generated_tokens = self._histogram("generated_tokens", "Tokens that a generation made", _COUNT_BUCKETS)
         self.tokens = self._counter("tokens", "Tokens through the engine", "direction")
-        self.graph_steps = self._counter("graph_steps", "Decode steps, replayed from a graph or not", "path")
-        self.restarts = self._counter("worker_restarts", "Workers that had died and were started again")
+        self.graph_steps = self._counter("graph_steps", "Decode steps, by whether a graph replayed them", "path")
+        self.restarts = self._counter("worker_restarts", "Workers that died and were started again")
         self.running = self._gauge("requests_running", "Generations that hold a slot")
         self.waiting = self._gauge("requests_waiting", "Generations that wait for a slot")
         self.slots = self._gauge("slots", "Generations that can run at once")

@@ -101,7 +101,7 @@ class RequestParameters(_EngineParameters):
     truncate: _SourceTokens | None = Field(
         default=None, description="keep this many source tokens, including those that the tokenizer adds around a text"
     )
-    stop: _Stops | None = Field(default=None, description="the text ends before the first of these that comes")
+    stop: _Stops | None = Field(default=None, description="the text ends before the first of these that occurs")
     best_of: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = Field(
         default=None, description="another name for num_return_sequences"
     )
@@ -126,11 +126,11 @@ class RequestParameters(_EngineParameters):
     def _one_name_for_one_thing(self) -> "RequestParameters":
         if None not in (self.forced_bos_token, self.forced_bos_token_id):
             raise PydanticCustomError(
-                "fields", "forced_bos_token and forced_bos_token_id say the same: give one of them"
+                "fields", "forced_bos_token and forced_bos_token_id mean the same: give one of them"
             )
         asked = {self.best_of, self.num_return_sequences} - {None}
         if len(asked) > 1:
-            raise PydanticCustomError("fields", "best_of and num_return_sequences say the same: give one of them")
+            raise PydanticCustomError("fields", "best_of and num_return_sequences mean the same: give one of them")
         return self
 
     def given(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class TaskParameters(RequestParameters):
         except ValidationError as error:
             raise PydanticCustomError("fields", error.errors()[0]["msg"]) from error
         if self.tgt_lang is not None and (merged.forced_bos_token, merged.forced_bos_token_id) != (None, None):
-            raise PydanticCustomError("fields", "tgt_lang and a forced_bos_token say the same: give one of them")
+            raise PydanticCustomError("fields", "tgt_lang and a forced_bos_token mean the same: give one of them")
         return self
 
     @property

@@ -126,7 +126,7 @@ class Supervisor:
         """
         if self.ready is None or self._worker is None:
             raise UnavailableError(
-                f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready tells when",
+                f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready says when it is ready",
                 retry_after_s=max(1.0, self._pause_s),
             )
         self._admission.check(len(self._pending), len(generations))

@@ -88,7 +88,7 @@ class WorkerProcess:
         # All its reports have been read by now. A process that lives on without its socket is useless.
         code = await self._reap()
         if self._protocol.failure is not None:
-            return f"sent what cannot be read ({self._protocol.failure})"
+            return f"sent a message that cannot be read ({self._protocol.failure})"
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     async def stop(self) -> None:

@@ -73,7 +73,7 @@ class TextCodec:
         ids = source.whole(truncate)
         if len(ids) > limit_tokens:
             raise InvalidInputError(
-                f"{where} has {len(ids)} tokens, the model takes {limit_tokens}: "
+                f"{where} has {len(ids)} tokens, but the model takes at most {limit_tokens}: "
                 f'shorten it, or set "truncate": {limit_tokens} to use its beginning'
             )
         return ids
@@ -111,7 +111,7 @@ class TextCodec:
         found: int | None = next((each for each in ids if each is not None), None)
         if found is None:
             raise InvalidInputError(
-                f"{where} is no token of this model's tokenizer: write it as the vocabulary does"
+                f"{where} is not a token of this model's tokenizer: write it as the vocabulary does"
                 f"{', or give a language: ' + self._some_languages() if self._languages else ''}"
             )
         return found
@@ -125,11 +125,11 @@ class TextCodec:
         if not self._languages:
             raise InvalidInputError(
                 f"{where} is given, but this model's tokenizer has no languages: leave it out, and name the language "
-                "in the text where the model wants that"
+                "in the text if the model expects that"
             )
         found = self._languages.get(code, self._languages.get(f"__{code}__"))
         if found is None:
-            raise InvalidInputError(f"{where} is no language of this model: use {self._some_languages()}")
+            raise InvalidInputError(f"{where} is not a language of this model: use {self._some_languages()}")
         return found
 
     def _some_languages(self) -> str:

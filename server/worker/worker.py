@@ -291,6 +291,6 @@ def main(load_engine: Callable[[Load], WorkerEngine] = _load_engine) -> NoReturn
         _logger.error("%s: giving up", error)
         code = 1
     except Exception:
-        _logger.exception("the engine failed, and what it holds cannot be trusted any more")
+        _logger.exception("the engine failed, and its state can no longer be trusted")
         code = 1
     os._exit(code)  # skip torch's slow teardown: there is nothing to save, and stderr is unbuffered

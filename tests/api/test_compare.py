@@ -84,7 +84,7 @@ def test_refusals(client: httpx.Client, change: dict[str, Any], status: int, mes
 
 def test_what_the_second_variant_refuses_is_no_answer(client: httpx.Client) -> None:
     body = {**BODY, "inputs": "x" * 62}  # the end token comes on top; the first variant takes 64, the second 62
-    message = "inputs has 63 tokens, the model takes 62"
+    message = "inputs has 63 tokens, but the model takes at most 62"
     response = client.post("/compare", json=body)
     assert (response.status_code, message in response.json()["error"]) == (422, True), response.text
     *before, error = events_of(client.post("/compare", json={**body, "stream": True}))

@@ -79,16 +79,16 @@ def test_a_malformed_body_is_refused_by_name(client: httpx.Client, body: bytes, 
         ({"num_beams": 2, "best_of": 3}, "parameters.best_of is 3, but num_beams is 2: ask for at most as many"),
         ({"best_of": 2}, "parameters.best_of is 2, but greedy decoding has one answer: set num_beams"),
         ({"num_return_sequences": 2}, "parameters.num_return_sequences is 2, but greedy decoding has one answer"),
-        ({"best_of": 2, "num_return_sequences": 3}, "parameters.best_of and num_return_sequences say the same: give"),
+        ({"best_of": 2, "num_return_sequences": 3}, "parameters.best_of and num_return_sequences mean the same: give"),
         ({"length_penalty": 1e9}, "parameters.length_penalty is 1000000000.0: should be less than or equal to 10"),
         ({"early_stopping": "soon"}, 'parameters.early_stopping is neither true, false nor "never": give one of them'),
         ({"stop": "x"}, "parameters.stop is a text: should be a valid array"),
         ({"stop": [""]}, "parameters.stop[0] has 0 characters: give from 1 to 256, or leave it out"),
         ({"stop": ["x"] * 17}, "parameters.stop has 17 items: give at most 16"),
         ({"top_n_tokens": 21}, "parameters.top_n_tokens is 21: should be less than or equal to 20"),
-        ({"forced_bos_token": "xyz"}, "parameters.forced_bos_token is no token of this model's tokenizer: write it as"),
+        ({"forced_bos_token": "xyz"}, "parameters.forced_bos_token is not a token of this model's tokenizer: write it"),
         ({"forced_bos_token_id": 30}, "parameters.forced_bos_token_id holds token 30, which is outside the vocabulary"),
-        ({"forced_bos_token": "a", "forced_bos_token_id": 3}, "parameters.forced_bos_token and forced_bos_token_id sa"),
+        ({"forced_bos_token": "a", "forced_bos_token_id": 3}, "parameters.forced_bos_token and forced_bos_token_id me"),
         ({"decoder_input_text": "x" * 200}, "parameters.decoder_input_text has 200 tokens, which leaves none of this"),
         ({"decoder_input_text": "x" * 200, "max_new_tokens": 1}, "parameters.decoder_input_text has 200 tokens: it m"),
         ({"watermark": True}, "parameters.watermark is not available here: leave it out"),
@@ -120,11 +120,11 @@ def test_a_parameter_that_cannot_be_is_refused_by_name(
         ({"tgt_lang": "fr_XX"}, "parameters.tgt_lang is given, but this model's tokenizer has no languages: leave it"),
         (
             {"tgt_lang": "fr", "forced_bos_token": "a"},
-            "parameters.tgt_lang and a forced_bos_token say the same: give o",
+            "parameters.tgt_lang and a forced_bos_token mean the same: give o",
         ),
         (
             {"best_of": 2, "generate_parameters": {"num_return_sequences": 3}},
-            "parameters.best_of and num_return_sequences say the same: give one of them",
+            "parameters.best_of and num_return_sequences mean the same: give one of them",
         ),
     ],
 )
@@ -141,11 +141,11 @@ def test_texts_outside_the_model_are_refused_with_their_place(client: httpx.Clie
 
     assert error("") == "inputs is empty: give at least one character that is not white space"
     assert error("x" * 64) == (
-        'inputs has 65 tokens, the model takes 64: shorten it, or set "truncate": 64 to use its beginning'
+        'inputs has 65 tokens, but the model takes at most 64: shorten it, or set "truncate": 64 to use its beginning'
     )
     assert error(["a", "", "b"]).startswith("inputs[1] is empty")
     assert error(["a", "x" * 70]).startswith("inputs[1] has 71 tokens")
-    assert error(["a"] * 17) == "inputs has 17 texts, a request takes 16: send several"
+    assert error(["a"] * 17) == "inputs has 17 texts, but a request takes at most 16: send several requests"
 
 
 def test_what_is_not_there_is_not_found(client: httpx.Client) -> None:

@@ -90,7 +90,7 @@ def test_cuda(machine: Machine) -> None:
     assert speed_order(EngineConfig(device="cuda:1")) == ("bfloat16", "float16", "float32")
     refusal = why_not(EngineConfig(device="cuda:0", dtype="bfloat16"))
     assert refusal == (
-        "dtype 'bfloat16' is for compute capability 8.0 or more, and 'cuda:0' (T4) has 7.5: use 'float16' or 'float32'"
+        "dtype 'bfloat16' needs compute capability 8.0 or higher, but 'cuda:0' (T4) has 7.5: use 'float16' or 'float32'"
     )
     assert "use quantization 'bnb-int8'" in str(why_not(EngineConfig(device="cuda", dtype="int8")))
     assert engine_name(EngineConfig(device="cuda")) == "torch"
@@ -130,7 +130,7 @@ def test_a_forced_set(machine: Machine, monkeypatch: pytest.MonkeyPatch, t5_dir:
 def test_threads_above_the_quota(monkeypatch: pytest.MonkeyPatch, t5_dir: Path) -> None:
     for module in (engine, capabilities):
         monkeypatch.setattr(module, "usable_cpus", lambda: 1)
-    with pytest.raises(LoadError, match=r"^threads is 2, and this process may use .*: give at most 1$"):
+    with pytest.raises(LoadError, match=r"^threads is 2, but this process may use .*: give at most 1$"):
         Engine.load(Model.open(t5_dir), EngineConfig(threads=2))
     before = torch.get_num_threads()
     try:

@@ -111,7 +111,7 @@ def test_the_speed_up_is_found_and_said() -> None:
             20.0,
             "pruned answers 0.50x as fast as dense (0.50 to 0.50), which is slower",
         ),
-        (steady_run(12), None, 6.0, f"{CLAIM} 2.00x as fast as dense, in a run too short to say how surely"),
+        (steady_run(12), None, 6.0, f"{CLAIM} 2.00x as fast as dense, in a run too short for an interval"),
         (steady_run(27, lag_ms=2.0), 20.0, 20.0, "This run is void: the client fell behind its own schedule"),
         (
             [each for each in steady_run(27) if each.variant == "dense"],
@@ -144,7 +144,7 @@ def test_the_speed_up_is_found_and_said() -> None:
             [*steady_run(12), row(at_s=6.0, outcome="overloaded")],
             None,
             6.0,
-            f"Among answered requests alone: {CLAIM} 2.00x as fast as dense, in a run too short to say how surely",
+            f"Among answered requests alone: {CLAIM} 2.00x as fast as dense, in a run too short for an interval",
         ),
     ],
 )

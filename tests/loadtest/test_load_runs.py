@@ -174,7 +174,7 @@ def test_an_interrupt_ends_locust_and_reports_what_was_measured(
         process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
-    assert "interrupted: waiting for the requests that are under way" in err
+    assert "interrupted: waiting for the requests in flight" in err
     assert not is_alive(locust)
     summary, rows = report_of(out), rows_of(out)
     assert summary["interrupted"] is True
@@ -216,8 +216,8 @@ def test_what_a_killed_locust_had_recorded_is_reported(server: RunningServer, wo
         _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, err
     assert "error: Locust was ended by SIGKILL" in err
-    assert "only what it had recorded until then is in this report" in err
-    assert "lines of requests.csv that could not be read: 1; so many requests or more are missing in this report" in err
+    assert "this report has only what it had recorded by then" in err
+    assert "lines of requests.csv that could not be read: 1; this report lacks at least as many requests" in err
     assert "Traceback" not in err
     summary = report_of(out)
     assert summary["requests"]["all"] == len(rows_of(out)) - 1 >= 20

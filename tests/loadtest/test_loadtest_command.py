@@ -48,7 +48,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--users", "4", "--rate", "10"], "--users and --rate exclude each other"),
+        (["--users", "4", "--rate", "10"], "--users and --rate cannot be combined"),
         (["--users", "0"], "--users 0 is out of range"),
         (["--rate", "0"], "--rate 0 is out of range"),
         (["--rate", "inf"], "--rate inf is out of range"),

@@ -82,7 +82,7 @@ def test_weights_are_read_and_names_are_unique() -> None:
         (["g2p@dense,weight=nan"], "weight=N with a number above 0"),
         (["g2p@dense,share=2"], "'share=2' is not weight=N"),
         (["g2p@dense,"], "write g2p@dense,weight=2"),
-        (["g2p@dense,weight=1e308", "g2p@pruned,weight=1e308"], "only their proportion counts, give smaller ones"),
+        (["g2p@dense,weight=1e308", "g2p@pruned,weight=1e308"], "give smaller ones, only their proportion counts"),
     ],
 )
 def test_bad_models_are_refused(asked: list[str], message: str) -> None:
@@ -145,7 +145,7 @@ def test_white_space_around_the_key_is_dropped(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("key", ["sec\nret", "sec\x01ret", "sec\u00e9ret"])
 def test_a_key_that_no_header_may_hold_is_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(API_KEY_VARIABLE, key)
-    with pytest.raises(UsageError, match="NASH_API_KEY has characters that no HTTP header may hold") as raised:
+    with pytest.raises(UsageError, match="NASH_API_KEY has characters that an HTTP header cannot hold") as raised:
         api_key()
     assert "sec" not in str(raised.value)
 

@@ -109,7 +109,7 @@ def test_by_a_path_and_by_a_reference(t5_dir: Path, tmp_path: Path, monkeypatch:
     assert by_ref.model.spec == by_path.model.spec
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidRequestError, match=r"a folder of that name is here: write \./other"):
+    with pytest.raises(InvalidRequestError, match=r"a folder of that name exists here: write \./other"):
         find_model("other", store)
     with pytest.raises(InvalidRequestError, match=r"^\./nothing is not a folder: give the folder of a model, or NAME"):
         find_model("./nothing", store)

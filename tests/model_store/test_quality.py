@@ -96,7 +96,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, model_dir: Path) -> None:
         (json.dumps(document | {"value": float("nan")}), "value is nan"),
         (json.dumps({k: v for k, v in document.items() if k != "rows"}), "rows is missing"),
         (json.dumps(document | {"instruction_sets": 3}), "instruction_sets is 3"),
-        ("[]", "is no record"),
+        ("[]", "is not a record"),
         ("{", "is not JSON"),
     ):
         file.write_text(text)

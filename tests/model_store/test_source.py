@@ -115,7 +115,7 @@ def test_a_header_as_long_as_a_pickles_first_bytes_is_no_pickle(model_dir: Path)
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "tok.vocab", "run", "a b.json", "x.json~"])
 def test_unknown_kinds_of_file(name: str, model_dir: Path) -> None:
     (model_dir / name).write_text("{}")
-    refuse(model_dir, "has no place in a model directory")
+    refuse(model_dir, "does not belong in a model directory")
 
 
 def test_shards(model_dir: Path) -> None:
@@ -170,9 +170,9 @@ def test_remote_code(name: str, model_dir: Path) -> None:
         ("config.json", b"{", r"config\.json is not JSON"),
         ("config.json", b"[]", "config.json does not hold a JSON object"),
         ("config.json", b"[" * 100_000, r"config\.json is not JSON"),
-        ("generation_config.json", b"\xff\xfe", "not a UTF-8 text"),
-        ("README.md", b"\xff\xfe", "not a UTF-8 text"),
-        ("README.md", b"a\0b", "not a text"),
+        ("generation_config.json", b"\xff\xfe", "not UTF-8 text"),
+        ("README.md", b"\xff\xfe", "not UTF-8 text"),
+        ("README.md", b"a\0b", "not text"),
         ("spiece.model", b"MZ", "not a SentencePiece model"),
         ("tokenizer.json", b"{}", "cannot be loaded as a tokenizer"),
         ("model.safetensors", b"{}", "not a whole safetensors file"),
@@ -247,7 +247,7 @@ def test_tokenizer_of_another_model(model_dir: Path) -> None:
     content = json.loads(path.read_text())
     content["model"]["vocab"]["ä"] = 30
     path.write_text(json.dumps(content))
-    refuse(model_dir, "token id 30, config.json has a vocabulary of 30")
+    refuse(model_dir, "token id 30, but config.json has a vocabulary of 30")
 
 
 def test_unsupported_model(model_dir: Path, edit_config: Edit) -> None:

@@ -168,7 +168,7 @@ def test_bad_configs(changes: dict[str, Any], message: str) -> None:
         ({"compact_encoder_layers": [LAYER | {"heads": [1, 1]}] * 4}, "ascending"),
         ({"compact_encoder_layers": [LAYER | {"heads": None}] * 4}, "ascending"),
         ({"compact_encoder_layers": [LAYER | {"ffn": 65}] * 4}, "from 0 to 64"),
-        ({"compact_decoder_layers": [DECODER_LAYER] * 3}, "origins ascend"),
+        ({"compact_decoder_layers": [DECODER_LAYER] * 3}, "strictly ascending origins"),
         ({"compact_decoder_layers": [DECODER_LAYER | {"origin": 3}] * 3}, "from 0 to 2"),
         ({"dense_encoder_layers": 3}, "at least the encoder's layers, 4"),
         ({"dense_decoder_layers": None}, "dense_decoder_layers is None"),

@@ -61,7 +61,7 @@ def test_by_name_it_is_refused_where_it_would_be_imitated() -> None:
     with pytest.raises(RequestError) as refusal:
         check_precisions(["auto", "bfloat16"])
     assert str(refusal.value) == (
-        'precision "bfloat16" is not possible here: it needs avx512_bf16, amx_bf16 or ARM\'s bf16, and PyTorch may use '
+        'precision "bfloat16" is not possible here: it needs avx512_bf16, amx_bf16 or ARM\'s bf16, but PyTorch may use '
         'avx2, fma, f16c; use "auto" or "float32"'
     )
 

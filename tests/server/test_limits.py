@@ -19,7 +19,7 @@ def test_slots_and_queue_may_be_full_and_no_more() -> None:
     admission = Admission(slots=2, max_queue=3)
     admission.check(0, 5)
     admission.check(4, 1)
-    with pytest.raises(OverloadedError, match="2 wait, 3 may, 2 more came"):
+    with pytest.raises(OverloadedError, match="2 of at most 3 are waiting, 2 more came"):
         admission.check(4, 2)
 
 
@@ -55,7 +55,7 @@ def test_the_lock_holds_one_at_a_time() -> None:
         async with lock.turn():
             waiting = asyncio.create_task(pass_through())
             await asyncio.sleep(0)
-            with pytest.raises(OverloadedError, match="1 comparisons wait already"):
+            with pytest.raises(OverloadedError, match="1 comparisons are already waiting"):
                 await pass_through()
             with pytest.raises(TimedOutError, match=r"waited 0\.05 s"):
                 await waiting

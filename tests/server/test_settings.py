@@ -28,7 +28,7 @@ def test_models_share_the_cores(cores: int, models: int, threads: int) -> None:
 
 
 def test_more_threads_than_this_process_may_use_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"^model 'a': threads=3, and this process may use .*: give at most 2$"):
+    with pytest.raises(SettingsError, match=r"^model 'a': threads=3, but this process may use .*: give at most 2$"):
         parse_settings(["--model", "a,threads=3"], {}, cores=2)
 
 

@@ -119,7 +119,9 @@ def test_an_end_token_in_the_text_is_not_doubled_without_a_template() -> None:
 
 def test_limits_name_the_numbers_and_the_remedy() -> None:
     assert len(encode("a" * 9)) == 10
-    with pytest.raises(InvalidInputError, match=r'inputs\[2\] has 11 tokens, the model takes 10.*"truncate": 10'):
+    with pytest.raises(
+        InvalidInputError, match=r'inputs\[2\] has 11 tokens, but the model takes at most 10.*"truncate": 10'
+    ):
         encode("a" * 10)
     with pytest.raises(InvalidInputError, match=r"inputs\[2\] is empty"):
         encode("")
@@ -197,9 +199,11 @@ def test_languages_have_tokens() -> None:
 
     assert encode_in(None) == [english, 3, 4, EOS_ID]
     assert encode_in(french) == [french, 3, 4, EOS_ID]
-    with pytest.raises(InvalidInputError, match=r"x is no language of this model: use __de__, eng_Latn, fra_Latn$"):
+    with pytest.raises(InvalidInputError, match=r"x is not a language of this model: use __de__, eng_Latn, fra_Latn$"):
         codec.language_id("fr", where="x")
-    with pytest.raises(InvalidInputError, match=r"x is no token of this model's tokenizer.*or give a language: __de__"):
+    with pytest.raises(
+        InvalidInputError, match=r"x is not a token of this model's tokenizer.*or give a language: __de__"
+    ):
         codec.token_id("fr", where="x")
     with pytest.raises(InvalidInputError, match="x is given, but this model's tokenizer has no languages: leave it"):
         TextCodec(build_tokenizer(), EOS_ID).language_id("fr", where="x")

@@ -32,7 +32,9 @@ async def read_generation(request: Request, service: Service, schema: type[G]) -
         body = parse_body(schema, content)
         most = service.settings.max_batch_items
         if len(body.texts) > most:
-            raise InvalidInputError(f"inputs has {len(body.texts)} texts, a request takes {most}: send several")
+            raise InvalidInputError(
+                f"inputs has {len(body.texts)} texts, but a request takes at most {most}: send several requests"
+            )
         return body, route(body.model, service.variants), arrived_s
 
 

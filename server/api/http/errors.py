@@ -66,4 +66,4 @@ async def _on_client_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     """A bug in this program. The log has the traceback; the caller learns no internals."""
-    return error_response(InternalError("an internal error, the server's log says more: report it to the operator"))
+    return error_response(InternalError("an internal error: report it to the operator, the server's log says more"))

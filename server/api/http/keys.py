@@ -70,7 +70,7 @@ class KeyRing:
             if stamp != self._stamp:
                 self._keys, self._stamp = _read(self._path), stamp
         except SettingsError as error:
-            _logger.warning("%s; the keys read before stay in force", error)
+            _logger.warning("%s; the keys read earlier stay in force", error)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -92,7 +92,9 @@ def _read(path: Path) -> tuple[_Key, ...]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) < 2 or words[0] not in set(Scope) or not _SHA256.fullmatch(words[1]):
-            raise SettingsError(f"{path}, line {number}: write 'infer SHA256' or 'admin SHA256', a name may follow")
+            raise SettingsError(
+                f"{path}, line {number}: write 'infer SHA256' or 'admin SHA256', optionally followed by a name"
+            )
         keys.append(_Key(scope=Scope(words[0]), digest=words[1]))
     if not keys:
         raise SettingsError(f"{path} holds no key: write a line 'infer SHA256' for each")

@@ -47,7 +47,7 @@ def page_routes() -> APIRouter:
     @router.get("/page/{name}")
     async def asset(request: Request, name: str) -> Response:
         if name not in files:
-            raise NotServedError(f"/page/{name} is no part of the page")
+            raise NotServedError(f"/page/{name} is not part of the page")
         return _answer(request, files[name])
 
     return router

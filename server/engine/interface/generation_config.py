@@ -100,7 +100,7 @@ def read_generation_config(
     for key, neutral in _REFUSED.items():
         if fields.get(key) is not None and fields[key] not in neutral:
             raise LoadError(
-                f"{path}: {key} is {reprlib.repr(fields[key])}, which this engine cannot do: remove it, and see "
+                f"{path}: {key} is {reprlib.repr(fields[key])}, which this engine does not support: remove it, and see "
                 "whether the model still answers as you want"
             )
     read = _Fields(fields, path, vocab_size)

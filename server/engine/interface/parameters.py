@@ -109,7 +109,7 @@ class GenerationParameters:
     do_sample: bool = _flag(
         in_requests=True,
         key="do_sample",
-        about="implied by temperature, top_k, top_p and typical_p; false makes them mean nothing",
+        about="implied by temperature, top_k, top_p and typical_p; false turns them off",
     )
     # Scores divided by less than `least` overflow float32.
     temperature: float = _number(

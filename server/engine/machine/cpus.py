@@ -88,7 +88,7 @@ def share_of_the_machine() -> str:
     """What `usable_cpus` counts, for messages."""
     cores, quota = available_cores(), cpu_quota()
     counted = "1 core" if cores == 1 else f"{cores} cores"
-    return counted if quota is None else f"{counted}, held to {quota:g} by its cgroup"
+    return counted if quota is None else f"{counted}, limited to {quota:g} by its cgroup"
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

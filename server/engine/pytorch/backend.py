@@ -153,7 +153,7 @@ class TorchBackend:
             self.encode([[self._pad_id] * length for length in lengths], [[slot] for slot in range(count)])
         except torch.OutOfMemoryError as error:
             raise LoadError(
-                f"beside weights and caches there is no memory to encode {count} sources of {longest} tokens at once: "
+                f"weights and caches leave no memory to encode {count} sources of {longest} tokens at once: "
                 "lower max_encode_tokens, max_source_tokens or slots"
             ) from error
 

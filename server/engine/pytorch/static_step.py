@@ -186,7 +186,7 @@ class StaticSteps:
                     progress(f"CUDA graphs: {i} of {len(self._steps)}, steps of {step.bucket.rows} rows are recorded")
         except torch.OutOfMemoryError as error:
             raise LoadError(
-                f"the device's memory does not hold the {len(self._steps)} CUDA graphs of {self._steps[0].bucket.rows} "
+                f"the device's memory is too small for {len(self._steps)} CUDA graphs of {self._steps[0].bucket.rows} "
                 "slots: use fewer slots, or graphs=off"
             ) from error
         return max(0, free_before - torch.cuda.mem_get_info(device)[0])

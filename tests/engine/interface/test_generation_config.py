@@ -136,8 +136,8 @@ def test_a_seed_is_drawn_where_one_is_needed() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha is 0.6, which this engine cannot do: remove it"),
-        ({"num_beam_groups": 2}, "num_beam_groups is 2, which this engine cannot do"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha is 0.6, which this engine does not support: remove it"),
+        ({"num_beam_groups": 2}, "num_beam_groups is 2, which this engine does not support"),
         ({"encoder_no_repeat_ngram_size": 3}, "encoder_no_repeat_ngram_size is 3, which"),
         ({"exponential_decay_length_penalty": [5, 1.1]}, "exponential_decay_length_penalty is "),
         ({"num_beams": 0}, "num_beams is 0: it must be a whole number from 1"),

@@ -63,5 +63,5 @@ def test_a_library_of_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatc
 
     structures = tuple(Wider if each is native.Rows else each for each in native.STRUCTURES)
     monkeypatch.setattr(native, "STRUCTURES", structures)
-    with pytest.raises(LoadError, match=r"was built from other sources .*Wider has 56 bytes there, 64 here"):
+    with pytest.raises(LoadError, match=r"was built from different sources .*Wider has 56 bytes there, 64 here"):
         native.Library(library_path(BY_NAME[name]))

@@ -80,11 +80,11 @@ def test_logits_are_near_and_less_memory_is_wanted(directory: Path, kind: str) -
     ("changes", "message"),
     [
         ({"quantization": "int4"}, "quantization 'int4' is not known: use 'none', 'bnb-int8' or 'bnb-nf4'"),
-        ({"quantization": "bnb-nf4", "backend": "native"}, "quantization 'bnb-nf4' is for PyTorch"),
-        ({"quantization": "bnb-nf4", "dtype": "int8"}, "dtype 'int8' and quantization 'bnb-nf4' exclude each other"),
-        ({"quantization": "bnb-nf4", "dtype": "float64"}, "quantization 'bnb-nf4' does not compute in float64"),
+        ({"quantization": "bnb-nf4", "backend": "native"}, "quantization 'bnb-nf4' needs PyTorch"),
+        ({"quantization": "bnb-nf4", "dtype": "int8"}, "dtype 'int8' and quantization 'bnb-nf4' cannot be combined"),
+        ({"quantization": "bnb-nf4", "dtype": "float64"}, "quantization 'bnb-nf4' cannot compute in float64"),
         ({"graphs": "always"}, "graphs 'always' is not known: use 'auto', 'on' or 'off'"),
-        ({"graphs": "on", "backend": "native"}, "backend 'native' is not possible: graphs are PyTorch's"),
+        ({"graphs": "on", "backend": "native"}, "backend 'native' is not possible: graphs need PyTorch"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_remedy(directory: Path, changes: dict[str, str], message: str) -> None:

@@ -223,7 +223,7 @@ def test_what_does_not_fit_while_loading_is_told_with_the_remedy(
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9000, 10000))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", out_of_memory)
-    with pytest.raises(LoadError, match="not hold the 27 CUDA graphs of 3 slots: use fewer slots, or graphs=off"):
+    with pytest.raises(LoadError, match="too small for 27 CUDA graphs of 3 slots: use fewer slots, or graphs=off"):
         backend._steps.record(torch.device("cuda"), print)
 
 

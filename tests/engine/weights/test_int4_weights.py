@@ -225,7 +225,7 @@ def test_a_file_that_is_damaged_or_of_another_shape(t5_dir: Path, tmp_path: Path
     ("changes", "message"),
     [
         ({"device": "cuda"}, "dtype 'int4' is for CPUs: use quantization 'bnb-nf4' on 'cuda'"),
-        ({"quantization": "bnb-nf4"}, "dtype 'int4' and quantization 'bnb-nf4' exclude each other: name one"),
+        ({"quantization": "bnb-nf4"}, "dtype 'int4' and quantization 'bnb-nf4' cannot be combined: give one"),
     ],
 )
 def test_what_it_does_not_go_with(changes: dict[str, str], message: str, t5_dir: Path) -> None:

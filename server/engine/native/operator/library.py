@@ -201,7 +201,7 @@ def _check_structures(path: Path, library: ctypes.CDLL) -> None:
     for structure, size in zip(STRUCTURES, sizes, strict=True):
         if ctypes.sizeof(structure) != size:
             raise LoadError(
-                f"{path} was built from other sources than these ({structure.__name__} has {size} bytes there, "
+                f"{path} was built from different sources ({structure.__name__} has {size} bytes there, "
                 f"{ctypes.sizeof(structure)} here): install the project again"
             )
 
