@@ -193,11 +193,13 @@ def check_words(recipe: PruneRecipe) -> None:
         model_store.errors.InvalidRequestError: the name or the alias is not legal.
     """
     if not recipe.distillation.trains:
-        raise RequestError("distillation: every loss has weight 0: leave task_weight or prediction_weight on")
+        raise RequestError(
+            "distillation: every loss has weight 0: give task_weight or prediction_weight a value above 0"
+        )
     check_name(recipe.name, "model name")
     check_name(recipe.alias, "alias")
     if recipe.alias == DENSE_ALIAS:
-        raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one another, such as 'pruned'")
+        raise RequestError(f"alias {DENSE_ALIAS!r} is the dense model's: give the pruned one its own, such as 'pruned'")
 
 
 def asked_layers(recipe: PruneRecipe, spec: ModelSpec) -> tuple[int, ...]:

@@ -11,18 +11,20 @@ def command(
     models: Annotated[list[str], typer.Argument(metavar="REF...", help="Models in the store, or model directories.")],
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="Sources at once; may be given several times. Default: 1."),
+        typer.Option("--batch", min=1, help="Sources in one batch; may be given several times. Default: 1."),
     ] = None,
     source_tokens: Annotated[int, typer.Option("--source-tokens", min=1, help="Length of every source.")] = 64,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Length of every answer, forced.")] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Forced length of every answer.")] = 64,
     dtype: Annotated[
         str,
-        typer.Option("--dtype", help="Or auto: the fastest whose recorded quality holds; else float32."),
+        typer.Option("--dtype", help="A dtype, or auto: the fastest whose recorded quality holds, else float32."),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="The engine's threads; its own choice if not given.")
+        int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: the engine chooses.")
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs; the medians are shown.")] = 5,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Number of measured runs; the medians are shown.")
+    ] = 5,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:

@@ -20,7 +20,7 @@ def command(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port to listen on, 0 for any that is free.")
     ] = 8000,
-    out: Annotated[Path, typer.Option("--out", help="The run's folder; called again, the demo goes on.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="The run's folder; a repeated call resumes the demo.")] = Path(
         "runs/demo"
     ),
     store: StoreOption = DEFAULT_STORE,
@@ -34,7 +34,7 @@ def command(
     from nash.run.progress import Stage, duration
 
     if not RECIPE.is_file():
-        raise RequestError(f"{RECIPE} is not here: run `nash demo` in the project's own folder")
+        raise RequestError(f"{RECIPE} is not here: run `nash demo` in the project's folder")
     console, started_s = progress_console(), time.monotonic()
     if not (EXAMPLE / "data" / "tokenizer" / "tokenizer.json").is_file():
         with Stage("writing the example's data from the CMU Pronouncing Dictionary", console):

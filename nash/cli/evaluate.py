@@ -14,35 +14,37 @@ def command(
     data: Annotated[
         Path,
         typer.Option(
-            "--data", help="JSONL, CSV, TSV or Parquet, hub:OWNER/NAME:SPLIT, or a folder with a file a split."
+            "--data",
+            help="A JSONL, CSV, TSV or Parquet file, hub:OWNER/NAME:SPLIT, or a folder with one file per split.",
         ),
     ],
-    split: Annotated[str, typer.Option("--split", help="Which one of the folder.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="The split to read from a folder.")] = "test",
     metric: Annotated[MetricKind, typer.Option("--metric", help="The kind of task.")] = "exact",
     source_column: Annotated[str, typer.Option("--source-column", help="The column of the sources.")] = "source",
     target_columns: Annotated[
         list[str] | None,
         typer.Option(
-            "--target-column", help="The column of targets; again for each further right answer. Default: target."
+            "--target-column",
+            help="The column of the targets; repeat it for each further right answer. Default: target.",
         ),
     ] = None,
-    prefix: Annotated[str, typer.Option("--prefix", help="What stands before every source.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", help="Text to put before every source.")] = "",
     dtype: Annotated[
         str,
-        typer.Option("--dtype", help="Or auto: the fastest whose recorded quality holds; else float32."),
+        typer.Option("--dtype", help="A dtype, or auto: the fastest whose recorded quality holds, else float32."),
     ] = "auto",
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     record: Annotated[
-        bool, typer.Option("--record", help="Keep the figure beside the version: dtype=auto is chosen by such records.")
+        bool, typer.Option("--record", help="Keep the figure beside the version; dtype=auto goes by these records.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="The engine's threads; its own choice if not given.")
+        int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: the engine chooses.")
     ] = None,
     max_source_tokens: Annotated[
         int, typer.Option("--max-source-tokens", min=1, max=MOST_COUNT, help="Longer sources are cut.")
     ] = 512,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, max=MOST_COUNT, help="Answers end there at the latest.")
+        int, typer.Option("--max-new-tokens", min=1, max=MOST_COUNT, help="Longer answers are cut.")
     ] = 256,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -57,7 +59,7 @@ def command(
     from server.engine.interface.config import EngineConfig
 
     if record and looks_like_path(model):
-        raise RequestError(f"--record keeps a figure beside a version in the store: publish {model}, and name its REF")
+        raise RequestError(f"--record keeps a figure beside a version in the store: publish {model} and give its REF")
     layout = DataLayout(source_column=source_column, target_columns=target_columns or ["target"], prefix=prefix)
     opened = Store(store)
     asked = EngineConfig(
@@ -111,5 +113,5 @@ def command(
     for name, value in result.metrics.items():
         result_console().print(f"{name.replace('_', ' ')}: {value:.2f} %")
     if record:
-        said = "recorded" if document["recorded"] else "recorded before, and the first record stays"
+        said = "recorded" if document["recorded"] else "already recorded, and the first record is kept"
         result_console().print(f"{choice.dtype}: {said}; {document['finding']}", soft_wrap=True)

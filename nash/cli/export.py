@@ -16,7 +16,7 @@ def command(
         typer.Option(
             "--format",
             help="hf: as it is, for transformers after `import nash`; hf-dense: a stock checkpoint with the same "
-            "logits, as large as the dense model's layers, for anything that reads those.",
+            "logits and layers as large as the dense model's, for any program that reads stock checkpoints.",
         ),
     ] = "hf",
     store: StoreOption = DEFAULT_STORE,

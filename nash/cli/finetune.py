@@ -10,15 +10,17 @@ from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, 
 
 def command(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; called again, the run goes on.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder; a repeated call resumes the run.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Publish the model in the store under this name.")] = None,
     alias: Annotated[str, typer.Option("--alias", help="The alias to publish it under.")] = "dense",
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Of all random numbers, in place of the recipe's.")
+        int | None, typer.Option("--seed", min=0, help="Seed of all random numbers; overrides the recipe's.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="In place of the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Training epochs; overrides the recipe's.")] = None,
     max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, help="At most so many, in place of the recipe's.")
+        int | None, typer.Option("--max-steps", min=1, help="Most training steps; overrides the recipe's.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

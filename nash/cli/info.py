@@ -105,14 +105,14 @@ def _print(document: dict[str, Any]) -> None:
         ("transformers", document["transformers"] or "not installed"),
         ("system", document["system"]),
         ("processor", cpu["name"]),
-        ("instruction sets", ", ".join(cpu["instruction_sets"]) or "none that are known here"),
+        ("instruction sets", ", ".join(cpu["instruction_sets"]) or "none known to nash"),
         ("threads", f"{cpu['threads']} ({cpu['cores']} cores, {quota}; NUMA nodes: {cpu['numa_nodes']})"),
         ("CUDA", ", ".join(devices) or "no device"),
         ("native operator", f"{cpu['chosen'] or 'not used'} ({cpu['why']}; here: {', '.join(cpu['sets']) or 'none'})"),
     ]
     for row in document["dtypes"]:
         named = f"{row['dtype']} on {row['device']}"
-        served = row["engine"] if row["auto"] else f"{row['engine']}, not by auto"
+        served = row["engine"] if row["auto"] else f"{row['engine']}, never chosen by auto"
         lines.append((f"serving: {named}", row["refused"] or served))
     lines += [(f"training on {training['device']}", f"{training['auto']} by auto ({training['why']})")]
     width = max(len(name) for name, _ in lines)

@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print("interrupted: nothing is left half done, and the same command goes on from there", file=sys.stderr)
+            print("interrupted: nothing is left half done, and the same command resumes the work", file=sys.stderr)
         raise
     except Exception as error:  # noqa: BLE001  an unforeseen error also gets one line
         if debug:
@@ -76,5 +76,5 @@ def _unforeseen(error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     # PyTorch reports a lack of host memory by this text, and a lack of GPU memory by a class of its own.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in reason:
-        return f"there is not enough memory for this ({reason}): lower the batch size or the lengths"
-    return f"{type(error).__name__}: {reason} (this is a fault of nash; `nash --debug` before the command shows where)"
+        return f"not enough memory ({reason}): lower the batch size or the lengths"
+    return f"{type(error).__name__}: {reason} (this is a bug in nash; `nash --debug` before the command shows where)"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RefArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS or NAME:VERSION.")]
 
-app = typer.Typer(no_args_is_help=True, help="Publish models into the store, list them, name them, check them.")
+app = typer.Typer(no_args_is_help=True, help="Publish, list, tag and verify models in the store.")
 
 
 @app.command("publish")
@@ -24,20 +24,20 @@ def publish(
     name: Annotated[str, typer.Argument(help="The model's NAME in the store.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face model directory.")],
     alias: Annotated[str | None, typer.Option(help="Point this alias at the version.")] = None,
-    kind: Annotated[
-        Literal["dense", "pruned"] | None, typer.Option(help="Read from config.json where not given.")
-    ] = None,
+    kind: Annotated[Literal["dense", "pruned"] | None, typer.Option(help="Default: read from config.json.")] = None,
     parent: Annotated[
         str | None, typer.Option(metavar="REF", help="The stored version that this one was made from.")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="The licence of the weights, as in Apache-2.0.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The licence of the weights, such as Apache-2.0.")] = None,
     calibrate_int4: Annotated[
         Path | None,
-        typer.Option(metavar="DATA", help="Rows of its task: also store its layers in four bits, for dtype int4."),
+        typer.Option(
+            metavar="DATA", help="Rows of the model's task: also store its layers in four bits, for dtype int4."
+        ),
     ] = None,
-    source_column: Annotated[str, typer.Option(help="Of those rows.")] = "source",
-    target_column: Annotated[str, typer.Option(help="Likewise.")] = "target",
-    prefix: Annotated[str, typer.Option(help="What stands before every source.")] = "",
+    source_column: Annotated[str, typer.Option(help="The column of the sources in those rows.")] = "source",
+    target_column: Annotated[str, typer.Option(help="The column of the targets.")] = "target",
+    prefix: Annotated[str, typer.Option(help="Text to put before every source.")] = "",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,7 +68,7 @@ def publish(
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})
         return
-    what = "published as" if done.created else "was there already as"
+    what = "published as" if done.created else "is already stored as"
     _say(f"{directory} {what} {done.name}:{done.version} (digest {done.digest[:12]})")
 
 
@@ -121,7 +121,7 @@ def show(
 @app.command("tag")
 def tag(
     ref: RefArgument,
-    alias: Annotated[str, typer.Argument(help="The alias that shall name this version.")],
+    alias: Annotated[str, typer.Argument(help="The alias to point at this version.")],
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -135,18 +135,18 @@ def tag(
 
 @app.command("verify")
 def verify(
-    ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="One version; all where left out.")] = None,
+    ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="One version. Default: all.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every stored byte and name the bad files; exit code 1 where there are any."""
+    """Read every stored byte and name the bad files; exit with code 1 if there are any."""
     problems = _open(store).verify(ref)
     if as_json:
         print_json({"problems": [{"ref": p.ref, "file": p.file, "what": p.what} for p in problems]})
     elif problems:
         _print_table(("ref", "file", "what is wrong"), [(p.ref, p.file, p.what) for p in problems])
     else:
-        _say("every file is what was published")
+        _say("every file is as published")
     if problems:
         raise typer.Exit(1)
 

@@ -30,7 +30,7 @@ def _flag(name: str, key: str, help_text: str, **bounds: float) -> Any:
 
 def command(
     recipe_file: Annotated[
-        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file; flags win over its keys.")
+        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file; flags override its keys.")
     ] = None,
     model: Annotated[
         str | None,
@@ -44,9 +44,13 @@ def command(
     ] = None,
     target_columns: Annotated[
         list[str] | None,
-        _flag("--target-column", "data.target_columns", "The column of targets; again for each further right answer."),
+        _flag(
+            "--target-column",
+            "data.target_columns",
+            "The column of the targets; repeat it for each further right answer.",
+        ),
     ] = None,
-    prefix: Annotated[str | None, _flag("--prefix", "data.prefix", "What stands before every source.")] = None,
+    prefix: Annotated[str | None, _flag("--prefix", "data.prefix", "Text to put before every source.")] = None,
     max_source_tokens: Annotated[
         int | None,
         _flag(
@@ -80,20 +84,20 @@ def command(
     ] = None,
     speedup: Annotated[
         float | None,
-        typer.Option("--speedup", help="How many times faster than the dense model, in place of the two before."),
+        typer.Option("--speedup", help="How many times faster than the dense model; replaces the two options above."),
     ] = None,
     batch: Annotated[
-        int | None, _flag("--batch", "workload.batch", "Requests at once, where speed is asked and measured.", min=1)
+        int | None, _flag("--batch", "workload.batch", "Requests in one batch for planning and measuring speed.", min=1)
     ] = None,
     source_tokens: Annotated[
-        int | None, typer.Option("--source-tokens", min=1, help="Their length. Default: the data's mean.")
+        int | None, typer.Option("--source-tokens", min=1, help="Length of each source. Default: the data's mean.")
     ] = None,
     new_tokens: Annotated[
-        int | None, typer.Option("--new-tokens", min=1, help="Their answers' length. Default: the data's mean.")
+        int | None, typer.Option("--new-tokens", min=1, help="Length of each answer. Default: the data's mean.")
     ] = None,
-    dtype: Annotated[str | None, _flag("--dtype", "workload.dtype", "What the engine computes them in.")] = None,
+    dtype: Annotated[str | None, _flag("--dtype", "workload.dtype", "The dtype that the engine computes in.")] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="The engine's threads there; its own choice if not given.")
+        int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: the engine chooses.")
     ] = None,
     trim_vocab: Annotated[
         bool | None,
@@ -106,19 +110,21 @@ def command(
     alias: Annotated[str | None, _flag("--alias", "alias", "The pruned model's alias.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The run's folder; called again, the run goes on. Default: runs/NAME-ALIAS."),
+        typer.Option("--out", help="The run's folder; a repeated call resumes the run. Default: runs/NAME-ALIAS."),
     ] = None,
-    seed: Annotated[int | None, _flag("--seed", "seed", "Of all random numbers.", min=0)] = None,
+    seed: Annotated[int | None, _flag("--seed", "seed", "Seed of all random numbers.", min=0)] = None,
     epochs: Annotated[float | None, _flag("--epochs", "final_training.epochs", "Epochs of each phase.")] = None,
     max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, help="Steps of each phase at most. Default: what epochs take.")
+        int | None,
+        typer.Option("--max-steps", min=1, help="Most steps of each phase. Default: as many as its epochs take."),
     ] = None,
     batch_size: Annotated[
         int | None,
         _flag("--batch-size", "final_training.batch_size", "Rows of a training step.", min=1, max=MOST_COUNT),
     ] = None,
     learning_rate: Annotated[
-        float | None, _flag("--learning-rate", "final_training.learning_rate", "Of the weights, in each phase.")
+        float | None,
+        _flag("--learning-rate", "final_training.learning_rate", "Learning rate of the weights in each phase."),
     ] = None,
     metric: Annotated[str | None, _flag("--metric", "metric", "The kind of task.")] = None,
     store: StoreOption = DEFAULT_STORE,

@@ -14,14 +14,14 @@ _PACKAGES = ("matplotlib", "jinja2")
 def command(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The sweep's folder; called again, the sweep goes on.")
+        Path | None, typer.Option("--out", help="The sweep's folder; a repeated call resumes the sweep.")
     ] = None,
     publish: Annotated[
         str | None,
-        typer.Option("--publish", metavar="none|frontier|all", help="Which points to publish, each by its id."),
+        typer.Option("--publish", metavar="none|frontier|all", help="The points to publish, each under its id."),
     ] = None,
     remeasure: Annotated[
-        bool, typer.Option("--remeasure", help="Measure the speed of all points anew, on a quieter machine.")
+        bool, typer.Option("--remeasure", help="Measure the speed of all points again, on a quieter machine.")
     ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

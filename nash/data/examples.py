@@ -67,9 +67,7 @@ def _encoded(
     if side == "text_target" and getattr(tokenizer, "tgt_lang", "") is None:
         tokenizer.tgt_lang = tokenizer.src_lang  # the other classes do this themselves; M2M100's fails without it
     if limit < (around := tokenizer.num_special_tokens_to_add()):
-        raise RequestError(
-            f"a limit of {limit} tokens has no room for the {around} that the tokenizer puts around a text"
-        )
+        raise RequestError(f"a limit of {limit} tokens has no room for the {around} that the tokenizer adds to a text")
     ids: list[list[int]] = tokenizer(**{side: texts}).input_ids
     long = [number for number, each in enumerate(ids) if len(each) > limit]
     if long:

@@ -83,9 +83,9 @@ def split_path(folder: Path, split: str) -> Path:
     if len(found) != 1:
         there = ", ".join(path.name for path in found)
         raise RequestError(
-            f"{folder} has {there}, all for the split {split!r}: give the one that is meant"
+            f"{folder} has {there}, all for the split {split!r}: give the path of the one to read"
             if found
-            else f"{folder} has no data for the split {split!r}: it would be one of {', '.join(names)}"
+            else f"{folder} has no data for the split {split!r}: add one of {', '.join(names)}"
         )
     return found[0]
 
@@ -135,7 +135,7 @@ def _cells(path: Path, *, delimiter: str, quoting: int) -> Iterator[Placed]:
             line = reader.line_num + 1  # a record may span lines: messages name its first
             for cells in reader:
                 if cells and len(cells) != len(header):
-                    raise RequestError(f"{path}, line {line}: {len(cells)} cells, and {len(header)} in the header")
+                    raise RequestError(f"{path}, line {line}: {len(cells)} cells, but {len(header)} in the header")
                 if cells:
                     yield f"line {line}", dict(zip(header, cells, strict=True))
                 line = reader.line_num + 1
@@ -174,14 +174,16 @@ def _from_hub(text: str) -> Iterator[Placed]:
         found = datasets.load_dataset(parts["name"], parts["config"], split=parts["split"], revision=parts["revision"])
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"{text} cannot be had ({reason}): the hub needs a network; or give a local file") from error
+        raise RequestError(
+            f"{text} cannot be loaded ({reason}): the hub needs a network; or give a local file"
+        ) from error
     return _rows(found)
 
 
 def _hub_parts(text: str) -> re.Match[str]:
     parts = _HUB.fullmatch(text)
     if parts is None:
-        raise RequestError(f"{text} names no data of the hub: write hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT")
+        raise RequestError(f"{text} does not name data on the hub: write hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT")
     return parts
 
 

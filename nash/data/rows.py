@@ -32,26 +32,26 @@ def read_rows(path: Path, layout: DataLayout | None = None, *, most: int | None 
     layout = layout or DataLayout()
     rows = [_row(record, layout, f"{path}, {place}") for place, record in islice(records(path), most)]
     if not rows:
-        raise RequestError(f"data file {path} holds no rows: write one {layout.example} a line")
+        raise RequestError(f"data file {path} holds no rows: write one {layout.example} per line")
     return rows
 
 
 def _row(record: Record, layout: DataLayout, place: str) -> TaskRow:
     def bad(what: str) -> RequestError:
-        return RequestError(f"{place}: {what}; wanted is {layout.example}")
+        return RequestError(f"{place}: {what}; expected {layout.example}")
 
     def value_of(column: str) -> Any:
         """`a.b` is the column of that name, or otherwise b within a."""
         value: Any = record
         for part in [column] if column in record else column.split("."):
             if not isinstance(value, Mapping) or part not in value:
-                raise bad(f"column {column!r} is missing; there are {', '.join(map(repr, record))}")
+                raise bad(f"column {column!r} is missing; the row has {', '.join(map(repr, record))}")
             value = value[part]
         return value
 
     source = value_of(layout.source_column)
     if not isinstance(source, str) or not source.strip():
-        raise bad(f"{layout.source_column} is {source!r}, not a text with something in it")
+        raise bad(f"{layout.source_column} is {source!r}, not a non-empty text")
     targets: list[str] = []
     for column in layout.target_columns:
         value = value_of(column)
@@ -62,9 +62,9 @@ def _row(record: Record, layout: DataLayout, place: str) -> TaskRow:
             raise bad(f"{column} is {value!r}, not a text or a list of texts")
         targets += texts
     if not targets:
-        raise bad(f"none of {', '.join(layout.target_columns)} has a text in it")
+        raise bad(f"none of {', '.join(layout.target_columns)} has a text")
     if any("\ud800" <= character <= "\udfff" for text in (source, *targets) for character in text):
-        raise bad("a text holds half of a surrogate pair, which is no character")
+        raise bad("a text holds half of a surrogate pair, which is not a character")
     return TaskRow(source=layout.prefix + source, targets=tuple(dict.fromkeys(targets)))
 
 

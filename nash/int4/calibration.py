@@ -136,7 +136,7 @@ def calibrate(
             break
         pairs.append(pair)
         tokens += sum(map(len, pair))
-    with Stage("four bits: reading what the matrices are given", console, len(pairs), unit="rows") as stage:
+    with Stage("four bits: collecting the inputs of the matrices", console, len(pairs), unit="rows") as stage:
         grams = _input_grams(model, pairs, stage.update)
     for name, gram_II in grams.items():
         if not bool(gram_II.isfinite().all()):

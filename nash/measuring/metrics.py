@@ -170,7 +170,7 @@ def _number(text: str) -> float | None:
 def _reference_number(text: str) -> float:
     value = _number(text)
     if value is None:
-        raise RequestError(f"target {text!r} is no number, which metric = 'correlation' needs: choose another metric")
+        raise RequestError(f"target {text!r} is not a number, as metric = 'correlation' needs: choose another metric")
     return value
 
 

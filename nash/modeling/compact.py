@@ -99,7 +99,7 @@ def fill(model: PreTrainedModel, state: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
         old = present[name]
         if old.shape != tensor.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the model calls for {tuple(old.shape)}")
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but the model has {tuple(old.shape)}")
         key = (tensor.data_ptr(), tensor.shape)
         if key not in copies:
             fresh = tensor.detach().clone()

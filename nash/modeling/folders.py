@@ -96,7 +96,7 @@ def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: i
     """
     for name in ("pad_token", "eos_token"):
         if getattr(tokenizer, name) is None:
-            raise RequestError(f"the tokenizer has no {name}: name it in its tokenizer_config.json")
+            raise RequestError(f"the tokenizer has no {name}: set it in its tokenizer_config.json")
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=shape.d_model,

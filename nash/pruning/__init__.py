@@ -1,5 +1,5 @@
-"""From a dense model to a compact one. `prune` is the command's work, `walk` its stages one after the other.
+"""From a dense model to a compact one. `prune` does the command's work, `walk` runs its stages in order.
 
-Pure mathematics: `gates`. On a student: `masking`, `distillation`, `student_training`, `calibration`. On weights:
+Pure mathematics: `gates`. On a student: `student`, `masking`, `distillation`, `objective`, `calibration`. On weights:
 `compaction`, `repair`.
 """

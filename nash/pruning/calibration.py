@@ -1,4 +1,4 @@
-"""What a look at data decides before or between trainings: the decoder layers to keep, the fit of cut matrices."""
+"""What is computed from data without training: which decoder layers to keep, and the fit of cut matrices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ from nash.training import losses
 from nash.training.objective import decoder_inputs
 
 ROWS = 512
-_BATCH = 16  # scores of a batch's targets are the most that is in memory
+_BATCH = 16  # the scores of one batch's targets take the most memory
 
 Batches = Sequence[dict[str, Tensor]]
 
 
 def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int) -> list[dict[str, Tensor]]:
-    """Up to `ROWS` pairs drawn from all, in batches of like lengths; the same for the same seed."""
+    """Up to `ROWS` randomly drawn pairs, in batches of similar lengths; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(pairs), generator=generator)[:ROWS].tolist()
     chosen.sort(key=pairs.lengths().__getitem__)
@@ -34,14 +34,14 @@ def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int) -> list[d
 
 @torch.no_grad()
 def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tuple[int, ...]:
-    """The `keep` decoder layers that alone stay closest to the whole teacher.
+    """The `keep` decoder layers that on their own stay closest to the whole teacher.
 
-    Close is a small KL(teacher || shortened) in nats a target token, untrained: no layer has yet been given the
-    chance to stand in for its neighbours.
+    Closest means the smallest KL(teacher || shortened) in nats per target token, without training: no layer has yet
+    learned to replace its neighbours.
     """
     teacher.eval()
     tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
-    # Of the teacher, what its output matrix is given: the scores of all batches would be gigabytes for a large
+    # Keep the inputs of the teacher's output matrix: the scores of all batches would take gigabytes for a large
     # vocabulary.
     head, bias = teacher.get_output_embeddings(), getattr(teacher, "final_logits_bias", 0.0)
     teacher_states: list[Tensor] = []
@@ -69,10 +69,10 @@ def repair(
     soft: Mask,
     batches: Batches,
 ) -> None:
-    """Refit the output matrices of a compact model to what they gave in the student under its gates' own values.
+    """Refit the output matrices of a compact model to their outputs in the student under its gates' own values.
 
-    `student` and `sublayers` are uncut, `soft` its gates' values before they were decided. Matrices are refitted in the
-    order in which they run, each from the inputs that the ones before it now give.
+    `student` and `sublayers` are uncut; `soft` holds the gates' values before hardening. Matrices are refitted in the
+    order in which they run, each from the inputs that it gets from the matrices refitted before it.
     """
     compacted.eval()
     student.eval()
@@ -91,7 +91,7 @@ def repair(
 
 
 def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:
-    """The output matrix of a sublayer, or None where nothing is left that feeds it."""
+    """The output matrix of a sublayer, or None if it has no inputs left."""
     try:
         module = compacted.get_submodule(name)
     except AttributeError:

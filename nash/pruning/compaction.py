@@ -1,4 +1,4 @@
-"""From a gated student to a compact model that computes exactly the same."""
+"""From a gated student to a compact model that computes exactly the same outputs."""
 
 import copy
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from nash.pruning.masking import HardenedGates
 def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
     """A copy of the teacher with the decoder layers `kept` only.
 
-    T5's relative-position table lives in the first decoder layer but belongs to the whole stack: it stays,
-    whichever layer comes first now. UMT5's belong to their layers and go with them. No layer is dropped at random any
-    more while training (`layerdrop`): what is kept of the decoder is needed, and distillation compares every layer in
-    every step.
+    T5's relative-position table is stored in the first decoder layer but belongs to the whole stack: it stays,
+    whichever layer is now the first. UMT5's tables belong to their layers and go with them. Training no longer drops
+    layers at random (`layerdrop`): every kept decoder layer is needed, and distillation compares every layer in every
+    step.
     """
     dense = spec_of(teacher.config.to_dict())
     layout = layout_of(dense)
@@ -46,10 +46,10 @@ def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrain
 def compact(
     student: PreTrainedModel, dense: ModelSpec, kept_layers: tuple[int, ...], hardened: HardenedGates
 ) -> PreTrainedModel:
-    """Cut what the gates closed and fold the values of the open ones into the weights.
+    """Cut what the gates closed, and fold the values of the open gates into the weights.
 
-    A part's value folds into its columns of the sublayer's output matrix. `dense` is the shape of the teacher,
-    `kept_layers` the decoder layers that `student` still has.
+    A part's value folds into its columns of the sublayer's output matrix. `dense` is the shape of the teacher;
+    `kept_layers` are the decoder layers that `student` still has.
     """
     whole = shortened(dense, kept_layers)
     kept = {name: tuple(bits.nonzero().flatten().tolist()) for name, bits in hardened.kept.items()}
@@ -64,7 +64,7 @@ def compact(
 
 @torch.no_grad()
 def _cut(student: dict[str, Tensor], sublayers: Sequence[Sublayer], hardened: HardenedGates) -> dict[str, Tensor]:
-    """The student's tensors, without what was closed. A sublayer of which nothing is left keeps empty matrices."""
+    """The student's tensors without the closed parts. A sublayer with no parts left keeps empty matrices."""
     state = dict(student)
     for sublayer in sublayers:
         if sublayer.out not in hardened.kept:

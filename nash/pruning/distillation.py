@@ -10,7 +10,7 @@ from nash.training import losses
 
 
 class DistillationMaps(nn.Module):
-    """Linear maps from the student's hidden states to the teacher's, started at identity.
+    """Linear maps from the student's hidden states to the teacher's, initialised to the identity.
 
     A submodule of the student, so that checkpoints hold it.
     """
@@ -34,15 +34,15 @@ def compared_layers(total: int, count: int = 4) -> tuple[int, ...]:
 
 
 def match_layers(cost_TS: list[list[float]]) -> list[int]:
-    """For each teacher layer the student layer to compare it with: the cheapest choice that keeps the order.
+    """For each teacher layer, the student layer to compare it with: the cheapest choice that keeps the order.
 
-    Dynamic layer matching of CoFi (arXiv 2204.00408), as an exact minimum over all non-decreasing choices.
+    This is the dynamic layer matching of CoFi (arXiv 2204.00408), as an exact minimum over all non-decreasing choices.
     """
     best: list[list[float]] = []
     back: list[list[int]] = []
     for row in cost_TS:
         totals, came_from = [], []
-        cheapest = 0  # of the layers up to s, the one at which the previous teacher layer did best
+        cheapest = 0  # of the layers up to s, the cheapest for the previous teacher layer
         for s, cost in enumerate(row):
             if best and best[-1][s] < best[-1][cheapest]:
                 cheapest = s
@@ -64,10 +64,10 @@ def encoder_loss(
     items: Tensor | int | None,
     same: Sequence[int] | None = None,
 ) -> Tensor:
-    """Mean over the compared teacher layers of the error of the student layer that each is matched with.
+    """Mean, over the compared teacher layers, of the error of the matching student layer.
 
-    That is the nearest that keeps the order, or, for each teacher layer, the one whose number stands in `same`. Errors
-    are divided by `items`, the real source positions of the whole update.
+    The matching layer is the nearest that keeps the order or, if `same` is given, the layer that `same` names for each
+    teacher layer. Errors are divided by `items`, the number of real source positions in the whole update.
     """
     mapped = [layer_map(state) for state in student_BSD]
     matched = same
@@ -86,9 +86,9 @@ def decoder_loss(
     mask_BT: Tensor,
     items: Tensor | int | None,
 ) -> Tensor:
-    """Mean error between each kept layer and the teacher layer at the end of the block it stands for.
+    """Mean error between each kept layer and the teacher layer at the end of the block it replaces.
 
-    Errors are divided by `items`, the real target positions of the whole update.
+    Errors are divided by `items`, the number of real target positions in the whole update.
     """
     triples = zip(student_BTD, teacher_BTD, layer_maps, strict=True)
     return torch.stack([losses.hidden_mse(layer_map(s), t, mask_BT, items) for s, t, layer_map in triples]).mean()
@@ -96,7 +96,7 @@ def decoder_loss(
 
 @contextmanager
 def recorded(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Within the block, every forward pass through a stack's layers appends each one's output [B, L, D] to the list."""
+    """Within the block, a forward pass through a stack's layers appends each layer's output [B, L, D] to the list."""
     states: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> None:

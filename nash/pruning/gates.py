@@ -1,4 +1,4 @@
-"""Hard concrete gates and the sparsity they are driven to: the mathematics, free of any model.
+"""Hard concrete gates and the sparsity they are driven to: the mathematics, independent of any model.
 
 A gate is a random variable in [0, 1] that is exactly 0 or exactly 1 with positive probability
 (Louizos, Welling and Kingma, 2018). Its one parameter, alpha, is the log-odds of being open before stretching.
@@ -17,7 +17,7 @@ _SHIFT = BETA * math.log(-LOW / HIGH)
 
 
 def sample(alpha: Tensor, noise: Tensor) -> Tensor:
-    """Draw gates; `noise` is uniform on (0, 1), of alpha's shape."""
+    """Draw gates; `noise` is uniform on (0, 1) and has alpha's shape."""
     u = noise.clamp(_EPSILON, 1 - _EPSILON)
     s = torch.sigmoid((torch.logit(u) + alpha) / BETA)
     return (s * (HIGH - LOW) + LOW).clamp(0.0, 1.0)
@@ -40,15 +40,15 @@ def lagrangian(sparsity: Tensor, target: float, multipliers_2: Tensor) -> Tensor
 
 
 def scheduled_target(target: float, step: int, warmup_steps: int) -> float:
-    """The sparsity asked for at `step`: rising linearly from 0 over the warm-up, then `target`."""
+    """The sparsity to reach at `step`: it rises linearly from 0 over the warm-up, then stays at `target`."""
     return target if step >= warmup_steps else target * step / warmup_steps
 
 
 def harden(ranks: list[Tensor], weights: list[float], target: float) -> list[Tensor]:
-    """Decide which gates stay: boolean tensors of the ranks' shapes.
+    """Decide which gates stay; return boolean tensors of the ranks' shapes.
 
-    Gates are closed in the order of their ranks (open probabilities, as a rule), the lowest first, until the weights
-    they hold, `weights[i]` each of tensor i, reach the target; of equal gates the one listed first closes first. The
+    Gates close in the order of their ranks (usually open probabilities), the lowest first, until the weights they hold
+    reach the target. Each gate of tensor i holds `weights[i]`. Of equal gates, the one listed first closes first. The
     realised sparsity is the nearest to the target that this order allows: within one gate.
     """
     total = sum(r.numel() * w for r, w in zip(ranks, weights, strict=True))

@@ -1,8 +1,8 @@
-"""Gates on a student: where they sit, and how they multiply its activations.
+"""Gates on a student: where they are, and how they multiply its activations.
 
-A head's gate multiplies what the head hands to the output projection, a unit's gate what the unit hands to the
-feed-forward output matrix. Both sit in front of a linear map, so a gate's value folds into that map's columns. A gate
-on a whole sublayer multiplies all of its parts by one number: the product is each part's value.
+A head's gate multiplies what the head passes to the output projection; a unit's gate multiplies what the unit passes to
+the feed-forward output matrix. Both precede a linear map, so a gate's value folds into that map's columns. A gate on a
+whole sublayer multiplies all of its parts by one number: a part's value is the product of both gates.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from nash.pruning import gates
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
 
 # Values of the parts [parts] of each sublayer, by the name of its output matrix; 0 is closed. A sublayer that is not
-# named is left as it is.
+# named stays as it is.
 Mask = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateKinds:
-    """What has gates. NASH gates the heads and units of the encoder, CoFi those and whole sublayers of both stacks."""
+    """What has gates. NASH: the encoder's heads and units. CoFi: heads, units and sublayers of both stacks."""
 
     heads: bool = True
     units: bool = True
@@ -47,20 +47,20 @@ class GateKinds:
         return self.heads if sublayer.has_heads else self.units
 
     def reach(self, spec: ModelSpec) -> float:
-        """The greatest sparsity that these gates can bring about."""
+        """The highest sparsity that these gates can reach."""
         sizes = [(s.parts * s.part_weights, self.sublayers or self.on_parts(s)) for s in self.gated(spec)]
         return sum(size for size, closes in sizes if closes) / sum(size for size, _ in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardenedGates:
-    """The decision after pruning: what stays, and the value that is folded into the weights of what stays."""
+    """The decision after pruning: which parts stay, and the values folded into their weights."""
 
     values: Mask
     kept: Mask  # boolean tensors
 
     def mask(self) -> Mask:
-        """The mask under which the uncut student computes what the compact model will."""
+        """The mask under which the uncut student computes the same as the compact model."""
         return {name: values * self.kept[name] for name, values in self.values.items()}
 
 
@@ -82,17 +82,17 @@ class Gates(nn.Module):
         self.multipliers_2 = nn.Parameter(torch.zeros(2))
 
     def alphas(self) -> list[nn.Parameter]:
-        """The parameter of every gate that there is."""
+        """The parameters of all gates."""
         return [*self.part_alphas.values(), *self.sublayer_alphas.values()]
 
     def sparsity(self) -> Tensor:
-        """The expected sparsity of the stacks that have gates, with gradients. Parts without any count as open."""
+        """The expected sparsity of the stacks that have gates, with gradients. Parts without a gate count as open."""
         open_by_name = self._by_name(gates.open_probability)
         kept = [open_by_name[s.out].sum() * s.part_weights for s in self.sublayers]
         return 1.0 - torch.stack(kept).sum() / sum(s.parts * s.part_weights for s in self.sublayers)
 
     def draw(self) -> Mask:
-        """Sample every gate, once for a forward pass."""
+        """Sample every gate, once per forward pass."""
         self._clamp()
         return self._by_name(lambda alpha: gates.sample(alpha, torch.rand_like(alpha)))
 
@@ -105,7 +105,7 @@ class Gates(nn.Module):
         """Decide every gate so that the realised sparsity is the nearest to `target`, within one gate.
 
         A part is ranked by the probability that it and its sublayer are both open. A sublayer whose parts have no
-        gates of their own stays or goes as a whole; what has no gate at all is closed last, by no target within reach.
+        gates of their own stays or goes as a whole. Parts without any gate close last; no reachable target closes them.
         """
         self._clamp()
         open_by_name = self._by_name(gates.open_probability)
@@ -124,7 +124,7 @@ class Gates(nn.Module):
         )
 
     def _by_name(self, of_alpha: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """For each sublayer, of every part [parts]: the function of its own gate times that of its sublayer's."""
+        """For each sublayer, by part [parts]: the function of the part's own gate times that of its sublayer's gate."""
         own = {i: of_alpha(alpha) for i, alpha in self.part_alphas.items()}
         whole = {i: of_alpha(alpha) for i, alpha in self.sublayer_alphas.items()}
         found = {}
@@ -136,7 +136,7 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def _clamp(self) -> None:
-        """Keep the optimizer from running away to where a gate's gradient is nothing."""
+        """Keep the optimizer out of the range where a gate's gradient vanishes."""
         for alpha in self.alphas():
             alpha.clamp_(-gates.MAX_ALPHA, gates.MAX_ALPHA)
 
@@ -160,10 +160,10 @@ def masked(student: PreTrainedModel, sublayers: Sequence[Sublayer], mask: Mask) 
 
 
 def _forward_under(matrix: nn.Module, by_column: Tensor) -> Callable[[Tensor], Tensor]:
-    """The forward of a linear map whose inputs [..., I] are multiplied by values [I], no copy of the inputs made.
+    """The forward of a linear map whose inputs [..., I] are multiplied by values [I], without a copy of the inputs.
 
-    The values multiply the matrix's columns, which is the same: a batch has more positions than the model is wide, and
-    what autograd must keep of a product of activations is as large as they are.
+    The values multiply the matrix's columns instead, with the same result. This is cheaper: a batch has more positions
+    than the model is wide, and autograd would keep tensors as large as the activations for their product.
     """
 
     def forward(inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a student is trained towards: the task, its teacher and, in the pruning phase, a sparsity."""
+"""The objective of a student: the task, its teacher and, in the pruning phase, a sparsity."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from nash.training.optimizer import parameter_groups
 
 
 class StudentObjective:
-    """The weighted sum of the task's, the distillation's and, where the student has gates, the sparsity's losses."""
+    """The weighted sum of the losses of task and distillation and, if the student has gates, of the sparsity loss."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class StudentObjective:
         self.compared_layers = distillation.compared_layers(len(layers_of(teacher, "encoder")))
 
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
-        """The weights; then maps, alphas and multipliers (ascending), none of them decayed.
+        """The weights; then maps, alphas and multipliers (by gradient ascent), all without weight decay.
 
-        The latter keep their rate: if it fell with the weights' schedule, late gates would freeze.
+        The last three keep their rates: if these fell with the weights' schedule, late gates would freeze.
         """
         muon = optimization.optimizer == "muon"
         groups = parameter_groups(self.module.model, muon=muon, weight_decay=optimization.weight_decay)
@@ -55,7 +55,7 @@ class StudentObjective:
         return groups
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
-        """Every loss that is switched on, weighted. A teacher that no loss asks for is not run."""
+        """The weighted losses that are switched on. The teacher runs only if a loss needs it."""
         want, labels_BT, items = self.distill, batch["labels"], update.target_tokens
         feed = decoder_inputs(self.module.model.config, batch)
         with autocast():

@@ -27,15 +27,15 @@ from nash.run.lineage import lineage_of, portable
 from nash.run.progress import Stage
 from nash.vocabulary.trimming import plan_vocabulary
 
-# In the run's folder: the shape for an asked speed, and what both models are worth in each dtype.
+# In the run's folder: the shape for a requested speed, and the quality of both models in each dtype.
 PLAN, QUALITY = "plan.json", "quality_by_dtype.json"
 
 
 def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
     """Prune the recipe's model, publish the result as `name@alias`, and report on both.
 
-    A model given by its path is published as well, as `name@dense`, so that the two can be served side by side and
-    the pruned one's lineage names its parent.
+    A model given by its path is also published, as `name@dense`, so that both can be served side by side and the
+    pruned model's lineage names its parent.
 
     Raises:
         RequestError: model, data or targets cannot be used.
@@ -48,12 +48,12 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
         check_apart(out, task.model.folder)
     recipe = recipe.model_copy(update={"workload": with_dtype(recipe.workload, task.version, store, console)})
     if read_json(out / RESULTS) is None:
-        with Stage("trying the model", console):
+        with Stage("checking that the model runs", console):
             check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
         plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
-        run.bind()  # not before: of a speed that cannot be had the folder shall know nothing
+        run.bind()  # not earlier: a request for an unreachable speed must leave the folder unbound
         if plan is not None:
             run.write_json(PLAN, plan.document())
             recipe = _planned(recipe, plan)
@@ -68,7 +68,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
 def _quality(
     recipe: PruneRecipe, task: Task, found: Assessment, run: RunFolder, store: Store, console: Console
 ) -> dict[str, list[QualityRecord]]:
-    """Records of the dense and of the pruned model in float32 and in faster dtypes."""
+    """Quality records of the dense and of the pruned model in float32 and in faster dtypes."""
     known = run.read_json(QUALITY)
     if known is None:
         assert found.pruned is not None
@@ -96,12 +96,12 @@ def _quality(
 
 
 def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, console: Console) -> SpeedPlan:
-    """The shape for the asked speed: the one that the run has, or a new one by measurements."""
+    """The shape for the requested speed: the run's, or a new one from measurements."""
     known = run.read_json(PLAN)
     if known is not None:
         return SpeedPlan.of(known)
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
-    with Stage(f"looking for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
+    with Stage(f"searching for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
         measure = engine_measure(task.model, workload)
         kept = len(plan_vocabulary(task.model, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
         reach = gate_kinds(recipe.pruning).reach(task.spec)
@@ -111,7 +111,7 @@ def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, conso
 
 
 def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
-    """The recipe with the plan's shape, as if it had been asked for."""
+    """The recipe with the plan's shape, as if it had been requested."""
     shape = {"decoder_layers": plan.decoder_layers, "encoder_sparsity": plan.encoder_sparsity}
     workload = WorkloadRecipe(**asdict(plan.workload))
     return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=shape), "workload": workload})
@@ -127,9 +127,9 @@ def publish(
     *,
     quality: Mapping[str, Sequence[QualityRecord]] | None = None,
 ) -> Report:
-    """Put the dense model and the one in `out/model` into the store, with what was found of them.
+    """Publish the dense model and the one in `out/model` in the store, with their figures.
 
-    Publishing the same content again makes no new version. `quality` has the records of "dense" and of "pruned".
+    Publishing the same content again makes no new version. `quality` holds the records of "dense" and of "pruned".
     """
     assert found.pruned is not None
     assert found.speedup_quartiles is not None

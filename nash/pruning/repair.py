@@ -1,8 +1,8 @@
-"""Refitting what feeds on cut parts: an output matrix learns to make up for the heads or units that it lost.
+"""Refitting the matrices behind cut parts: an output matrix learns to compensate for the heads or units it lost.
 
 Hardening closes gates that were not quite closed and leaves the rest of the network as it was. Every output matrix
 behind a gate is refitted by least squares on calibration data, from the inputs that it still has to the outputs that
-its sublayer gave before. After it comes the final fine-tune, which starts from a better place.
+its sublayer gave before. The final fine-tune then starts from a better model.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from nash.int4.rounding import DAMPING
 
 @dataclass
 class NormalEquations:
-    """What least squares need of any number of batches: inputs [N, I] and the errors [N, O] that remain."""
+    """The sums that least squares needs over any number of batches, of inputs [N, I] and remaining errors [N, O]."""
 
     gram_II: Tensor
     moment_IO: Tensor
 
     @classmethod
     def of_size(cls, inputs: int, outputs: int) -> "NormalEquations":
-        """No data yet. Sums are kept in float64: a Gram matrix squares the condition of what it is made of."""
+        """Equations without data. Sums are in float64: a Gram matrix squares the condition number of its inputs."""
         return cls(torch.zeros(inputs, inputs, dtype=torch.float64), torch.zeros(inputs, outputs, dtype=torch.float64))
 
     def add(self, inputs_NI: Tensor, errors_NO: Tensor) -> None:
-        """Count in N more rows."""
+        """Add N more rows."""
         x = inputs_NI.double()
         self.gram_II += x.T @ x
         self.moment_IO += x.T @ errors_NO.double()
@@ -37,7 +37,7 @@ class NormalEquations:
         Solved as (X^T X + l I) dW^T = X^T E with l = DAMPING times the mean of X^T X's diagonal.
         """
         damping = DAMPING * self.gram_II.diagonal().mean()
-        if damping == 0:  # no rows, or every input is always zero: nothing can be told from it
+        if damping == 0:  # no rows, or every input is always zero: there is nothing to fit
             return torch.zeros_like(self.moment_IO.T)
         damped = self.gram_II + damping * torch.eye(len(self.gram_II), dtype=torch.float64)
         return torch.cholesky_solve(self.moment_IO, torch.linalg.cholesky(damped)).T

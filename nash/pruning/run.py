@@ -1,4 +1,4 @@
-"""One run of the pruner: what was asked, what it works on, and the folder that has its results so far."""
+"""One run of the pruner: its recipe, its inputs, and the folder with its results so far."""
 
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,12 @@ from nash.run.folder import RunFolder
 from nash.run.progress import Stage
 from nash.training.teacher_answers import with_teacher_answers
 
-# In the run's folder: what was kept of the vocabulary, and the decoder layers that "auto" chose.
+# In the run's folder: the report on the trimmed vocabulary, and the decoder layers that "auto" chose.
 VOCABULARY, LAYERS = "vocabulary.json", "layers.json"
 
 
 class PruneRun:
-    """Stages read from it what they need; what an earlier stage has left in the folder is read from there."""
+    """What the stages of a run read; results of earlier stages come from the run's folder."""
 
     def __init__(
         self,
@@ -36,23 +36,23 @@ class PruneRun:
         plan: SpeedPlan | None = None,
         answers: Path | None = None,
     ) -> None:
-        """`answers`: a folder for the teacher's answers that runs of the same model and data share; else the run's."""
+        """`answers`: a folder of teacher's answers, shared by runs of the same model and data. Default: the run's."""
         self.recipe = recipe
         self.task = task
         self.folder = folder
         self.console = console
         self.plan = plan
-        # A teacher with a trimmed vocabulary is this run's own, and so are its answers.
+        # A teacher with a trimmed vocabulary belongs to this run, and so do its answers.
         self.answers_folder = folder.path if answers is None or recipe.pruning.trim_vocab else answers
 
     @property
     def path(self) -> Path:
-        """The folder's."""
+        """The path of the run's folder."""
         return self.folder.path
 
     @cached_property
     def teacher(self) -> Model:
-        """The dense model; with its vocabulary trimmed, where the recipe asks for it."""
+        """The dense model, with its vocabulary trimmed if the recipe asks for it."""
         return Model.open(self.path / "trimmed") if self.recipe.pruning.trim_vocab else self.task.model
 
     @property
@@ -62,7 +62,7 @@ class PruneRun:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The teacher's."""
+        """The teacher's tokenizer."""
         return load_tokenizer(self.teacher.folder) if self.recipe.pruning.trim_vocab else self.task.tokenizer
 
     @cached_property
@@ -73,7 +73,7 @@ class PruneRun:
 
     @cached_property
     def train_rows(self) -> list[TaskRow]:
-        """What is trained on; with `sequence_level`, the teacher's answers as targets, made where they are missing."""
+        """The training rows; with `sequence_level`, their targets are the teacher's answers, generated if missing."""
         rows = self.task.train_rows
         if not self.recipe.distillation.sequence_level:
             return rows
@@ -81,7 +81,7 @@ class PruneRun:
 
     @cached_property
     def train_pairs(self) -> TokenizedPairs:
-        """The same as tokens."""
+        """The training rows as tokens."""
         pairs = self.tokenized(self.train_rows)
         if pairs.cut:
             self.console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
@@ -94,5 +94,5 @@ class PruneRun:
 
     def tokenized(self, rows: list[TaskRow]) -> TokenizedPairs:
         """Rows as tokens of the teacher's vocabulary, under the recipe's limits."""
-        with Stage("splitting the texts into tokens", self.console):
+        with Stage("tokenizing the texts", self.console):
             return TokenizedPairs.under(self.recipe.data, rows, self.tokenizer)

@@ -1,8 +1,8 @@
 """From a dense model to a finished compact one: the stages of a run, in order.
 
-A stage leaves its result in the run's folder, and is skipped if the result is there: an interrupted run continues where
-it stopped. The vocabulary comes first, the teacher's too: every later step is cheaper for it, and the teacher's
-probabilities and answers are made of the tokens that stay.
+A stage leaves its result in the run's folder and is skipped if the result is there, so an interrupted run continues
+where it stopped. The vocabulary is trimmed first, for the teacher too: every later step is then cheaper, and the
+teacher's probabilities and answers use only the tokens that stay.
 """
 
 from collections.abc import Callable
@@ -35,27 +35,28 @@ from nash.training.progress import TrainingProgress
 from nash.training.teacher_answers import with_teacher_answers
 from nash.vocabulary.trimming import Coverage, trim_vocabulary
 
-SETTLED = "settled.json"  # the encoder sparsity after a look at what the gates decided
+SETTLED = "settled.json"  # the encoder sparsity, settled after the gates were trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningStage:
-    """One step of the way."""
+    """One stage of a run."""
 
-    result: str | None  # what it leaves in the run's folder, last of all; None: it knows itself what is missing
+    # The file or folder that it writes last in the run's folder; None: it continues what is there by itself.
+    result: str | None
     make: Callable[[PruneRun], None]
     asked: Callable[[PruneRun], bool] = lambda run: True
 
 
 def walk(run: PruneRun) -> None:
-    """Make what is missing of the run's results, up to its finished `model`."""
+    """Run every stage whose result is missing, up to the finished `model`."""
     for stage in STAGES:
         if stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists()):
             stage.make(run)
 
 
 def trim(run: PruneRun) -> None:
-    """The dense model with the vocabulary that the training rows need."""
+    """Trim the dense model's vocabulary to what the training rows need."""
     task = run.task
     held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
     with Stage("trimming the vocabulary", run.console):
@@ -67,11 +68,11 @@ def trim(run: PruneRun) -> None:
 
 
 def choose_layers(run: PruneRun) -> None:
-    """The decoder layers without which the teacher changes least."""
+    """Choose the decoder layers that on their own stay closest to the whole teacher."""
     keep = run.recipe.pruning.decoder_layers
     assert isinstance(keep, int), "layers that are listed are not chosen"
     pairs = run.tokenized(run.task.train_rows)
-    with Stage(f"looking for the {keep} decoder layers that stay closest to all", run.console):
+    with Stage(f"searching for the {keep} decoder layers that stay closest to the whole decoder", run.console):
         batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)
         chosen = closest_layers(load_dense(run.teacher), keep, batches)
     run.folder.write_json(LAYERS, chosen)
@@ -83,7 +84,7 @@ def answer(run: PruneRun) -> None:
 
 
 def prune_and_cut(run: PruneRun) -> None:
-    """Train the student with gates, decide them, and write the compact model that they leave."""
+    """Train the student with gates, harden the gates, and write the compact model that remains."""
     recipe, spec, kept = run.recipe, run.spec, run.kept_layers
     set_seed(recipe.seed)
     teacher = load_dense(run.teacher)
@@ -103,19 +104,19 @@ def prune_and_cut(run: PruneRun) -> None:
     compacted = cut(sparsity)
     if recipe.pruning.repair and sparsity:
         sublayers = layout_of(shortened(spec, kept)).sublayers()
-        with Stage("refitting what feeds on cut parts", run.console):
+        with Stage("refitting the matrices behind cut parts", run.console):
             batches = calibration_batches(run.train_pairs, spec.pad_id, recipe.seed)
             repair(compacted, student.model, sublayers, gates.expected(), batches)
     save_model(compacted, run.teacher.folder, run.path / "compact", torch.float32)
 
 
 def _settled(run: PruneRun, cut: Callable[[float], PreTrainedModel]) -> float:
-    """The recipe's sparsity; of a run that has a speed to reach, the one that has it with what the gates left."""
+    """The recipe's sparsity; for a requested speed, the sparsity that reaches it with what the gates left."""
     if run.plan is None:
         return run.recipe.pruning.encoder_sparsity
     known: float | None = run.folder.read_json(SETTLED)
     if known is None:
-        with Stage("measuring the speed of what the gates left", run.console, steady=True):
+        with Stage("measuring the speed of the shape that the gates left", run.console, steady=True):
             known = settle(
                 run.plan,
                 with_vocabulary(run.spec, run.spec.dense_vocab_size),
@@ -128,7 +129,7 @@ def _settled(run: PruneRun, cut: Callable[[float], PreTrainedModel]) -> float:
 
 
 def finish(run: PruneRun) -> None:
-    """Fine-tune the compact model with its teacher."""
+    """Fine-tune the compact model with its teacher, and write the finished model."""
     recipe = run.recipe
     set_seed(recipe.seed)
     model = load_compact(Model.open(run.path / "compact"))
@@ -139,7 +140,7 @@ def finish(run: PruneRun) -> None:
 
 
 def calibrate_int4(run: PruneRun) -> None:
-    """The finished model's layers in four bits a weight, beside its weights."""
+    """Write the finished model's layers in four bits per weight, beside its weights."""
     limits = {key: getattr(run.recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
     calibrate(Model.open(run.path / "model"), run.task.train_rows, run.console, seed=run.recipe.seed, **limits)
 
@@ -147,7 +148,7 @@ def calibrate_int4(run: PruneRun) -> None:
 def _train(
     run: PruneRun, name: str, student: Student, teacher: PreTrainedModel, optimization: OptimizationRecipe
 ) -> None:
-    """One phase; its checkpoints and its log are called `name`."""
+    """Train one phase; its checkpoints and its log are called `name`."""
     pairs, validation = run.train_pairs, run.validation_pairs
     choice = choose_precision(optimization.precision)
     run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)

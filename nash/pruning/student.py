@@ -1,4 +1,4 @@
-"""A student while it is trained: the model, and what it carries for the time of its training."""
+"""A student in training: the model, and the modules that it has only during training."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from nash.pruning.masking import Gates, masked
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """What a model made of a batch: logits [B, T, V], and the outputs of its layers."""
+    """A model's outputs for a batch: logits [B, T, V], and the outputs of its layers."""
 
     logits_BTV: Tensor
     encoder_BSD: Sequence[Tensor]
@@ -27,11 +27,11 @@ class Computed:
 class Student(nn.Module):
     """A model with its gates and with the maps to its teacher's hidden states.
 
-    All are submodules, so that checkpoints hold them; the model alone is what is kept in the end.
+    All are submodules, so that checkpoints hold them; only the model is kept in the end.
     """
 
     def __init__(self, model: PreTrainedModel, maps: DistillationMaps, gates: Gates | None = None) -> None:
-        """`gates`: those of the pruning phase; None where none are trained."""
+        """`gates` are those of the pruning phase; None if no gates are trained."""
         super().__init__()
         self.model = model
         self.maps = maps
@@ -39,7 +39,7 @@ class Student(nn.Module):
         self.sublayers = layout_of(spec_of(model.config.to_dict())).sublayers()
 
     def forward(self, feed: dict[str, Any]) -> Computed:
-        """Run the model on `decoder_inputs`: with drawn gates in training, else with each gate's value."""
+        """Run the model on `decoder_inputs`, with sampled gates in training, else with the gates' noise-free values."""
         with ExitStack() as stack:
             if self.gates is not None:
                 mask = self.gates.draw() if self.training else self.gates.expected()
@@ -48,7 +48,7 @@ class Student(nn.Module):
 
 
 def compute(model: PreTrainedModel, feed: dict[str, Any]) -> Computed:
-    """Run a model and record what its layers give."""
+    """Run a model and record the outputs of its layers."""
     with (
         distillation.recorded(layers_of(model, "encoder")) as encoder,
         distillation.recorded(layers_of(model, "decoder")) as decoder,

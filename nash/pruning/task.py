@@ -1,4 +1,4 @@
-"""What `nash prune` works on: read and checked before there is any training."""
+"""The inputs of `nash prune`: read and checked before any training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from nash.training.phase import check_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run works on: the dense model and the data."""
+    """The inputs of a run: the dense model and the data."""
 
-    inputs: dict[str, str]  # digests of what is read
+    inputs: dict[str, str]  # digests of the files read
     model: Model  # the dense one
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     tokenizer: PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class Task:
 
 
 def prepare(recipe: PruneRecipe, store: Store) -> Task:
-    """Read what a run works on, and check all of it before there is any training.
+    """Read the inputs of a run, and check all of them before any training.
 
     Raises:
         RequestError: model, data or targets cannot be used.
@@ -52,7 +52,7 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     check_dense(found)
     model, spec = found.model, found.model.spec
     check_lengths(spec, data)
-    # After hours of training it would be late to learn any of this.
+    # Checked now: after hours of training, an error would come too late.
     tokenizer = load_tokenizer(model.folder)
     check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
     task = Task(
@@ -69,7 +69,7 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
 
 
 def check_targets(recipe: PruneRecipe, task: Task) -> None:
-    """Check what a recipe asks for of a task. Runs that share model and data read them once.
+    """Check that a task can meet a recipe's targets. Runs that share model and data read them once.
 
     Raises:
         RequestError: the targets cannot be used.
@@ -81,7 +81,7 @@ def check_targets(recipe: PruneRecipe, task: Task) -> None:
 
 
 def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
-    """Without this, hardening would cut what has no gate, in the order of the layers."""
+    """Refuse a sparsity out of reach: hardening would cut parts that have no gate, in the order of the layers."""
     reachable = gate_kinds(pruning).reach(spec)
     if pruning.encoder_sparsity > reachable:
         raise RequestError(
@@ -91,7 +91,7 @@ def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
 
 
 def gate_kinds(pruning: PruningRecipe) -> GateKinds:
-    """What the recipe puts gates on."""
+    """The gates that the recipe asks for."""
     return GateKinds(
         heads=pruning.gate_heads,
         units=pruning.gate_units,
@@ -101,5 +101,5 @@ def gate_kinds(pruning: PruningRecipe) -> GateKinds:
 
 
 def texts_of(rows: Sequence[TaskRow]) -> list[str]:
-    """Every source and every target of the rows."""
+    """All sources and targets of the rows."""
     return [text for row in rows for text in (row.source, *row.targets)]

@@ -52,7 +52,7 @@ class Section(BaseModel):
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, str) and field.annotation in (Path, Path | None):
             if "\0" in value:
-                raise ValueError("a path has no NUL character in it")
+                raise ValueError("a path cannot contain a NUL character")
             if value.startswith(HUB_PREFIX):
                 return Path(value)
             return (info.context or {}).get("folder", Path()) / value
@@ -103,7 +103,7 @@ class OptimizationRecipe(Section):
     epochs: float = Field(default=1.0, ge=0)
     """Passes over the training rows. 0 skips the phase."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many steps, whatever `epochs` says."""
+    """Stop after this many steps, whatever `epochs` says."""
     batch_size: Count = 32
     """Rows in a forward pass."""
     gradient_accumulation: Count = 1
@@ -171,11 +171,11 @@ class FinetuneRecipe(Section):
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if (self.model is None) == (self.shape is None):
-            raise ValueError("give either `model`, to go on from one, or `shape`, to start from nothing")
+            raise ValueError("give either `model`, to start from one, or `shape`, to start from scratch")
         if (self.shape is None) != (self.tokenizer is None):
             raise ValueError("`shape` and `tokenizer` go together; a `model` brings its own tokenizer")
         if not self.training.epochs:
-            raise ValueError("training.epochs = 0 trains nothing: give more")
+            raise ValueError("training.epochs = 0 trains nothing: set it above 0")
         return self
 
 
@@ -287,7 +287,9 @@ class PruneRecipe(Section):
     @model_validator(mode="after")
     def _gates_are_trained(self) -> Self:
         if not self.prune_training.epochs and (self.pruning.encoder_sparsity or self.pruning.speedup):
-            raise ValueError("prune_training.epochs = 0 leaves the gates untrained: give more, or encoder_sparsity = 0")
+            raise ValueError(
+                "prune_training.epochs = 0 leaves the gates untrained: raise it, or set encoder_sparsity = 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -298,11 +300,13 @@ class PruneRecipe(Section):
                 f"pruning.speedup chooses the shape: leave {' and '.join(sorted(given))} out, or leave speedup out"
             )
         if self.pruning.speedup is not None and self.pruning.gated_stacks == "both":
-            raise ValueError("pruning.speedup knows what the encoder's widths cost: leave gated_stacks at 'encoder'")
+            raise ValueError(
+                "pruning.speedup knows the cost of the encoder's widths only: leave gated_stacks at 'encoder'"
+            )
         heads, units, sublayers = (getattr(self.pruning, f"gate_{kind}") for kind in ("heads", "units", "sublayers"))
         if self.pruning.speedup is not None and (heads != units or (sublayers and not heads)):
             raise ValueError(
-                "pruning.speedup is planned with heads and units cut alike: switch gate_heads and gate_units "
+                "pruning.speedup plans to cut heads and units alike: switch gate_heads and gate_units "
                 "both on, or all three kinds of gates off"
             )
         return self

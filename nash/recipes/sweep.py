@@ -101,7 +101,7 @@ class MethodRecipe(Shapes):
                     f"method {self.name!r} sets {key!r}, which the sweep sets for every point: leave it out"
                 )
         if not self.slug:
-            raise ValueError(f"method {self.name!r} has no letter or digit in its name to call its points by")
+            raise ValueError(f"method {self.name!r} has no letter or digit in its name, which names its points")
         return self
 
 
@@ -174,7 +174,7 @@ def read_sweep(path: Path, overrides: dict[str, Any] | None = None) -> tuple[Swe
     base = read_recipe(PruneRecipe, sweep.recipe)
     if base.pruning.speedup is not None:
         raise RequestError(
-            f"recipe {sweep.recipe}: pruning.speedup chooses a shape, and a sweep goes through shapes: leave it out"
+            f"recipe {sweep.recipe}: pruning.speedup chooses a shape, but a sweep sets the shapes: leave it out"
         )
     points: dict[str, Point] = {}
     for seed, method in product(sweep.seeds, sweep.methods):

@@ -31,12 +31,12 @@ def full_disk_named(folder: Path, needed_bytes: int) -> Iterator[None]:
         free_bytes = shutil.disk_usage(folder).free
         if free_bytes >= needed_bytes:
             raise NashError(
-                f"{folder}: a file cannot be written ({' '.join(str(error).split())}): look for a quota or a limit "
-                "on the size of files, and call the same command again"
+                f"{folder}: a file cannot be written ({' '.join(str(error).split())}): look for a quota or a "
+                "limit on file sizes, and run the same command again"
             ) from error
         raise DiskFullError(
-            f"{folder}: the disk has {free_bytes / 1e6:.0f} MB free, and about {needed_bytes / 1e6:.0f} MB are "
-            "needed: free some and call the same command again (training goes on from its last whole checkpoint)"
+            f"{folder}: the disk has {free_bytes / 1e6:.0f} MB free, but about {needed_bytes / 1e6:.0f} MB are "
+            "needed: free some and run the same command again (training resumes from its last whole checkpoint)"
         ) from error
 
 

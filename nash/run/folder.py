@@ -100,7 +100,7 @@ def _check_bound(path: Path, kind: str, values: dict[str, Any]) -> None:
         differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
         raise RequestError(
             f"{path} holds a run with other {kind} ({', '.join(differing)} differ): "
-            "choose another --out, or remove the folder to start anew"
+            "choose another --out, or remove the folder to start over"
         )
 
 
@@ -112,7 +112,7 @@ def check_free(out: Path) -> None:
     """
     empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
     if not empty and os.path.lexists(out):
-        raise RequestError(f"{out} is there already: give --out a folder that is not, or an empty one")
+        raise RequestError(f"{out} already exists: give --out a new folder or an empty one")
 
 
 def read_json(path: Path) -> Any:
@@ -126,7 +126,7 @@ def read_json(path: Path) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise RequestError(f"{path} is damaged ({error}): remove it if the rest of the run is to go on") from error
+        raise RequestError(f"{path} is damaged ({error}): remove it to let the run continue") from error
 
 
 def _lock(path: Path) -> TextIO:

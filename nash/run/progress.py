@@ -105,7 +105,7 @@ class Stage:
         """The work done and the time left, in one line."""
         elapsed_s = time.monotonic() - self._started_s
         if self.total is None:
-            return self.title if elapsed_s < 1 else f"{self.title}: for {duration(elapsed_s)} so far"
+            return self.title if elapsed_s < 1 else f"{self.title}: {duration(elapsed_s)} so far"
         parts = [f"{self.title}: {self.done}/{self.total}" + (f" {self.unit}" if self.unit else "")]
         if self.done >= self.total:
             parts.append(f"took {duration(elapsed_s)}")

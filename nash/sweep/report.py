@@ -180,7 +180,7 @@ class SweepReport:
             return None
         return (
             f"Other work slowed the machine while speed was measured: the dense model's median run took "
-            f"{self.busyness:.1f} times as long as its fast ones. Speed-ups are of the fast runs; call the same "
+            f"{self.busyness:.1f} times as long as its fast ones. Speed-ups are of the fast runs; run the same "
             "command with --remeasure when the machine is quiet"
         )
 

@@ -94,7 +94,7 @@ def sweep(
         failures = _train_points(points, task, out, console)
         trained = [point for point in points if _done(out, point)]
         if not trained:
-            raise NashError(f"every point failed, the first one thus: {failures[0].error}")
+            raise NashError(f"every point failed, the first one with: {failures[0].error}")
         waiting = [p for p in trained if remeasure or not (_folder(out, p) / LATENCY).is_file()]
         _measure(waiting, task, workload, out, console)
         report = _report(recipe, trained, task, workload, dense, failures, out)
@@ -149,7 +149,7 @@ def _train_points(points: Sequence[Point], task: Task, out: Path, console: Conso
     """Take every point that is not done to its end."""
     waiting = [point for point in points if not _done(out, point)]
     if len(waiting) < len(points):
-        console.print(f"{len(points) - len(waiting)} of {len(points)} points are done already")
+        console.print(f"{len(points) - len(waiting)} of {len(points)} points are already done")
     failures: list[Failure] = []
     taken_s: list[float] = []
     for i, point in enumerate(waiting):
@@ -168,7 +168,7 @@ def _train_points(points: Sequence[Point], task: Task, out: Path, console: Conso
                 console.print_exception()
             failures.append(Failure(id=point.id, error=named))
         except KeyboardInterrupt:
-            console.print(f"interrupted: the same command goes on with {point.id}", soft_wrap=True)
+            console.print(f"interrupted: the same command continues with {point.id}", soft_wrap=True)
             raise
         else:
             taken_s.append(time.monotonic() - started_s)

@@ -1,7 +1,7 @@
-"""Checkpoints of a phase: whole or not there, and no pickles.
+"""Checkpoints of a phase: written whole or not at all, and without pickles.
 
-`checkpoint-STEP` holds the module and the optimizer as safetensors, and everything else as JSON: the step, the log, the
-numbers of the optimizer's groups. The state of torch's random numbers is a tensor like the others.
+`checkpoint-STEP` holds the module and the optimizer as safetensors. Everything else is JSON: the step, the log, the
+settings of the optimizer's groups. The state of torch's random numbers is stored as a tensor like the others.
 """
 
 import json
@@ -16,16 +16,16 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 _MODULE, _TENSORS, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_KEPT = 2  # the newest ones
+_KEPT = 2  # the newest checkpoints stay
 _NAME = re.compile(r"checkpoint-([0-9]+)")
-_RANDOM = "random."  # before the names of the generators' states among the optimizer's tensors
+_RANDOM = "random."  # prefix of the generators' states among the optimizer's tensors
 
 
 @dataclass(kw_only=True)
 class PhaseState:
-    """How far a phase has come."""
+    """The progress of a phase."""
 
-    step: int = 0  # updates that were made
+    step: int = 0  # updates made so far
     log: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)  # sums for the next entry of the log
 
@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
 
 
 def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> PhaseState:
-    """Give a module and an optimizer the state that `save_checkpoint` wrote; `restore_random_states` is for later."""
+    """Restore a module and an optimizer; random numbers are left to `restore_random_states`."""
     document = _state_of(checkpoint)
     assert document is not None, f"{checkpoint} is not whole"
     load_model(module, checkpoint / _MODULE)
@@ -74,7 +74,7 @@ def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.
 
 
 def restore_random_states(checkpoint: Path) -> None:
-    """Let torch's random numbers continue where the checkpoint was written."""
+    """Let torch's random numbers continue from the checkpoint."""
     tensors = load_file(checkpoint / _TENSORS)
     torch.set_rng_state(tensors[_RANDOM + "cpu"])
     if torch.cuda.is_available() and _RANDOM + "cuda" in tensors:
@@ -82,7 +82,7 @@ def restore_random_states(checkpoint: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
+    """The newest complete checkpoint, or None."""
     for step in sorted(_checkpoints(folder), reverse=True):
         if _state_of(folder / f"checkpoint-{step}") is not None:
             return folder / f"checkpoint-{step}"
@@ -90,7 +90,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _checkpoints(folder: Path) -> list[int]:
-    """Their steps."""
+    """The steps of the checkpoints in a folder."""
     names = (_NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*"))
     return [int(name.group(1)) for name in names if name is not None]
 

@@ -1,4 +1,4 @@
-"""`nash finetune`: train a dense model from nothing, or fine-tune one, by a recipe."""
+"""`nash finetune`: train a dense model from scratch, or fine-tune one, by a recipe."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,14 +39,14 @@ class FinetuneReport:
     dense: MeasuredModel
 
     def document(self) -> dict[str, Any]:
-        """The report as one JSON object, of the shape that `nash prune` prints, with nothing pruned in it."""
+        """The report as one JSON object, in the form that `nash prune` prints, without a pruned model."""
         return {**asdict(self), "dense": self.dense.document(), "pruned": None, "speedup": None}
 
 
 def finetune(
     recipe: FinetuneRecipe, out: Path, store: Store, console: Console, name: str | None, alias: str
 ) -> FinetuneReport:
-    """Train, or go on with training, in the run folder `out`; evaluate; publish as `name@alias` if named.
+    """Train, or resume training, in the run folder `out`; evaluate; publish as `name@alias` if `name` is given.
 
     Raises:
         RequestError: data, tokenizer or start model cannot be used.
@@ -96,9 +96,9 @@ def _train(
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
-    assert tokenizer_folder is not None  # the recipe has one or the other
+    assert tokenizer_folder is not None  # the recipe has a model or a tokenizer
     tokenizer = load_tokenizer(tokenizer_folder)
-    with Stage("splitting the texts into tokens", console):
+    with Stage("tokenizing the texts", console):
         pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
         validation = TokenizedPairs.under(recipe.data, validation_rows, tokenizer)
     if pairs.cut:

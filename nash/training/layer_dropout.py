@@ -1,7 +1,7 @@
-"""Structured dropout of decoder layers (LayerDrop, arXiv 1909.11556): a dense model that takes the loss of layers well.
+"""Structured dropout of decoder layers (LayerDrop, arXiv 1909.11556): a dense model that tolerates the loss of layers.
 
-Pruning leaves a few decoder layers to do the work of all. A model whose layers were trained beside ever other
-companies of them needs less training afterwards to do so. At use all layers run.
+Pruning leaves a few decoder layers to do the work of all. A model whose layers were trained in changing combinations
+needs less training after pruning. At inference all layers run.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from nash.training.objective import Autocast, Batch, Loss, TaskObjective, Update
 
 
 class LayerDropoutObjective(TaskObjective):
-    """The task's loss with each decoder layer but the first left out of a micro-batch with probability `rate`.
+    """The task's loss; each decoder layer but the first is left out of a micro-batch with probability `rate`.
 
-    The first one stays: pruning to evenly spread layers always keeps it, and it holds T5's table of positions.
+    The first layer stays: pruning to evenly spread layers always keeps it, and it holds T5's table of positions.
     """
 
     def __init__(self, model: PreTrainedModel, rate: float) -> None:
@@ -26,7 +26,7 @@ class LayerDropoutObjective(TaskObjective):
         self.rate = rate
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
-        """The loss of the layers drawn for this micro-batch; validation is of all layers."""
+        """The loss with the layers drawn for this micro-batch; validation runs all layers."""
         with only_layers(self.module, draw(len(layers_of(self.module, "decoder")), self.rate)):
             return super().loss(batch, update, autocast)
 
@@ -41,9 +41,9 @@ def draw(total: int, rate: float) -> tuple[int, ...]:
 
 @contextmanager
 def only_layers(model: PreTrainedModel, kept: tuple[int, ...]) -> Iterator[None]:
-    """Within the block the model's decoder runs the layers `kept` alone, the first among them, for training.
+    """Within the block, the model's decoder runs only the layers `kept`, which include the first, for training.
 
-    Left-out layers cost nothing and get no gradient: the optimizer passes over them.
+    Left-out layers cost nothing and get no gradient: the optimizer skips them.
     """
     decoder, layers = model.get_decoder(), layers_of(model, "decoder")
     (name,) = (name for name, child in decoder.named_children() if child is layers)

@@ -1,8 +1,8 @@
-"""The losses of training and distillation, as functions of tensors. Those that take a teacher's scores use them up.
+"""The losses of training and distillation, as functions of tensors. Those that take a teacher's scores overwrite them.
 
 Axes: B batch, T target positions, S source positions, V vocabulary, D model width. Sums over real tokens are
-divided by `items`, the number of real target tokens in the whole update: gradients then do not depend on how an
-update is cut into micro-batches, nor on padding.
+divided by `items`, the number of real target tokens in the whole update, so gradients depend neither on how an
+update is split into micro-batches nor on padding.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from nash.data.examples import IGNORED
 
-_NUMBERS_AT_ONCE = 2**21  # of a matrix of logits; some megabytes
+_NUMBERS_AT_ONCE = 2**21  # of a matrix of logits: some megabytes
 
 
 def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, items: Tensor | int | None) -> Tensor:
-    """Task loss in nats a token; `items` None means the real tokens of this batch."""
+    """Task loss in nats per token; if `items` is None, it is the number of real tokens in this batch."""
     total = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
     )
@@ -33,9 +33,9 @@ def prediction_distillation(
     temperature: float,
     items: Tensor | int | None,
 ) -> Tensor:
-    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), in nats a real token.
+    """KL(teacher || student) at `temperature`, times its square (Hinton et al., 2015), in nats per real token.
 
-    Where the student's scores have a gradient it is written over the teacher's, which is all the memory it takes.
+    If the student's scores need a gradient, it overwrites the teacher's scores and takes no other memory.
     """
     weights = (0.0, 1.0)
     return task_and_prediction(student_BTV, teacher_BTV, labels_BT, temperature, items, weights=weights).loss
@@ -43,7 +43,7 @@ def prediction_distillation(
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLosses:
-    """Of a batch's tokens: the weighted sum to be minimized, and its parts, which have no gradient of their own."""
+    """The losses of a batch's tokens: the weighted sum to minimize, and its parts, which have no gradient."""
 
     loss: Tensor
     task: Tensor
@@ -59,9 +59,9 @@ def task_and_prediction(
     *,
     weights: tuple[float, float],
 ) -> TokenLosses:
-    """`cross_entropy` and `prediction_distillation`, by their `weights`, of scores that are used up.
+    """The sum of `cross_entropy` and `prediction_distillation`, each times its weight in `weights`.
 
-    The gradient of the sum is written over the teacher's scores, and the student's are not kept.
+    The gradient of the sum overwrites the teacher's scores, and the student's scores are not kept.
     """
     rows_NV = student_BTV.flatten(0, 1), teacher_BTV.flatten(0, 1)
     coefficients = weights[0], weights[1] * temperature**2
@@ -75,9 +75,9 @@ def task_and_prediction(
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy, and KL(teacher || student) at a temperature, summed over the rows [N, V] that have a label.
 
-    Autograd would keep half a dozen matrices of the size of the logits, which are the largest thing in a step where the
-    vocabulary is large. Here the gradient is made with the sums, a few rows at a time, in float32: softmax(student)
-    less one at the label, and softmax(student) - softmax(teacher) at the temperature.
+    Autograd would keep half a dozen matrices of the size of the logits, which are the largest tensors of a step if the
+    vocabulary is large. Here the gradient is computed together with the sums, a few rows at a time, in float32:
+    softmax(student) minus one at the label, and softmax(student) - softmax(teacher) at the temperature.
     """
 
     @staticmethod
@@ -122,9 +122,9 @@ class _TokenLosses(torch.autograd.Function):
 
 
 def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:
-    """Squared error of hidden states, a mean over the width, summed where the mask is true, divided by `items`.
+    """Squared error of hidden states: averaged over the width, summed where the mask is true, divided by `items`.
 
-    L is S or T; `items` is the number of real positions in the whole update, None those of this batch.
+    L is S or T; `items` is the number of real positions in the whole update; None means those of this batch.
     """
     difference_ND = student_BLD[mask_BL].float() - teacher_BLD[mask_BL].float()
     return difference_ND.square().mean(-1).sum() / (mask_BL.sum() if items is None else items)
@@ -135,6 +135,6 @@ def _items(labels_BT: Tensor, items: Tensor | int | None) -> Tensor | int:
 
 
 def share_of_update(labels_BT: Tensor, items: Tensor | int | None) -> Tensor:
-    """The fraction of an update's real target tokens that this micro-batch holds; 1 where `items` is None."""
+    """The fraction of an update's real target tokens that this micro-batch holds; 1 if `items` is None."""
     here = (labels_BT != IGNORED).sum()
     return here / items if items is not None else torch.ones((), device=labels_BT.device)

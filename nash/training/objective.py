@@ -13,27 +13,27 @@ from nash.recipes.recipe import OptimizationRecipe
 from nash.training import losses
 from nash.training.optimizer import parameter_groups
 
-Batch = dict[str, Tensor]  # as the Collator makes it: input_ids, attention_mask [B, S], labels [B, T], rows [B]
-Autocast = Callable[[], AbstractContextManager[Any]]  # makes the context that a model's forward pass runs in
+Batch = dict[str, Tensor]  # as the Collator returns it: input_ids, attention_mask [B, S], labels [B, T], rows [B]
+Autocast = Callable[[], AbstractContextManager[Any]]  # returns the context that a model's forward pass runs in
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What a loss knows of the update that its micro-batch is a part of. Losses are divided by the update's tokens."""
+    """What a loss knows about the update that its micro-batch belongs to. Losses are divided by the update's tokens."""
 
     step: int  # updates before this one
     steps: int  # updates of the phase
-    source_tokens: Tensor  # real ones, of all micro-batches
+    source_tokens: Tensor  # without padding, over all micro-batches
     target_tokens: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Of one micro-batch: what is minimised, and what the log shows."""
+    """The loss of one micro-batch: the value to minimise, and the figures for the log."""
 
     total: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)  # the log shows their means over updates
-    newest: dict[str, Tensor] = field(default_factory=dict)  # the log shows the last one
+    parts: dict[str, Tensor] = field(default_factory=dict)  # the log shows means over updates
+    newest: dict[str, Tensor] = field(default_factory=dict)  # the log shows the last values
 
 
 class Objective(Protocol):
@@ -41,16 +41,16 @@ class Objective(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """What is trained: its parameters are those of `groups`."""
+        """The trained module; `groups` holds its parameters."""
 
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups. A group with `constant_rate` is left out of schedule and clipping."""
+        """The optimizer's parameter groups. Schedule and clipping skip a group with `constant_rate`."""
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
-        """The loss of one micro-batch in training; over the micro-batches of an update, the totals add up."""
+        """The loss of one micro-batch in training; the totals of an update's micro-batches add up to its loss."""
 
     def validation_logits(self, batch: Batch, autocast: Autocast) -> Tensor:
-        """Scores [B, T, V] of the model as it would be used now."""
+        """Scores [B, T, V] of the model as it would answer now."""
 
 
 class TaskObjective:
@@ -65,7 +65,7 @@ class TaskObjective:
         return parameter_groups(self.module, muon=muon, weight_decay=optimization.weight_decay)
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
-        """Cross-entropy over real tokens, divided by those of the whole update."""
+        """Cross-entropy summed over real tokens, divided by the number of real tokens in the whole update."""
         with autocast():
             logits = self.module(**decoder_inputs(self.module.config, batch)).logits
         return Loss(total=losses.cross_entropy(logits, batch["labels"], update.target_tokens))
@@ -78,7 +78,7 @@ class TaskObjective:
 
 
 def decoder_inputs(config: PreTrainedConfig, batch: Batch) -> dict[str, Any]:
-    """A batch with the decoder's inputs in place of the labels, so that the model computes no loss of its own."""
+    """A batch with the decoder's inputs instead of the labels, so that the model computes no loss itself."""
     return {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
@@ -88,9 +88,9 @@ def decoder_inputs(config: PreTrainedConfig, batch: Batch) -> dict[str, Any]:
 
 
 def shift_right(labels_BT: Tensor, config: PreTrainedConfig) -> Tensor:
-    """What the decoder reads to predict the labels: its start token, then the labels but the last.
+    """What the decoder reads to predict the labels: its start token, then all labels but the last.
 
-    Padding stays padding. The start token is the one that serving begins with, for every family. (transformers rotates
+    Padding stays padding. For every family, the start token is the one that serving begins with. (transformers rotates
     mBART's labels instead; that is the same if they end in their language token, as mBART's tokenizer writes them.)
     """
     shifted_BT = labels_BT.roll(1, dims=-1)

@@ -1,7 +1,7 @@
 """Muon for hidden matrices, AdamW for everything else, as one optimizer.
 
-Muon (Jordan et al., 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, so that every direction
-moves by the same amount. On this project's own example it reaches the loss of 1000 AdamW steps in about 420.
+Muon (Jordan et al., 2024) replaces a matrix's momentum with the nearest semi-orthogonal matrix, so that every
+direction moves by the same amount. On this project's own example it reaches the loss of 1000 AdamW steps in about 420.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ _ITERATIONS = 5
 
 
 def orthogonalize(matrices_BMN: Tensor) -> Tensor:
-    """Move every singular value of each matrix close to 1 by a quintic Newton-Schulz iteration; keeps the shape."""
+    """Move every singular value of each matrix close to 1 by a quintic Newton-Schulz iteration; the shape stays."""
     a, b, c = _COEFFICIENTS
     # bfloat16 is enough and fastest on a GPU; on a CPU, torch's batched product is twice as fast in float32.
     x = matrices_BMN.bfloat16() if matrices_BMN.is_cuda else matrices_BMN.float()
@@ -34,9 +34,9 @@ def orthogonalize(matrices_BMN: Tensor) -> Tensor:
 class MuonAdamW(torch.optim.AdamW):
     """AdamW, except that parameter groups with `muon` true take Muon's step.
 
-    A group's `constant_rate` asks that its learning rate be left out of the schedule.
+    A group with `constant_rate` true keeps its learning rate: the schedule skips it.
 
-    Learning rates are comparable: Muon's update is scaled to the root mean square that AdamW's has (0.2 times the
+    Learning rates are comparable: Muon's update is scaled to the root mean square of AdamW's (0.2 times the square
     root of the longer side; Liu et al., 2025), so both kinds of group can share one rate and one schedule.
     """
 
@@ -49,7 +49,7 @@ class MuonAdamW(torch.optim.AdamW):
             group.setdefault("constant_rate", False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Adam's own looks for its step counter in the state of every parameter; Muon's have a momentum alone.
+        # Adam's own method expects a step counter in every parameter's state; Muon's parameters have only a momentum.
         torch.optim.Optimizer.__setstate__(self, state)
 
     @overload
@@ -82,7 +82,7 @@ class MuonAdamW(torch.optim.AdamW):
                 average = self.state[parameter].setdefault("momentum", torch.zeros_like(gradient))
                 average.lerp_(gradient, 1 - momentum)
                 directions.append(gradient.lerp(average, momentum))  # Nesterov
-                parameter.grad = None  # taken: AdamW's own step passes over it
+                parameter.grad = None  # used: AdamW's own step skips it
             scale = 0.2 * max(shape) ** 0.5
             for parameter, update in zip(parameters, orthogonalize(torch.stack(directions)), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -92,7 +92,7 @@ class MuonAdamW(torch.optim.AdamW):
 def parameter_groups(model: PreTrainedModel, *, muon: bool, weight_decay: float) -> list[dict[str, Any]]:
     """Split the parameters into hidden matrices and the rest (embeddings, position tables, norm weights, biases).
 
-    Only the matrices are decayed. Parameters that need no gradient are left out.
+    Weight decay applies only to the matrices. Parameters that need no gradient are left out.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []

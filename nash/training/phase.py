@@ -1,9 +1,9 @@
-"""One phase of training: the loop, in the open.
+"""One phase of training: an explicit loop.
 
-An update takes `gradient_accumulation` micro-batches of like lengths. Their losses are divided by the tokens of the
-whole update, so the gradient does not depend on how it is cut. A phase validates after every epoch, logs every few
-steps, and continues from its newest checkpoint as if it had not been interrupted: weights, optimizer, random numbers
-and order are those that it would have had.
+An update takes `gradient_accumulation` micro-batches of similar lengths. Their losses are divided by the tokens of the
+whole update, so the gradient does not depend on how the update is split. A phase validates after every epoch, logs
+every few steps, and continues from its newest checkpoint as if it had not been interrupted: with the same weights,
+optimizer state, random numbers and order of rows.
 """
 
 import json
@@ -39,17 +39,17 @@ from nash.training.optimizer import MuonAdamW
 from nash.training.schedule import rate_factor
 
 LOG_STEPS = 50
-_NAMED_ROWS = 20  # of a batch, in an error
+_NAMED_ROWS = 20  # rows of a batch that an error names
 
 
 class Watcher:
-    """Is told how a phase gets on; the methods do nothing, so that one overrides what one wants to know."""
+    """Receives the events of a phase. The methods do nothing; a subclass overrides those it needs."""
 
     def begun(self, step: int, steps: int) -> None:
         """The phase begins, or continues after `step` of its `steps` updates."""
 
     def before_update(self, phase: "Phase") -> None:
-        """All gradients of an update are there, clipped; the optimizer is about to use them."""
+        """All gradients of an update are computed and clipped; the optimizer is about to use them."""
 
     def updated(self, phase: "Phase") -> None:
         """An update was made."""
@@ -65,7 +65,7 @@ class Watcher:
 
 
 class Phase:
-    """Trains a module towards an objective. `run` is the loop; it may be called once."""
+    """Trains a module on an objective. `run` is the loop; it may be called once."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Phase:
         """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
 
         Raises:
-            RequestError: the pairs have tokens that the model has not, or targets that never end.
+            RequestError: the pairs have tokens that the model does not have, or targets that never end.
         """
         for each in [pairs] if validation is None else [pairs, validation]:
             check_tokens(each, spec)
@@ -113,7 +113,7 @@ class Phase:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
     def run(self) -> list[dict[str, float]]:
-        """Train to the end, from the last whole checkpoint if there is one; the log's entries.
+        """Train to the end, from the last complete checkpoint if there is one; return the log's entries.
 
         Raises:
             NashError: a loss or a weight is not finite, or the disk is full.
@@ -124,7 +124,7 @@ class Phase:
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, module, self.optimizer)
         self.watcher.begun(self.state.step, self.steps)
-        # A checkpoint is the weights and the optimizer's two moments; the oldest one goes after the newest is written.
+        # A checkpoint holds the weights and the optimizer's two moments; the oldest goes after the newest is written.
         checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in module.parameters())
         self.folder.mkdir(parents=True, exist_ok=True)
         with full_disk_named(self.folder, checkpoint_bytes):
@@ -135,7 +135,7 @@ class Phase:
         return self.state.log
 
     def _run_epoch(self, resumed: Path | None) -> None:
-        """The updates that are left of an epoch, and a validation."""
+        """Make the remaining updates of an epoch, and validate."""
         epoch, done = divmod(self.state.step, self.updates_per_epoch)
         if resumed is not None and done == 0:
             restore_random_states(resumed)
@@ -167,7 +167,7 @@ class Phase:
             yield [self.on_device(batch) for batch in update]
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch where the module is."""
+        """The batch on the module's device."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def update(self, batches: list[Batch]) -> None:
@@ -187,7 +187,7 @@ class Phase:
         self.watcher.updated(self)
 
     def update_of(self, batches: list[Batch]) -> Update:
-        """What the losses of these micro-batches are told of the update that they make."""
+        """What the losses of these micro-batches need to know about their update."""
         return Update(
             step=self.state.step,
             steps=self.steps,
@@ -210,12 +210,12 @@ class Phase:
             sums[f"newest.{name}"] = float(newest.detach())
 
     def _clip(self) -> None:
-        """Clip the weights alone: a gate's gradient has another scale and must not shrink the weights' steps."""
+        """Clip only the weights: a gate's gradient has a different scale and must not shrink the weights' steps."""
         clipped = [p for group in self.optimizer.param_groups if not group["constant_rate"] for p in group["params"]]
         self.grad_norm = torch.nn.utils.clip_grad_norm_(clipped, self.optimization.max_grad_norm)
 
     def _log(self) -> None:
-        """An entry with the means since the last one. An update's losses add up to its mean over tokens."""
+        """Log the means since the last entry. The losses of an update add up to its mean over tokens."""
         sums, self.state.figures = self.state.figures, {}
         entry = {
             "loss": sums.pop("loss") / self.log_steps,
@@ -234,7 +234,7 @@ class Phase:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """The validation loss in nats a token, which the log gets; leaves training's random numbers alone."""
+        """Compute and log the validation loss in nats per token; training's random numbers stay as they are."""
         if self.validation is None:
             return None
         begun_s = time.perf_counter()
@@ -260,7 +260,7 @@ class Phase:
         return loss
 
     def _save(self) -> None:
-        # A phase saves at its end too: weights that are not finite neither replace good checkpoints nor get published.
+        # A phase also saves at its end: weights that are not finite neither replace good checkpoints nor get published.
         if not all(bool(parameter.isfinite().all()) for parameter in self.objective.module.parameters()):
             raise self._diverged("some weights are not finite")
         save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
@@ -273,25 +273,25 @@ class Phase:
 
 
 def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
-    """Find tokens that the model has no embedding for, and targets that never end.
+    """Check for tokens that the model has no embedding for, and for targets that never end.
 
     Raises:
-        RequestError: there are; the tokenizer is another model's, or puts no end token behind a text.
+        RequestError: there are some; the tokenizer belongs to another model, or adds no end token to a text.
     """
     for texts, size in ((pairs.sources, spec.vocab_size), (pairs.targets, spec.target_vocab_size)):
         largest = max((token for ids in texts for token in ids), default=0)
         if largest >= size:
             raise RequestError(
-                f"the tokenizer gives the token id {largest}, and the model has a vocabulary of {size}: they do not "
+                f"the tokenizer gives the token id {largest}, but the model has a vocabulary of {size}: they do not "
                 "belong together (tokenizer_config.json may name another class than the model's)"
             )
     if pairs.targets and not any(spec.eos_id in ids for ids in pairs.targets):
         raise RequestError(
-            f"the tokenizer puts the model's end token {spec.eos_id} behind no target, so no answer would ever end: "
-            "give tokenizer.json a post-processor that does, or config.json the eos_token_id that it puts there"
+            f"the tokenizer ends no target with the model's end token {spec.eos_id}, so no answer would ever end: give "
+            "tokenizer.json a post-processor that adds it, or config.json the eos_token_id that the tokenizer adds"
         )
 
 
 def write_log(path: Path, log: list[dict[str, float]]) -> None:
-    """Keep a phase's log, one JSON object a line."""
+    """Write a phase's log, one JSON object per line."""
     path.write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a person sees of a phase of training."""
+"""Progress of a training phase on the console."""
 
 from rich.console import Console
 
@@ -17,17 +17,17 @@ class TrainingProgress(Watcher):
         self.figures = ""
 
     def begun(self, step: int, steps: int) -> None:
-        """Begin the stage, at the step at which a resumed run continues."""
+        """Begin the stage at the phase's first step, or at the step where a resumed run continues."""
         self.step = step
         self.stage = Stage(self.title, self.console, steps, done=step, unit="steps").__enter__()
 
     def updated(self, phase: Phase) -> None:
-        """Move on."""
+        """Show the new step."""
         self.step = phase.state.step
         self._show(self.figures)
 
     def validating(self, batch: int) -> None:
-        """Say that it is the validation that takes time."""
+        """Show that a validation is running."""
         self._show(f"validating, batch {batch}")
 
     def logged(self, entry: dict[str, float]) -> None:
@@ -44,7 +44,7 @@ class TrainingProgress(Watcher):
         self.close()
 
     def close(self) -> None:
-        """End the stage; also called when training ends in an error."""
+        """End the stage; this is also called when training ends with an error."""
         if self.stage is not None:
             self.stage.__exit__(None, None, None)
             self.stage = None

@@ -1,4 +1,4 @@
-"""How the learning rate goes over a phase: pure functions of the step."""
+"""The learning rate over a phase: pure functions of the step."""
 
 import math
 
@@ -6,7 +6,7 @@ from nash.recipes.recipe import OptimizationRecipe
 
 
 def rate_factor(optimization: OptimizationRecipe, step: int, steps: int) -> float:
-    """What the learning rate is multiplied by in the update after `step` others, of `steps`: from 0 to 1.
+    """The factor on the learning rate, from 0 to 1, in the update that follows `step` of `steps` updates.
 
     It rises linearly from 0 over the warm-up, then stays or falls to 0.
     """

@@ -15,8 +15,8 @@ from nash.recipes.recipe import DataRecipe
 from nash.run.progress import Stage
 from server.engine.interface.config import EngineConfig
 
-FILE = "teacher_answers.jsonl"  # in the folder of the run, or of its sweep: one text a row, in the rows' order
-_CHUNK_ROWS = 2000  # are written at once: so much is lost by an interruption
+FILE = "teacher_answers.jsonl"  # in the folder of the run or of its sweep: one text per row, in the rows' order
+_CHUNK_ROWS = 2000  # rows written at once: an interruption loses at most these
 
 
 def with_teacher_answers(
@@ -24,8 +24,8 @@ def with_teacher_answers(
 ) -> list[TaskRow]:
     """The rows with the answer of the `teacher` as their only target.
 
-    A row to which it answers nothing keeps its targets. Answers are kept in `out`; those that are there already are
-    not made again.
+    A row whose answer is empty keeps its targets. Answers are kept in `out`; those that are already there are not
+    generated again.
     """
     config = evaluation_config(data)
     answers = _whole_lines(out / FILE)
@@ -41,7 +41,7 @@ def with_teacher_answers(
 def _answer(
     rows: Sequence[TaskRow], answers: list[str], teacher: Model, config: EngineConfig, file: Path, stage: Stage
 ) -> None:
-    """Make the answers to the rows behind those that are there, and add them to these and to the file."""
+    """Answer the rows that have no answer yet; append the answers to `answers` and to the file."""
     while len(answers) < len(rows):
         there = len(answers)
 
@@ -55,7 +55,7 @@ def _answer(
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The answers in a file; what a kill left of a line is cut off it."""
+    """The answers in a file; an incomplete last line, left by a kill, is cut off."""
     if not path.exists():
         return []
     text = path.read_bytes()

@@ -40,11 +40,11 @@ def document_of(tokenizer: Tokenizer) -> Document:
     document: Document = json.loads(tokenizer.to_str())
     model = document["model"]
     if model["type"] not in ("Unigram", "BPE", "WordPiece", "WordLevel"):
-        raise RequestError(f"a vocabulary of the kind {model['type']!r} cannot be trimmed: leave trim_vocab out")
+        raise RequestError(f"a vocabulary of the type {model['type']!r} cannot be trimmed: leave trim_vocab out")
     if model.get("dropout"):
         raise RequestError(
-            f"the tokenizer drops merges at random (dropout is {model['dropout']}), so what a text needs cannot be "
-            "told: set model.dropout to null in tokenizer.json"
+            f"the tokenizer drops merges at random (dropout is {model['dropout']}), so the tokens a text needs "
+            "are unknown: set model.dropout to null in tokenizer.json"
         )
     return document
 

@@ -80,7 +80,7 @@ class Coverage:
         return (
             f"{self.unchanged / max(self.texts, 1):.1%} of {self.texts} texts tokenize as before, "
             f"{self.kept / max(self.tokens, 1):.2%} of their tokens are kept; {self.tokens} tokens become "
-            f"{self.tokens_now}, {self.unknown} unknown ones {self.unknown_now}"
+            f"{self.tokens_now}, and {self.unknown} unknown ones become {self.unknown_now}"
         )
 
 
@@ -134,7 +134,7 @@ def plan_vocabulary(model: Model, texts: Iterable[str]) -> VocabularyPlan:
     special |= {i for i in special_ids(documents[1]) if i < spec.vocab_size}
     if stray := sorted(i for i in used | special if not 0 <= i < spec.vocab_size):
         raise RequestError(
-            f"{folder} uses the token id {stray[0]}, its model has a vocabulary of {spec.vocab_size}: "
+            f"{folder} uses the token id {stray[0]}, but its model has a vocabulary of {spec.vocab_size}: "
             "they do not belong together"
         )
     needed = closed(documents[0], used | special)
@@ -154,7 +154,7 @@ def plan_vocabulary(model: Model, texts: Iterable[str]) -> VocabularyPlan:
 def trim_model(model: PreTrainedModel, plan: VocabularyPlan) -> PreTrainedModel:
     """A copy of the dense or compact model, with rows only for the kept tokens and the new ids in its configuration."""
     if model.config.vocab_size != plan.report.dense:
-        raise ValueError(f"the model has {model.config.vocab_size} tokens, the plan is for {plan.report.dense}")
+        raise ValueError(f"the model has {model.config.vocab_size} tokens, but the plan is for {plan.report.dense}")
     config = copy.deepcopy(model.config)
     config.dense_vocab_size = getattr(config, "dense_vocab_size", None) or plan.report.dense
     config.vocab_size = len(plan.kept)
@@ -197,7 +197,7 @@ def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
         with_rows = {token: i for token, i in new.get_vocab().items() if i < len(plan.kept)}
         if with_rows != _with_new_ids(old.get_vocab(), plan):
             raise RequestError(
-                f"the tokenizer in {folder} does not load with fewer tokens as it does with all: leave trim_vocab out, "
+                f"the tokenizer in {folder} loads differently with fewer tokens: leave trim_vocab out, "
                 'or set "tokenizer_class" in its tokenizer_config.json to "PreTrainedTokenizerFast"'
             )
 
@@ -239,7 +239,7 @@ def _tokenizers(folder: Path) -> tuple[Tokenizer, Tokenizer]:
     if not loaded.is_fast:
         raise RequestError(
             f"{folder}: {type(loaded).__name__} does not read tokenizer.json, so it cannot be trimmed: set "
-            '"tokenizer_class" in tokenizer_config.json to "PreTrainedTokenizerFast" if tokenizer.json says it all'
+            '"tokenizer_class" in tokenizer_config.json to "PreTrainedTokenizerFast" if tokenizer.json is complete'
         )
     return Tokenizer.from_file(str(folder / "tokenizer.json")), loaded.backend_tokenizer
 

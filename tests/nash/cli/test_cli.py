@@ -71,7 +71,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (KeyError("surprise"), "KeyError: 'surprise' (this is a fault of nash"),
+        (KeyError("surprise"), "KeyError: 'surprise' (this is a bug in nash"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
             "not enough memory",
@@ -158,7 +158,7 @@ def test_evaluate_keeps_what_auto_is_chosen_by(model_dir: Path, tmp_path: Path) 
         assert first["finding"] == "no record in float32 to compare with"
         nash(*arguments, "--dtype", "float32", "--record", "--json").document()
     again = nash(*arguments, "--dtype", fastest, "--record")
-    assert again.out.splitlines()[-1].startswith(f"{fastest}: recorded before, and the first record stays; ")
+    assert again.out.splitlines()[-1].startswith(f"{fastest}: already recorded, and the first record is kept; ")
     kept = {record.dtype: record for record in store.quality("rev")}
     assert kept.keys() == {fastest, "float32"}
     assert (kept[fastest].split, kept[fastest].rows, kept[fastest].max_new_tokens) == ("rows", 1, 4)
@@ -206,7 +206,7 @@ def test_finetune(model_dir: Path, tmp_path: Path) -> None:
     recipe.write_text(text.replace(str(model_dir), str(endless)))
     refused = nash(*arguments)
     assert refused.code == 2
-    assert "behind no target" in refused.err
+    assert "ends no target with" in refused.err
     recipe.write_text(text)  # the folder is still free for another recipe
     outside = nash(*arguments).document()
     assert outside["ref"] == str(tmp_path / "out" / "model")
@@ -227,7 +227,7 @@ def test_the_demonstration_is_for_the_projects_own_folder(tmp_path: Path, monkey
     refused = nash("demo", "--no-serve")
     assert refused.code == 2
     assert refused.err.splitlines() == [
-        "error: examples/g2p/demo/prune.toml is not here: run `nash demo` in the project's own folder"
+        "error: examples/g2p/demo/prune.toml is not here: run `nash demo` in the project's folder"
     ]
 
 

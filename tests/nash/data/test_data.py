@@ -132,7 +132,7 @@ def test_either_side_has_its_own_language(
     assert made.cut == 2
     served = tokenizer(row.source, truncation=True, max_length=3).input_ids
     assert made.sources[0] == served
-    with pytest.raises(RequestError, match="a limit of 1 tokens has no room for the 2 that the tokenizer puts around"):
+    with pytest.raises(RequestError, match="a limit of 1 tokens has no room for the 2 that the tokenizer adds to"):
         TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=1)
 
 

@@ -77,7 +77,7 @@ def test_a_value_within_a_column(tmp_path: Path) -> None:
     found = read_rows(path, DataLayout(source_column="pair.en", target_columns=["pair.it"]))
     assert found == [TaskRow(source="dog", targets=("cane", "cagna"))]
     assert read_rows(path, DataLayout(source_column="a.b", target_columns=["pair.en"]))[0].source == "x"
-    with pytest.raises(RequestError, match=r"row 1: column 'pair.de' is missing; there are 'pair', 'a.b'"):
+    with pytest.raises(RequestError, match=r"row 1: column 'pair.de' is missing; the row has 'pair', 'a.b'"):
         read_rows(path, DataLayout(source_column="pair.en", target_columns=["pair.de"]))
 
 
@@ -93,14 +93,14 @@ def test_classes_are_read_by_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("d.csv", "source,target\na,x\n\nb\n", r"line 4: 1 cells, and 2 in the header"),
+        ("d.csv", "source,target\na,x\n\nb\n", r"line 4: 1 cells, but 2 in the header"),
         ("d.csv", 'source,target\n"a\nb",x\nc,\n', r"line 4: target is ''"),
         ("d.csv", 'source,target\na,"x\n', r"line 2: unexpected end of data"),
-        ("d.csv", "source,answer\na,x\n", r"line 2: column 'target' is missing; there are 'source', 'answer'"),
+        ("d.csv", "source,answer\na,x\n", r"line 2: column 'target' is missing; the row has 'source', 'answer'"),
         ("d.csv", "source,target,source\na,x,b\n", r"line 1: .* names a column twice"),
         ("d.csv", "source,target\n", "holds no rows"),
         ("d.csv", "", "holds no rows"),
-        ("d.tsv", "source\ttarget\na\tx\ty\n", r"line 2: 3 cells, and 2 in the header"),
+        ("d.tsv", "source\ttarget\na\tx\ty\n", r"line 2: 3 cells, but 2 in the header"),
         ("d.parquet", "source,target\na,x\n", "cannot be read"),
         ("d.jsonl", '{"source": "a", "target": "x"}\n[]\n', r"line 2: '\[\]' is not an object"),
     ],
@@ -156,7 +156,7 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     assert read_rows(split_path(tmp_path / "d", "test")) == ROWS
     with pytest.raises(RequestError, match=r"several splits: give one of .*train, .*test"):
         read_rows(tmp_path / "d")
-    with pytest.raises(RequestError, match=r"no data for the split 'dev': it would be one of dev.jsonl, dev.csv"):
+    with pytest.raises(RequestError, match=r"no data for the split 'dev': add one of dev.jsonl, dev.csv"):
         split_path(tmp_path / "d", "dev")
     jsonl(tmp_path / "test.jsonl")
     assert read_rows(split_path(tmp_path, "test")) == ROWS
@@ -196,7 +196,7 @@ def test_data_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(RequestError, match=r"hub:nobody/nothing:train cannot be had .*needs a network") as refusal:
+    with pytest.raises(RequestError, match=r"hub:nobody/nothing:train cannot be loaded .*needs a network") as refusal:
         read_rows(Path("hub:nobody/nothing:train"))
     assert "\n" not in str(refusal.value)
     with pytest.raises(RequestError, match=r"write hub:OWNER/NAME\[@REVISION\]\[:CONFIG\]:SPLIT"):

@@ -129,6 +129,6 @@ def test_a_calibrated_copy_leaves_the_model_as_it_is(model_dir: Path, tmp_path: 
     matrices = len(load_file(tmp_path / INT4)) // 2
     lines = said.getvalue().splitlines()
     assert [line.partition(",")[0] for line in lines if "took" in line] == [
-        "four bits: reading what the matrices are given: 30/30 rows",
+        "four bits: collecting the inputs of the matrices: 30/30 rows",
         f"four bits: rounding the matrices: {matrices}/{matrices}",
     ]

@@ -96,7 +96,7 @@ def test_data_that_a_metric_cannot_use(folder: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", f"{folder}/", "--data", tmp_path / "rows.tsv", "--store", tmp_path / "store"]
     outcome = nash(*arguments, "--metric", "correlation")
     assert outcome.code == 2
-    assert "target 'high' is no number" in outcome.err
+    assert "target 'high' is not a number" in outcome.err
     outcome = nash(*arguments, "--target-column", "label")
     assert outcome.code == 2
-    assert "line 2: column 'label' is missing; there are 'source', 'target'" in outcome.err
+    assert "line 2: column 'label' is missing; the row has 'source', 'target'" in outcome.err

@@ -180,5 +180,5 @@ def test_what_is_no_number_says_nothing() -> None:
     assert correlation(["good", "nan", "inf"], [["1"], ["3"], ["5"]]) == {"pearson": 0.0, "spearman": 0.0}
     named = correlation(["1", "good", "5"], [["1"], ["3"], ["5"]])
     assert named["pearson"] == pytest.approx(100), "the mean, 3, stands in for it"
-    with pytest.raises(RequestError, match=r"'high' is no number.*choose another metric"):
+    with pytest.raises(RequestError, match=r"'high' is not a number.*choose another metric"):
         correlation(["1", "2"], [["1"], ["high"]])

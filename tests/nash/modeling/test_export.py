@@ -176,7 +176,7 @@ def test_a_used_folder_is_left_alone(compact_dir: Path, tmp_path: Path) -> None:
     for name in ("used", "file", "link", "dangling"):
         outcome = nash("export", compact_dir, "--out", tmp_path / name)
         assert outcome.code == 2
-        assert f"{tmp_path / name} is there already" in outcome.err
+        assert f"{tmp_path / name} already exists" in outcome.err
     assert files(tmp_path / "used") == {"mine": b"precious"}
     assert nash("export", compact_dir, "--out", tmp_path / "empty").code == 0
     assert files(tmp_path / "empty") == files(compact_dir)

@@ -345,7 +345,7 @@ def test_padding_that_the_configuration_leaves_open(task: Task, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('"exact"', '"correlation"', "is no number, which metric = 'correlation' needs"),
+        ('"exact"', '"correlation"', "is not a number, as metric = 'correlation' needs"),
         ("max_source_tokens = 16", "max_source_tokens = 1000000", "MB are free"),
         ("[pruning]", "[workload]\nthreads = 2000\n[pruning]", "threads is 2000"),
         ("[pruning]", "[workload]\nbatch = 100000000000\n[pruning]", "MB are free"),
@@ -422,7 +422,7 @@ def test_data_of_the_hub_by_flags(task: Task, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("datasets.load_dataset", load)
     message = refused(task, tmp_path, task.recipe(), "--train", "hub:owner/rows:train")
-    assert "hub:owner/rows:train cannot be had (owner/rows train)" in message
+    assert "hub:owner/rows:train cannot be loaded (owner/rows train)" in message
 
 
 def test_nothing_given() -> None:

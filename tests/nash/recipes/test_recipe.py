@@ -116,7 +116,7 @@ def test_a_wrong_value_is_named(write: Any, section: str, line: str) -> None:
     [
         ("seed = 4294967296", "seed = 4294967296"),  # NumPy's generators take 32 bits
         ("[data]\nmax_source_tokens = 9223372036854775807", "data.max_source_tokens = 9223372036854775807"),
-        ('[data]\ntrain = "a\\u0000b"', "a path has no NUL"),
+        ('[data]\ntrain = "a\\u0000b"', "a path cannot contain a NUL"),
     ],
 )
 def test_what_the_libraries_cannot_count_with_is_refused(write: Any, line: str, says: str) -> None:
@@ -161,7 +161,7 @@ def test_a_speed_stands_in_for_a_shape(write: Any) -> None:
     assert "pruning.speedup chooses the shape: leave decoder_layers and encoder_sparsity out" in both
     off = "gate_heads = false\ngate_units = false\n"
     for gates in (off[: off.index("\n")], off[off.index("\n") :], off + "gate_sublayers = true"):
-        assert "heads and units cut alike" in refusal(write(PRUNE + f"[pruning]\nspeedup = 3\n{gates}\n"))
+        assert "plans to cut heads and units alike" in refusal(write(PRUNE + f"[pruning]\nspeedup = 3\n{gates}\n"))
     assert "leave gated_stacks at 'encoder'" in refusal(
         write(PRUNE + '[pruning]\nspeedup = 3\ngated_stacks = "both"\n')
     )

@@ -16,7 +16,7 @@ MORE_THAN_ANY_DISK = 10**18
 @pytest.mark.parametrize("error", [RuntimeError("unexpected pos"), SafetensorError("I/O"), OSError(28, "No space")])
 def test_errors_of_a_full_disk_become_one_line(tmp_path: Path, error: Exception) -> None:
     with (
-        pytest.raises(NashError, match=r"MB free.*goes on from its last"),
+        pytest.raises(NashError, match=r"MB free.*resumes from its last"),
         full_disk_named(tmp_path, MORE_THAN_ANY_DISK),
     ):
         raise error

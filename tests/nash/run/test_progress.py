@@ -60,7 +60,7 @@ def test_work_of_unknown_size_says_how_long_it_has_taken(console: Console, monke
     stage = Stage("reading the data", console)
     assert stage.line() == "reading the data"
     clock.now_s += 12
-    assert stage.line() == "reading the data: for 12 s so far"
+    assert stage.line() == "reading the data: 12 s so far"
     stage.update(3, 6)  # its size came to be known
     assert stage.line() == "reading the data: 3/6, about 12 s left"
 

@@ -168,7 +168,7 @@ def test_run_again_nothing_is_done_twice(run: Run, task: Task) -> None:
     saved = {path: path.stat().st_mtime_ns for path in (run.out / "points").rglob("*") if path.is_file()}
     outcome = run.again(task.recipe("sweep", SWEEP))
     assert outcome.document() == run.document, "even what was measured is the first run's"
-    assert "4 of 4 points are done already" in outcome.err
+    assert "4 of 4 points are already done" in outcome.err
     kept = {path: path.stat().st_mtime_ns for path in saved if path.name != ".lock"}
     assert kept == {path: at for path, at in saved.items() if path.name != ".lock"}
 
@@ -253,7 +253,7 @@ def test_when_every_point_fails(task: Task, tmp_path: Path) -> None:
     recipe = task.recipe("failing", 'recipe = "prune.toml"\n' + DIVERGING)
     outcome = nash("sweep", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json")
     assert (outcome.code, outcome.out) == (1, "")
-    assert "error: every point failed, the first one thus: training diverged" in outcome.err
+    assert "error: every point failed, the first one with: training diverged" in outcome.err
 
 
 def test_a_full_disk_ends_the_sweep(run: Run, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_killed_in_a_training_it_comes_to_the_same_figures(run: Run, task: Task,
     assert process.wait() == -signal.SIGKILL
     assert not (own.out / "sweep.json").exists()
     outcome = own.again(recipe)
-    assert "1 of 4 points are done already" in outcome.err
+    assert "1 of 4 points are already done" in outcome.err
     assert [p["metrics"] for p in outcome.document()["points"]] == [p["metrics"] for p in run.document["points"]]
     assert own.models() == run.models()
 
@@ -385,5 +385,5 @@ def test_ctrl_c_says_where_it_goes_on(task: Task, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("nash.pruning.stages.Phase.run", interrupted)
     outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, outcome.out) == (130, "")
-    assert f"interrupted: the same command goes on with {IDS[0]}" in outcome.err
+    assert f"interrupted: the same command continues with {IDS[0]}" in outcome.err
     assert "Traceback" not in outcome.err

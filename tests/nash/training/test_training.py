@@ -264,5 +264,5 @@ def test_targets_that_never_end(model_dir: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model_dir, tmp_path / "endless"))
     document = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(document | {"post_processor": None}))
-    with pytest.raises(RequestError, match="end token 1 behind no target"):
+    with pytest.raises(RequestError, match="ends no target with the model's end token 1"):
         finetuning(folder, tmp_path / "out")

@@ -313,7 +313,7 @@ def test_two_vocabularies_are_refused(tmp_path: Path) -> None:
 
 def test_tokens_beyond_the_model_are_refused(tmp_path: Path) -> None:
     folder = with_config(trained("unigram"), tmp_path / "dense", rows=300)
-    with pytest.raises(RequestError, match=r"uses the token id 3\d\d, its model has a vocabulary of 300"):
+    with pytest.raises(RequestError, match=r"uses the token id 3\d\d, but its model has a vocabulary of 300"):
         plan_vocabulary(Model.open(folder), lines()[:50])
 
 
@@ -328,7 +328,7 @@ def test_a_configuration_that_cannot_be_served_is_refused(tmp_path: Path) -> Non
 def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
     folder = build(FAMILIES["t5"], tmp_path / "dense")
     plan = plan_vocabulary(Model.open(folder), ["w5 w6"])
-    with pytest.raises(ValueError, match=f"the model has {len(plan.kept)} tokens, the plan is for {VOCAB_SIZE}"):
+    with pytest.raises(ValueError, match=f"the model has {len(plan.kept)} tokens, but the plan is for {VOCAB_SIZE}"):
         trim_model(trim_model(read(folder), plan), plan)
 
 
