@@ -187,5 +187,7 @@ def test_the_defaults_of_a_model_are_transformers(tmp_path: Path, where: str) ->
 def test_defaults_that_the_engine_has_no_room_for_are_refused_at_load(tmp_path: Path) -> None:
     directory = build_tiny_t5(tmp_path / "model")
     (directory / "generation_config.json").write_text('{"num_beams": 4}')
-    with pytest.raises(LoadError, match=r"generation_config\.json, or how .* num_beams is 4: it must be from 1 to 3"):
+    with pytest.raises(
+        LoadError, match=r"generation_config\.json does not suit .*: num_beams is 4: it must be from 1 to 3"
+    ):
         Engine.load(Model.open(directory), EngineConfig(slots=3))

@@ -114,7 +114,8 @@ def test_random_traffic_gives_the_logits_of_the_eager_path(directory: Path, dtyp
             cancelled += twins.engine.cancel(draw.randrange(max(1, number)))
         twins.engine.step()
         twins.engine.check_integrity()
-    assert max(twins.differences) <= (1e-6 if dtype == "float32" else 1e-13)
+    # A product of other rows beside a row may sum in another order.
+    assert max(twins.differences) <= (5e-6 if dtype == "float32" else 1e-13)
     assert number > 60
     assert cancelled
     assert twins.paths["graph"] > 60

@@ -125,7 +125,7 @@ def test_human_output(model: Path, root: Path) -> None:
         return result.stdout
 
     assert "g2p:1" in text("publish", "g2p", str(model), "--alias", "dense")
-    assert "there already" in text("publish", "g2p", str(model))
+    assert "already stored" in text("publish", "g2p", str(model))
     assert "0.07 M" in text("ls")
     shown = text("show", "g2p")
     assert "model.safetensors" in shown
