@@ -25,11 +25,11 @@ from nash.recipes.recipe import (
     DataRecipe,
     DistillationRecipe,
     FinetuneRecipe,
+    ModelShape,
     OptimizationRecipe,
     PruneRecipe,
     PruningRecipe,
     QuantizationRecipe,
-    T5Shape,
     WorkloadRecipe,
 )
 from nash.recipes.sweep import MethodRecipe, PointRecipe, SweepRecipe
@@ -163,7 +163,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "distillation": partial(recipe_table, DistillationRecipe),
         "workload": partial(recipe_table, WorkloadRecipe),
         "quantization": partial(recipe_table, QuantizationRecipe),
-        "shape": partial(recipe_table, T5Shape),
+        "shape": partial(recipe_table, ModelShape),
     },
     "docs/sweeps.md": {
         "sweep": partial(recipe_table, SweepRecipe),

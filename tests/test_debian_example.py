@@ -18,7 +18,7 @@ from examples.debian.description_text import blocks, plain_key, sentences, synop
 from examples.debian.package_index import IndexUnavailableError, Package, fetch, own_mirror, read_packages, read_stanzas
 from examples.debian.prepare import Example, into_splits, split_of, synopsis_examples, translation_examples
 from examples.debian.selection import MOST_OF_A_SOURCE, select
-from examples.debian.tokenizer import BYTES, save_tokenizer, train_tokenizer
+from examples.unigram_tokenizer import BYTES, save_tokenizer, train_tokenizer
 from nash.data.rows import read_rows
 from nash.modeling.folders import load_tokenizer
 

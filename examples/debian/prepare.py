@@ -19,7 +19,7 @@ from pathlib import Path
 from examples.debian.description_text import blocks, is_list_item, plain_key, sentences, synopsis_of
 from examples.debian.package_index import IndexUnavailableError, Package, fetch, own_mirror, read_packages
 from examples.debian.selection import select
-from examples.debian.tokenizer import save_tokenizer, train_tokenizer
+from examples.unigram_tokenizer import save_tokenizer, train_tokenizer
 
 SPLITS = ("train", "validation", "test")
 VOCABULARY_SIZE = 8192

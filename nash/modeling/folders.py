@@ -8,18 +8,14 @@ import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 from transformers.utils import logging
 
 import nash.modeling.compact  # noqa: F401 - registers the classes that load_compact finds
 from model_store.model.model import Model, tokenizer_files
 from nash.errors import RequestError
-from nash.recipes.recipe import T5Shape
 from nash.run.disk import full_disk_named
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -85,39 +81,6 @@ def _load(folder: Path) -> PreTrainedModel:
         raise RequestError(
             f"transformers cannot load the model in {folder} ({_named(error)}): save it again with save_pretrained"
         ) from error
-    return model
-
-
-def new_t5(shape: T5Shape, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> T5ForConditionalGeneration:
-    """A T5 with random weights (from torch's global generator) for the tokenizer's vocabulary.
-
-    Raises:
-        RequestError: the tokenizer does not name its padding token or its end token.
-    """
-    for name in ("pad_token", "eos_token"):
-        if getattr(tokenizer, name) is None:
-            raise RequestError(f"the tokenizer has no {name}: set it in its tokenizer_config.json")
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=shape.d_model,
-        num_heads=shape.num_heads,
-        d_kv=shape.d_kv,
-        d_ff=shape.d_ff,
-        num_layers=shape.encoder_layers,
-        num_decoder_layers=shape.decoder_layers,
-        feed_forward_proj=shape.feed_forward_proj,
-        dropout_rate=shape.dropout,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-    )
-    model = T5ForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        decoder_start_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=max_new_tokens,
-    )
     return model
 
 

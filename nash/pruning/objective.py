@@ -29,6 +29,7 @@ class StudentObjective:
         *,
         block_ends: tuple[int, ...],
         pruning: PruningRecipe,
+        label_smoothing: float = 0.0,
     ) -> None:
         """`block_ends`: for each of the student's decoder layers, the teacher layer that it is compared with."""
         self.module = student
@@ -36,6 +37,7 @@ class StudentObjective:
         self.distill = distill
         self.block_ends = block_ends
         self.pruning = pruning
+        self.label_smoothing = label_smoothing
         self.compared_layers = distillation.compared_layers(len(layers_of(teacher, "encoder")))
 
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
@@ -67,14 +69,21 @@ class StudentObjective:
         if want.prediction_weight:
             weights = (want.task_weight, want.prediction_weight)
             both = losses.task_and_prediction(
-                student.logits_BTV, teacher.logits_BTV, labels_BT, want.temperature, items, weights=weights
+                student.logits_BTV,
+                teacher.logits_BTV,
+                labels_BT,
+                want.temperature,
+                items,
+                weights=weights,
+                smoothing=self.label_smoothing,
             )
             totals.append(both.loss)
             if want.task_weight:
                 shown["task"] = both.task
             shown["prediction"] = both.prediction
         elif want.task_weight:
-            shown["task"] = want.task_weight * losses.cross_entropy(student.logits_BTV, labels_BT, items)
+            task = losses.cross_entropy(student.logits_BTV, labels_BT, items, smoothing=self.label_smoothing)
+            shown["task"] = want.task_weight * task
             totals.append(shown["task"])
         if want.encoder_hidden_weight:
             shown["encoder"] = want.encoder_hidden_weight * distillation.encoder_loss(

@@ -160,6 +160,7 @@ def _train(
         run.recipe.distillation,
         block_ends=block_ends(run.kept_layers, run.spec.dense_decoder_layers),
         pruning=run.recipe.pruning,
+        label_smoothing=optimization.label_smoothing,
     )
     phase = Phase(
         objective,

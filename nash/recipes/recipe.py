@@ -118,6 +118,8 @@ class OptimizationRecipe(Section):
     """Steps in which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """The share of each target's probability that the task loss spreads over the whole vocabulary."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger norm are scaled down to it."""
     precision: Precision = "auto"
@@ -126,15 +128,17 @@ class OptimizationRecipe(Section):
     """Steps between checkpoints. An interrupted run continues from the last one."""
 
 
-class T5Shape(Section):
-    """The shape of a T5 that is trained from scratch. The vocabulary is the tokenizer's."""
+class ModelShape(Section):
+    """The shape of a model that is trained from scratch. The vocabulary is the tokenizer's."""
 
+    family: Literal["t5", "marian"] = "t5"
+    """`t5`: norms before each sublayer, learned relative positions. `marian`: norms after it, sinusoidal positions."""
     d_model: Count
     """Width of the model."""
     num_heads: Count
     """Attention heads of a layer."""
-    d_kv: Count
-    """Width of a head."""
+    d_kv: Count | None = None
+    """Width of a head. `d_model` shared among the heads if left out, as it must be for `marian`."""
     d_ff: Count
     """Feed-forward units of a layer."""
     encoder_layers: Layers
@@ -142,9 +146,27 @@ class T5Shape(Section):
     decoder_layers: Layers
     """Layers of the decoder."""
     feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
-    """`relu` as in T5, `gated-gelu` as in T5 v1.1."""
+    """`relu` as in T5 and Marian, `gated-gelu` as in T5 v1.1."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout rate while training."""
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.d_kv or self.d_model // self.num_heads
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.family == "marian" and self.feed_forward_proj != "relu":
+            raise ValueError(f'shape.feed_forward_proj = {self.feed_forward_proj!r} is of family "t5" only: use "relu"')
+        if self.family == "marian" and self.head_width * self.num_heads != self.d_model:
+            raise ValueError(
+                f"a marian's heads share d_model = {self.d_model} without a rest: leave shape.d_kv out, and choose "
+                "num_heads so that it divides d_model"
+            )
+        if not self.head_width:
+            raise ValueError(f"num_heads = {self.num_heads} is more than d_model = {self.d_model}: give shape.d_kv")
+        return self
 
 
 class FinetuneRecipe(Section):
@@ -152,8 +174,8 @@ class FinetuneRecipe(Section):
 
     model: str | None = None
     """The model to start from: a path, or a REF in the store."""
-    shape: T5Shape | None = None
-    """Train a T5 of this shape from scratch."""
+    shape: ModelShape | None = None
+    """Train a model of this shape from scratch."""
     tokenizer: Path | None = None
     """The folder of its tokenizer."""
     data: DataRecipe

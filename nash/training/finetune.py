@@ -18,7 +18,8 @@ from nash.data.rows import TaskRow, read_rows
 from nash.measuring.assess import assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
-from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, new_t5, save_model
+from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, save_model
+from nash.modeling.fresh import new_model
 from nash.precision import check_precisions, choose_precision
 from nash.recipes.recipe import FinetuneRecipe
 from nash.run.folder import PRECISION, RunFolder
@@ -108,10 +109,11 @@ def _train(
         model = load_dense(start.model)
     else:
         assert recipe.shape is not None
-        model = new_t5(recipe.shape, tokenizer, recipe.data.max_target_tokens)
+        limits = recipe.data.max_source_tokens, recipe.data.max_target_tokens
+        model = new_model(recipe.shape, tokenizer, *limits)
     progress = TrainingProgress("fine-tune", console)
     phase = Phase(
-        LayerDropoutObjective(model, recipe.layer_dropout),
+        LayerDropoutObjective(model, recipe.layer_dropout, label_smoothing=recipe.training.label_smoothing),
         pairs,
         recipe.training,
         spec=spec_of(model.config.to_dict()),

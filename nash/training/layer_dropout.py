@@ -21,8 +21,8 @@ class LayerDropoutObjective(TaskObjective):
     The first layer stays: pruning to evenly spread layers always keeps it, and it holds T5's table of positions.
     """
 
-    def __init__(self, model: PreTrainedModel, rate: float) -> None:
-        super().__init__(model)
+    def __init__(self, model: PreTrainedModel, rate: float, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(model, label_smoothing=label_smoothing)
         self.rate = rate
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:

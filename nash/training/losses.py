@@ -18,10 +18,20 @@ from nash.data.examples import IGNORED
 _NUMBERS_AT_ONCE = 2**21  # of a matrix of logits: some megabytes
 
 
-def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, items: Tensor | int | None) -> Tensor:
-    """Task loss in nats per token; if `items` is None, it is the number of real tokens in this batch."""
+def cross_entropy(
+    logits_BTV: Tensor, labels_BT: Tensor, items: Tensor | int | None, *, smoothing: float = 0.0
+) -> Tensor:
+    """Task loss in nats per token; if `items` is None, it is the number of real tokens in this batch.
+
+    With label smoothing, the target is (1 - smoothing) of the label plus an equal share of the rest for each of the V
+    tokens (Szegedy et al., 2016).
+    """
     total = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits_BTV.flatten(0, 1).float(),
+        labels_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=smoothing,
     )
     return total / _items(labels_BT, items)
 
@@ -58,6 +68,7 @@ def task_and_prediction(
     items: Tensor | int | None,
     *,
     weights: tuple[float, float],
+    smoothing: float = 0.0,
 ) -> TokenLosses:
     """The sum of `cross_entropy` and `prediction_distillation`, each times its weight in `weights`.
 
@@ -66,7 +77,9 @@ def task_and_prediction(
     rows_NV = student_BTV.flatten(0, 1), teacher_BTV.flatten(0, 1)
     coefficients = weights[0], weights[1] * temperature**2
     items = _items(labels_BT, items)
-    loss, task, divergence = _TokenLosses.apply(*rows_NV, labels_BT.flatten(), temperature, coefficients)  # type: ignore[no-untyped-call]
+    loss, task, divergence = _TokenLosses.apply(  # type: ignore[no-untyped-call]
+        *rows_NV, labels_BT.flatten(), temperature, coefficients, smoothing
+    )
     return TokenLosses(
         loss=loss / items, task=weights[0] * task / items, prediction=coefficients[1] * divergence / items
     )
@@ -77,7 +90,8 @@ class _TokenLosses(torch.autograd.Function):
 
     Autograd would keep half a dozen matrices of the size of the logits, which are the largest tensors of a step if the
     vocabulary is large. Here the gradient is computed together with the sums, a few rows at a time, in float32:
-    softmax(student) minus one at the label, and softmax(student) - softmax(teacher) at the temperature.
+    softmax(student) minus the label's smoothed distribution, and softmax(student) - softmax(teacher) at the
+    temperature.
     """
 
     @staticmethod
@@ -88,6 +102,7 @@ class _TokenLosses(torch.autograd.Function):
         labels_N: Tensor,
         temperature: float,
         coefficients: tuple[float, float],
+        smoothing: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         task, divergence = (torch.zeros((), device=student_NV.device) for _ in range(2))
         learns = ctx.needs_input_grad[0]
@@ -97,17 +112,20 @@ class _TokenLosses(torch.autograd.Function):
             padding_R1, label_R1 = (labels_N[part] == IGNORED)[:, None], labels_N[part, None].clamp(min=0)
             scores = student_NV[part].float()
             student = F.log_softmax(scores, dim=-1)
-            task -= student.gather(1, label_R1).masked_fill_(padding_R1, 0.0).sum()
+            task -= (1 - smoothing) * student.gather(1, label_R1).masked_fill_(padding_R1, 0.0).sum()
+            if smoothing:
+                task -= smoothing * student.mean(1, keepdim=True).masked_fill_(padding_R1, 0.0).sum()
             soft_student = student if temperature == 1 else F.log_softmax(scores / temperature, dim=-1)
             teacher = F.log_softmax(teacher_NV[part].float() / temperature, dim=-1)
             probability = teacher.exp()
             divergence += teacher.sub_(soft_student).mul_(probability).masked_fill_(padding_R1, 0.0).sum()
             if learns:
                 towards_teacher = soft_student.exp().sub_(probability).mul_(coefficients[1] / temperature)
-                ones_R1 = torch.ones_like(label_R1, dtype=student.dtype)
-                gradient = (
-                    student.exp_().scatter_add_(1, label_R1, -ones_R1).mul_(coefficients[0]).add_(towards_teacher)
-                )
+                away_R1 = torch.full_like(label_R1, smoothing - 1, dtype=student.dtype)
+                gradient = student.exp_().scatter_add_(1, label_R1, away_R1)
+                if smoothing:
+                    gradient.sub_(smoothing / student.shape[1])
+                gradient.mul_(coefficients[0]).add_(towards_teacher)
                 gradient_NV[part] = gradient.masked_fill_(padding_R1, 0.0)
         ctx.gradient_NV = gradient_NV if learns else None
         ctx.mark_non_differentiable(task, divergence)
@@ -115,10 +133,10 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None  # one backward pass: it is scaled in place
         assert gradient_NV is not None, "the gradient is used up"
-        return gradient_NV.mul_(of_loss.to(gradient_NV.dtype)), None, None, None, None
+        return gradient_NV.mul_(of_loss.to(gradient_NV.dtype)), None, None, None, None, None
 
 
 def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:

@@ -56,8 +56,9 @@ class Objective(Protocol):
 class TaskObjective:
     """Cross-entropy against the targets."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, label_smoothing: float = 0.0) -> None:
         self.module = model
+        self.label_smoothing = label_smoothing
 
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
         """Hidden matrices, and the rest."""
@@ -68,7 +69,8 @@ class TaskObjective:
         """Cross-entropy summed over real tokens, divided by the number of real tokens in the whole update."""
         with autocast():
             logits = self.module(**decoder_inputs(self.module.config, batch)).logits
-        return Loss(total=losses.cross_entropy(logits, batch["labels"], update.target_tokens))
+        smoothing = self.label_smoothing
+        return Loss(total=losses.cross_entropy(logits, batch["labels"], update.target_tokens, smoothing=smoothing))
 
     def validation_logits(self, batch: Batch, autocast: Autocast) -> Tensor:
         """Scores of the model."""

@@ -205,6 +205,22 @@ def test_finetuning_starts_from_one_thing(write: Any) -> None:
             read_recipe(FinetuneRecipe, write(text))
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('family = "marian"\nfeed_forward_proj = "gated-gelu"', "shape.feed_forward_proj = 'gated-gelu' is of family"),
+        ('family = "marian"\nd_model = 9', "leave shape.d_kv out, and choose num_heads so that it divides d_model"),
+        ('family = "marian"\nd_kv = 8', "heads share d_model = 8"),
+        ("d_model = 1", "num_heads = 2 is more than d_model = 1: give shape.d_kv"),
+    ],
+)
+def test_shapes_that_no_model_has(write: Any, lines: str, message: str) -> None:
+    asked = tomllib.loads(lines)
+    kept = [line for line in SHAPE.splitlines() if line.partition(" =")[0] not in (*asked, "d_kv")]
+    with pytest.raises(RequestError, match=message):
+        read_recipe(FinetuneRecipe, write('tokenizer = "tok"\n' + FINETUNE + "\n".join([*kept, lines])))
+
+
 def test_layer_dropout_is_a_probability_below_one_and_off_by_default(write: Any) -> None:
     assert read_recipe(FinetuneRecipe, write('model = "m@dense"\n' + FINETUNE)).layer_dropout == 0
     assert (

@@ -25,9 +25,12 @@ def scores(seed: int) -> Tensor:
     return torch.randn(B, T, V, generator=torch.Generator().manual_seed(seed))
 
 
-def test_cross_entropy_is_torchs_mean(labels_BT: Tensor) -> None:
-    expected = F.cross_entropy(scores(1).flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED)
-    torch.testing.assert_close(losses.cross_entropy(scores(1), labels_BT, None), expected)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_torchs_mean(labels_BT: Tensor, smoothing: float) -> None:
+    expected = F.cross_entropy(
+        scores(1).flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
+    )
+    torch.testing.assert_close(losses.cross_entropy(scores(1), labels_BT, None, smoothing=smoothing), expected)
 
 
 def test_micro_batches_add_up(labels_BT: Tensor) -> None:
@@ -79,19 +82,23 @@ def test_the_gradient_of_kl_is_autograds(
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("numbers_at_once", [1, 3 * V, 2**21])
 def test_both_losses_of_the_same_scores(
-    labels_BT: Tensor, numbers_at_once: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    labels_BT: Tensor, numbers_at_once: int, temperature: float, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with its own weight, they have the gradient that autograd finds for their sum."""
     monkeypatch.setattr(losses, "_NUMBERS_AT_ONCE", numbers_at_once)
     student, teacher, kept = scores(1).requires_grad_(), scores(2), labels_BT != IGNORED
     used_up = teacher.clone()
-    both = losses.task_and_prediction(student, used_up, labels_BT, temperature, None, weights=(0.3, 5.0))
+    both = losses.task_and_prediction(
+        student, used_up, labels_BT, temperature, None, weights=(0.3, 5.0), smoothing=smoothing
+    )
     student_NV, teacher_NV = (F.log_softmax(logits[kept] / temperature, dim=-1) for logits in (student, teacher))
     divergence = F.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True) / kept.sum()
-    expected_task, expected_prediction = F.cross_entropy(student[kept], labels_BT[kept]), temperature**2 * divergence
+    expected_task = F.cross_entropy(student[kept], labels_BT[kept], label_smoothing=smoothing)
+    expected_prediction = temperature**2 * divergence
     torch.testing.assert_close(both.task, 0.3 * expected_task)
     torch.testing.assert_close(both.prediction, 5 * expected_prediction)
     torch.testing.assert_close(both.loss, both.task + both.prediction)

@@ -11,15 +11,15 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPACE = "\u2581"
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, lower_case: bool = False) -> Tokenizer:
     """A tokenizer of `vocabulary_size` tokens, specials and bytes included, for texts like these.
 
-    Every text can be read and is given back as it was, except that runs of white space become one space.
+    Every text can be read and is given back as it was, except that runs of white space become one space and, with
+    `lower_case`, capitals become small letters.
     """
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    )
+    cleaning = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    tokenizer.normalizer = normalizers.Sequence([*cleaning, normalizers.Lowercase()] if lower_case else cleaning)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
     trainer = trainers.UnigramTrainer(
         vocab_size=vocabulary_size - len(BYTES),
