@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5F
 
 from model_store.model.config import spec_of
 from model_store.model.spec import shortened
-from nash.pruning.compaction import compact, shorten_decoder
-from nash.pruning.masking import GateKinds, Gates
 from nash.recipes.layer_selection import select_layers
+from nash.structure.compaction import compact, shorten_decoder
+from nash.structure.masking import GateKinds, Gates
 
 ENCODER_SPARSITY = 0.3
 

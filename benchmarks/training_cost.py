@@ -31,13 +31,13 @@ from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec, shortened
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
-from nash.pruning.compaction import shorten_decoder
 from nash.pruning.distillation import DistillationMaps
-from nash.pruning.masking import GateKinds, Gates
 from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends, select_layers
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.structure.compaction import shorten_decoder
+from nash.structure.masking import GateKinds, Gates
 from nash.training.objective import Objective, TaskObjective
 from nash.training.phase import Phase
 

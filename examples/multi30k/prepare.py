@@ -3,9 +3,9 @@
     git clone https://github.com/multi30k/dataset multi30k
     python -m examples.multi30k.prepare --from multi30k
 
-writes the folders `data/de` and `data/fr`, each with `train.jsonl`, `validation.jsonl`, the test sets `test.jsonl` (2016),
-`test-2017.jsonl` and `test-coco.jsonl`, and a `tokenizer` for both languages, trained on the training split. Texts are in
-small letters, as in the published results that the example is compared with.
+writes the folders `data/de` and `data/fr`, each with `train.jsonl`, `validation.jsonl`, the test sets `test.jsonl`
+(2016), `test-2017.jsonl` and `test-coco.jsonl`, and a `tokenizer` for both languages, trained on the training split.
+Texts are in small letters, as in the published results that the example is compared with.
 """
 
 import argparse
@@ -28,7 +28,9 @@ LANGUAGES = ("de", "fr")
 VOCABULARY_SIZE = 8192
 LONGEST_TOKENS = 128  # given in the tokenizers' configuration as the models' limit
 IN_REPOSITORY = Path("data/task1/raw")
-_QUOTES = str.maketrans({"„": '"', "“": '"', "”": '"', "«": '"', "»": '"', "’": "'", "‘": "'", "`": "'", "´": "'"})
+_DOUBLE_QUOTES = "\u201e\u201c\u201d\u00ab\u00bb"
+_SINGLE_QUOTES = "\u2018\u2019`\u00b4"
+_QUOTES = str.maketrans(dict.fromkeys(_DOUBLE_QUOTES, '"') | dict.fromkeys(_SINGLE_QUOTES, "'"))
 
 
 def cleaned(line: str) -> str:

@@ -73,10 +73,10 @@ def encoder_loss(
     matched = same
     if matched is None:
         with torch.no_grad():
-            cost = [[float(losses.hidden_mse(s, t, mask_BS, None)) for s in mapped] for t in teacher_BSD]
+            cost = [[float(losses.hidden_error(s, t, mask_BS, None)) for s in mapped] for t in teacher_BSD]
         matched = match_layers(cost)
     pairs = zip(matched, teacher_BSD, strict=True)
-    return torch.stack([losses.hidden_mse(mapped[s], t, mask_BS, items) for s, t in pairs]).mean()
+    return torch.stack([losses.hidden_error(mapped[s], t, mask_BS, items) for s, t in pairs]).mean()
 
 
 def decoder_loss(
@@ -91,7 +91,7 @@ def decoder_loss(
     Errors are divided by `items`, the number of real target positions in the whole update.
     """
     triples = zip(student_BTD, teacher_BTD, layer_maps, strict=True)
-    return torch.stack([losses.hidden_mse(layer_map(s), t, mask_BT, items) for s, t, layer_map in triples]).mean()
+    return torch.stack([losses.hidden_error(layer_map(s), t, mask_BT, items) for s, t, layer_map in triples]).mean()
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 from nash.data.examples import IGNORED
 from nash.modeling.layers import layers_of
 from nash.precision import training_device
-from nash.pruning import distillation, gates
-from nash.pruning.masking import Gates
+from nash.pruning import distillation
 from nash.pruning.student import Computed, Student, compute
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.structure import gates
+from nash.structure.masking import Gates
 from nash.training import losses
 from nash.training.objective import Autocast, Batch, Loss, Update, decoder_inputs
 from nash.training.optimizer import parameter_groups

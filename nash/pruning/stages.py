@@ -19,10 +19,7 @@ from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import engine_measure, settle
 from nash.modeling.folders import DTYPES, load_compact, load_dense, save_model
 from nash.precision import choose_precision
-from nash.pruning.calibration import calibration_batches, closest_layers, repair
-from nash.pruning.compaction import compact, shorten_decoder
 from nash.pruning.distillation import DistillationMaps
-from nash.pruning.masking import Gates
 from nash.pruning.objective import StudentObjective
 from nash.pruning.run import LAYERS, VOCABULARY, PruneRun
 from nash.pruning.student import Student
@@ -30,6 +27,9 @@ from nash.pruning.task import gate_kinds, texts_of
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.progress import Stage
+from nash.structure.calibration import calibration_batches, closest_layers, repair
+from nash.structure.compaction import compact, shorten_decoder
+from nash.structure.masking import Gates
 from nash.training.phase import Phase, write_log
 from nash.training.progress import TrainingProgress
 from nash.training.teacher_answers import with_teacher_answers

@@ -12,7 +12,7 @@ from model_store.model.config import layout_of, spec_of
 from nash.modeling.layers import layers_of
 from nash.pruning import distillation
 from nash.pruning.distillation import DistillationMaps
-from nash.pruning.masking import Gates, masked
+from nash.structure.masking import Gates, masked
 
 
 @dataclass(frozen=True, kw_only=True)

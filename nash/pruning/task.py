@@ -15,9 +15,9 @@ from nash.data.rows import TaskRow, read_rows
 from nash.errors import RequestError
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers, check_dense, check_words
-from nash.pruning.masking import GateKinds
 from nash.recipes.recipe import PruneRecipe, PruningRecipe
 from nash.run.lineage import input_digests
+from nash.structure.masking import GateKinds
 from nash.training.phase import check_tokens
 
 

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from nash.data.examples import IGNORED
 
 _NUMBERS_AT_ONCE = 2**21  # of a matrix of logits: some megabytes
+_SMALLEST_NORM = 1e-6  # a hidden state of zeros must not divide by zero
 
 
 def cross_entropy(
@@ -139,13 +140,18 @@ class _TokenLosses(torch.autograd.Function):
         return gradient_NV.mul_(of_loss.to(gradient_NV.dtype)), None, None, None, None, None
 
 
-def hidden_mse(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:
-    """Squared error of hidden states: averaged over the width, summed where the mask is true, divided by `items`.
+def hidden_error(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:
+    """Squared distance of hidden states over the teacher's squared norm, summed where the mask is true, over `items`.
 
-    L is S or T; `items` is the number of real positions in the whole update; None means those of this batch.
+    The quotient has no scale, so one weight suits every model and layer (SquareHead, arXiv 2310.06927). It is taken at
+    each position: positions of a large norm, such as T5's last layers have, do not outweigh the others, and
+    micro-batches add up. L is S or T; `items` is the number of real positions in the whole update; None means those of
+    this batch.
     """
-    difference_ND = student_BLD[mask_BL].float() - teacher_BLD[mask_BL].float()
-    return difference_ND.square().mean(-1).sum() / (mask_BL.sum() if items is None else items)
+    student_ND, teacher_ND = student_BLD[mask_BL].float(), teacher_BLD[mask_BL].float()
+    distance_N = (student_ND - teacher_ND).square().sum(-1)
+    norm_N = teacher_ND.square().sum(-1).clamp(min=_SMALLEST_NORM)
+    return (distance_N / norm_N).sum() / (mask_BL.sum() if items is None else items)
 
 
 def _items(labels_BT: Tensor, items: Tensor | int | None) -> Tensor | int:

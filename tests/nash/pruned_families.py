@@ -27,8 +27,8 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec, shortened
 from nash.modeling.export import export
 from nash.modeling.folders import save_model
-from nash.pruning.compaction import compact, shorten_decoder
-from nash.pruning.masking import HardenedGates, masked
+from nash.structure.compaction import compact, shorten_decoder
+from nash.structure.masking import HardenedGates, masked
 from tests.tiny_families import CASES, FIRST_TOKEN, Case, build_tiny
 from tests.tiny_models import TOKENIZER_CONFIG, build_tokenizer
 

@@ -13,13 +13,13 @@ from model_store.model.spec import shortened
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
 from nash.modeling.folders import load_dense, load_tokenizer
-from nash.pruning.compaction import shorten_decoder
 from nash.pruning.distillation import DistillationMaps
-from nash.pruning.masking import GateKinds, Gates
 from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.structure.compaction import shorten_decoder
+from nash.structure.masking import GateKinds, Gates
 from nash.training.objective import TaskObjective
 from nash.training.phase import Phase, Watcher
 from tests.tiny_models import build_tiny_t5

@@ -54,9 +54,9 @@ def states(count: int, seed: int) -> list[torch.Tensor]:
 
 
 def test_encoder_loss() -> None:
-    """Layers of the teacher that repeat layers 0 and 2 of the student up to a shift of known size."""
+    """Layers of the teacher that repeat layers 0 and 2 of the student, each larger by a known share."""
     student = states(3, seed=0)
-    teacher = [student[0] + 0.1, student[2] - 0.2]
+    teacher = [student[0] / 0.9, student[2] / 0.8]
     mask = torch.tensor([[True, True, False], [True, False, False]])
     identity = DistillationMaps(4, 1).encoder
     assert encoder_loss(student, teacher, identity, mask, None).item() == pytest.approx((0.01 + 0.04) / 2, rel=1e-4)
@@ -70,9 +70,10 @@ def test_encoder_loss_of_layers_by_their_numbers() -> None:
     student = [torch.full((1, 2, 4), float(value)) for value in (1, 5, 2)]
     teacher = [student[0] + 0.5, student[2] + 0.5]
     mask, identity = torch.ones(1, 2, dtype=torch.bool), DistillationMaps(4, 1).encoder
-    assert encoder_loss(student, teacher, identity, mask, None).item() == pytest.approx(0.25)
+    nearest = encoder_loss(student, teacher, identity, mask, None).item()
+    assert nearest == pytest.approx(((0.5 / 1.5) ** 2 + (0.5 / 2.5) ** 2) / 2)
     by_number = encoder_loss(student, teacher, identity, mask, None, same=(0, 1)).item()
-    assert by_number == pytest.approx((0.25 + 2.5**2) / 2)
+    assert by_number == pytest.approx(((0.5 / 1.5) ** 2 + (2.5 / 2.5) ** 2) / 2)
 
 
 def test_decoder_loss_has_a_map_for_each_layer() -> None:
@@ -80,7 +81,7 @@ def test_decoder_loss_has_a_map_for_each_layer() -> None:
     maps = DistillationMaps(4, 2).decoder
     with torch.no_grad():
         maps[1].weight.mul_(2)  # type: ignore[operator]
-    teacher = [student[0] + 0.5, 2 * student[1]]
+    teacher = [2 * student[0], 2 * student[1]]
     assert decoder_loss(student, teacher, maps, mask, None).item() == pytest.approx(0.25 / 2, rel=1e-4)
     assert isinstance(maps[0], nn.Linear)
     torch.testing.assert_close(maps[0].weight, torch.eye(4))

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import set_seed
 
 from nash import precision
-from nash.pruning.masking import Gates
 from nash.pruning.student import Student
 from nash.recipes.recipe import DistillationRecipe, PruningRecipe
+from nash.structure.masking import Gates
 from nash.training.phase import Phase, Watcher
 from tests.nash.tiny_training import build_task_model, finetune_phase, student_phase
 

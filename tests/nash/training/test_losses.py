@@ -40,7 +40,7 @@ def test_micro_batches_add_up(labels_BT: Tensor) -> None:
     on_rows: list[Callable[[slice, Tensor | None], Tensor]] = [
         lambda rows, n: losses.cross_entropy(student[rows], labels_BT[rows], n),
         lambda rows, n: losses.prediction_distillation(student[rows], teacher[rows], labels_BT[rows], 2.0, n),
-        lambda rows, n: losses.hidden_mse(student[rows], teacher[rows], labels_BT[rows] != IGNORED, n),
+        lambda rows, n: losses.hidden_error(student[rows], teacher[rows], labels_BT[rows] != IGNORED, n),
         lambda rows, n: losses.share_of_update(labels_BT[rows], n),
     ]
     for loss in on_rows:
@@ -145,17 +145,33 @@ def test_padding_changes_nothing(labels_BT: Tensor) -> None:
         losses.prediction_distillation(scores(1), scores(2), labels_BT, 2.0, None),
     )
     torch.testing.assert_close(
-        losses.hidden_mse(wider, teacher, wider_labels != IGNORED, None),
-        losses.hidden_mse(scores(1), scores(2), kept, None),
+        losses.hidden_error(wider, teacher, wider_labels != IGNORED, None),
+        losses.hidden_error(scores(1), scores(2), kept, None),
     )
 
 
-def test_hidden_mse_by_hand() -> None:
+def test_hidden_error_by_hand() -> None:
     student = torch.tensor([[[1.0, 2.0], [3.0, 3.0], [9.0, 9.0]]])
-    teacher = torch.tensor([[[0.0, 0.0], [3.0, 5.0], [0.0, 0.0]]])
+    teacher = torch.tensor([[[2.0, 0.0], [3.0, 5.0], [1.0, 1.0]]])
     mask = torch.tensor([[True, True, False]])
-    assert float(losses.hidden_mse(student, teacher, mask, None)) == pytest.approx((2.5 + 2.0) / 2)
-    assert float(losses.hidden_mse(student, teacher, mask, 9)) == pytest.approx((2.5 + 2.0) / 9)
+    expected = (1.0 + 4.0) / 4.0 + 4.0 / 34.0
+    assert float(losses.hidden_error(student, teacher, mask, None)) == pytest.approx(expected / 2)
+    assert float(losses.hidden_error(student, teacher, mask, 9)) == pytest.approx(expected / 9)
+
+
+def test_hidden_error_has_no_scale(labels_BT: Tensor) -> None:
+    student, teacher, real = scores(1), scores(2), labels_BT != IGNORED
+    by_position = torch.linspace(0.01, 100.0, T)[:, None]
+    torch.testing.assert_close(
+        losses.hidden_error(by_position * student, by_position * teacher, real, None),
+        losses.hidden_error(student, teacher, real, None),
+    )
+
+
+def test_hidden_error_of_a_teacher_of_zeros_is_finite() -> None:
+    states, mask = torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool)
+    assert float(losses.hidden_error(states, states, mask, None)) == 0
+    assert torch.isfinite(losses.hidden_error(states + 1, states, mask, None))
 
 
 def test_half_precision_is_summed_in_single(labels_BT: Tensor) -> None:

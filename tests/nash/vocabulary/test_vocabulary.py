@@ -35,7 +35,7 @@ from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload
 from nash.measuring.speedup import Measure
 from nash.modeling.folders import load_tokenizer, save_model
-from nash.pruning.compaction import compact, shorten_decoder
+from nash.structure.compaction import compact, shorten_decoder
 from nash.vocabulary.tokenizer_file import document_of
 from nash.vocabulary.trimming import (
     VocabularyPlan,

@@ -13,10 +13,10 @@ from model_store.model.model import Model
 from model_store.model.spec import shortened
 from nash.data.examples import IGNORED
 from nash.modeling.folders import load_dense
-from nash.pruning import calibration
-from nash.pruning.calibration import ROWS, calibration_batches, closest_layers, repair
-from nash.pruning.compaction import compact, shorten_decoder
-from nash.pruning.masking import GateKinds, Gates, HardenedGates, Mask, masked
+from nash.structure import calibration
+from nash.structure.calibration import ROWS, calibration_batches, closest_layers, repair
+from nash.structure.compaction import compact, shorten_decoder
+from nash.structure.masking import GateKinds, Gates, HardenedGates, Mask, masked
 from nash.training.objective import decoder_inputs
 from tests.nash.pruned_families import FAMILIES, build
 from tests.nash.tiny_training import KEPT_LAYERS, build_task_model, task_pairs

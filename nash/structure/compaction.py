@@ -11,7 +11,7 @@ from model_store.model.config import layout_of, spec_of, with_kept
 from model_store.model.layout import Sublayer
 from model_store.model.spec import ModelSpec, shortened
 from nash.modeling.compact import compact_class, compact_config, fill
-from nash.pruning.masking import HardenedGates
+from nash.structure.masking import HardenedGates
 
 
 def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:

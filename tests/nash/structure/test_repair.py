@@ -3,7 +3,7 @@
 import torch
 
 from nash.int4.rounding import DAMPING
-from nash.pruning.repair import NormalEquations
+from nash.structure.repair import NormalEquations
 
 
 def test_the_correction_is_that_of_damped_least_squares() -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from model_store.model.config import layout_of
 from model_store.model.layout import Sublayer
 from model_store.model.spec import ModelSpec
-from nash.pruning import gates
+from nash.structure import gates
 
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
 

@@ -9,8 +9,8 @@ from model_store.model.config import layout_of, with_kept
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.modeling.folders import load_dense
-from nash.pruning import gates
-from nash.pruning.masking import GateKinds, Gates, HardenedGates, masked
+from nash.structure import gates
+from nash.structure.masking import GateKinds, Gates, HardenedGates, masked
 from tests.tiny_families import CASES, build_tiny
 
 COFI = GateKinds(sublayers=True, stacks="both")

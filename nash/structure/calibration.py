@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from model_store.model.layout import Sublayer
 from nash.data.examples import IGNORED, Collator, TokenizedPairs
 from nash.modeling.layers import layers_of
-from nash.pruning.compaction import shorten_decoder
-from nash.pruning.masking import Mask, masked
-from nash.pruning.repair import NormalEquations
 from nash.recipes.layer_selection import search_layers
+from nash.structure.compaction import shorten_decoder
+from nash.structure.masking import Mask, masked
+from nash.structure.repair import NormalEquations
 from nash.training import losses
 from nash.training.objective import decoder_inputs
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nash.pruning import gates
+from nash.structure import gates
 
 ALPHAS = st.floats(-20, 20)
 PROPER_ALPHAS = st.floats(-gates.MAX_ALPHA, gates.MAX_ALPHA)

@@ -18,8 +18,8 @@ from model_store.model.spec import ModelSpec, shortened
 from nash.modeling.compact import fill
 from nash.modeling.folders import load_dense, save_model
 from nash.modeling.layers import layers_of
-from nash.pruning.compaction import compact, shorten_decoder
-from nash.pruning.masking import HardenedGates
+from nash.structure.compaction import compact, shorten_decoder
+from nash.structure.masking import HardenedGates
 from server.engine.capabilities import why_not_native
 from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
