@@ -5,15 +5,17 @@ training. The gates later give every layer a different width; once they are deci
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.errors import RequestError
+from nash.measuring import latency_table
 from nash.measuring.cost_model import MOST_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
 from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload, measure_for, quantile, torch_threads_kept
+from nash.measuring.latency_table import LatencyTable
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 # A larger relative miss is corrected. This is half of the promised tenth, because measurements have errors as well.
@@ -84,7 +86,7 @@ def make_plan(
     costs = fit([(cut_of(s), timing_of(t)) for s, t in zip(shapes, latencies, strict=True)], workload.new_tokens)
     choice = _choose(asked, whole, dense_ms, costs, workload, most_sparsity)
     shape = _shape(whole, choice)
-    reference, found = _beside(dense, shape, dense_ms, measure)
+    reference, found = beside(dense, [shape], dense_ms, measure)
     if not hits(reference.total_ms / found.total_ms, asked):
         drift = dense_ms / reference.total_ms
         timing = timing_of(found)
@@ -93,7 +95,7 @@ def make_plan(
         corrected = _choose(asked, whole, dense_ms, costs, workload, most_sparsity)
         if corrected != choice:
             choice, shape = corrected, _shape(whole, corrected)
-            reference, found = _beside(dense, shape, dense_ms, measure)
+            reference, found = beside(dense, [shape], dense_ms, measure)
     return SpeedPlan(
         asked=asked,
         predicted=dense_ms / costs.predict(cut_of(shape)).total_ms,
@@ -104,6 +106,76 @@ def make_plan(
         decoder_layers=choice.decoder_layers,
         encoder_sparsity=choice.encoder_sparsity,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePlan:
+    """The engine's costs, from which a structure for a requested speed is searched; saved with the run."""
+
+    asked: float
+    workload: Workload
+    table: LatencyTable
+    dense_ms: float
+
+    @property
+    def budget_ms(self) -> float:
+        """The time that a whole answer may take."""
+        return self.dense_ms / self.asked
+
+    def document(self) -> dict[str, Any]:
+        """The plan as one JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """The plan that `document` was made from."""
+        workload, table = Workload(**document["workload"]), LatencyTable.of(document["table"])
+        return cls(**(document | {"workload": workload, "table": table}))
+
+    def corrected(self, shape: ModelSpec, measured: Timing, dense_ms: float) -> Self:
+        """The plan with its costs scaled to match a shape's times, measured when the dense model took `dense_ms`."""
+        drift = self.dense_ms / dense_ms
+        timing = Timing(encode_ms=drift * measured.encode_ms, decode_ms=drift * measured.decode_ms)
+        return replace(self, table=self.table.corrected(shape, timing))
+
+    def __str__(self) -> str:
+        return f"{self.budget_ms:.2f} ms of the dense model's {self.dense_ms:.2f}"
+
+
+def make_table_plan(
+    asked: float, dense: ModelSpec, workload: Workload, measure: Measure, *, vocabulary: int | None = None
+) -> TablePlan:
+    """Measure what every part of a model takes. `vocabulary` is as in `make_plan`.
+
+    Raises:
+        RequestError: the speed-up is out of reach; the message names the highest one that is not.
+    """
+    whole = dense if vocabulary is None else with_vocabulary(dense, vocabulary)
+    shapes = latency_table.probes(whole)
+    latencies = measure([dense, *shapes])
+    dense_ms = latencies[0].total_ms
+    pairs = [(shape, timing_of(latency)) for shape, latency in zip(shapes, latencies[1:], strict=True)]
+    plan = TablePlan(
+        asked=asked, workload=workload, table=latency_table.fit(pairs, workload.new_tokens), dense_ms=dense_ms
+    )
+    least = cut_spec(whole, decoder_layers=1, heads=1, units=max(1, round((1 - MOST_SPARSITY) * whole.d_ff)))
+    least_ms = plan.table.predict(least).total_ms
+    if least_ms > plan.budget_ms:
+        raise RequestError(
+            f"a speed-up of {asked:g} is out of reach: the most on this machine is about "
+            f"{_floored(dense_ms / least_ms):.2f}, with 1 decoder layer, and 1 head and a tenth of the units in every "
+            f"encoder layer ({workload})"
+        )
+    return plan
+
+
+def beside(dense: ModelSpec, shapes: Sequence[ModelSpec], dense_ms: float, measure: Measure) -> list[Latency]:
+    """The dense model and shapes, measured side by side on a machine as fast as when dense took `dense_ms`."""
+    for _ in range(_TRIES):
+        found = measure([dense, *shapes])
+        if abs(found[0].total_ms / dense_ms - 1) <= _STEADY:
+            break
+    return found
 
 
 def settle(
@@ -123,20 +195,11 @@ def settle(
     prunable_ms = plan.costs.encoder_heads_ms + plan.costs.encoder_units_ms
     if not sparsity or not prunable_ms:
         return sparsity
-    reference, found = _beside(dense, at(sparsity), plan.dense_ms, measure)
+    reference, found = beside(dense, [at(sparsity)], plan.dense_ms, measure)
     if hits(reference.total_ms / found.total_ms, plan.asked):
         return sparsity
     over = found.total_ms / reference.total_ms - 1 / plan.asked  # in dense totals
     return min(max(sparsity + over * plan.dense_ms / prunable_ms, 0.0), min(most_sparsity, MOST_SPARSITY))
-
-
-def _beside(dense: ModelSpec, shape: ModelSpec, dense_ms: float, measure: Measure) -> tuple[Latency, Latency]:
-    """The dense model and a shape, measured side by side on a machine as fast as when dense took `dense_ms`."""
-    for _ in range(_TRIES):
-        reference, found = measure([dense, shape])
-        if abs(reference.total_ms / dense_ms - 1) <= _STEADY:
-            break
-    return reference, found
 
 
 def hits(speedup: float, asked: float) -> bool:

@@ -1,7 +1,6 @@
 """`nash prune`: from a fine-tuned dense model to a compact one in the store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -14,21 +13,22 @@ from nash.measuring.assess import RESULTS, Assessment, assess_once, check_assess
 from nash.measuring.by_dtype import quality_by_dtype
 from nash.measuring.figures import Figures, MeasuredModel
 from nash.measuring.report import Report
-from nash.measuring.speedup import SpeedPlan, engine_measure, make_plan
-from nash.measuring.workload import with_dtype, workload_of
+from nash.measuring.speedup import SpeedPlan, TablePlan
+from nash.measuring.workload import with_dtype
 from nash.precision import check_precisions
 from nash.preflight import check_apart
+from nash.pruning.plan import PLAN, plan_for, planned
 from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk
-from nash.pruning.task import Task, gate_kinds, prepare, texts_of
-from nash.recipes.recipe import PruneRecipe, WorkloadRecipe
+from nash.pruning.structure_stages import STRUCTURE
+from nash.pruning.task import Task, prepare
+from nash.recipes.recipe import PruneRecipe
 from nash.run.folder import PRECISION, RunFolder, read_json
 from nash.run.lineage import lineage_of, portable
 from nash.run.progress import Stage
-from nash.vocabulary.trimming import plan_vocabulary
+from nash.structure.search import Structure
 
-# In the run's folder: the shape for a requested speed, and the quality of both models in each dtype.
-PLAN, QUALITY = "plan.json", "quality_by_dtype.json"
+QUALITY = "quality_by_dtype.json"  # in the run's folder: of both models in each dtype
 
 
 def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Report:
@@ -52,17 +52,18 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
             check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, recipe.workload)
     with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
-        plan = None if recipe.pruning.speedup is None else _plan(recipe, task, recipe.pruning.speedup, run, console)
+        plan = plan_for(recipe, task, run, console)
         run.bind()  # not earlier: a request for an unreachable speed must leave the folder unbound
         if plan is not None:
             run.write_json(PLAN, plan.document())
-            recipe = _planned(recipe, plan)
+            recipe = planned(recipe, plan)
         walk(PruneRun(recipe, task, run, console, plan=plan))
         finished = Model.open(out / "model")
         found = assess_once(
             run, task.model, finished, task.test_rows, recipe.metric, recipe.data, console, recipe.workload
         )
-        return publish(asked, task, out, store, found, plan, quality=_quality(recipe, task, found, run, store, console))
+        quality = _quality(recipe, task, found, run, store, console)
+        return publish(asked, task, out, store, found, predicted=_predicted(plan, run), quality=quality)
 
 
 def _quality(
@@ -95,41 +96,20 @@ def _quality(
     return {name: [QualityRecord.of(each) for each in documents] for name, documents in known.items()}
 
 
-def _plan(recipe: PruneRecipe, task: Task, speedup: float, run: RunFolder, console: Console) -> SpeedPlan:
-    """The shape for the requested speed: the run's, or a new one from measurements."""
-    known = run.read_json(PLAN)
-    if known is not None:
-        return SpeedPlan.of(known)
-    workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
-    with Stage(f"searching for a shape that is {speedup:g} times as fast, {workload}", console, steady=True):
-        measure = engine_measure(task.model, workload)
-        kept = len(plan_vocabulary(task.model, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
-        reach = gate_kinds(recipe.pruning).reach(task.spec)
-        plan = make_plan(speedup, task.spec, workload, measure, most_sparsity=reach, vocabulary=kept)
-    console.print(f"pruning to {plan}", soft_wrap=True)
-    return plan
-
-
-def _planned(recipe: PruneRecipe, plan: SpeedPlan) -> PruneRecipe:
-    """The recipe with the plan's shape, as if it had been requested."""
-    shape = {"decoder_layers": plan.decoder_layers, "encoder_sparsity": plan.encoder_sparsity}
-    workload = WorkloadRecipe(**asdict(plan.workload))
-    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=shape), "workload": workload})
-
-
 def publish(
     recipe: PruneRecipe,
     task: Task,
     out: Path,
     store: Store,
     found: Assessment,
-    plan: SpeedPlan | None = None,
     *,
+    predicted: float | None = None,
     quality: Mapping[str, Sequence[QualityRecord]] | None = None,
 ) -> Report:
     """Publish the dense model and the one in `out/model` in the store, with their figures.
 
-    Publishing the same content again makes no new version. `quality` holds the records of "dense" and of "pruned".
+    Publishing the same content again makes no new version. `predicted` is the speed-up that was predicted for a
+    requested one; `quality` holds the records of "dense" and of "pruned".
     """
     assert found.pruned is not None
     assert found.speedup_quartiles is not None
@@ -157,11 +137,17 @@ def publish(
         encoder_sparsity=summary.encoder_sparsity,
         dense_vocab_size=dense.manifest.spec.vocab_size,
         vocab_size=summary.vocab_size,
-        asked=None if plan is None else plan.asked,
-        predicted=None if plan is None else plan.predicted,
+        asked=recipe.pruning.speedup,
+        predicted=predicted,
         dense=_measured(dense, found.dense),
         pruned=_measured(stored, found.pruned),
     )
+
+
+def _predicted(plan: SpeedPlan | TablePlan | None, run: RunFolder) -> float | None:
+    if isinstance(plan, TablePlan):
+        return plan.dense_ms / Structure.of(run.read_json(STRUCTURE)).predicted_ms
+    return None if plan is None else plan.predicted
 
 
 def _measured(stored: StoredVersion, figures: Figures) -> MeasuredModel:

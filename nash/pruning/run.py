@@ -10,7 +10,7 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
-from nash.measuring.speedup import SpeedPlan
+from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers
 from nash.pruning.task import Task
@@ -33,7 +33,7 @@ class PruneRun:
         folder: RunFolder,
         console: Console,
         *,
-        plan: SpeedPlan | None = None,
+        plan: SpeedPlan | TablePlan | None = None,
         answers: Path | None = None,
     ) -> None:
         """`answers`: a folder of teacher's answers, shared by runs of the same model and data. Default: the run's."""

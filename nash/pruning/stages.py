@@ -16,22 +16,24 @@ from model_store.model.model import INT4, Model
 from model_store.model.spec import shortened
 from nash.int4.calibration import calibrate
 from nash.measuring.random_model import with_vocabulary
-from nash.measuring.speedup import engine_measure, settle
+from nash.measuring.speedup import SpeedPlan, engine_measure, settle
 from nash.modeling.folders import DTYPES, load_compact, load_dense, save_model
-from nash.precision import choose_precision
 from nash.pruning.distillation import DistillationMaps
-from nash.pruning.objective import StudentObjective
 from nash.pruning.run import LAYERS, VOCABULARY, PruneRun
+from nash.pruning.structure_stages import (
+    STRUCTURE,
+    STRUCTURES,
+    choose_structure,
+    cut_structure,
+    find_structures,
+)
 from nash.pruning.student import Student
+from nash.pruning.student_training import train_student
 from nash.pruning.task import gate_kinds, texts_of
-from nash.recipes.layer_selection import block_ends
-from nash.recipes.recipe import OptimizationRecipe
 from nash.run.progress import Stage
-from nash.structure.calibration import calibration_batches, closest_layers, repair
+from nash.structure.calibration import TeacherDistance, calibration_batches, closest_layers, repair
 from nash.structure.compaction import compact, shorten_decoder
 from nash.structure.masking import Gates
-from nash.training.phase import Phase, write_log
-from nash.training.progress import TrainingProgress
 from nash.training.teacher_answers import with_teacher_answers
 from nash.vocabulary.trimming import Coverage, trim_vocabulary
 
@@ -73,8 +75,9 @@ def choose_layers(run: PruneRun) -> None:
     assert isinstance(keep, int), "layers that are listed are not chosen"
     pairs = run.tokenized(run.task.train_rows)
     with Stage(f"searching for the {keep} decoder layers that stay closest to the whole decoder", run.console):
+        teacher = load_dense(run.teacher)
         batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)
-        chosen = closest_layers(load_dense(run.teacher), keep, batches)
+        chosen = closest_layers(teacher, keep, TeacherDistance(teacher, batches))
     run.folder.write_json(LAYERS, chosen)
 
 
@@ -94,7 +97,7 @@ def prune_and_cut(run: PruneRun) -> None:
         gates := Gates(shortened(spec, kept), gate_kinds(recipe.pruning)),
     )
     if recipe.pruning.encoder_sparsity:
-        _train(run, "prune", student, teacher, recipe.prune_training)
+        train_student(run, "prune", student, teacher, kept, recipe.prune_training)
     student.to("cpu")
 
     def cut(sparsity: float) -> PreTrainedModel:
@@ -112,7 +115,7 @@ def prune_and_cut(run: PruneRun) -> None:
 
 def _settled(run: PruneRun, cut: Callable[[float], PreTrainedModel]) -> float:
     """The recipe's sparsity; for a requested speed, the sparsity that reaches it with what the gates left."""
-    if run.plan is None:
+    if not isinstance(run.plan, SpeedPlan):
         return run.recipe.pruning.encoder_sparsity
     known: float | None = run.folder.read_json(SETTLED)
     if known is None:
@@ -135,7 +138,7 @@ def finish(run: PruneRun) -> None:
     model = load_compact(Model.open(run.path / "compact"))
     if recipe.final_training.epochs:
         student = Student(model, DistillationMaps(run.spec.d_model, len(run.kept_layers)))
-        _train(run, "final", student, load_dense(run.teacher), recipe.final_training)
+        train_student(run, "final", student, load_dense(run.teacher), run.kept_layers, recipe.final_training)
     save_model(model.to("cpu"), run.teacher.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
@@ -145,38 +148,8 @@ def calibrate_int4(run: PruneRun) -> None:
     calibrate(Model.open(run.path / "model"), run.task.train_rows, run.console, seed=run.recipe.seed, **limits)
 
 
-def _train(
-    run: PruneRun, name: str, student: Student, teacher: PreTrainedModel, optimization: OptimizationRecipe
-) -> None:
-    """Train one phase; its checkpoints and its log are called `name`."""
-    pairs, validation = run.train_pairs, run.validation_pairs
-    choice = choose_precision(optimization.precision)
-    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
-    run.folder.note_precision(f"{name}_training", choice)
-    progress = TrainingProgress(name, run.console)
-    objective = StudentObjective(
-        student,
-        teacher,
-        run.recipe.distillation,
-        block_ends=block_ends(run.kept_layers, run.spec.dense_decoder_layers),
-        pruning=run.recipe.pruning,
-        label_smoothing=optimization.label_smoothing,
-    )
-    phase = Phase(
-        objective,
-        pairs,
-        optimization,
-        spec=run.spec,
-        folder=run.path / "checkpoints" / name,
-        seed=run.recipe.seed,
-        validation=validation,
-        watcher=progress,
-    )
-    try:
-        log = phase.run()
-    finally:
-        progress.close()
-    write_log(run.path / f"{name}_log.jsonl", log)
+def _searches(run: PruneRun) -> bool:
+    return run.recipe.pruning.structure == "search"
 
 
 STAGES = (
@@ -189,7 +162,10 @@ STAGES = (
         ),
     ),
     PruningStage(result=None, make=answer, asked=lambda run: run.recipe.distillation.sequence_level),
-    PruningStage(result="compact", make=prune_and_cut),
+    PruningStage(result=STRUCTURES, make=find_structures, asked=_searches),
+    PruningStage(result=STRUCTURE, make=choose_structure, asked=_searches),
+    PruningStage(result="compact", make=cut_structure, asked=_searches),
+    PruningStage(result="compact", make=prune_and_cut, asked=lambda run: not _searches(run)),
     PruningStage(result="model", make=finish),
     PruningStage(result=f"model/{INT4}", make=calibrate_int4, asked=lambda run: run.recipe.quantization.int4),
 )

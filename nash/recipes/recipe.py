@@ -220,6 +220,13 @@ class PruningRecipe(Section):
     """Cut whole sublayers, as CoFi does."""
     gated_stacks: Literal["encoder", "both"] = "encoder"
     """`both` cuts the decoder's heads and units too, as CoFi does. The sparsity is then that of both stacks."""
+    structure: Literal["gates", "search"] = "gates"
+    """What decides the cuts for a `speedup`: `gates` cuts the decoder's depth and trains gates on the encoder, as NASH
+    does; `search` measures what every cut of both stacks costs in time and in quality, and chooses the best."""
+    search_depths: Count = 3
+    """How many numbers of decoder layers `search` trains for a short time before it decides between them."""
+    search_steps: Count = 100
+    """The steps of that training."""
     repair: bool = False
     """Refit cut matrices by least squares before the final phase."""
     trim_vocab: bool = False
@@ -321,6 +328,8 @@ class PruneRecipe(Section):
             raise ValueError(
                 f"pruning.speedup chooses the shape: leave {' and '.join(sorted(given))} out, or leave speedup out"
             )
+        if self.pruning.structure == "search" and self.pruning.speedup is None:
+            raise ValueError('pruning.structure = "search" searches for a speed: give pruning.speedup')
         if self.pruning.speedup is not None and self.pruning.gated_stacks == "both":
             raise ValueError(
                 "pruning.speedup knows the cost of the encoder's widths only: leave gated_stacks at 'encoder'"

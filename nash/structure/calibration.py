@@ -32,33 +32,46 @@ def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int) -> list[d
     return [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
 
 
-@torch.no_grad()
-def closest_layers(teacher: PreTrainedModel, keep: int, batches: Batches) -> tuple[int, ...]:
-    """The `keep` decoder layers that on their own stay closest to the whole teacher.
+class TeacherDistance:
+    """How far a model is from its teacher on calibration data: KL(teacher || model) in nats per target token."""
 
-    Closest means the smallest KL(teacher || shortened) in nats per target token, without training: no layer has yet
-    learned to replace its neighbours.
-    """
-    teacher.eval()
-    tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
-    # Keep the inputs of the teacher's output matrix: the scores of all batches would take gigabytes for a large
-    # vocabulary.
-    head, bias = teacher.get_output_embeddings(), getattr(teacher, "final_logits_bias", 0.0)
-    teacher_states: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: teacher_states.append(inputs[0]))
-    encoded = [_run(teacher, batch).encoder_last_hidden_state for batch in batches]
-    hook.remove()
+    @torch.no_grad()
+    def __init__(self, teacher: PreTrainedModel, batches: Batches) -> None:
+        self.batches = batches
+        teacher.eval()
+        # Keep the inputs of the teacher's output matrix: the scores of all batches would take gigabytes for a large
+        # vocabulary.
+        self._head, self._bias = teacher.get_output_embeddings(), getattr(teacher, "final_logits_bias", 0.0)
+        self._states: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, inputs: self._states.append(inputs[0]))
+        self._encoded = [_run(teacher, batch).encoder_last_hidden_state for batch in batches]
+        hook.remove()
+        self._tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
 
-    def cost(kept: tuple[int, ...]) -> float:
-        shortened = shorten_decoder(teacher, kept).eval()
+    @torch.no_grad()
+    def of(self, model: PreTrainedModel, *, same_encoder: bool) -> float:
+        """The distance of a model. With the teacher's own encoder, `same_encoder` saves its work."""
+        model.eval()
         total = 0.0
-        for batch, states, whole in zip(batches, encoded, teacher_states, strict=True):
-            feed = {**decoder_inputs(teacher.config, batch), "input_ids": None, "encoder_outputs": (states,)}
-            scores, teacher_scores = shortened(**feed).logits, head(whole) + bias
-            total += float(losses.prediction_distillation(scores, teacher_scores, batch["labels"], 1.0, tokens))
+        for batch, encoded, states in zip(self.batches, self._encoded, self._states, strict=True):
+            feed = decoder_inputs(model.config, batch)
+            if same_encoder:
+                feed |= {"input_ids": None, "encoder_outputs": (encoded,)}
+            scores, teacher_scores = model(**feed).logits, self._head(states) + self._bias
+            total += float(losses.prediction_distillation(scores, teacher_scores, batch["labels"], 1.0, self._tokens))
         return total
 
-    return search_layers(len(layers_of(teacher, "decoder")), keep, cost)
+
+def closest_layers(teacher: PreTrainedModel, keep: int, distance: TeacherDistance) -> tuple[int, ...]:
+    """The `keep` decoder layers that on their own stay closest to the whole teacher.
+
+    Without training: no layer has yet learned to replace its neighbours.
+    """
+    return search_layers(
+        len(layers_of(teacher, "decoder")),
+        keep,
+        lambda kept: distance.of(shorten_decoder(teacher, kept), same_encoder=True),
+    )
 
 
 @torch.no_grad()
@@ -84,8 +97,8 @@ def repair(
             continue
         equations = NormalEquations.of_size(matrix.in_features, matrix.out_features)
         with masked(student, sublayers, soft):
-            wanted = [outputs for _, outputs in _passes(student, sublayer, batches)]
-        for target_NO, (inputs_NI, outputs_NO) in zip(wanted, _passes(compacted, sublayer, batches), strict=True):
+            wanted = [outputs for _, outputs in passes(student, sublayer, batches)]
+        for target_NO, (inputs_NI, outputs_NO) in zip(wanted, passes(compacted, sublayer, batches), strict=True):
             equations.add(inputs_NI, target_NO - outputs_NO)
         matrix.weight += equations.correction().to(matrix.weight)
 
@@ -99,7 +112,7 @@ def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:
     return module if isinstance(module, nn.Linear) and module.in_features else None
 
 
-def _passes(model: PreTrainedModel, sublayer: Sublayer, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def passes(model: PreTrainedModel, sublayer: Sublayer, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """For each batch, the inputs [N, I] and outputs [N, O] of a sublayer's output matrix at the N real positions."""
     seen: list[tuple[Tensor, Tensor]] = []
 

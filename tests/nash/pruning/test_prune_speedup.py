@@ -64,7 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         machine.workloads.append(workload)
         return machine.measure
 
-    for module in ("pruning.prune", "pruning.stages"):
+    for module in ("pruning.plan", "pruning.stages", "pruning.structure_stages"):
         monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
     return machine
 

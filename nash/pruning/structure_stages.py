@@ -1,0 +1,139 @@
+"""The stages of a run that searches its structure for a requested speed (`pruning.structure = "search"`)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+
+from model_store.model.config import layout_of
+from model_store.model.spec import shortened
+from nash.measuring.random_model import with_vocabulary
+from nash.measuring.speedup import TablePlan, beside, engine_measure, hits, timing_of
+from nash.modeling.folders import load_dense, save_model
+from nash.pruning.distillation import DistillationMaps
+from nash.pruning.run import LAYERS, PruneRun
+from nash.pruning.student import Student
+from nash.pruning.student_training import train_student
+from nash.run.progress import Stage
+from nash.structure.calibration import TeacherDistance, calibration_batches, repair
+from nash.structure.compaction import compact, shorten_decoder
+from nash.structure.masking import HardenedGates
+from nash.structure.search import Structure, structure_of_depth
+from nash.structure.widths import Width, measure_widths
+
+# In the run's folder: the width losses, the structures that were found, and the chosen one.
+WIDTHS, STRUCTURES, STRUCTURE = "widths.json", "structures.json", "structure.json"
+
+
+def find_structures(run: PruneRun) -> None:
+    """Find the best structure for the requested speed at several numbers of decoder layers."""
+    assert isinstance(run.plan, TablePlan)
+    plan = run.plan
+    teacher = load_dense(run.teacher)
+    batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
+    distance = TeacherDistance(teacher, batches)
+    widths = _widths(run, teacher, distance, batches)
+    depths = _spread(run.spec.dense_decoder_layers, run.recipe.pruning.search_depths)
+    measure = engine_measure(run.teacher, plan.workload)
+    dense = with_vocabulary(run.spec, run.spec.dense_vocab_size)
+    with Stage("searching for structures of the requested speed", run.console, len(depths), unit="depths") as stage:
+
+        def found(table_plan: TablePlan, depth: int) -> Structure | None:
+            return structure_of_depth(
+                depth, teacher, run.spec, widths, table_plan.table, table_plan.budget_ms, distance
+            )
+
+        structures = []
+        for number, depth in enumerate(depths, 1):
+            structure = found(plan, depth)
+            if structure is not None:
+                structures.append(structure)
+            stage.update(number)
+    with Stage("measuring the speed of the structures", run.console, steady=True):
+        shapes = [structure.spec(run.spec) for structure in structures]
+        reference, *latencies = beside(dense, shapes, plan.dense_ms, measure)
+    settled = []
+    for structure, shape, latency in zip(structures, shapes, latencies, strict=True):
+        if hits(reference.total_ms / latency.total_ms, plan.asked):
+            settled.append(structure)
+            continue
+        again = found(plan.corrected(shape, timing_of(latency), reference.total_ms), len(structure.decoder_layers))
+        settled.append(structure if again is None else again)
+    run.folder.write_json(STRUCTURES, [structure.document() for structure in settled])
+
+
+def choose_structure(run: PruneRun) -> None:
+    """Train every structure for a short time; the one with the lowest validation loss stays."""
+    structures = [Structure.of(document) for document in run.folder.read_json(STRUCTURES)]
+    teacher = load_dense(run.teacher)
+    losses = [_trial(run, structure, teacher) if len(structures) > 1 else 0.0 for structure in structures]
+    best = min(range(len(structures)), key=losses.__getitem__)
+    for structure, loss in zip(structures, losses, strict=True):
+        run.console.print(f"{_described(structure)}: validation loss {loss:.4f}", soft_wrap=True)
+    run.console.print(f"chosen: {_described(structures[best])}", soft_wrap=True)
+    run.folder.write_json(LAYERS, structures[best].decoder_layers)
+    run.folder.write_json(STRUCTURE, structures[best].document())
+
+
+def cut_structure(run: PruneRun) -> None:
+    """Cut the chosen structure out of the teacher, and write the compact model that remains."""
+    structure = Structure.of(run.folder.read_json(STRUCTURE))
+    model = _cut(run, structure, load_dense(run.teacher))
+    save_model(model, run.teacher.folder, run.path / "compact", torch.float32)
+
+
+def _widths(
+    run: PruneRun, teacher: PreTrainedModel, distance: TeacherDistance, batches: Sequence[dict[str, Tensor]]
+) -> dict[str, list[Width]]:
+    """The width losses of the teacher's sublayers: the run's, or new ones."""
+    known = run.folder.read_json(WIDTHS)
+    if known is not None:
+        return {name: [Width.of(each) for each in widths] for name, widths in known.items()}
+    sublayers = layout_of(run.spec).sublayers()
+    title = "measuring what narrower sublayers lose"
+    with Stage(title, run.console, len(sublayers), unit="sublayers") as stage:
+        widths = measure_widths(teacher, sublayers, distance, batches, stage.update)
+    run.folder.write_json(WIDTHS, {name: [each.document() for each in found] for name, found in widths.items()})
+    return widths
+
+
+def _trial(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> float:
+    """The validation loss of a structure after `search_steps` of the final phase's training."""
+    steps, final = run.recipe.pruning.search_steps, run.recipe.final_training
+    name = f"depth-{len(structure.decoder_layers)}"
+    short = final.model_copy(update={"max_steps": steps, "warmup_steps": min(final.warmup_steps, steps // 4)})
+    set_seed(run.recipe.seed)
+    student = Student(_cut(run, structure, teacher), DistillationMaps(run.spec.d_model, len(structure.decoder_layers)))
+    log = train_student(run, name, student, teacher, structure.decoder_layers, short)
+    teacher.to("cpu")
+    return [entry["eval_loss"] for entry in log if "eval_loss" in entry][-1]
+
+
+def _cut(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> PreTrainedModel:
+    """The compact model of a structure; what is left of each matrix makes up for what was cut."""
+    layers = structure.decoder_layers
+    student = shorten_decoder(teacher, layers)
+    sublayers = layout_of(shortened(run.spec, layers)).sublayers()
+    ones = {sublayer.out: torch.ones(sublayer.parts) for sublayer in sublayers}
+    kept = {name: torch.zeros_like(ones[name], dtype=torch.bool) for name in ones}
+    for name, parts in structure.kept.items():
+        kept[name][list(parts)] = True
+    model = compact(student, run.spec, layers, HardenedGates(values=ones, kept=kept))
+    with Stage(f"refitting what is left, {_described(structure)}", run.console):
+        batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
+        repair(model, student, sublayers, ones, batches)
+    return model
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Up to `count` numbers of decoder layers from 1 to `total`, evenly spread."""
+    if count == 1:
+        return [max(1, total // 2)]
+    return sorted({1 + round(i * (total - 1) / (count - 1)) for i in range(count)})
+
+
+def _described(structure: Structure) -> str:
+    count = len(structure.decoder_layers)
+    named = ", ".join(map(str, structure.decoder_layers))
+    return f"{count} decoder layer{'s' if count > 1 else ''} ({named})"

@@ -1,0 +1,55 @@
+"""One phase of a student's training, within a run."""
+
+from transformers import PreTrainedModel
+
+from nash.precision import choose_precision
+from nash.pruning.objective import StudentObjective
+from nash.pruning.run import PruneRun
+from nash.pruning.student import Student
+from nash.recipes.layer_selection import block_ends
+from nash.recipes.recipe import OptimizationRecipe
+from nash.training.phase import Phase, write_log
+from nash.training.progress import TrainingProgress
+
+
+def train_student(
+    run: PruneRun,
+    name: str,
+    student: Student,
+    teacher: PreTrainedModel,
+    kept_layers: tuple[int, ...],
+    optimization: OptimizationRecipe,
+) -> list[dict[str, float]]:
+    """Train a phase whose checkpoints and log are called `name`; return the log.
+
+    `kept_layers` are the student's decoder layers, by their numbers in the teacher's.
+    """
+    pairs, validation = run.train_pairs, run.validation_pairs
+    choice = choose_precision(optimization.precision)
+    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.folder.note_precision(f"{name}_training", choice)
+    progress = TrainingProgress(name, run.console)
+    objective = StudentObjective(
+        student,
+        teacher,
+        run.recipe.distillation,
+        block_ends=block_ends(kept_layers, run.spec.dense_decoder_layers),
+        pruning=run.recipe.pruning,
+        label_smoothing=optimization.label_smoothing,
+    )
+    phase = Phase(
+        objective,
+        pairs,
+        optimization,
+        spec=run.spec,
+        folder=run.path / "checkpoints" / name,
+        seed=run.recipe.seed,
+        validation=validation,
+        watcher=progress,
+    )
+    try:
+        log = phase.run()
+    finally:
+        progress.close()
+    write_log(run.path / f"{name}_log.jsonl", log)
+    return log

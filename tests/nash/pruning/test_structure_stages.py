@@ -1,0 +1,140 @@
+"""`nash prune --speedup` with `structure = "search"`, on a machine whose costs are known."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_store.model.model import Model
+from model_store.model.spec import ModelSpec
+from model_store.store import Store
+from nash.measuring.figures import Latency
+from nash.measuring.latency import Workload
+from nash.pruning import structure_stages
+from tests.nash.command_line import Outcome, nash
+from tests.nash.tiny_training import build_task_model, task_rows
+
+RECIPE = """
+model = "./dense"
+name = "reverse"
+[data]
+train = "train.jsonl"
+validation = "validation.jsonl"
+max_source_tokens = 16
+max_target_tokens = 16
+[pruning]
+structure = "search"
+speedup = 2
+search_depths = 2
+search_steps = 2
+[workload]
+new_tokens = 5
+[final_training]
+max_steps = 2
+batch_size = 8
+"""
+
+
+def times(spec: ModelSpec) -> Latency:
+    """A whole encoder layer takes 1 ms, half of it for each sublayer; a decoder's sublayer 1 ms, 0.4 of it if present."""
+    encode_ms = sum(len(s.heads) / spec.num_heads + s.ffn / spec.d_ff for s in spec.encoder) / 2
+    widths = [
+        width
+        for layer in spec.decoder
+        for width in (
+            len(layer.self_heads) / spec.num_heads,
+            len(layer.cross_heads) / spec.num_heads,
+            layer.ffn / spec.decoder_d_ff,
+        )
+    ]
+    decode_ms = sum(0.4 + 0.6 * width for width in widths if width)
+    return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[ModelSpec]]:
+    """The shapes that were measured."""
+    calls: list[list[ModelSpec]] = []
+
+    def engine_measure(dense: Model, workload: Workload) -> Callable[[Sequence[ModelSpec]], list[Latency]]:
+        def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
+            calls.append(list(shapes))
+            return [times(spec) for spec in shapes]
+
+        return measure
+
+    for module in ("plan", "structure_stages"):
+        monkeypatch.setattr(f"nash.pruning.{module}.engine_measure", engine_measure)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("searched")
+    build_task_model(folder / "dense", dropout=0.0)
+    rows = [{"source": row.source, "target": list(row.targets)} for row in task_rows(24)]
+    for split, chosen in {"train": rows[:16], "validation": rows[16:]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return folder
+
+
+def prune(folder: Path, tmp_path: Path, *flags: object, recipe: str = RECIPE) -> Outcome:
+    path = folder / "searched.toml"
+    path.write_text(recipe)
+    return nash("prune", path, "--out", tmp_path / "out", "--store", tmp_path / "store", *flags)
+
+
+def test_the_structure_is_as_fast_as_asked(folder: Path, tmp_path: Path, measured: list[list[ModelSpec]]) -> None:
+    document: Any = prune(folder, tmp_path, "--json").document()
+    dense, pruned = (
+        Model.open(Store(tmp_path / "store").checkout(f"reverse@{alias}")).spec for alias in ("dense", "pruned")
+    )
+    assert times(dense).total_ms / times(pruned).total_ms == pytest.approx(2.0, rel=0.05)
+    assert document["asked"] == 2.0
+    assert document["predicted"] == pytest.approx(times(dense).total_ms / times(pruned).total_ms, rel=1e-6)
+    found = json.loads((tmp_path / "out" / structure_stages.STRUCTURES).read_text())
+    assert [len(structure["decoder_layers"]) for structure in found] == [1, 3]
+    chosen = json.loads((tmp_path / "out" / structure_stages.STRUCTURE).read_text())
+    assert chosen in found
+    losses = []
+    for structure in found:
+        log = (tmp_path / "out" / f"depth-{len(structure['decoder_layers'])}_log.jsonl").read_text().splitlines()
+        losses.append(next(entry["eval_loss"] for entry in map(json.loads, reversed(log)) if "eval_loss" in entry))
+    assert chosen == found[losses.index(min(losses))]
+    assert len(measured) == 2, "the probes, then all structures beside the dense model"
+
+
+def test_a_run_that_goes_on_searches_no_more(
+    folder: Path, tmp_path: Path, measured: list[list[ModelSpec]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prune(folder, tmp_path, "--json").document()
+    calls = len(measured)
+    for lost in ("compact", "model"):
+        (tmp_path / "out" / lost).rename(tmp_path / f"lost-{lost}")
+    monkeypatch.setattr(structure_stages, "measure_widths", lambda *_: pytest.fail("measured again"))
+    assert prune(folder, tmp_path, "--json").document()["digest"] == first["digest"]
+    assert len(measured) == calls
+    (tmp_path / "out" / structure_stages.STRUCTURES).unlink()
+    (tmp_path / "out" / structure_stages.STRUCTURE).unlink()
+    (tmp_path / "out" / "compact").rename(tmp_path / "again-compact")
+    (tmp_path / "out" / "model").rename(tmp_path / "again-model")
+    assert prune(folder, tmp_path, "--json").document()["digest"] == first["digest"], "the widths' losses are kept"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (("speedup = 2", "speedup = 50"), "a speed-up of 50 is out of reach: the most on this machine is about 3.3"),
+        (("speedup = 2\n", ""), 'pruning.structure = "search" searches for a speed: give pruning.speedup'),
+        (("search_depths = 2", "search_depths = 0"), "search_depths = 0"),
+    ],
+)
+def test_refusals(
+    folder: Path, tmp_path: Path, measured: list[list[ModelSpec]], changed: tuple[str, str], says: str
+) -> None:
+    outcome = prune(folder, tmp_path, "--json", recipe=RECIPE.replace(*changed))
+    assert outcome.code == 2, outcome.err
+    assert says in outcome.err
+    assert {file.name for file in tmp_path.glob("out/*")} <= {".lock"}
