@@ -23,7 +23,7 @@ from benchmarks.shapes import ENCODER_SPARSITY, NAMED, Shape, config_of
 from model_store.model.config import spec_of
 from model_store.model.spec import DecoderLayerSpec, ModelSpec
 from nash.measuring.figures import Latency
-from nash.measuring.latency import Workload, measure_turns, quantile, speedup_quartiles
+from nash.measuring.latency import Workload, measure_turns, paired_speedup, quantile
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 DTYPES = ("float32", "int8")
@@ -80,7 +80,7 @@ def row(name: str, latency: Latency, turns: dict[str, list[Latency]], dense: Lat
         "step_ms": latency.step_ms,
         "total_ms": latency.total_ms,
         "speedup": dense.total_ms / latency.total_ms,
-        "speedup_quartiles": speedup_quartiles(turns["dense"], turns[name]),
+        "speedup_quartiles": paired_speedup(turns["dense"], turns[name]).quartiles,
         "step_speedup": dense.step_ms / latency.step_ms,
         "total_ms_turns": [round(run.total_ms, 3) for run in turns[name]],
     }

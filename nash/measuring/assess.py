@@ -11,12 +11,12 @@ from nash.data.rows import TaskRow
 from nash.measuring.evaluate import evaluate
 from nash.measuring.figures import Figures
 from nash.measuring.latency import (
-    FAST,
+    Speedup,
     Workload,
     check_workload,
     measure_turns,
+    paired_speedup,
     quantile,
-    speedup_quartiles,
     torch_threads_kept,
 )
 from nash.measuring.metrics import check_references
@@ -40,7 +40,7 @@ class Assessment:
     workload: Workload
     dense: Figures
     pruned: Figures | None = None
-    speedup_quartiles: tuple[float, float] | None = None  # of single turns; a turn is one run of each model
+    speedup: Speedup | None = None  # of the pruned model over the dense one
 
     def document(self) -> dict[str, Any]:
         """The assessment as one JSON object."""
@@ -52,13 +52,13 @@ class Assessment:
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
         """The assessment that `document` was made from."""
-        pruned, quartiles = document.get("pruned"), document.get("speedup_quartiles")
+        pruned, speedup = document.get("pruned"), document.get("speedup")
         return cls(
             n=document["n"],
             workload=Workload(**document["workload"]),
             dense=Figures.of(document["dense"]),
             pruned=None if pruned is None else Figures.of(pruned),
-            speedup_quartiles=None if quartiles is None else tuple(quartiles),
+            speedup=None if speedup is None else Speedup.of(speedup),
         )
 
 
@@ -93,8 +93,8 @@ def assess(
 ) -> Assessment:
     """Evaluate the models on the rows, and measure their latency in turn.
 
-    Latencies are those of the fast runs under the workload, by default a single request. Lengths that the workload
-    leaves open come from the rows.
+    Latencies are medians under the workload, by default a single request. Lengths that the workload leaves open come
+    from the rows.
     """
     models = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
     config = evaluation_config(data)
@@ -107,7 +107,7 @@ def assess(
     with Stage(title, console, LATENCY_REPEATS, unit="turns", steady=True) as stage:
         engines = [Engine.load(model, measured.config) for model in models.values()]
         turns = measure_turns(engines, measured, LATENCY_REPEATS, stage.update)
-    figures = [Figures(metrics=each, latency=quantile(runs, FAST)) for each, runs in zip(metrics, turns, strict=True)]
+    figures = [Figures(metrics=each, latency=quantile(runs, 0.5)) for each, runs in zip(metrics, turns, strict=True)]
     if pruned is None:
         return Assessment(n=len(rows), workload=measured, dense=figures[0])
     return Assessment(
@@ -115,7 +115,7 @@ def assess(
         workload=measured,
         dense=figures[0],
         pruned=figures[1],
-        speedup_quartiles=speedup_quartiles(*turns),
+        speedup=paired_speedup(*turns),
     )
 
 

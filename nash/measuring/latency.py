@@ -1,12 +1,14 @@
 """A model's latency, measured on the engine that will serve it."""
 
 import dataclasses
+import math
 import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
@@ -22,11 +24,10 @@ from server.engine.sequence import Sequence as Generation
 # The pause before every measured run. On a busy machine a thread that has just slept gets a whole time slice. Without
 # the pause a slow model was interrupted in nearly every run, a fast one in few, and their ratio was absurd.
 _REST_S = 0.001
+_MISSED = 0.05  # how often the interval of a speed-up may miss it
 
 
-# Other work only ever adds time to a run, in whole time slices. It hits a slow model more often than a fast one, so
-# medians make the fast one look many times too fast. The fast runs of each are closest to its time on an idle machine.
-FAST = 0.1
+FAST = 0.1  # the share of runs that count as fast: closest to a model's time on an idle machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +145,39 @@ def check_workload(model: Model, workload: Workload) -> None:
         measure_turns([Engine.load(model, workload.config)], workload, 0)
 
 
-def speedup_quartiles(slow: Sequence[Latency], fast: Sequence[Latency]) -> tuple[float, float]:
-    """The quartiles of the speed-ups of single turns: the middle half lies between them."""
-    ratios = [a.total_ms / b.total_ms for a, b in zip(slow, fast, strict=True)]
-    return _quantile(ratios, 0.25), _quantile(ratios, 0.75)
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times faster one model is than another, from pairs of adjacent runs."""
+
+    median: float  # of the pairs' ratios
+    interval: tuple[float, float]  # holds the true median with a probability of at least 95 %
+    quartiles: tuple[float, float]  # the middle half of the ratios
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Self:
+        """The speed-up that `document` was made from by `asdict`."""
+        return cls(
+            median=document["median"], interval=tuple(document["interval"]), quartiles=tuple(document["quartiles"])
+        )
+
+
+def paired_speedup(slow: Sequence[Latency], fast: Sequence[Latency]) -> Speedup:
+    """The speed-up over all pairs: other work on the machine hits both runs of a pair, or makes that pair an outlier.
+
+    The interval lies between two order statistics, chosen by the binomial distribution (no assumption on the noise).
+    """
+    ratios = sorted(a.total_ms / b.total_ms for a, b in zip(slow, fast, strict=True))
+    low = next((k for k in range(len(ratios) // 2, 0, -1) if 2 * _binomial_below(k, len(ratios)) <= _MISSED), 0)
+    return Speedup(
+        median=statistics.median(ratios),
+        interval=(ratios[max(low - 1, 0)], ratios[len(ratios) - max(low, 1)]),
+        quartiles=(_quantile(ratios, 0.25), _quantile(ratios, 0.75)),
+    )
+
+
+def _binomial_below(k: int, n: int) -> float:
+    """P(fewer than k of n ratios are below the true median)."""
+    return sum(math.comb(n, i) for i in range(k)) / 2**n
 
 
 def _sources(engine: Engine, batch: int, source_tokens: int) -> list[list[int]]:

@@ -6,15 +6,15 @@ from typing import Any
 from rich.table import Table
 
 from nash.measuring.figures import MeasuredModel
-from nash.measuring.latency import Workload
+from nash.measuring.latency import Speedup, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` the dense total over the pruned one.
+    """The outcome of `nash prune`. `n` is the number of test rows, `speedup` that of a whole answer.
 
-    `speedup_quartiles` are those of single turns, one run of each model. `asked` is the requested speed-up and
-    `predicted` the cost model's prediction for the chosen shape; both are None if a shape was requested.
+    `asked` is the requested speed-up and `predicted` the cost model's prediction for the chosen shape; both are None if
+    a shape was requested.
     """
 
     ref: str
@@ -22,7 +22,7 @@ class Report:
     dense_ref: str
     n: int
     workload: Workload
-    speedup_quartiles: tuple[float, float]
+    speedup: Speedup
     decoder_layers: int
     encoder_sparsity: float
     dense_vocab_size: int
@@ -32,27 +32,26 @@ class Report:
     dense: MeasuredModel
     pruned: MeasuredModel
 
-    @property
-    def speedup(self) -> float:
-        """How many times faster the engine answers the workload's requests."""
-        return self.dense.latency.total_ms / self.pruned.latency.total_ms
-
     def document(self) -> dict[str, Any]:
         """The report as one JSON object."""
         document = asdict(self) | {"dense": self.dense.document(), "pruned": self.pruned.document()}
         document |= document.pop("workload")
-        document["speedup"] = self.speedup
+        document |= {
+            "speedup": self.speedup.median,
+            "speedup_interval": self.speedup.interval,
+            "speedup_quartiles": self.speedup.quartiles,
+        }
         if self.asked is None:
             del document["asked"], document["predicted"]
         else:
-            document["measured"] = self.speedup
+            document["measured"] = self.speedup.median
         return document
 
     def table(self) -> Table:
         """Dense beside pruned, and the ratio of each pair."""
         table = Table(
             title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder {self.encoder_sparsity:.0%} cut",
-            caption=f"{self.n} test rows; latency of {self.workload}, fast runs on this machine\n{self._speed()}",
+            caption=f"{self.n} test rows; latency of {self.workload}, medians on this machine\n{self._speed()}",
             caption_justify="left",
         )
         table.add_column("")
@@ -75,8 +74,8 @@ class Report:
         return table
 
     def _speed(self) -> str:
-        low, high = self.speedup_quartiles
-        speed = f"{self.speedup:.2f}x faster (the middle half of the turns: {low:.2f} to {high:.2f})"
+        low, high = self.speedup.interval
+        speed = f"{self.speedup.median:.2f}x faster (95 % interval: {low:.2f} to {high:.2f})"
         if self.asked is None:
             return speed
         return f"{speed}; {self.asked:g} was asked for, {self.predicted:.2f} predicted"

@@ -112,7 +112,7 @@ def publish(
     requested one; `quality` holds the records of "dense" and of "pruned".
     """
     assert found.pruned is not None
-    assert found.speedup_quartiles is not None
+    assert found.speedup is not None
     dense = task.version
     if dense is None:
         published = store.publish(recipe.name, task.model.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
@@ -132,7 +132,7 @@ def publish(
         dense_ref=f"{dense.name}@{DENSE_ALIAS}" if DENSE_ALIAS in dense.aliases else dense.ref,
         n=found.n,
         workload=found.workload,
-        speedup_quartiles=found.speedup_quartiles,
+        speedup=found.speedup,
         decoder_layers=summary.decoder_layers,
         encoder_sparsity=summary.encoder_sparsity,
         dense_vocab_size=dense.manifest.spec.vocab_size,

@@ -41,7 +41,7 @@ class PointRecipe(Section):
 class Shapes(Section):
     """A grid of shapes, every number of decoder layers with every encoder sparsity, and a list of single shapes.
 
-    An axis that is left out stays at the prune recipe's value.
+    An axis that is left out stays at the prune recipe's value. Or a list of speed-ups, for which shapes are found.
     """
 
     decoder_layers: list[int | list[int]] = Field(default=[])
@@ -50,15 +50,21 @@ class Shapes(Section):
     """The second axis of the grid."""
     points: list[PointRecipe] = Field(default=[])
     """Single shapes beside the grid."""
+    speedup: list[Annotated[float, Field(gt=1)]] = Field(default=[])
+    """Speed-ups to ask for, instead of shapes."""
 
     @property
     def named(self) -> bool:
         """Whether any shape is named here."""
-        return bool(self.decoder_layers or self.encoder_sparsity or self.points)
+        return bool(self.decoder_layers or self.encoder_sparsity or self.points or self.speedup)
 
     def all(self, base: PruneRecipe) -> Iterator["Shape"]:
         """Every shape; the prune recipe's own if none is named."""
         own = base.pruning
+        if self.speedup:
+            for asked in self.speedup:
+                yield Shape(speedup=asked)
+            return
         if self.decoder_layers or self.encoder_sparsity or not self.points:
             layers: list[Layers] = [*self.decoder_layers] or [own.decoder_layers]
             for kept, sparsity in product(layers, self.encoder_sparsity or [own.encoder_sparsity]):
@@ -69,6 +75,14 @@ class Shapes(Section):
                 point.decoder_layers if "decoder_layers" in given else own.decoder_layers,
                 own.encoder_sparsity if point.encoder_sparsity is None else point.encoder_sparsity,
             )
+
+    @model_validator(mode="after")
+    def _shapes_or_speeds(self) -> Self:
+        if self.speedup and (self.decoder_layers or self.encoder_sparsity or self.points):
+            raise ValueError(
+                "speedup finds the shapes: leave decoder_layers, encoder_sparsity and points out beside it"
+            )
+        return self
 
 
 class MethodRecipe(Shapes):
@@ -114,6 +128,9 @@ class SweepRecipe(Shapes):
     """Every point is run with each of them."""
     methods: list[MethodRecipe] = Field(default=[MethodRecipe(name="NASH")], min_length=1)
     """The methods to compare."""
+    control: bool = False
+    """Also train the whole model on: all layers, nothing cut, the same losses, as many steps as the others get. What it
+    gains is not owed to pruning."""
     publish: Publish = "none"
     """Which points go into the store."""
     quality_kept: float = Field(default=0.97, gt=0, le=1)
@@ -130,10 +147,14 @@ class SweepRecipe(Shapes):
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The requested shape of one point. `decoder_layers` is a number, the kept layers, or None for all."""
+    """The requested shape of one point, or the requested speed-up.
 
-    decoder_layers: int | tuple[int, ...] | None
-    encoder_sparsity: float
+    `decoder_layers` is a number, the kept layers, or None for all.
+    """
+
+    decoder_layers: int | tuple[int, ...] | None = None
+    encoder_sparsity: float = 0.0
+    speedup: float | None = None
 
     @classmethod
     def of(cls, decoder_layers: Layers, encoder_sparsity: float) -> "Shape":
@@ -143,7 +164,9 @@ class Shape:
 
     @property
     def slug(self) -> str:
-        """Such as d2-s0.3, or l0_3-s0.3 for the layers 0 and 3."""
+        """Such as d2-s0.3, l0_3-s0.3 for the layers 0 and 3, or x2.5 for a speed-up."""
+        if self.speedup is not None:
+            return f"x{self.speedup:g}"
         if isinstance(self.decoder_layers, tuple):
             layers = "l" + "_".join(map(str, self.decoder_layers))
         else:
@@ -177,7 +200,8 @@ def read_sweep(path: Path, overrides: dict[str, Any] | None = None) -> tuple[Swe
             f"recipe {sweep.recipe}: pruning.speedup chooses a shape, but a sweep sets the shapes: leave it out"
         )
     points: dict[str, Point] = {}
-    for seed, method in product(sweep.seeds, sweep.methods):
+    methods = [*sweep.methods, _control(base)] if sweep.control else sweep.methods
+    for seed, method in product(sweep.seeds, methods):
         for shape in (method if method.named else sweep).all(base):
             point = _point(sweep, path, method, shape, seed)
             if point.id in points:
@@ -189,15 +213,33 @@ def read_sweep(path: Path, overrides: dict[str, Any] | None = None) -> tuple[Swe
     return sweep, list(points.values())
 
 
+CONTROL = "dense, trained on"
+
+
+def _control(base: PruneRecipe) -> MethodRecipe:
+    """The method that cuts nothing and trains as long as both phases of the others."""
+    first, final = base.prune_training, base.final_training
+    length: dict[str, Any] = {"epochs": first.epochs + final.epochs, "max_steps": None}
+    if first.max_steps is not None and final.max_steps is not None:
+        length = {"epochs": final.epochs, "max_steps": first.max_steps * bool(first.epochs) + final.max_steps}
+    return MethodRecipe(
+        name=CONTROL,
+        points=[PointRecipe(decoder_layers=None, encoder_sparsity=0.0)],
+        set={f"final_training.{key}": value for key, value in length.items()},
+    )
+
+
 def _point(sweep: SweepRecipe, path: Path, method: MethodRecipe, shape: Shape, seed: int) -> Point:
     name = f"{method.slug}-{shape.slug}-seed{seed}"
     layers = shape.decoder_layers
-    overrides = method.changes | {
-        "alias": name,
-        "seed": seed,
-        "pruning.decoder_layers": list(layers) if isinstance(layers, tuple) else layers,
-        "pruning.encoder_sparsity": shape.encoder_sparsity,
-    }
+    overrides = method.changes | {"alias": name, "seed": seed}
+    if shape.speedup is not None:
+        overrides |= {"pruning.speedup": shape.speedup}
+    else:
+        overrides |= {
+            "pruning.decoder_layers": list(layers) if isinstance(layers, tuple) else layers,
+            "pruning.encoder_sparsity": shape.encoder_sparsity,
+        }
     try:
         recipe = read_recipe(PruneRecipe, sweep.recipe, overrides)
     except RequestError as error:

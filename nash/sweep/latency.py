@@ -6,28 +6,24 @@ from typing import Any, Self
 
 from model_store.model.model import Model
 from nash.measuring.figures import Latency
-from nash.measuring.latency import FAST, Workload, measure_for, quantile, speedup_quartiles, torch_threads_kept
+from nash.measuring.latency import FAST, Speedup, Workload, measure_for, paired_speedup, quantile, torch_threads_kept
 from nash.run.progress import Watch
 from server.engine.engine import Engine
 
 BUSY = 1.25  # the report warns if the dense model's median run takes at least this many times its fast runs
 _TURNS_S = 20.0  # about how long the turns of one block take
 _FEWEST_TURNS, _MOST_TURNS = 21, 201
+_TRIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideBySide:
-    """A point and the dense model, measured turn by turn. Latencies are those of the fast runs."""
+    """A point and the dense model, measured turn by turn. Latencies are medians."""
 
     dense: Latency
     pruned: Latency
-    speedup_quartiles: tuple[float, float]  # of the ratios of single turns
+    speedup: Speedup  # of the point over the dense model
     busyness: float  # the dense model's median total over that of its fast runs; near 1 if nothing else runs
-
-    @property
-    def speedup(self) -> float:
-        """How many times faster than the dense model."""
-        return self.dense.total_ms / self.pruned.total_ms
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Self:
@@ -35,7 +31,7 @@ class SideBySide:
         return cls(
             dense=Latency(**document["dense"]),
             pruned=Latency(**document["pruned"]),
-            speedup_quartiles=tuple(document["speedup_quartiles"]),
+            speedup=Speedup.of(document["speedup"]),
             busyness=document["busyness"],
         )
 
@@ -49,19 +45,32 @@ def measure_block(
 ) -> list[SideBySide]:
     """Measure models in turn: dense, A, B, ..., dense, A, B, ...; all of them are in memory at once.
 
+    If other work slows the dense model, the block is measured again, up to `_TRIES` times, and the quietest time
+    counts: a slow model is interrupted more often than a fast one, so medians would make the fast one look too fast.
     `watch` receives the number of finished turns and of all turns.
     """
     with torch_threads_kept():
         engines = [Engine.load(model, workload.config) for model in (dense, *pruned)]
-        turns = measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS, watch=watch)
-        dense_runs, *pruned_runs = turns
-    fast = quantile(dense_runs, FAST)
+        tries: list[list[SideBySide]] = []
+        for _ in range(_TRIES):
+            tries.append(
+                _side_by_side(
+                    *measure_for(engines, workload, _TURNS_S, fewest=_FEWEST_TURNS, most=_MOST_TURNS, watch=watch)
+                )
+            )
+            if tries[-1][0].busyness < BUSY:
+                break
+    return min(tries, key=lambda sides: sides[0].busyness)
+
+
+def _side_by_side(dense_runs: list[Latency], *pruned_runs: list[Latency]) -> list[SideBySide]:
+    middle, fast = quantile(dense_runs, 0.5), quantile(dense_runs, FAST)
     return [
         SideBySide(
-            dense=fast,
-            pruned=quantile(runs, FAST),
-            speedup_quartiles=speedup_quartiles(dense_runs, runs),
-            busyness=quantile(dense_runs, 0.5).total_ms / fast.total_ms,
+            dense=middle,
+            pruned=quantile(runs, 0.5),
+            speedup=paired_speedup(dense_runs, runs),
+            busyness=middle.total_ms / fast.total_ms,
         )
         for runs in pruned_runs
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from nash.measuring.figures import MeasuredModel
-from nash.measuring.latency import Workload
+from nash.measuring.latency import Speedup, Workload
 from nash.measuring.metrics import HEADLINE, LOWER_IS_BETTER, quality
 from nash.recipes.recipe import MetricKind
 from nash.recipes.sweep import Shape
@@ -18,7 +18,7 @@ from nash.sweep.latency import BUSY
 
 @dataclass(frozen=True, kw_only=True)
 class PointFigures:
-    """One pruned model. Latencies are those of `SideBySide`; the speed-up is over the dense model in the same turns."""
+    """One pruned model. Latency and speed-up are those of `SideBySide`."""
 
     id: str
     method: str
@@ -26,9 +26,9 @@ class PointFigures:
     decoder_layers: int
     encoder_cut: float  # the share of the encoder's prunable weights that was cut: near the requested sparsity
     seed: int
-    measured: MeasuredModel
-    speedup: float
-    speedup_quartiles: tuple[float, float]  # of the ratios turn by turn
+    measured: MeasuredModel  # quality on the test rows
+    validation: dict[str, float]  # metrics on the validation rows: they select
+    speedup: Speedup
     ref: str | None = None  # the published version, if any
 
     def document(self) -> dict[str, Any]:
@@ -36,7 +36,12 @@ class PointFigures:
         document = asdict(self) | self.measured.document()
         del document["measured"]
         document["shape"] = self.shape.slug
-        document["encoder_sparsity"] = self.shape.encoder_sparsity
+        document["encoder_sparsity"] = self.encoder_cut if self.shape.speedup else self.shape.encoder_sparsity
+        document |= {
+            "speedup": self.speedup.median,
+            "speedup_interval": self.speedup.interval,
+            "speedup_quartiles": self.speedup.quartiles,
+        }
         if self.ref is None:
             del document["ref"]
         return document
@@ -52,12 +57,16 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeFigures:
-    """A shape by one method, over its seeds. Quality is in percent, higher being better."""
+    """A shape by one method, over its seeds. Quality is in percent, higher being better.
+
+    `quality` and `metrics` are of the test rows, `selecting` is the quality on the validation rows.
+    """
 
     method: str
     shape: Shape
     points: list[PointFigures]
     quality: Spread
+    selecting: Spread
     speedup: Spread
     metrics: dict[str, Spread]
 
@@ -78,10 +87,11 @@ class ShapeFigures:
             "method": self.method,
             "shape": self.shape.slug,
             "decoder_layers": self.decoder_layers,
-            "encoder_sparsity": self.shape.encoder_sparsity,
+            "encoder_sparsity": self.encoder_cut if self.shape.speedup else self.shape.encoder_sparsity,
             "encoder_cut": self.encoder_cut,
             "seeds": [point.seed for point in self.points],
             "quality": asdict(self.quality),
+            "validation_quality": asdict(self.selecting),
             "speedup": asdict(self.speedup),
             "metrics": {name: asdict(spread) for name, spread in self.metrics.items()},
             "points": [point.id for point in self.points],
@@ -98,6 +108,7 @@ class SweepReport:
     workload: Workload
     quality_kept: float
     dense: MeasuredModel  # latencies are means over the measurements beside the points
+    dense_validation: dict[str, float]  # metrics on the validation rows
     dense_layers: int  # of the decoder
     points: list[PointFigures]
     failures: list[Failure]
@@ -113,7 +124,8 @@ class SweepReport:
                 shape=shape,
                 points=points,
                 quality=Spread.of([quality(self.metric, point.measured.metrics) for point in points]),
-                speedup=Spread.of([point.speedup for point in points]),
+                selecting=Spread.of([quality(self.metric, point.validation) for point in points]),
+                speedup=Spread.of([point.speedup.median for point in points]),
                 metrics={name: Spread.of([p.measured.metrics[name] for p in points]) for name in self.dense.metrics},
             )
             for (method, shape), points in groups.items()
@@ -130,17 +142,23 @@ class SweepReport:
         return quality(self.metric, self.dense.metrics)
 
     @cached_property
+    def _places(self) -> list[int]:
+        """The indices of the frontier's shapes; the index after the last shape is the dense model's."""
+        figures = [(shape.selecting.mean, shape.speedup.mean) for shape in self.shapes]
+        return frontier([*figures, (quality(self.metric, self.dense_validation), 1.0)])
+
+    @cached_property
     def frontier(self) -> list[ShapeFigures]:
-        """The shapes that neither another shape nor the dense model beats in quality and speed; slowest first."""
-        figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
-        places = frontier([*figures, (self.dense_quality, 1.0)])
-        return [self.shapes[i] for i in places if i < len(figures)]
+        """The shapes that neither another shape nor the dense model beats in quality and speed; slowest first.
+
+        Quality is that on the validation rows.
+        """
+        return [self.shapes[i] for i in self._places if i < len(self.shapes)]
 
     @property
     def dense_on_frontier(self) -> bool:
         """Whether the dense model itself is on the frontier: no shape is both better and faster."""
-        figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
-        return len(figures) in frontier([*figures, (self.dense_quality, 1.0)])
+        return len(self.shapes) in self._places
 
     @property
     def on_frontier(self) -> list[str]:
@@ -149,11 +167,12 @@ class SweepReport:
 
     @property
     def best(self) -> ShapeFigures | None:
-        """The fastest shape that keeps the requested share of the dense quality; None if there is none."""
-        if self.dense_quality <= 0:
+        """The fastest shape that keeps the requested share of the dense quality on the validation rows, if any does."""
+        dense = quality(self.metric, self.dense_validation)
+        if self.dense_quality <= 0 or dense <= 0:
             return None
-        figures = [(shape.quality.mean, shape.speedup.mean) for shape in self.shapes]
-        place = fastest_within(figures, self.quality_kept * self.dense_quality)
+        figures = [(shape.selecting.mean, shape.speedup.mean) for shape in self.shapes]
+        place = fastest_within(figures, self.quality_kept * dense)
         return None if place is None else self.shapes[place]
 
     @property
@@ -180,8 +199,8 @@ class SweepReport:
             return None
         return (
             f"Other work slowed the machine while speed was measured: the dense model's median run took "
-            f"{self.busyness:.1f} times as long as its fast ones. Speed-ups are of the fast runs; run the same "
-            "command with --remeasure when the machine is quiet"
+            f"{self.busyness:.1f} times as long as its fast ones. Run the same command with --remeasure when the "
+            "machine is quiet"
         )
 
     def describe(self, shape: ShapeFigures) -> str:
@@ -217,8 +236,8 @@ class SweepReport:
         metric = HEADLINE[self.metric]
         table = Table(
             title=self.headline,
-            caption=f"* on the frontier; \N{PLUS-MINUS SIGN} is the standard deviation over seeds; {self.n} test rows; "
-            f"speed-up for {self.workload}, on this machine",
+            caption="* on the frontier of the validation rows; \N{PLUS-MINUS SIGN} is the standard deviation over "
+            f"seeds; {self.n} test rows; speed-up for {self.workload}, on this machine",
             caption_justify="left",
         )
         table.add_column("method", no_wrap=True)

@@ -2,6 +2,9 @@
 
 Every point has its own run folder and is pruned as by `nash prune`. Finished work is kept: called again, a sweep skips
 finished points, resumes the one that was interrupted, and starts those that were added to its recipe since.
+
+The validation split decides what is on the frontier, best and published. The test split is scored once, at the end: a
+figure that chose its own model would be too good.
 """
 
 import dataclasses
@@ -18,19 +21,23 @@ from rich.console import Console
 from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
 from model_store.store import Store
+from nash.data.rows import TaskRow
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.measuring.assess import Assessment, evaluation_config
-from nash.measuring.evaluate import evaluate
+from nash.measuring.evaluate import predict
 from nash.measuring.figures import Figures, Latency, MeasuredModel
 from nash.measuring.latency import Workload, check_workload
+from nash.measuring.metrics import METRICS
+from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
+from nash.pruning.plan import PLAN, plan_for, planned
 from nash.pruning.prune import publish
 from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk
 from nash.pruning.task import Task, check_targets, prepare
-from nash.recipes.recipe import PruneRecipe
+from nash.recipes.recipe import PruneRecipe, WorkloadRecipe
 from nash.recipes.sweep import Point, SweepRecipe
 from nash.run.disk import full_disk_named
 from nash.run.folder import RunFolder, read_json
@@ -41,8 +48,9 @@ from nash.sweep.page import write_report
 from nash.sweep.report import Failure, PointFigures, SweepReport
 from server.engine.errors import EngineError
 
-# In a point's folder: its figures on the test rows, written when it is trained, and its speed, once all points are.
-QUALITY, LATENCY = "quality.json", "latency.json"
+# In a point's folder: its figures on the validation rows, written when it is trained; on the test rows, and its speed,
+# both written once all points are trained. The sweep's own folder has the first two of the dense model.
+VALIDATION, TEST, LATENCY = "validation.json", "test.json", "latency.json"
 DTYPE = "dtype.json"  # in the sweep's folder: the engine's dtype for all points
 _BLOCK = 6  # points measured in turn beside the dense model, all of them in memory at once
 
@@ -90,16 +98,21 @@ def sweep(
             run.write_json(DTYPE, dtype)
         asked = shared.workload.model_copy(update={"dtype": dtype})
         workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
-        dense = _assess_dense(shared, task, workload, run, console)
-        failures = _train_points(points, task, out, console)
+        check_workload(task.model, workload)
+        _score(VALIDATION, task.validation_rows, task.model, shared, run, "the dense model", console)
+        failures = _train_points(points, asked, task, run, console)
         trained = [point for point in points if _done(out, point)]
         if not trained:
             raise NashError(f"every point failed, the first one with: {failures[0].error}")
         waiting = [p for p in trained if remeasure or not (_folder(out, p) / LATENCY).is_file()]
         _measure(waiting, task, workload, out, console)
-        report = _report(recipe, trained, task, workload, dense, failures, out)
+        _score(TEST, task.test_rows, task.model, shared, run, "the dense model", console)
+        for point in trained:
+            with _run_folder(out, point, task) as folder:
+                _score(TEST, task.test_rows, Model.open(folder.path / "model"), shared, folder, point.id, console)
+        report = _report(recipe, trained, task, workload, failures, out)
         chosen = {"none": [], "frontier": report.on_frontier, "all": [p.id for p in report.points]}[recipe.publish]
-        refs = {p.id: _publish(p, task, workload, dense, out, store) for p in trained if p.id in chosen}
+        refs = {p.id: _publish(p, task, workload, out, store) for p in trained if p.id in chosen}
         report = dataclasses.replace(
             report, points=[dataclasses.replace(figures, ref=refs.get(figures.id)) for figures in report.points]
         )
@@ -124,29 +137,33 @@ def _run_folder(out: Path, point: Point, task: Task) -> RunFolder:
 
 def _done(out: Path, point: Point) -> bool:
     folder = _folder(out, point)
-    return (folder / QUALITY).is_file() and (folder / "model").is_dir()
+    return (folder / VALIDATION).is_file() and (folder / "model").is_dir()
 
 
-def _assess_dense(
-    shared: PruneRecipe, task: Task, workload: Workload, run: RunFolder, console: Console
-) -> dict[str, float]:
-    """The dense model's metrics, once for all points."""
-    check_workload(task.model, workload)
-    metrics: dict[str, float] | None = run.read_json("dense.json")
-    if metrics is None:
-        metrics = _evaluate(shared, task, task.model, "the dense model", console)
-        run.write_json("dense.json", metrics)
-    return metrics
+def _score(
+    file: str,
+    rows: Sequence[TaskRow],
+    model: Model,
+    recipe: PruneRecipe,
+    run: RunFolder,
+    name: str,
+    console: Console,
+) -> None:
+    """Write a model's metrics on the rows, and its answers, into the run's folder, unless they are there."""
+    if (run.path / file).is_file():
+        return
+    title = f"evaluating {name} on the {Path(file).stem} rows"
+    with Stage(title, console, len(rows), unit="rows") as stage:
+        answers = predict(model, [row.source for row in rows], evaluation_config(recipe.data), stage.update)
+    run.write_json(f"{Path(file).stem}_answers.json", answers)
+    run.write_json(file, METRICS[recipe.metric](answers, [row.targets for row in rows]))
 
 
-def _evaluate(recipe: PruneRecipe, task: Task, model: Model, name: str, console: Console) -> dict[str, float]:
-    rows, config = task.test_rows, evaluation_config(recipe.data)
-    with Stage(f"evaluating {name}", console, len(rows), unit="rows") as stage:
-        return evaluate(model, rows, recipe.metric, config, stage.update).metrics
-
-
-def _train_points(points: Sequence[Point], task: Task, out: Path, console: Console) -> list[Failure]:
+def _train_points(
+    points: Sequence[Point], workload: WorkloadRecipe, task: Task, sweep_run: RunFolder, console: Console
+) -> list[Failure]:
     """Take every point that is not done to its end."""
+    out = sweep_run.path
     waiting = [point for point in points if not _done(out, point)]
     if len(waiting) < len(points):
         console.print(f"{len(points) - len(waiting)} of {len(points)} points are already done")
@@ -157,7 +174,7 @@ def _train_points(points: Sequence[Point], task: Task, out: Path, console: Conso
         console.print(f"point {len(points) - len(waiting) + i + 1} of {len(points)}, {point.id}{left}", soft_wrap=True)
         started_s = time.monotonic()
         try:
-            _train_point(point, task, out, console)
+            _train_point(point, workload, task, sweep_run, console)
         except DiskFullError:
             raise
         except Exception as error:  # noqa: BLE001  whatever the error, go on with the remaining points
@@ -178,15 +195,35 @@ def _train_points(points: Sequence[Point], task: Task, out: Path, console: Conso
     return failures
 
 
-def _train_point(point: Point, task: Task, out: Path, console: Console) -> None:
-    room = task.model.tensor_bytes
+def _train_point(point: Point, workload: WorkloadRecipe, task: Task, sweep_run: RunFolder, console: Console) -> None:
+    out, room = sweep_run.path, task.model.tensor_bytes
     with _run_folder(out, point, task) as run, full_disk_named(out, room):
         run.bind()
-        walk(PruneRun(point.recipe, task, run, console, answers=out))
-        metrics = _evaluate(point.recipe, task, Model.open(run.path / "model"), point.id, console)
-        run.write_json(QUALITY, metrics)
+        recipe = point.recipe.model_copy(update={"workload": workload})
+        plan = _plan(recipe, task, run, sweep_run, console)
+        if plan is not None:
+            recipe = planned(recipe, plan)
+        walk(PruneRun(recipe, task, run, console, plan=plan, answers=out))
+        model = Model.open(run.path / "model")
+        _score(VALIDATION, task.validation_rows, model, recipe, run, point.id, console)
         # A sweep has many points, and checkpoints take most of the space of each.
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def _plan(
+    recipe: PruneRecipe, task: Task, run: RunFolder, sweep_run: RunFolder, console: Console
+) -> SpeedPlan | TablePlan | None:
+    """The plan for a point's speed; points that ask for the same share it."""
+    pruning = recipe.pruning
+    shared = f"plan-{pruning.structure}-{pruning.speedup}{'-trimmed' if pruning.trim_vocab else ''}.json"
+    known = sweep_run.read_json(shared)
+    if known is not None:
+        run.write_json(PLAN, known)
+    plan = plan_for(recipe, task, run, console)
+    if plan is not None:
+        for folder, name in ((run, PLAN), (sweep_run, shared)):
+            folder.write_json(name, plan.document())
+    return plan
 
 
 def _measure(points: Sequence[Point], task: Task, workload: Workload, out: Path, console: Console) -> None:
@@ -214,7 +251,6 @@ def _report(
     points: Sequence[Point],
     task: Task,
     workload: Workload,
-    dense: dict[str, float],
     failures: Sequence[Failure],
     out: Path,
 ) -> SweepReport:
@@ -229,7 +265,8 @@ def _report(
         n=len(task.test_rows),
         workload=workload,
         quality_kept=recipe.quality_kept,
-        dense=_measured(task.model, dense, Latency(**means)),
+        dense=_measured(task.model, read_json(out / TEST), Latency(**means)),
+        dense_validation=read_json(out / VALIDATION),
         dense_layers=len(task.spec.decoder),
         points=[_figures(point, side, out) for point, side in zip(points, latencies, strict=True)],
         failures=list(failures),
@@ -246,9 +283,9 @@ def _figures(point: Point, latency: SideBySide, out: Path) -> PointFigures:
         decoder_layers=len(model.spec.decoder),
         encoder_cut=model.spec.encoder_sparsity,
         seed=point.seed,
-        measured=_measured(model, read_json(_folder(out, point) / QUALITY), latency.pruned),
+        measured=_measured(model, read_json(_folder(out, point) / TEST), latency.pruned),
+        validation=read_json(_folder(out, point) / VALIDATION),
         speedup=latency.speedup,
-        speedup_quartiles=latency.speedup_quartiles,
     )
 
 
@@ -261,14 +298,14 @@ def _measured(model: Model, metrics: dict[str, float], latency: Latency) -> Meas
     return MeasuredModel(figures=figures, parameters=model.parameters, bytes=model.tensor_bytes)
 
 
-def _publish(point: Point, task: Task, workload: Workload, dense: dict[str, float], out: Path, store: Store) -> str:
+def _publish(point: Point, task: Task, workload: Workload, out: Path, store: Store) -> str:
     """Publish a point under its id and return its reference."""
-    latency, metrics = _latency(point, out), read_json(_folder(out, point) / QUALITY)
+    latency, metrics = _latency(point, out), read_json(_folder(out, point) / TEST)
     found = Assessment(
         n=len(task.test_rows),
         workload=workload,
-        dense=Figures(metrics=dense, latency=latency.dense),
+        dense=Figures(metrics=read_json(out / TEST), latency=latency.dense),
         pruned=Figures(metrics=metrics, latency=latency.pruned),
-        speedup_quartiles=latency.speedup_quartiles,
+        speedup=latency.speedup,
     )
     return publish(point.recipe, task, _folder(out, point), store, found).ref

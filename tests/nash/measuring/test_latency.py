@@ -1,6 +1,7 @@
 """The measurement itself: what is run, and that its figures hang together."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from model_store.model.model import Model
 from model_store.store import Store
 from nash.cli.main import app
 from nash.measuring.figures import Latency
-from nash.measuring.latency import Workload, measure, measure_side_by_side, measure_turns, quantile, speedup_quartiles
+from nash.measuring.latency import Workload, measure, measure_side_by_side, measure_turns, paired_speedup, quantile
 from server.engine.capabilities import engine_name, speed_order
 from server.engine.engine import Engine
 from server.engine.errors import BadRequestError, EngineError
@@ -66,8 +67,21 @@ def test_quantiles_are_of_each_figure_by_itself() -> None:
 
 def test_the_spread_is_that_of_turns() -> None:
     """A machine that is slower for a while is slower for both."""
-    assert speedup_quartiles(runs_of(4.0, 40.0, 4.0), runs_of(2.0, 20.0, 2.0)) == (2.0, 2.0)
-    assert speedup_quartiles(runs_of(2, 4, 6, 8, 10), runs_of(2, 2, 2, 2, 2)) == (2.0, 4.0)
+    assert paired_speedup(runs_of(4.0, 40.0, 4.0), runs_of(2.0, 20.0, 2.0)).quartiles == (2.0, 2.0)
+    found = paired_speedup(runs_of(2, 4, 6, 8, 10), runs_of(2, 2, 2, 2, 2))
+    assert (found.quartiles, found.median) == ((2.0, 4.0), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "high"),
+    # The ranks of the usual 95 % interval of a median (Conover, 1999); five pairs are too few for one.
+    [(5, 1, 5), (6, 1, 6), (9, 2, 8), (20, 6, 15), (41, 14, 28)],
+)
+def test_the_interval_of_a_speedup_lies_between_order_statistics(n: int, low: int, high: int) -> None:
+    ratios = [float(i) for i in range(1, n + 1)]
+    random.Random(n).shuffle(ratios)
+    found = paired_speedup(runs_of(*ratios), runs_of(*[1.0] * n))
+    assert found.interval == (low, high)
 
 
 def test_a_workload_is_an_engine_of_its_size(model: Model) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from nash.measuring.figures import Figures, Latency, MeasuredModel
-from nash.measuring.latency import Workload
+from nash.measuring.latency import Speedup, Workload
 from nash.measuring.report import Report
 
 
@@ -23,7 +23,7 @@ REPORT = Report(
     dense_ref="g2p@dense",
     n=60,
     workload=Workload(batch=1, source_tokens=9, new_tokens=7),
-    speedup_quartiles=(2.5, 3.25),
+    speedup=Speedup(median=3.0, interval=(2.75, 3.125), quartiles=(2.5, 3.25)),
     decoder_layers=2,
     encoder_sparsity=0.31,
     dense_vocab_size=64,
@@ -38,6 +38,7 @@ def test_document() -> None:
     assert {"ref", "digest", "dense", "pruned", "speedup"} <= document.keys()
     assert document["speedup"] == 3.0
     assert (document["batch"], document["source_tokens"], document["new_tokens"]) == (1, 9, 7)
+    assert document["speedup_interval"] == [2.75, 3.125]
     assert document["speedup_quartiles"] == [2.5, 3.25]
     assert not {"asked", "predicted", "measured"} & document.keys()
     fields = {"metrics", "parameters", "bytes", "encoder_ms", "step_ms", "total_ms"}
@@ -70,4 +71,4 @@ def test_table() -> None:
     assert "g2p@pruned: 2 decoder layers, encoder 31% cut" in " ".join(text.split())
     text = " ".join(text.split())
     assert "60 test rows; latency of one request, 9 tokens in and 7 out, float32" in text
-    assert "the middle half of the turns: 2.50 to 3.25" in text
+    assert "3.00x faster (95 % interval: 2.75 to 3.12)" in text

@@ -1,7 +1,6 @@
 """`nash prune --speedup` with `structure = "search"`, on a machine whose costs are known."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import pytest
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from model_store.store import Store
-from nash.measuring.figures import Latency
-from nash.measuring.latency import Workload
 from nash.pruning import structure_stages
 from tests.nash.command_line import Outcome, nash
+from tests.nash.known_costs import set_costs, times
 from tests.nash.tiny_training import build_task_model, task_rows
 
 RECIPE = """
@@ -37,37 +35,10 @@ batch_size = 8
 """
 
 
-def times(spec: ModelSpec) -> Latency:
-    """A whole encoder layer takes 1 ms, half of it for each sublayer; a decoder's sublayer 1 ms, 0.4 of it if present."""
-    encode_ms = sum(len(s.heads) / spec.num_heads + s.ffn / spec.d_ff for s in spec.encoder) / 2
-    widths = [
-        width
-        for layer in spec.decoder
-        for width in (
-            len(layer.self_heads) / spec.num_heads,
-            len(layer.cross_heads) / spec.num_heads,
-            layer.ffn / spec.decoder_d_ff,
-        )
-    ]
-    decode_ms = sum(0.4 + 0.6 * width for width in widths if width)
-    return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
-
-
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[ModelSpec]]:
     """The shapes that were measured."""
-    calls: list[list[ModelSpec]] = []
-
-    def engine_measure(dense: Model, workload: Workload) -> Callable[[Sequence[ModelSpec]], list[Latency]]:
-        def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
-            calls.append(list(shapes))
-            return [times(spec) for spec in shapes]
-
-        return measure
-
-    for module in ("plan", "structure_stages"):
-        monkeypatch.setattr(f"nash.pruning.{module}.engine_measure", engine_measure)
-    return calls
+    return set_costs(monkeypatch)
 
 
 @pytest.fixture(scope="module")

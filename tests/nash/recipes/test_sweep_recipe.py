@@ -90,8 +90,11 @@ def test_the_command_lines_word_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("seed = 0", "unknown key 'seed'; known here: decoder_layers, "),
-        ("[[points]]\nlayers = 1", "unknown key 'points.0.layers'; known here: decoder_layers, encoder_sparsity"),
+        ("seed = 0", "unknown key 'seed'; known here: control, decoder_layers, "),
+        (
+            "[[points]]\nlayers = 1",
+            "unknown key 'points.0.layers'; known here: control, decoder_layers, encoder_sparsity",
+        ),
         ("seeds = []", "seeds"),
         ("seeds = [0, 1, 0]", "point nash-d3-s0.2-seed0 is asked for twice"),
         ("decoder_layers = [3]\n[[points]]\nencoder_sparsity = 0.2", "nash-d3-s0.2-seed0 is asked for twice"),
@@ -126,3 +129,29 @@ def test_a_prune_recipe_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text('recipe = "absent.toml"')
     with pytest.raises(RequestError, match=r"absent\.toml cannot be read"):
         read_sweep(tmp_path / "sweep.toml")
+
+
+def test_speeds_are_asked_for_in_place_of_shapes(tmp_path: Path) -> None:
+    points = read(tmp_path, "speedup = [2.0, 3.5]")
+    assert [p.id for p in points] == ["nash-x2-seed0", "nash-x3.5-seed0"]
+    assert [p.recipe.pruning.speedup for p in points] == [2.0, 3.5]
+    both = refused(tmp_path, "speedup = [2.0]\ndecoder_layers = [1]")
+    assert "leave decoder_layers, encoder_sparsity and points out beside it" in both
+    assert "speedup" in refused(tmp_path, "speedup = [1.0]")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ("[prune_training]\nmax_steps = 30\n[final_training]\nmax_steps = 70", ("max_steps", 100)),
+        ("[prune_training]\nepochs = 0\nmax_steps = 30\n[final_training]\nmax_steps = 70", ("max_steps", 70)),
+        ("[prune_training]\nepochs = 1\n[final_training]\nepochs = 4.0", ("epochs", 5.0)),
+    ],
+)
+def test_the_control_trains_as_long_as_the_others(tmp_path: Path, lengths: str, expected: tuple[str, float]) -> None:
+    prune = PRUNE.replace("encoder_sparsity = 0.2", "encoder_sparsity = 0.0") + lengths
+    *_, control = read(tmp_path, "control = true\ndecoder_layers = [1]", prune)
+    assert (control.method, control.recipe.pruning.decoder_layers) == ("dense, trained on", None)
+    assert control.recipe.pruning.encoder_sparsity == 0
+    assert getattr(control.recipe.final_training, expected[0]) == expected[1]
+    assert control.recipe.distillation.temperature == 3.0

@@ -14,7 +14,7 @@ from model_store.model.spec import shortened
 from nash.data.examples import IGNORED
 from nash.modeling.folders import load_dense
 from nash.structure import calibration
-from nash.structure.calibration import ROWS, calibration_batches, closest_layers, repair
+from nash.structure.calibration import ROWS, TeacherDistance, calibration_batches, closest_layers, repair
 from nash.structure.compaction import compact, shorten_decoder
 from nash.structure.masking import GateKinds, Gates, HardenedGates, Mask, masked
 from nash.training.objective import decoder_inputs
@@ -55,7 +55,7 @@ def test_a_layer_that_does_nothing_is_the_one_to_drop(
             out = teacher.get_submodule(sublayer.out)
             out.weight.mul_(0.0 if sublayer.layer == idle else 3.0)
     others = tuple(i for i in range(3) if i != idle)
-    assert closest_layers(teacher, 2, batches) == others
+    assert closest_layers(teacher, 2, TeacherDistance(teacher, batches)) == others
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -75,7 +75,7 @@ def test_a_choice_that_changes_nothing_costs_nothing(
         return (0,)
 
     monkeypatch.setattr(calibration, "search_layers", search)
-    closest_layers(teacher, 1, [batch])
+    closest_layers(teacher, 1, TeacherDistance(teacher, [batch]))
     assert costs[0] == pytest.approx(0.0, abs=1e-6)
     assert costs[1] > 1e-4
 

@@ -1,6 +1,6 @@
 """Elimination against least squares: which part goes, and how the others make up for it."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nash.structure.elimination import eliminate
 
-N, O = 200, 5
+ROWS, OUTPUTS = 200, 5
 
 
 def task(parts: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -16,8 +16,8 @@ def task(parts: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     inputs = parts * columns
     mixed = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
-    x = torch.randn(N, inputs, generator=generator, dtype=torch.float64) @ mixed
-    return x, torch.randn(O, inputs, generator=generator, dtype=torch.float64)
+    x = torch.randn(ROWS, inputs, generator=generator, dtype=torch.float64) @ mixed
+    return x, torch.randn(OUTPUTS, inputs, generator=generator, dtype=torch.float64)
 
 
 def error(x: Tensor, weight: Tensor, other: Tensor) -> float:
@@ -50,7 +50,7 @@ def test_what_is_left_is_refitted_to_the_whole_outputs(columns: int) -> None:
     x, weight = task(8, columns, seed=1)
     found = list(eliminate(weight, x.T @ x, columns, [0, 2, 5, 7]))
     assert [int(each.kept.sum()) for each in found] == [7, 5, 2, 0]
-    for wide, narrow in zip(found, found[1:], strict=False):
+    for wide, narrow in pairwise(found):
         assert bool((wide.kept | ~narrow.kept).all()), "a part that was gone came back"
     for each in found:
         own = each.kept.repeat_interleave(columns)

@@ -24,6 +24,7 @@ from nash.sweep import sweep as sweeping
 from nash.training import teacher_answers
 from nash.training.checkpoint import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
+from tests.nash.known_costs import set_costs
 from tests.nash.tiny_training import build_task_model, task_rows
 
 PRUNE = """
@@ -125,8 +126,8 @@ def test_the_document(run: Run) -> None:
         assert {"decoder_layers", "encoder_sparsity", "seed", "metrics", "speedup", "method"} <= point.keys()
         dense_ms = point["speedup"] * point["total_ms"]
         assert 0.2 < dense_ms / run.document["dense"]["total_ms"] < 5
-        low, high = point["speedup_quartiles"]
-        assert low <= high
+        for low, high in (point["speedup_quartiles"], point["speedup_interval"]):
+            assert low <= point["speedup"] <= high
     assert [(p["decoder_layers"], p["encoder_sparsity"], p["seed"]) for p in points[1:3]] == [(2, 0.0, 0), (1, 0.4, 1)]
     assert points[0]["parameters"] < points[1]["parameters"] < run.document["dense"]["parameters"]
     assert 0.3 < points[0]["encoder_cut"] < 0.5
@@ -138,7 +139,8 @@ def test_the_document(run: Run) -> None:
 
 def test_progress_says_which_point_of_how_many(run: Run) -> None:
     lines = run.outcome.err.splitlines()
-    assert sum(line == "evaluating the dense model: 0/10 rows" for line in lines) == 1
+    for split in ("validation", "test"):
+        assert sum(line == f"evaluating the dense model on the {split} rows: 0/10 rows" for line in lines) == 1
     assert f"point 1 of 4, {IDS[0]}" in lines
     assert any(line.startswith(f"point 4 of 4, {IDS[3]}, about ") and line.endswith(" left") for line in lines)
 
@@ -382,8 +384,49 @@ def test_ctrl_c_says_where_it_goes_on(task: Task, tmp_path: Path, monkeypatch: p
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nash.pruning.stages.Phase.run", interrupted)
+    monkeypatch.setattr("nash.training.phase.Phase.run", interrupted)
     outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert (outcome.code, outcome.out) == (130, "")
     assert f"interrupted: the same command continues with {IDS[0]}" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_the_test_rows_are_scored_once_all_points_are_trained(run: Run) -> None:
+    lines = run.outcome.err.splitlines()
+    tests = [i for i, line in enumerate(lines) if "on the test rows" in line]
+    trained = [i for i, line in enumerate(lines) if line.startswith("final: ")]
+    assert min(tests) > max(trained)
+    for point in run.document["points"]:
+        folder = run.out / "points" / point["id"]
+        assert json.loads((folder / "test.json").read_text()) == point["metrics"]
+        assert json.loads((folder / "validation.json").read_text()) == point["validation"]
+        assert len(json.loads((folder / "test_answers.json").read_text())) == 10
+
+
+def test_speeds_in_place_of_shapes_and_the_control(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_costs(monkeypatch)
+    text = """
+recipe = "prune.toml"
+control = true
+[[methods]]
+name = "NASH"
+speedup = [1.2]
+[[methods]]
+name = "Search"
+speedup = [1.2]
+set.pruning.structure = "search"
+set.pruning.search_depths = 2
+set.pruning.search_steps = 1
+"""
+    outcome = nash("sweep", task.recipe("speeds", text), "--out", tmp_path / "out", "--store", tmp_path / "s", "--json")
+    points: Any = {point["method"]: point for point in outcome.document()["points"]}
+    assert list(points) == ["NASH", "Search", "dense, trained on"]
+    assert points["NASH"]["shape"] == points["Search"]["shape"] == "x1.2"
+    control = points["dense, trained on"]
+    assert (control["decoder_layers"], control["encoder_cut"]) == (3, 0.0)
+    steps = (tmp_path / "out" / "points" / control["id"] / "final_log.jsonl").read_text().splitlines()
+    assert json.loads(steps[-1])["step"] == 6, "as many as both phases of the others"
+    assert sorted(path.name for path in (tmp_path / "out").glob("plan-*")) == [
+        "plan-gates-1.2.json",
+        "plan-search-1.2.json",
+    ]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from nash.measuring.figures import Figures, Latency, MeasuredModel
-from nash.measuring.latency import Workload
+from nash.measuring.latency import Speedup, Workload
 from nash.recipes.sweep import Shape
 from nash.sweep.page import write_report
 from nash.sweep.plot import frontier_png, frontier_svg
@@ -34,6 +34,10 @@ ROWS = (
 )
 
 
+def times(speedup: float) -> Speedup:
+    return Speedup(median=speedup, interval=(speedup - 0.05, speedup + 0.05), quartiles=(speedup - 0.1, speedup + 0.1))
+
+
 def points() -> list[PointFigures]:
     made = []
     for seed in (0, 1):
@@ -53,8 +57,8 @@ def points() -> list[PointFigures]:
                         0.4,
                         12.0 / speedups[seed],
                     ),
-                    speedup=speedups[seed],
-                    speedup_quartiles=(speedups[seed] - 0.1, speedups[seed] + 0.1),
+                    validation={"phoneme_error_rate": errors[seed] / 4, "word_error_rate": errors[seed]},
+                    speedup=times(speedups[seed]),
                     ref="g2p@fast" if (layers, sparsity) == (1, 0.6) else None,
                 )
             )
@@ -69,6 +73,7 @@ def report(made: list[PointFigures], failures: tuple[Failure, ...] = (), busynes
         workload=Workload(batch=1, source_tokens=9, new_tokens=8),
         quality_kept=0.97,
         dense=DENSE,
+        dense_validation=DENSE.metrics,
         dense_layers=6,
         points=made,
         failures=list(failures),
@@ -109,10 +114,10 @@ def test_the_frontier_is_over_means() -> None:
 
 def test_a_shape_that_the_dense_model_beats_is_not_on_the_frontier() -> None:
     slow = [p for p in points() if p.method == "CoFi"]
-    beaten = report([PointFigures(**{**vars(p), "speedup": 0.9}) for p in slow])
+    beaten = report([PointFigures(**{**vars(p), "speedup": times(0.9)}) for p in slow])
     assert beaten.frontier == []
     better = measured({"phoneme_error_rate": 5.0, "word_error_rate": 20.0}, 1.4, 0.4, 8.0)
-    beating = report([PointFigures(**{**vars(p), "measured": better}) for p in slow])
+    beating = report([PointFigures(**{**vars(p), "measured": better, "validation": better.metrics}) for p in slow])
     assert len(beating.frontier) == 1
     assert not beating.dense_on_frontier
 
@@ -153,7 +158,12 @@ def test_the_cut_is_what_was_cut_and_not_what_was_asked() -> None:
 def test_the_frontiers_line_runs_from_slow_to_fast() -> None:
     """Also where a shape that is better than the dense model is slower."""
     better = measured({"phoneme_error_rate": 5.0, "word_error_rate": 20.0}, 1.4, 0.4, 12.4)
-    changed = {"shape": Shape(decoder_layers=6, encoder_sparsity=0.1), "speedup": 0.97, "measured": better}
+    changed = {
+        "shape": Shape(decoder_layers=6, encoder_sparsity=0.1),
+        "speedup": times(0.97),
+        "measured": better,
+        "validation": better.metrics,
+    }
     slow = [PointFigures(**{**vars(p), **changed}) for p in points() if p.method == "CoFi"]
     svg = frontier_svg(report([*points(), *slow]))
     path = re.search(r'id="wide-line2d_\d+">\s*<path d="([^"]*)"[^>]*stroke-dasharray: 5', svg)
@@ -208,3 +218,19 @@ def test_a_machine_with_other_work_is_said_so(tmp_path: Path) -> None:
     write_report(busy, tmp_path)
     assert busy.document()["busyness"] == 6.9
     assert "6.9 times as long" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_validation_rows_select() -> None:
+    """A shape that is best on the test rows only, by chance, is neither on the frontier nor the best."""
+    lucky = measured({"phoneme_error_rate": 1.0, "word_error_rate": 4.0}, 1.4, 0.4, 4.0)
+    slugs = {shape.shape.slug for shape in REPORT.shapes if shape not in REPORT.frontier}
+    assert slugs, "every shape is on the frontier"
+    made = [
+        PointFigures(**{**vars(p), "measured": lucky}) if p.shape.slug in slugs and p.method == "CoFi" else p
+        for p in points()
+    ]
+    found = report(made)
+    assert [shape.points[0].id for shape in found.frontier] == [shape.points[0].id for shape in REPORT.frontier]
+    assert found.best is not None
+    assert REPORT.best is not None
+    assert found.best.points[0].id == REPORT.best.points[0].id
