@@ -93,7 +93,7 @@ def test_the_command_lines_word_wins(tmp_path: Path) -> None:
         ("seed = 0", "unknown key 'seed'; known here: control, decoder_layers, "),
         (
             "[[points]]\nlayers = 1",
-            "unknown key 'points.0.layers'; known here: control, decoder_layers, encoder_sparsity",
+            "unknown key 'points.0.layers'; known here: decoder_layers, encoder_sparsity",
         ),
         ("seeds = []", "seeds"),
         ("seeds = [0, 1, 0]", "point nash-d3-s0.2-seed0 is asked for twice"),
