@@ -25,7 +25,7 @@ SPLITS = {
     "test-coco": "test_2017_mscoco",
 }
 LANGUAGES = ("de", "fr")
-VOCABULARY_SIZE = 8192
+VOCABULARY_SIZE = 4096
 LONGEST_TOKENS = 128  # given in the tokenizers' configuration as the models' limit
 IN_REPOSITORY = Path("data/task1/raw")
 _DOUBLE_QUOTES = "\u201e\u201c\u201d\u00ab\u00bb"

@@ -5,6 +5,7 @@ divided by `items`, the number of real target tokens in the whole update, so gra
 update is split into micro-batches nor on padding.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,8 @@ def cross_entropy(
     With label smoothing, the target is (1 - smoothing) of the label plus an equal share of the rest for each of the V
     tokens (Szegedy et al., 2016).
     """
-    total = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
-        labels_BT.flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-        label_smoothing=smoothing,
+    total: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_BTV.flatten(0, 1), labels_BT.flatten(), smoothing
     )
     return total / _items(labels_BT, items)
 
@@ -86,6 +83,32 @@ def task_and_prediction(
     )
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy summed over the rows [N, V] that have a label; the gradient as in `_TokenLosses`.
+
+    Its gradient is the one other matrix of the size of the scores that a step has.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores_NV: Tensor, labels_N: Tensor, smoothing: float) -> Tensor:
+        total = torch.zeros((), device=scores_NV.device)
+        learns = ctx.needs_input_grad[0]
+        gradient_NV = torch.empty_like(scores_NV) if learns else None
+        for part in _parts(scores_NV):
+            padding_R1, label_R1 = (labels_N[part] == IGNORED)[:, None], labels_N[part, None].clamp(min=0)
+            logs = F.log_softmax(scores_NV[part].float(), dim=-1)
+            total += _label_loss(logs, label_R1, padding_R1, smoothing)
+            if gradient_NV is not None:
+                gradient_NV[part] = _label_gradient(logs, label_R1, smoothing).masked_fill_(padding_R1, 0.0)
+        ctx.gradient_NV = gradient_NV
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None]:
+        return _scaled_once(ctx, of_loss), None, None
+
+
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy, and KL(teacher || student) at a temperature, summed over the rows [N, V] that have a label.
 
@@ -108,25 +131,18 @@ class _TokenLosses(torch.autograd.Function):
         task, divergence = (torch.zeros((), device=student_NV.device) for _ in range(2))
         learns = ctx.needs_input_grad[0]
         gradient_NV = teacher_NV if teacher_NV.dtype == student_NV.dtype else torch.empty_like(student_NV)
-        count = max(1, _NUMBERS_AT_ONCE // student_NV.shape[1])
-        for part in (slice(start, start + count) for start in range(0, len(student_NV), count)):
+        for part in _parts(student_NV):
             padding_R1, label_R1 = (labels_N[part] == IGNORED)[:, None], labels_N[part, None].clamp(min=0)
             scores = student_NV[part].float()
             student = F.log_softmax(scores, dim=-1)
-            task -= (1 - smoothing) * student.gather(1, label_R1).masked_fill_(padding_R1, 0.0).sum()
-            if smoothing:
-                task -= smoothing * student.mean(1, keepdim=True).masked_fill_(padding_R1, 0.0).sum()
+            task += _label_loss(student, label_R1, padding_R1, smoothing)
             soft_student = student if temperature == 1 else F.log_softmax(scores / temperature, dim=-1)
             teacher = F.log_softmax(teacher_NV[part].float() / temperature, dim=-1)
             probability = teacher.exp()
             divergence += teacher.sub_(soft_student).mul_(probability).masked_fill_(padding_R1, 0.0).sum()
             if learns:
                 towards_teacher = soft_student.exp().sub_(probability).mul_(coefficients[1] / temperature)
-                away_R1 = torch.full_like(label_R1, smoothing - 1, dtype=student.dtype)
-                gradient = student.exp_().scatter_add_(1, label_R1, away_R1)
-                if smoothing:
-                    gradient.sub_(smoothing / student.shape[1])
-                gradient.mul_(coefficients[0]).add_(towards_teacher)
+                gradient = _label_gradient(student, label_R1, smoothing).mul_(coefficients[0]).add_(towards_teacher)
                 gradient_NV[part] = gradient.masked_fill_(padding_R1, 0.0)
         ctx.gradient_NV = gradient_NV if learns else None
         ctx.mark_non_differentiable(task, divergence)
@@ -135,9 +151,36 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_loss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None  # one backward pass: it is scaled in place
-        assert gradient_NV is not None, "the gradient is used up"
-        return gradient_NV.mul_(of_loss.to(gradient_NV.dtype)), None, None, None, None, None
+        return _scaled_once(ctx, of_loss), None, None, None, None, None
+
+
+def _parts(scores_NV: Tensor) -> Iterator[slice]:
+    """Rows that are few enough to work on at once."""
+    count = max(1, _NUMBERS_AT_ONCE // scores_NV.shape[1])
+    return (slice(start, start + count) for start in range(0, len(scores_NV), count))
+
+
+def _label_loss(logs_RV: Tensor, label_R1: Tensor, padding_R1: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy of log-probabilities with the smoothed labels, summed over the rows without padding."""
+    loss_R1 = (1 - smoothing) * logs_RV.gather(1, label_R1)
+    if smoothing:
+        loss_R1 += smoothing * logs_RV.mean(1, keepdim=True)
+    return -loss_R1.masked_fill_(padding_R1, 0.0).sum()
+
+
+def _label_gradient(logs_RV: Tensor, label_R1: Tensor, smoothing: float) -> Tensor:
+    """The gradient of `_label_loss` by the scores, in place of their log-probabilities."""
+    away_R1 = torch.full_like(label_R1, smoothing - 1, dtype=logs_RV.dtype)
+    gradient_RV = logs_RV.exp_().scatter_add_(1, label_R1, away_R1)
+    return gradient_RV.sub_(smoothing / logs_RV.shape[1]) if smoothing else gradient_RV
+
+
+def _scaled_once(ctx: Any, of_loss: Tensor) -> Tensor:
+    """The stored gradient times that of the loss, in place: there is one backward pass."""
+    gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
+    assert gradient_NV is not None, "the gradient is used up"
+    scaled: Tensor = gradient_NV.mul_(of_loss.to(gradient_NV.dtype))
+    return scaled
 
 
 def hidden_error(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, items: Tensor | int | None) -> Tensor:

@@ -33,6 +33,29 @@ def test_cross_entropy_is_torchs_mean(labels_BT: Tensor, smoothing: float) -> No
     torch.testing.assert_close(losses.cross_entropy(scores(1), labels_BT, None, smoothing=smoothing), expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("numbers_at_once", [1, 3 * V, 2**21])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_cross_entropy_is_torchs(
+    labels_BT: Tensor, numbers_at_once: int, dtype: torch.dtype, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows are taken at once; padding has none, whatever stands there."""
+    monkeypatch.setattr(losses, "_NUMBERS_AT_ONCE", numbers_at_once)
+    student = scores(1).to(dtype).requires_grad_()
+    kept = labels_BT != IGNORED
+    expected_loss = 3 * F.cross_entropy(student[kept].float(), labels_BT[kept], label_smoothing=smoothing)
+    (expected,) = torch.autograd.grad(expected_loss, student)
+    with torch.no_grad():
+        student[0, 4], student[2, 3] = torch.inf, torch.nan
+    loss = 3 * losses.cross_entropy(student, labels_BT, None, smoothing=smoothing)
+    (found,) = torch.autograd.grad(loss, student)
+    assert found.dtype == dtype
+    assert (found[~kept] == 0).all()
+    tolerance = 1e-6 if dtype is torch.float32 else 4e-3
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
 def test_micro_batches_add_up(labels_BT: Tensor) -> None:
     """Parts of very different numbers of tokens, divided by the whole's, add up to the whole."""
     items = (labels_BT != IGNORED).sum()
