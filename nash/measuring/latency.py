@@ -177,7 +177,7 @@ def paired_speedup(slow: Sequence[Latency], fast: Sequence[Latency]) -> Speedup:
 
 def _binomial_below(k: int, n: int) -> float:
     """P(fewer than k of n ratios are below the true median)."""
-    return sum(math.comb(n, i) for i in range(k)) / 2**n
+    return float(sum(math.comb(n, i) for i in range(k)) / 2**n)
 
 
 def _sources(engine: Engine, batch: int, source_tokens: int) -> list[list[int]]:

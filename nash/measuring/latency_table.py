@@ -111,7 +111,7 @@ def probes(dense: ModelSpec) -> list[ModelSpec]:
     half, none = first.self_heads[: max(1, dense.num_heads // 2)], ()
 
     def encoder(**changed: Any) -> ModelSpec:
-        layer = EncoderLayerSpec(**({"heads": whole_encoder.heads, "ffn": whole_encoder.ffn} | changed))
+        layer = EncoderLayerSpec(**(vars(whole_encoder) | changed))
         return _with(dense, encoder=(layer,) * len(dense.encoder))
 
     def decoder(**changed: Any) -> ModelSpec:

@@ -47,6 +47,7 @@ def render(report: SweepReport) -> str:
     return environment.get_template("page.html.jinja").render(
         report=report,
         frontier=report.frontier,
+        controlled=any(compared.control is not None for compared in report.compared.values()),
         best=report.best,
         light_tones=LIGHT.tones,
         dark_tones=DARK_TONES,

@@ -10,6 +10,7 @@ from rich.table import Table
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.latency import Speedup, Workload
 from nash.measuring.metrics import HEADLINE, LOWER_IS_BETTER, quality
+from nash.measuring.significance import Difference
 from nash.recipes.recipe import MetricKind
 from nash.recipes.sweep import Shape
 from nash.sweep.frontier import Spread, fastest_within, frontier, grouped
@@ -56,16 +57,30 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A shape's quality on the test rows minus that of the dense model and, if the sweep has it, of the control."""
+
+    dense: Difference
+    control: Difference | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As keys of the shape's JSON object."""
+        against = {"against_dense": self.dense, "against_control": self.control}
+        return {name: asdict(difference) for name, difference in against.items() if difference is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShapeFigures:
     """A shape by one method, over its seeds. Quality is in percent, higher being better.
 
-    `quality` and `metrics` are of the test rows, `selecting` is the quality on the validation rows.
+    `quality`, `compared` and `metrics` are of the test rows, `selecting` is the quality on the validation rows.
     """
 
     method: str
     shape: Shape
     points: list[PointFigures]
     quality: Spread
+    compared: Compared
     selecting: Spread
     speedup: Spread
     metrics: dict[str, Spread]
@@ -95,6 +110,7 @@ class ShapeFigures:
             "speedup": asdict(self.speedup),
             "metrics": {name: asdict(spread) for name, spread in self.metrics.items()},
             "points": [point.id for point in self.points],
+            **self.compared.document(),
         } | ({"refs": refs} if refs else {})
 
 
@@ -111,6 +127,7 @@ class SweepReport:
     dense_validation: dict[str, float]  # metrics on the validation rows
     dense_layers: int  # of the decoder
     points: list[PointFigures]
+    compared: dict[tuple[str, Shape], Compared]  # by method and shape
     failures: list[Failure]
     busyness: float
 
@@ -124,6 +141,7 @@ class SweepReport:
                 shape=shape,
                 points=points,
                 quality=Spread.of([quality(self.metric, point.measured.metrics) for point in points]),
+                compared=self.compared[method, shape],
                 selecting=Spread.of([quality(self.metric, point.validation) for point in points]),
                 speedup=Spread.of([point.speedup.median for point in points]),
                 metrics={name: Spread.of([p.measured.metrics[name] for p in points]) for name in self.dense.metrics},
@@ -190,7 +208,11 @@ class SweepReport:
         if best is None:
             return f"No shape keeps {self.quality_kept:.0%} of the dense quality"
         share = best.quality.mean / self.dense_quality
-        return f"{self.describe(best)}: {best.speedup.mean:.2f}x as fast, with {share:.1%} of the dense quality"
+        low, high = best.compared.dense.interval
+        return (
+            f"{self.describe(best)}: {best.speedup.mean:.2f}x as fast, with {share:.1%} of the dense quality "
+            f"(95 % interval of the difference: {low:+.2f} to {high:+.2f} points)"
+        )
 
     @property
     def warning(self) -> str | None:

@@ -28,6 +28,7 @@ from nash.measuring.evaluate import predict
 from nash.measuring.figures import Figures, Latency, MeasuredModel
 from nash.measuring.latency import Workload, check_workload
 from nash.measuring.metrics import METRICS
+from nash.measuring.significance import paired_difference
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.measuring.workload import with_dtype, workload_of
 from nash.precision import check_precisions
@@ -38,19 +39,21 @@ from nash.pruning.run import PruneRun
 from nash.pruning.stages import walk
 from nash.pruning.task import Task, check_targets, prepare
 from nash.recipes.recipe import PruneRecipe, WorkloadRecipe
-from nash.recipes.sweep import Point, SweepRecipe
+from nash.recipes.sweep import CONTROL, Point, Shape, SweepRecipe
 from nash.run.disk import full_disk_named
 from nash.run.folder import RunFolder, read_json
 from nash.run.lineage import portable
 from nash.run.progress import Stage, duration
+from nash.sweep.frontier import grouped
 from nash.sweep.latency import SideBySide, measure_block
 from nash.sweep.page import write_report
-from nash.sweep.report import Failure, PointFigures, SweepReport
+from nash.sweep.report import Compared, Failure, PointFigures, SweepReport
 from server.engine.errors import EngineError
 
 # In a point's folder: its figures on the validation rows, written when it is trained; on the test rows, and its speed,
 # both written once all points are trained. The sweep's own folder has the first two of the dense model.
 VALIDATION, TEST, LATENCY = "validation.json", "test.json", "latency.json"
+VALIDATION_ANSWERS, TEST_ANSWERS = "validation_answers.json", "test_answers.json"  # texts, in the rows' order
 DTYPE = "dtype.json"  # in the sweep's folder: the engine's dtype for all points
 _BLOCK = 6  # points measured in turn beside the dense model, all of them in memory at once
 
@@ -155,7 +158,7 @@ def _score(
     title = f"evaluating {name} on the {Path(file).stem} rows"
     with Stage(title, console, len(rows), unit="rows") as stage:
         answers = predict(model, [row.source for row in rows], evaluation_config(recipe.data), stage.update)
-    run.write_json(f"{Path(file).stem}_answers.json", answers)
+    run.write_json({VALIDATION: VALIDATION_ANSWERS, TEST: TEST_ANSWERS}[file], answers)
     run.write_json(file, METRICS[recipe.metric](answers, [row.targets for row in rows]))
 
 
@@ -269,9 +272,27 @@ def _report(
         dense_validation=read_json(out / VALIDATION),
         dense_layers=len(task.spec.decoder),
         points=[_figures(point, side, out) for point, side in zip(points, latencies, strict=True)],
+        compared=_compared(points, task, out),
         failures=list(failures),
         busyness=max(side.busyness for side in latencies),
     )
+
+
+def _compared(points: Sequence[Point], task: Task, out: Path) -> dict[tuple[str, Shape], Compared]:
+    """Every shape beside the dense model and the control, on the test rows."""
+    metric, references = points[0].recipe.metric, [row.targets for row in task.test_rows]
+    shapes = grouped(((point.method, point.shape), read_json(_folder(out, point) / TEST_ANSWERS)) for point in points)
+    dense = [read_json(out / TEST_ANSWERS)]
+    controls = [answers for (method, _), seeds in shapes.items() if method == CONTROL for answers in seeds]
+    return {
+        key: Compared(
+            dense=paired_difference(metric, answers, dense, references),
+            control=paired_difference(metric, answers, controls, references)
+            if controls and key[0] != CONTROL
+            else None,
+        )
+        for key, answers in shapes.items()
+    }
 
 
 def _figures(point: Point, latency: SideBySide, out: Path) -> PointFigures:

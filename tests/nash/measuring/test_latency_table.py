@@ -66,7 +66,7 @@ def test_a_prediction_adds_up_the_sublayers(dense: ModelSpec) -> None:
     found = TRUE.predict(narrowed(dense))
     encode = 0.7 + (0.3 + 0.5) + (0.1 + 0.75 * 5) + (0.3 + 2.0) + (0.1 + 5.0) + (0.05 + 0.75 * 0.4)
     step = 0.15 + (0.03 + 0.75 * 0.2) + (0.01 + 0.25 * 0.3) + (0.02 + 0.05)
-    assert (found.encode_ms, found.decode_ms) == (pytest.approx(encode), pytest.approx(NEW_TOKENS * step))
+    assert (found.encode_ms, found.decode_ms) == pytest.approx((encode, NEW_TOKENS * step))
 
 
 def test_the_prices_of_sublayers_add_up_to_the_prediction(dense: ModelSpec) -> None:
@@ -88,7 +88,7 @@ def test_the_probes_tell_every_cost(dense: ModelSpec) -> None:
         for kind, cost in COSTS[stack].items():
             found = getattr(table, stack)[kind]
             assert (found.present, found.whole) == (pytest.approx(cost.present), pytest.approx(cost.whole)), kind
-    assert (table.encoder_ms, table.step_ms) == (pytest.approx(0.7), pytest.approx(0.15))
+    assert (table.encoder_ms, table.step_ms) == pytest.approx((0.7, 0.15))
     assert LatencyTable.of(table.document()) == table
 
 
@@ -106,4 +106,4 @@ def test_noise_makes_no_cost_negative(dense: ModelSpec) -> None:
 def test_a_correction_meets_the_measured_times(dense: ModelSpec) -> None:
     spec, measured = narrowed(dense), Timing(encode_ms=20.0, decode_ms=7.0)
     corrected = TRUE.corrected(spec, measured).predict(spec)
-    assert (corrected.encode_ms, corrected.decode_ms) == (pytest.approx(20.0), pytest.approx(7.0))
+    assert (corrected.encode_ms, corrected.decode_ms) == pytest.approx((20.0, 7.0))

@@ -10,7 +10,7 @@ import torch
 
 from model_store.model.model import Model
 from nash.measuring.figures import Latency
-from nash.measuring.latency import Workload, check_workload
+from nash.measuring.latency import Workload, check_workload, measure_for
 from nash.sweep import latency as sweep_latency
 from nash.sweep.latency import SideBySide, measure_block
 from server.engine.errors import EngineError
@@ -66,7 +66,6 @@ def test_a_machine_that_becomes_quiet_is_measured_again(
     made_up_engines: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up_engines["of a slice in a ms"] = 0.25
-    measure_for = sweep_latency.measure_for
 
     def measured(*arguments: Any, **named: Any) -> Any:
         turns = measure_for(*arguments, **named)
@@ -75,7 +74,7 @@ def test_a_machine_that_becomes_quiet_is_measured_again(
 
     monkeypatch.setattr(sweep_latency, "measure_for", measured)
     [side] = measure_block(DENSE, [PRUNED], WORKLOAD)
-    assert (side.busyness, side.speedup.median) == (1.0, pytest.approx(3.0))
+    assert (side.busyness, side.speedup.median) == pytest.approx((1.0, 3.0))
 
 
 def test_what_was_measured_is_kept_whole(made_up_engines: dict[str, float]) -> None:

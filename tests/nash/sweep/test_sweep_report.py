@@ -10,10 +10,11 @@ from rich.console import Console
 
 from nash.measuring.figures import Figures, Latency, MeasuredModel
 from nash.measuring.latency import Speedup, Workload
+from nash.measuring.significance import Difference
 from nash.recipes.sweep import Shape
 from nash.sweep.page import write_report
 from nash.sweep.plot import frontier_png, frontier_svg
-from nash.sweep.report import Failure, PointFigures, SweepReport
+from nash.sweep.report import Compared, Failure, PointFigures, SweepReport
 
 
 def measured(metrics: dict[str, float], encoder_ms: float, step_ms: float, total_ms: float) -> MeasuredModel:
@@ -23,6 +24,8 @@ def measured(metrics: dict[str, float], encoder_ms: float, step_ms: float, total
 
 
 DENSE = measured({"phoneme_error_rate": 6.0, "word_error_rate": 25.0}, 1.9, 0.9, 12.0)
+FELL = Difference(value=-1.4, interval=(-2.05, -0.75))
+ROSE = Difference(value=0.3, interval=(-0.25, 0.85))
 # method, layers, sparsity, word error rate of two seeds, speed-up of two seeds
 ROWS = (
     ("NASH", 4, 0.0, (25.2, 25.6), (1.38, 1.40)),
@@ -76,6 +79,7 @@ def report(made: list[PointFigures], failures: tuple[Failure, ...] = (), busynes
         dense_validation=DENSE.metrics,
         dense_layers=6,
         points=made,
+        compared={(p.method, p.shape): Compared(dense=FELL, control=ROSE) for p in made},
         failures=list(failures),
         busyness=busyness,
     )
@@ -97,7 +101,7 @@ def test_the_document() -> None:
 
 
 def test_the_frontier_is_over_means() -> None:
-    frontier = REPORT.document()["frontier"]
+    frontier = json.loads(json.dumps(REPORT.document()))["frontier"]
     assert [(f["method"], f["shape"]) for f in frontier] == [
         ("NASH", "d4-s0"),
         ("NASH", "d2-s0.3"),
@@ -107,6 +111,8 @@ def test_the_frontier_is_over_means() -> None:
     assert frontier[1]["quality"]["mean"] == pytest.approx(100 - 26.4)
     assert frontier[1]["quality"]["deviation"] == pytest.approx(0.3 * 2**0.5)
     assert frontier[1]["seeds"] == [0, 1]
+    assert frontier[1]["against_dense"] == {"value": -1.4, "interval": [-2.05, -0.75]}
+    assert frontier[1]["against_control"]["value"] == 0.3
     assert frontier[3]["refs"] == ["g2p@fast", "g2p@fast"]
     assert REPORT.dense_on_frontier
     assert len(REPORT.on_frontier) == 8
@@ -124,7 +130,8 @@ def test_a_shape_that_the_dense_model_beats_is_not_on_the_frontier() -> None:
 
 def test_the_headline_is_the_fastest_shape_that_keeps_its_quality() -> None:
     assert REPORT.headline == (
-        "NASH, 2 of 6 decoder layers, 30% of the encoder cut: 2.33x as fast, with 98.1% of the dense quality"
+        "NASH, 2 of 6 decoder layers, 30% of the encoder cut: 2.33x as fast, with 98.1% of the dense quality "
+        "(95 % interval of the difference: -2.05 to -0.75 points)"
     )
     assert REPORT.best is not None
     assert REPORT.document()["best"]["shape"] == "d2-s0.3"
@@ -191,7 +198,14 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"sweep.json", "frontier.png", "report.html"}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"(?:src|href)=\"(?!#|data:)|@import|url\((?!#)|https?://", page) == []
-    for text in ("2.33x as fast", "the loss is &lt;nan&gt;", "shrink-and-fine-tune", "100 \N{MINUS SIGN} word error"):
+    for text in (
+        "2.33x as fast",
+        "the loss is &lt;nan&gt;",
+        "shrink-and-fine-tune",
+        "-2.05 to -0.75<",
+        "against control",
+        "100 \N{MINUS SIGN} word error",
+    ):
         assert text in page
     assert json.loads((tmp_path / "sweep.json").read_text())["failed"][0]["id"] == failure.id
 
