@@ -19,8 +19,9 @@ from nash.run.folder import RunFolder
 from nash.run.progress import Stage
 from nash.training.teacher_answers import with_teacher_answers
 
-# In the run's folder: the report on the trimmed vocabulary, and the decoder layers that "auto" chose.
-VOCABULARY, LAYERS = "vocabulary.json", "layers.json"
+# In the run's folder: the report on the trimmed vocabulary, the decoder layers that were chosen on data, and the
+# teacher if it was trained on.
+VOCABULARY, LAYERS, TEACHER = "vocabulary.json", "layers.json", "teacher"
 
 
 class PruneRun:
@@ -42,8 +43,9 @@ class PruneRun:
         self.folder = folder
         self.console = console
         self.plan = plan
-        # A teacher with a trimmed vocabulary belongs to this run, and so do its answers.
-        self.answers_folder = folder.path if answers is None or recipe.pruning.trim_vocab else answers
+        # A teacher that this run changes belongs to it, and so do its answers.
+        own = recipe.pruning.trim_vocab or recipe.distillation.teacher_steps > 0
+        self.answers_folder = folder.path if answers is None or own else answers
 
     @property
     def path(self) -> Path:
@@ -51,19 +53,24 @@ class PruneRun:
         return self.folder.path
 
     @cached_property
-    def teacher(self) -> Model:
+    def dense(self) -> Model:
         """The dense model, with its vocabulary trimmed if the recipe asks for it."""
         return Model.open(self.path / "trimmed") if self.recipe.pruning.trim_vocab else self.task.model
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The dense model, trained on if the recipe asks for it."""
+        return Model.open(self.path / TEACHER) if self.recipe.distillation.teacher_steps else self.dense
 
     @property
     def spec(self) -> ModelSpec:
         """The teacher's shape."""
-        return self.teacher.spec
+        return self.dense.spec
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's tokenizer."""
-        return load_tokenizer(self.teacher.folder) if self.recipe.pruning.trim_vocab else self.task.tokenizer
+        return load_tokenizer(self.dense.folder) if self.recipe.pruning.trim_vocab else self.task.tokenizer
 
     @cached_property
     def kept_layers(self) -> tuple[int, ...]:

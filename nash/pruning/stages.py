@@ -7,6 +7,7 @@ teacher's probabilities and answers use only the tokens that stay.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, set_seed
@@ -19,7 +20,8 @@ from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import SpeedPlan, engine_measure, settle
 from nash.modeling.folders import DTYPES, load_compact, load_dense, save_model
 from nash.pruning.distillation import DistillationMaps
-from nash.pruning.run import LAYERS, VOCABULARY, PruneRun
+from nash.pruning.run import LAYERS, TEACHER, VOCABULARY, PruneRun
+from nash.pruning.run_training import train, train_student
 from nash.pruning.structure_stages import (
     STRUCTURE,
     STRUCTURES,
@@ -28,12 +30,14 @@ from nash.pruning.structure_stages import (
     find_structures,
 )
 from nash.pruning.student import Student
-from nash.pruning.student_training import train_student
 from nash.pruning.task import gate_kinds, texts_of
+from nash.pruning.trials import Trial, best_trial, described
+from nash.recipes.layer_selection import trained_candidates
 from nash.run.progress import Stage
 from nash.structure.calibration import TeacherDistance, calibration_batches, closest_layers, repair
 from nash.structure.compaction import compact, shorten_decoder
 from nash.structure.masking import Gates
+from nash.training.objective import TaskObjective
 from nash.training.teacher_answers import with_teacher_answers
 from nash.vocabulary.trimming import Coverage, trim_vocabulary
 
@@ -70,15 +74,36 @@ def trim(run: PruneRun) -> None:
 
 
 def choose_layers(run: PruneRun) -> None:
-    """Choose the decoder layers that on their own stay closest to the whole teacher."""
+    """Choose the decoder layers that on their own stay closest to the teacher, or that train best."""
     keep = run.recipe.pruning.decoder_layers
     assert isinstance(keep, int), "layers that are listed are not chosen"
-    pairs = run.tokenized(run.task.train_rows)
+    teacher = load_dense(run.teacher)
     with Stage(f"searching for the {keep} decoder layers that stay closest to the whole decoder", run.console):
-        teacher = load_dense(run.teacher)
-        batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)
+        batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
         chosen = closest_layers(teacher, keep, TeacherDistance(teacher, batches))
+    if run.recipe.pruning.layer_selection == "trained":
+        candidates = trained_candidates(run.spec.dense_decoder_layers, keep, chosen)
+        trials = {
+            described(layers): Trial(
+                name=f"layers-{'-'.join(map(str, layers))}",
+                kept_layers=layers,
+                start=partial(shorten_decoder, teacher, layers),
+            )
+            for layers in candidates
+        }
+        chosen = candidates[best_trial(run, trials, teacher)]
     run.folder.write_json(LAYERS, chosen)
+
+
+def correct_teacher(run: PruneRun) -> None:
+    """Train the teacher on the training rows, so that it knows what it teaches (Minitron, arXiv 2408.11796)."""
+    recipe = run.recipe
+    training = recipe.final_training.model_copy(update={"max_steps": recipe.distillation.teacher_steps})
+    set_seed(recipe.seed)
+    model = load_dense(run.dense)
+    objective = TaskObjective(model, label_smoothing=training.label_smoothing)
+    train(run, "teacher", objective, run.tokenized(run.task.train_rows), training)
+    save_model(model.to("cpu"), run.dense.folder, run.path / TEACHER, torch.float32)
 
 
 def answer(run: PruneRun) -> None:
@@ -154,14 +179,16 @@ def _searches(run: PruneRun) -> bool:
 
 STAGES = (
     PruningStage(result=VOCABULARY, make=trim, asked=lambda run: run.recipe.pruning.trim_vocab),
+    PruningStage(result=TEACHER, make=correct_teacher, asked=lambda run: run.recipe.distillation.teacher_steps > 0),
+    PruningStage(result=None, make=answer, asked=lambda run: run.recipe.distillation.sequence_level),
     PruningStage(
         result=LAYERS,
         make=choose_layers,
         asked=lambda run: (
-            run.recipe.pruning.layer_selection == "auto" and isinstance(run.recipe.pruning.decoder_layers, int)
+            run.recipe.pruning.layer_selection in {"auto", "trained"}
+            and isinstance(run.recipe.pruning.decoder_layers, int)
         ),
     ),
-    PruningStage(result=None, make=answer, asked=lambda run: run.recipe.distillation.sequence_level),
     PruningStage(result=STRUCTURES, make=find_structures, asked=_searches),
     PruningStage(result=STRUCTURE, make=choose_structure, asked=_searches),
     PruningStage(result="compact", make=cut_structure, asked=_searches),

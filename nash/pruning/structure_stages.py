@@ -1,20 +1,19 @@
 """The stages of a run that searches its structure for a requested speed (`pruning.structure = "search"`)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from model_store.model.config import layout_of
 from model_store.model.spec import shortened
 from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import TablePlan, beside, engine_measure, hits, timing_of
 from nash.modeling.folders import load_dense, save_model
-from nash.pruning.distillation import DistillationMaps
 from nash.pruning.run import LAYERS, PruneRun
-from nash.pruning.student import Student
-from nash.pruning.student_training import train_student
+from nash.pruning.trials import Trial, best_trial, described
 from nash.run.progress import Stage
 from nash.structure.calibration import TeacherDistance, calibration_batches, repair
 from nash.structure.compaction import compact, shorten_decoder
@@ -67,11 +66,15 @@ def choose_structure(run: PruneRun) -> None:
     """Train every structure for a short time; the one with the lowest validation loss stays."""
     structures = [Structure.of(document) for document in run.folder.read_json(STRUCTURES)]
     teacher = load_dense(run.teacher)
-    losses = [_trial(run, structure, teacher) if len(structures) > 1 else 0.0 for structure in structures]
-    best = min(range(len(structures)), key=losses.__getitem__)
-    for structure, loss in zip(structures, losses, strict=True):
-        run.console.print(f"{_described(structure)}: validation loss {loss:.4f}", soft_wrap=True)
-    run.console.print(f"chosen: {_described(structures[best])}", soft_wrap=True)
+    trials = {
+        described(structure.decoder_layers): Trial(
+            name=f"depth-{len(structure.decoder_layers)}",
+            kept_layers=structure.decoder_layers,
+            start=partial(_cut, run, structure, teacher),
+        )
+        for structure in structures
+    }
+    best = best_trial(run, trials, teacher)
     run.folder.write_json(LAYERS, structures[best].decoder_layers)
     run.folder.write_json(STRUCTURE, structures[best].document())
 
@@ -98,18 +101,6 @@ def _widths(
     return widths
 
 
-def _trial(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> float:
-    """The validation loss of a structure after `search_steps` of the final phase's training."""
-    steps, final = run.recipe.pruning.search_steps, run.recipe.final_training
-    name = f"depth-{len(structure.decoder_layers)}"
-    short = final.model_copy(update={"max_steps": steps, "warmup_steps": min(final.warmup_steps, steps // 4)})
-    set_seed(run.recipe.seed)
-    student = Student(_cut(run, structure, teacher), DistillationMaps(run.spec.d_model, len(structure.decoder_layers)))
-    log = train_student(run, name, student, teacher, structure.decoder_layers, short)
-    teacher.to("cpu")
-    return [entry["eval_loss"] for entry in log if "eval_loss" in entry][-1]
-
-
 def _cut(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> PreTrainedModel:
     """The compact model of a structure; what is left of each matrix makes up for what was cut."""
     layers = structure.decoder_layers
@@ -120,7 +111,7 @@ def _cut(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> PreTr
     for name, parts in structure.kept.items():
         kept[name][list(parts)] = True
     model = compact(student, run.spec, layers, HardenedGates(values=ones, kept=kept))
-    with Stage(f"refitting what is left, {_described(structure)}", run.console):
+    with Stage(f"refitting what is left, {described(structure.decoder_layers)}", run.console):
         batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
         repair(model, student, sublayers, ones, batches)
     return model
@@ -131,9 +122,3 @@ def _spread(total: int, count: int) -> list[int]:
     if count == 1:
         return [max(1, total // 2)]
     return sorted({1 + round(i * (total - 1) / (count - 1)) for i in range(count)})
-
-
-def _described(structure: Structure) -> str:
-    count = len(structure.decoder_layers)
-    named = ", ".join(map(str, structure.decoder_layers))
-    return f"{count} decoder layer{'s' if count > 1 else ''} ({named})"

@@ -12,7 +12,7 @@ def select_layers(total: int, keep: int | list[int] | None, how: LayerSelection 
     """Indices of the kept layers, ascending; `keep` is their number, an explicit list, or None for all.
 
     `uniform` spreads them from the first to the last (index_j = floor(j (L-1) / (n-1)), as NASH does), `low` takes
-    the first ones, `high` the last ones. `auto` is decided by `search_layers`; here it returns the uniform layers.
+    the first ones, `high` the last ones. `auto` and `trained` are decided on data; here they return the uniform layers.
 
     Raises:
         RequestError: `keep` is below one or above `total`, or its indices are not ascending layer numbers.
@@ -43,6 +43,18 @@ def block_ends(kept: tuple[int, ...], total: int) -> tuple[int, ...]:
 
 
 MOST_TRIALS = 64
+_MOST_TRAINED = 12  # each costs a short training
+
+
+def trained_candidates(total: int, keep: int, closest: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The choices of `keep` layers to decide between by a short training: all if they are few.
+
+    Else the uniform ones, the first, the last, and `closest`, which `search_layers` found.
+    """
+    if math.comb(total, keep) <= _MOST_TRAINED:
+        return list(combinations(range(total), keep))
+    hows: tuple[LayerSelection, ...] = ("uniform", "low", "high")
+    return sorted({*(select_layers(total, keep, how) for how in hows), closest})
 
 
 def search_layers(total: int, keep: int, cost: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:

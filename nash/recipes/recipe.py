@@ -27,7 +27,7 @@ HUB_PREFIX = "hub:"  # starts a path that stands for a data set on the hub
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
-LayerSelection = Literal["uniform", "low", "high", "auto"]
+LayerSelection = Literal["uniform", "low", "high", "auto", "trained"]
 # Far above any sensible value, and within what the libraries can handle.
 MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e30, 2**32 - 1
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
@@ -211,7 +211,8 @@ class PruningRecipe(Section):
     decoder_layers: int | list[int] | None = None
     """How many decoder layers to keep, or which ones, counted from 0. All if left out."""
     layer_selection: LayerSelection = "uniform"
-    """Which layers a number means: spread evenly, the first, the last, or those whose loss hurts least."""
+    """Which layers a number means: spread evenly, the first, the last, those whose loss hurts least before training
+    (`auto`), or those that are best after `search_steps` of it (`trained`)."""
     gate_heads: bool = True
     """Cut attention heads."""
     gate_units: bool = True
@@ -226,7 +227,7 @@ class PruningRecipe(Section):
     search_depths: Count = 3
     """How many numbers of decoder layers `search` trains for a short time before it decides between them."""
     search_steps: Count = 100
-    """The steps of that training."""
+    """The steps of that training, and of each trial of `layer_selection = "trained"`."""
     repair: bool = False
     """Refit cut matrices by least squares before the final phase."""
     trim_vocab: bool = False
@@ -278,6 +279,8 @@ class DistillationRecipe(Section):
     """Compare an encoder layer of the teacher with the student's nearest one, as CoFi does, or with the same one."""
     sequence_level: bool = False
     """Train on the teacher's own answers instead of the data's targets."""
+    teacher_steps: int = Field(default=0, ge=0)
+    """Train the teacher itself for this many steps first, as the final phase trains; 0 takes it as it is."""
 
     @property
     def trains(self) -> bool:

@@ -14,7 +14,10 @@ from nash.data.rows import TaskRow
 from nash.errors import RequestError
 from nash.measuring.evaluate import predict
 from nash.pruning.prune import prune
+from nash.pruning.run import PruneRun
+from nash.pruning.task import prepare
 from nash.recipes.recipe import PruneRecipe, build_recipe
+from nash.run.folder import RunFolder
 from nash.training.teacher_answers import FILE
 from server.engine.interface.config import EngineConfig
 from tests.nash.tiny_training import build_task_model, task_rows
@@ -76,6 +79,41 @@ def test_layers_by_what_their_loss_does(task: Path, tmp_path: Path) -> None:
         (out / stage).rmdir()
     run(task, out, pruning__layer_selection="auto", pruning__encoder_sparsity=0.0)
     assert [layer.origin for layer in Model.open(out / "model").spec.decoder] == others
+
+
+def test_the_layer_that_trains_best(task: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(
+        task,
+        out,
+        pruning__layer_selection="trained",
+        pruning__search_steps=2,
+        pruning__decoder_layers=1,
+        pruning__encoder_sparsity=0.0,
+    )
+    losses = []
+    for layer in range(3):
+        *_, last = (out / f"layers-{layer}_log.jsonl").read_text().splitlines()
+        losses.append(json.loads(last)["eval_loss"])
+    assert len(set(losses)) == 3
+    assert json.loads((out / "layers.json").read_text()) == [losses.index(min(losses))]
+
+
+def test_a_corrected_teacher_is_the_one_that_answers(task: Path, tmp_path: Path) -> None:
+    out, shared = tmp_path / "out", tmp_path / "shared"
+    switches: dict[str, Any] = {"distillation__teacher_steps": 3, "distillation__sequence_level": True}
+    recipe = recipe_of(task, **switches)
+    with RunFolder(out, {}, {}) as folder:
+        inputs = prepare(recipe, Store(tmp_path / "store"))
+        assert PruneRun(recipe, inputs, folder, Console(), answers=shared).answers_folder == out
+    run(task, out, **switches)
+    teacher, dense = Model.open(out / "teacher"), Model.open(task / "dense")
+    assert teacher.spec == dense.spec
+    sources = [row.source for row in task_rows(50)[:40]]
+    config = EngineConfig(max_source_tokens=16, max_new_tokens=16)
+    answers = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
+    assert answers == predict(teacher, sources, config)
+    assert answers != predict(dense, sources, config)
 
 
 def test_repair_changes_the_cut_matrices_alone(task: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from nash.errors import RequestError
-from nash.recipes.layer_selection import MOST_TRIALS, block_ends, search_layers, select_layers
+from nash.recipes.layer_selection import MOST_TRIALS, block_ends, search_layers, select_layers, trained_candidates
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,10 @@ def test_many_choices_leave_out_one_at_a_time() -> None:
     assert math.comb(12, 3) > MOST_TRIALS
     worth = [5, 0, 4, 1, 9, 2, 8, 3, 7, 0, 0, 6]
     assert search_layers(12, 3, lambda kept: -sum(worth[i] for i in kept)) == (4, 6, 8)
+
+
+def test_candidates_to_train() -> None:
+    """Every choice if they are few; else the named ones, once each."""
+    assert trained_candidates(6, 1, (3,)) == [(0,), (1,), (2,), (3,), (4,), (5,)]
+    assert trained_candidates(12, 2, (4, 9)) == [(0, 1), (0, 11), (4, 9), (10, 11)]
+    assert trained_candidates(12, 2, (0, 11)) == [(0, 1), (0, 11), (10, 11)]

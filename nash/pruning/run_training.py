@@ -1,13 +1,15 @@
-"""One phase of a student's training, within a run."""
+"""One phase of training, within a run."""
 
 from transformers import PreTrainedModel
 
+from nash.data.examples import TokenizedPairs
 from nash.precision import choose_precision
 from nash.pruning.objective import StudentObjective
 from nash.pruning.run import PruneRun
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import OptimizationRecipe
+from nash.training.objective import Objective
 from nash.training.phase import Phase, write_log
 from nash.training.progress import TrainingProgress
 
@@ -20,15 +22,10 @@ def train_student(
     kept_layers: tuple[int, ...],
     optimization: OptimizationRecipe,
 ) -> list[dict[str, float]]:
-    """Train a phase whose checkpoints and log are called `name`; return the log.
+    """Train a phase of the student; return its log.
 
     `kept_layers` are the student's decoder layers, by their numbers in the teacher's.
     """
-    pairs, validation = run.train_pairs, run.validation_pairs
-    choice = choose_precision(optimization.precision)
-    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
-    run.folder.note_precision(f"{name}_training", choice)
-    progress = TrainingProgress(name, run.console)
     objective = StudentObjective(
         student,
         teacher,
@@ -37,6 +34,17 @@ def train_student(
         pruning=run.recipe.pruning,
         label_smoothing=optimization.label_smoothing,
     )
+    return train(run, name, objective, run.train_pairs, optimization)
+
+
+def train(
+    run: PruneRun, name: str, objective: Objective, pairs: TokenizedPairs, optimization: OptimizationRecipe
+) -> list[dict[str, float]]:
+    """Train a phase whose checkpoints and log are called `name`; return the log."""
+    choice = choose_precision(optimization.precision)
+    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    run.folder.note_precision(f"{name}_training", choice)
+    progress = TrainingProgress(name, run.console)
     phase = Phase(
         objective,
         pairs,
@@ -44,7 +52,7 @@ def train_student(
         spec=run.spec,
         folder=run.path / "checkpoints" / name,
         seed=run.recipe.seed,
-        validation=validation,
+        validation=run.validation_pairs,
         watcher=progress,
     )
     try:
