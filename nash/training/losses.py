@@ -94,12 +94,26 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=scores_NV.device)
         learns = ctx.needs_input_grad[0]
         gradient_NV = torch.empty_like(scores_NV) if learns else None
+        half = scores_NV.dtype != torch.float32
         for part in _parts(scores_NV):
             padding_R1, label_R1 = (labels_N[part] == IGNORED)[:, None], labels_N[part, None].clamp(min=0)
-            logs = F.log_softmax(scores_NV[part].float(), dim=-1)
-            total += _label_loss(logs, label_R1, padding_R1, smoothing)
+            scores = scores_NV[part].float()
+            probability = torch.empty_like(scores) if gradient_NV is None or half else gradient_NV[part]
+            torch.softmax(scores, dim=-1, out=probability)
+            # The likeliest token's probability is at least 1 / V, so its logarithm is exact: one exponential is enough.
+            normalizer_R1 = scores.amax(1, keepdim=True) - probability.amax(1, keepdim=True).log()
+            loss_R1 = normalizer_R1 - (1 - smoothing) * scores.gather(1, label_R1)
+            if smoothing:
+                loss_R1 -= smoothing * scores.mean(1, keepdim=True)
+            total += loss_R1.masked_fill_(padding_R1, 0.0).sum()
             if gradient_NV is not None:
-                gradient_NV[part] = _label_gradient(logs, label_R1, smoothing).masked_fill_(padding_R1, 0.0)
+                away_R1 = torch.full_like(label_R1, smoothing - 1, dtype=probability.dtype)
+                gradient = probability.scatter_add_(1, label_R1, away_R1)
+                if smoothing:
+                    gradient.sub_(smoothing / scores.shape[1])
+                gradient.masked_fill_(padding_R1, 0.0)
+                if half:
+                    gradient_NV[part] = gradient
         ctx.gradient_NV = gradient_NV
         return total
 

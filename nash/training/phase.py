@@ -27,6 +27,7 @@ from nash.precision import choose_precision, training_device
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.disk import full_disk_named
 from nash.training import losses
+from nash.training.allocator import keep_freed_memory
 from nash.training.checkpoint import (
     PhaseState,
     last_checkpoint,
@@ -108,6 +109,8 @@ class Phase:
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else nullcontext
         )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         objective.module.to(self.device)
         self.optimizer = MuonAdamW(objective.groups(optimization), lr=optimization.learning_rate)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
