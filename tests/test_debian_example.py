@@ -15,11 +15,12 @@ from transformers import AutoTokenizer
 
 from examples.debian import package_index, prepare
 from examples.debian.description_text import blocks, plain_key, sentences, synopsis_of
+from examples.debian.first_words import first_words, scores
 from examples.debian.package_index import IndexUnavailableError, Package, fetch, own_mirror, read_packages, read_stanzas
 from examples.debian.prepare import Example, into_splits, split_of, synopsis_examples, translation_examples
 from examples.debian.selection import MOST_OF_A_SOURCE, select
 from examples.unigram_tokenizer import BYTES, save_tokenizer, train_tokenizer
-from nash.data.rows import read_rows
+from nash.data.rows import TaskRow, read_rows
 from nash.modeling.folders import load_tokenizer
 
 ENGLISH = """fast parser.
@@ -314,3 +315,12 @@ def test_apt_keeps_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(package_index, "KEYRING", tmp_path / "absent")
     with pytest.raises(IndexUnavailableError, match="install the package debian-archive-keyring"):
         fetch(tmp_path / "index", "http://mirror.example/debian", "bookworm")
+
+
+def test_the_first_words_of_a_description() -> None:
+    rows = [
+        TaskRow(source="foo: a tool: it does things well", targets=("a tool: it does",)),
+        TaskRow(source="bar: reads mail", targets=("writes mail",)),
+    ]
+    assert first_words(rows[0], 4) == "a tool: it does"
+    assert scores(rows, 4)["rouge1"] == pytest.approx((100.0 + 50.0) / 2)
