@@ -33,6 +33,12 @@ PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
 # Tasks with finished models, and the name of their quality figure.
 QUALITY = {"g2p": "words right, %", "synopsis": "ROUGE-L", "translation": "BLEU"}
+# Their other metrics. Lsum is left out: a synopsis has one line, so it equals L.
+OTHER_METRICS = {
+    "g2p": {"phoneme_error_rate": "phoneme errors, %"},
+    "synopsis": {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2"},
+    "translation": {"chrf": "chrF"},
+}
 # Tasks with sweeps, and their kind of metric.
 SWEPT: dict[str, MetricKind] = {"g2p": "phonemes", "synopsis": "summarization"}
 _STYLE: dict[Any, Any] = {
@@ -71,11 +77,22 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
+def _against(shape: dict[str, Any], whom: str) -> str:
+    difference = shape.get(f"against_{whom}")
+    if difference is None:
+        return ""
+    low, high = difference["interval"]
+    return f"{difference['value']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
 def methods_table(task: str) -> str:
-    """Every method at its shapes, compared with the dense model."""
+    """Every method at its shapes beside the dense model: all metrics, and intervals where the sweep has them."""
     sweep = _read(f"{task}-methods.json")
     dense = sweep["dense"]
-    rows = [["dense", str(dense["decoder_layers"]), "0 %", f"{dense['quality']:.2f}", "100 %", "1.00"]]
+    compared = [whom for whom in ("dense", "control") if any(f"against_{whom}" in each for each in sweep["shapes"])]
+    others = [f"{dense['metrics'][name]:.2f}" for name in OTHER_METRICS[task]]
+    figures = [f"{dense['quality']:.2f}", "100 %", *([""] * len(compared)), *others, "1.00"]
+    rows = [["dense", str(dense["decoder_layers"]), "0 %", *figures]]
     points = {point["id"]: point for point in sweep["points"]}
     for shape in sorted(sweep["shapes"], key=lambda shape: shape["speedup"]["mean"]):
         own = [points[name] for name in shape["points"]]
@@ -88,11 +105,14 @@ def methods_table(task: str) -> str:
                 f"{cut:.0%}",
                 _spread(shape["quality"]),
                 f"{kept:.1%}",
+                *(_against(shape, whom) for whom in compared),
+                *(_spread(shape["metrics"][name]) for name in OTHER_METRICS[task]),
                 f"{shape['speedup']['mean']:.2f}",
             ]
         )
-    header = ["method", "decoder layers", "encoder cut", QUALITY[task], "of the dense", "times as fast"]
-    return _markdown(header, rows)
+    header = ["method", "decoder layers", "encoder cut", QUALITY[task], "of the dense"]
+    header += [f"against the {whom}" for whom in compared]
+    return _markdown([*header, *OTHER_METRICS[task].values(), "times as fast"], rows)
 
 
 def sparsity_table(task: str) -> str:
@@ -145,11 +165,18 @@ def headline_table(name: str) -> str:
     """A task's best models beside the dense one: quality in both dtypes, speed with one thread and with two."""
     dense, *others = _read(f"headline-{name}.json")["models"]
     timed = [f"{each['dtype']}, {_threads(each)}" for each in dense["latency"]]
-    header = ["", QUALITY[name], "of the dense", f"{QUALITY[name]}, int8", *timed]
+    header = ["", QUALITY[name], "of the dense", *OTHER_METRICS[name].values(), f"{QUALITY[name]}, int8", *timed]
     rows = []
     for model in [dense, *others]:
         full, small = (each["quality"] for each in model["quality"])
-        cells = [_what_is_left(model), f"{full:.2f}", f"{full / dense['quality'][0]['quality']:.1%}", f"{small:.2f}"]
+        metrics = model["quality"][0]["metrics"]
+        cells = [
+            _what_is_left(model),
+            f"{full:.2f}",
+            f"{full / dense['quality'][0]['quality']:.1%}",
+            *(f"{metrics[metric]:.2f}" for metric in OTHER_METRICS[name]),
+            f"{small:.2f}",
+        ]
         shown = "{total_ms:.2f} ms" if model is dense else "{speedup:.2f}"
         rows.append([*cells, *(shown.format_map(each) for each in model["latency"])])
     return _markdown(header, rows)
