@@ -16,6 +16,7 @@ class FoundModel:
     ref: str  # as requested
     model: Model
     version: StoredVersion | None  # None for a folder outside the store
+    origin: str | None = None  # hub:OWNER/NAME@COMMIT for a model from the hub
 
 
 def find_model(path_or_ref: str, store: Store) -> FoundModel:

@@ -9,7 +9,7 @@ from model_store.disk.paths import Paths
 from model_store.disk.pointers import alias_names, live_versions, model_names, read_alias, read_version
 from model_store.disk.records import read_quality, record_paths
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
-from model_store.model.model import WEIGHTS
+from model_store.model.model import is_weights
 from model_store.model.safetensors_header import read_header
 from model_store.version.manifest import FileEntry
 
@@ -65,7 +65,7 @@ def _file_problem(paths: Paths, file: FileEntry) -> str | None:
     blob = paths.blob(file.sha256)
     if (what := damage(blob, file.sha256, file.size)) is not None:
         return f"{what} ({blob})"
-    if file.path != WEIGHTS:
+    if not is_weights(file.path):
         return None
     try:
         read_header(blob)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from model_store.errors import InvalidRequestError
-from model_store.find import FoundModel, find_model
-from model_store.model.model import TOKENIZER, WEIGHTS, Model
+from model_store.find import FoundModel
+from model_store.model.model import TOKENIZER, Model
 from model_store.model.spec import ModelSpec
 from model_store.store import Store
 from model_store.version.ref import DENSE_ALIAS, check_name
 from model_store.version.source import check_publishable, list_files
+from nash.checkpoints.folder import check_tokenizer, is_complete, locate
 from nash.data.formats import check_obtainable, is_split_folder, needs_datasets, split_path
 from nash.data.lengths import check_lengths
 from nash.data.rows import read_rows
@@ -49,13 +50,14 @@ def check_rows(path: Path, layout: DataLayout, metric: MetricKind | None = None)
         check_references(metric, [row.targets for row in rows])
 
 
-def check_files(model: Model, *names: str) -> None:
-    """Check the files that a model is loaded from: the named ones, by default its weights and its tokenizer.
+def check_files(model: Model, *, tokenizer: bool = True) -> None:
+    """Check the files that a model is loaded from: its weights, and its tokenizer where the work needs one.
 
     Raises:
         model_store.errors.InvalidRequestError: a file is missing, or the weights file is damaged.
     """
-    model.require(*names or (WEIGHTS, TOKENIZER))
+    if tokenizer:
+        check_tokenizer(model)
     model.check_weights()
 
 
@@ -71,7 +73,7 @@ def check_evaluate(
     """
     check_machine(config)
     check_rows(split_path(data, split) if is_split_folder(data) else data, layout, metric)
-    found = find_model(model, store).model
+    found = locate(model, store).model
     check_files(found)
     check_machine(config, found)
 
@@ -86,8 +88,8 @@ def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> No
     """
     check_machine(config)
     for model in models:
-        found = find_model(model, store).model
-        check_files(found, WEIGHTS)
+        found = locate(model, store).model
+        check_files(found, tokenizer=False)
         check_machine(config, found)
 
 
@@ -99,7 +101,11 @@ def check_export(model: str, out: Path, store: Store) -> None:
         model_store.errors.ModelStoreError: the store has no such model, or the folder is not a model directory.
     """
     check_free(out)
-    list_files(find_model(model, store).model.folder)
+    found = locate(model, store)
+    if is_complete(found):
+        list_files(found.model.folder)
+    else:
+        check_files(found.model)
 
 
 def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | None, alias: str) -> FinetuneRecipe:
@@ -115,7 +121,7 @@ def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | 
     if not (out / "model").is_dir():
         check_precisions([recipe.training.precision])
     if recipe.model is not None:
-        start = find_model(recipe.model, store).model
+        start = locate(recipe.model, store).model
         check_files(start)
         recipe = _within_positions(recipe, start.spec)
     elif recipe.tokenizer is not None and not (recipe.tokenizer / TOKENIZER).is_file():
@@ -138,7 +144,7 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
     check_machine(EngineConfig(dtype=recipe.workload.dtype, threads=recipe.workload.threads))
     if not (out / "model").is_dir():
         check_precisions(recipe.precisions)
-    found = find_model(recipe.model, store)
+    found = locate(recipe.model, store)
     check_dense(found)
     asked_layers(recipe, found.model.spec)
     recipe = _within_positions(recipe, found.model.spec)
@@ -158,7 +164,7 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
     """
     shared = points[0].recipe
     check_machine(EngineConfig(dtype=shared.workload.dtype, threads=shared.workload.threads))
-    found = find_model(shared.model, store)
+    found = locate(shared.model, store)
     check_dense(found)
     spec = found.model.spec
     check_apart(out, found.model.folder)
@@ -231,8 +237,10 @@ def check_dense(found: FoundModel) -> None:
     """
     if found.model.spec.compact:
         raise RequestError(f"{found.ref} is already pruned: give the dense model it came from")
-    if found.version is None:
+    if found.version is None and is_complete(found):
         check_publishable(found.model.folder)
+    elif found.version is None:  # it is completed when it is opened, and checked again then
+        check_files(found.model)
 
 
 def _within_positions(recipe: Recipe, spec: ModelSpec) -> Recipe:

@@ -8,7 +8,7 @@ from model_store.disk.blobs import REPAIR
 from model_store.disk.files import damage, link_if_absent, make_folder, private_folder, replace_by_link
 from model_store.disk.paths import Paths
 from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
-from model_store.model.model import WEIGHTS
+from model_store.model.model import is_weights
 from model_store.model.safetensors_header import read_header
 from model_store.version.manifest import FileEntry, Manifest
 
@@ -41,7 +41,9 @@ def open_view(paths: Paths, manifest: Manifest, digest: str, ref: str) -> Path:
     if foreign:
         raise CorruptStoreError(f"{ref}: {view / foreign[0]} is not part of the version: delete {view}")
     try:
-        read_header(view / WEIGHTS)
+        for file in manifest.files:
+            if is_weights(file.path):
+                read_header(view / file.path)
     except InvalidRequestError as error:
         raise CorruptStoreError(f"{ref}: {error}: {REPAIR}") from None
     return view

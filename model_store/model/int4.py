@@ -12,7 +12,7 @@ would still answer as the original ones did.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GROUP = 32  # inputs that share a step
 _MADE_FROM = "weights_sha256"  # the metadata key
+_CHUNK_BYTES = 1 << 20
 
 
 def int4_matrices(spec: "ModelSpec") -> Iterator[tuple[str, tuple[int, int]]]:
@@ -76,13 +77,17 @@ def check_int4(spec: "ModelSpec", tensors: Mapping[str, TensorInfo]) -> None:
             )
 
 
-def origin_metadata(weights: Path) -> dict[str, str]:
-    """The file's metadata, which identify the weights it was made from."""
-    with weights.open("rb") as file:
-        return {_MADE_FROM: hashlib.file_digest(file, "sha256").hexdigest()}
+def origin_metadata(weights: Sequence[Path]) -> dict[str, str]:
+    """The file's metadata, which identify the weights it was made from: one file, or its shards one after the other."""
+    digest = hashlib.sha256()
+    for path in weights:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return {_MADE_FROM: digest.hexdigest()}
 
 
-def check_int4_file(spec: "ModelSpec", path: Path, weights: Path) -> None:
+def check_int4_file(spec: "ModelSpec", path: Path, weights: Sequence[Path]) -> None:
     """Compare the file with the model's shape and with the weights beside it.
 
     Raises:
@@ -91,5 +96,5 @@ def check_int4_file(spec: "ModelSpec", path: Path, weights: Path) -> None:
     check_int4(spec, read_header(path))
     if read_metadata(path) != origin_metadata(weights):
         raise InvalidRequestError(
-            f"{path.name} was made from another {weights.name}, which has changed since: calibrate the model again"
+            f"{path.name} was made from another {weights[0].name}, which has changed since: calibrate the model again"
         )

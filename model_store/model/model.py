@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +18,16 @@ from model_store.model.spec import ModelSpec
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files, called shards
 TOKENIZER = "tokenizer.json"
 GENERATION = "generation_config.json"
 INT4 = "int4.safetensors"  # see `int4.py`
 
-_TOKENIZER_FILES = (
+# Two noncharacters of Unicode around those tokens of a converted tokenizer.json that no text may contain.
+MARKS = ("\ufdd0", "\ufdd1")
+
+_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+TOKENIZER_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -70,8 +76,18 @@ class Model:
 
     @property
     def weights(self) -> Path:
-        """The path of its weights, one safetensors file."""
-        return self.folder / WEIGHTS
+        """The file that says which weights it has: its one safetensors file, or the index of several."""
+        single, index = self.folder / WEIGHTS, self.folder / INDEX
+        return index if index.is_file() and not single.is_file() else single
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files of its weights, by name.
+
+        Raises:
+            InvalidRequestError: there are none, or the index is damaged or names a file that is not there.
+        """
+        return weight_files(self.folder)
 
     @property
     def calibrated(self) -> bool:
@@ -83,10 +99,25 @@ class Model:
         """The header entries of its weights, by tensor name.
 
         Raises:
-            InvalidRequestError: there are no weights, or their file is incomplete.
+            InvalidRequestError: there are no weights, a file of them is incomplete, or they are not as the index says.
         """
-        self.require(WEIGHTS)
-        return read_header(self.weights)
+        found: dict[str, TensorInfo] = {}
+        places: dict[str, str] = {}
+        for path in self.weight_files:
+            for name, info in read_header(path).items():
+                if name in found:
+                    raise InvalidRequestError(
+                        f"{path} and {places[name]} both have the tensor {name[:120]!r}: copy the model's files again"
+                    )
+                found[name], places[name] = info, path.name
+        if self.weights.name == INDEX:
+            for name, file in read_index(self.folder).items():
+                if places.get(name) != file:
+                    raise InvalidRequestError(
+                        f"{self.weights} says that {file} has the tensor {name[:120]!r}, which it does not: "
+                        "copy the model's files again"
+                    )
+        return found
 
     def check_weights(self) -> None:
         """Compare the header of its weights with its shape.
@@ -157,9 +188,8 @@ class Model:
         Raises:
             InvalidRequestError: there are no weights.
         """
-        self.require(WEIGHTS)
         settings = [self.folder / name for name in (CONFIG, GENERATION) if (self.folder / name).is_file()]
-        return files_digest(self.weights, *settings, *self.tokenizer_files)
+        return files_digest(*self.weight_files, *settings, *self.tokenizer_files)
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -182,9 +212,49 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of the weights in a folder, by name: `model.safetensors`, else what the index names.
+
+    Raises:
+        InvalidRequestError: there are none, or the index is damaged or names a file that is not there.
+    """
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    if not (folder / INDEX).is_file():
+        raise InvalidRequestError(f"{folder} has no {WEIGHTS}: save the model there with save_pretrained")
+    paths = tuple(folder / name for name in sorted(set(read_index(folder).values())))
+    for path in paths:
+        if not path.is_file():
+            raise InvalidRequestError(f"{folder} has no {path.name}, which {INDEX} names: copy the model's files again")
+    return paths
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The file that each tensor is in, by the index of weights in several files.
+
+    Raises:
+        InvalidRequestError: the index is damaged.
+    """
+    places = read_object(folder, INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InvalidRequestError(f"{folder / INDEX} has no weight_map: save the model again with save_pretrained")
+    for file in places.values():
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise InvalidRequestError(
+                f"{folder / INDEX} names the file {str(file)[:80]!r}, not model-00001-of-00002.safetensors or the "
+                "like: save the model again with save_pretrained"
+            )
+    return places
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds a model's weights, or some of them."""
+    return name == WEIGHTS or _SHARD.fullmatch(name) is not None
+
+
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """All tokenizer files in a folder."""
-    return tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
+    return tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
 
 
 def files_digest(*files: Path) -> str:

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 
 from model_store.errors import InvalidRequestError
 from model_store.model.int4 import check_int4_file
-from model_store.model.model import CONFIG, GENERATION, INT4, TOKENIZER, WEIGHTS, Model
+from model_store.model.model import CONFIG, GENERATION, INDEX, INT4, TOKENIZER, WEIGHTS, Model, weight_files
 from model_store.model.spec import ModelSpec
 from model_store.version.manifest import FILE_NAME, Kind
 
-REQUIRED = (CONFIG, WEIGHTS, TOKENIZER, GENERATION)
+_REQUIRED = (CONFIG, TOKENIZER, GENERATION)  # beside the weights
 
 _TEXT_SUFFIXES = (".txt", ".md", ".toml", ".jsonl")
 _SENTENCEPIECE_SUFFIXES = (".model", ".spm")
@@ -59,9 +59,17 @@ def list_files(directory: Path) -> dict[str, int]:
             continue
         _check_entry(entry, directory)
         sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
-    for name in REQUIRED:
+    weights = {path.name for path in weight_files(directory)}
+    for name in _REQUIRED:
         if name not in sizes:
-            raise InvalidRequestError(f"{directory} has no {name}: a model directory needs {', '.join(REQUIRED)}")
+            needed = ", ".join((CONFIG, WEIGHTS, TOKENIZER, GENERATION))
+            raise InvalidRequestError(f"{directory} has no {name}: a model directory needs {needed}")
+    for name in sizes:
+        if (name.endswith(".safetensors") and name not in weights | {INT4}) or (name == INDEX and WEIGHTS in weights):
+            raise InvalidRequestError(
+                f"{directory / name} is not part of the model: all weights must be in one {WEIGHTS}, or in the files "
+                f"that {INDEX} names; move it away"
+            )
     if len({name.lower() for name in sizes}) != len(sizes):
         raise InvalidRequestError(f"{directory} has file names that differ only in case: rename one")
     return sizes
@@ -79,8 +87,6 @@ def _check_entry(entry: os.DirEntry[str], directory: Path) -> None:
             f"{entry.path} does not belong in a model directory: move it away "
             f"(file names that belong there end in {', '.join(_SUFFIXES)})"
         )
-    if entry.name.endswith(".safetensors") and entry.name not in (WEIGHTS, INT4):
-        raise InvalidRequestError(f"{entry.path}: all weights must be in one {WEIGHTS}: save without shards")
 
 
 def _danger(path: Path) -> str | None:
@@ -115,7 +121,7 @@ def inspect(directory: Path) -> ModelSource:
     model.check_weights()
     _check_dtypes(model)
     if (directory / INT4).exists():
-        check_int4_file(spec, directory / INT4, directory / WEIGHTS)
+        check_int4_file(spec, directory / INT4, model.weight_files)
     _check_tokenizer(directory / TOKENIZER, spec)
     return ModelSource(
         spec=spec,
@@ -184,7 +190,7 @@ def _check_dtypes(model: Model) -> None:
     for name, info in model.tensors.items():
         if info.dtype not in _DTYPES:
             raise InvalidRequestError(
-                f"{WEIGHTS}: {name!r} has dtype {info.dtype}: save it as {', '.join(_DTYPES.values())}"
+                f"{model.weights.name}: {name!r} has dtype {info.dtype}: save it as {', '.join(_DTYPES.values())}"
             )
 
 

@@ -40,7 +40,7 @@ def command(
 
     import torch
 
-    from model_store.find import find_model
+    from nash.checkpoints.folder import locate
     from nash.measuring.latency import Workload, measure_side_by_side
     from nash.modeling.folders import quiet_libraries
     from nash.run.progress import Stage
@@ -48,7 +48,7 @@ def command(
     from server.engine.engine import Engine
 
     quiet_libraries()
-    resolved = [find_model(model, opened) for model in models]
+    resolved = [locate(model, opened) for model in models]
     choices = [
         choose_dtype(asked, () if model.version is None else opened.quality(model.version.ref)) for model in resolved
     ]

@@ -10,7 +10,10 @@ from nash.recipes.recipe import MOST_COUNT, MetricKind
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="PATH_OR_REF", help="A model directory, or a model in the store.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="PATH_OR_REF", help="A model directory, a model in the store, or hub:OWNER/NAME."),
+    ],
     data: Annotated[
         Path,
         typer.Option(
@@ -71,7 +74,7 @@ def command(
     )
     check_evaluate(model, data, split, layout, metric, asked, opened)
 
-    from model_store.find import find_model
+    from nash.checkpoints.opening import open_model
     from nash.data.formats import is_split_folder, split_path
     from nash.data.rows import read_rows
     from nash.measuring.by_dtype import quality_record
@@ -84,12 +87,12 @@ def command(
     file = split_path(data, split) if is_split_folder(data) else data
     split = split if is_split_folder(data) else data.stem
     rows = read_rows(file, layout)
-    resolved = find_model(model, opened)
-    known = () if resolved.version is None else opened.quality(resolved.version.ref)
-    config, choice = with_dtype(asked, known)
-    progress_console().print(f"{resolved.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)
-    with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
-        result = evaluate(resolved.model, rows, metric, config, stage.update)
+    with open_model(model, opened) as resolved:
+        known = () if resolved.version is None else opened.quality(resolved.version.ref)
+        config, choice = with_dtype(asked, known)
+        progress_console().print(f"{resolved.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)
+        with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
+            result = evaluate(resolved.model, rows, metric, config, stage.update)
     document: dict[str, Any] = {
         "ref": resolved.ref,
         "n": result.n,

@@ -28,11 +28,13 @@ def command(
 
     check_export(model, out, Store(store))
 
-    from model_store.find import find_model
+    from nash.checkpoints.opening import open_model
     from nash.modeling.export import export
+    from nash.modeling.folders import quiet_libraries
 
-    resolved = find_model(model, Store(store))
-    export(resolved.model, form, out)
+    quiet_libraries()
+    with open_model(model, Store(store)) as resolved:
+        export(resolved.model, form, out)
     if as_json:
         print_json({"path": str(out.absolute())})
     else:

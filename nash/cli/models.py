@@ -22,7 +22,9 @@ app = typer.Typer(no_args_is_help=True, help="Publish, list, tag and verify mode
 @app.command("publish")
 def publish(
     name: Annotated[str, typer.Argument(help="The model's NAME in the store.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face model directory.")],
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A Hugging Face model directory, or hub:OWNER/NAME[@REVISION].")
+    ],
     alias: Annotated[str | None, typer.Option(help="Point this alias at the version.")] = None,
     kind: Annotated[Literal["dense", "pruned"] | None, typer.Option(help="Default: read from config.json.")] = None,
     parent: Annotated[
@@ -43,18 +45,30 @@ def publish(
 ) -> None:
     """Store a model directory as the next version of NAME."""
     from model_store.version.manifest import Lineage
+    from model_store.version.ref import check_name
+    from nash.checkpoints.folder import can_be_completed
+    from nash.checkpoints.hub import names_a_hub_model
 
     target = _open(store)
     lineage = Lineage(parent=None if parent is None else target.resolve(parent).digest)
     with ExitStack() as stack:
-        folder = directory
+        folder = Path(directory)
+        if names_a_hub_model(directory) or can_be_completed(folder):
+            check_name(name, "model name")
+            target.check_writable()
+
+            from nash.checkpoints.opening import open_model
+
+            place = directory if names_a_hub_model(directory) else str(folder.absolute())
+            found = stack.enter_context(open_model(place, target))
+            folder, lineage = found.model.folder, lineage.model_copy(update={"trained_from": found.origin})
         if calibrate_int4 is not None:
             from nash.preflight import check_files, check_rows
             from nash.recipes.recipe import DataLayout
 
             layout = DataLayout(source_column=source_column, target_columns=[target_column], prefix=prefix)
             check_rows(calibrate_int4, layout)
-            check_files(Model.open(directory))
+            check_files(Model.open(folder))
             target.check_writable()
 
             from nash.data.rows import read_rows
@@ -62,8 +76,8 @@ def publish(
             from nash.modeling.folders import quiet_libraries
 
             quiet_libraries()
-            folder = stack.enter_context(target.work_folder())
-            calibrated_copy(directory, read_rows(calibrate_int4, layout), folder, progress_console())
+            original, folder = folder, stack.enter_context(target.work_folder())
+            calibrated_copy(original, read_rows(calibrate_int4, layout), folder, progress_console())
         done = target.publish(name, folder, kind=kind, alias=alias, lineage=lineage, licence=licence)
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})

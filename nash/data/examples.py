@@ -64,8 +64,6 @@ def _encoded(
     Raises:
         RequestError: the limit is below the number of tokens that the tokenizer adds around every text.
     """
-    if side == "text_target" and getattr(tokenizer, "tgt_lang", "") is None:
-        tokenizer.tgt_lang = tokenizer.src_lang  # the other classes do this themselves; M2M100's fails without it
     if limit < (around := tokenizer.num_special_tokens_to_add()):
         raise RequestError(f"a limit of {limit} tokens has no room for the {around} that the tokenizer adds to a text")
     ids: list[list[int]] = tokenizer(**{side: texts}).input_ids

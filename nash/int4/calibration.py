@@ -188,7 +188,7 @@ def _write(model: Model, rounded: Callable[[str, Tensor], tuple[Tensor, Tensor]]
             pass
     partial = folder / f".{INT4}.partial"  # an interrupted run leaves nothing that looks complete
     with full_disk_named(folder, sum(tensor.nbytes for tensor in tensors.values())):
-        save_file(tensors, partial, metadata=origin_metadata(model.weights))
+        save_file(tensors, partial, metadata=origin_metadata(model.weight_files))
     partial.replace(folder / INT4)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model_store.disk.files import sync_folder
 from model_store.model.config import layout_of
-from model_store.model.model import CONFIG, INT4, WEIGHTS, Model
+from model_store.model.model import CONFIG, INDEX, INT4, WEIGHTS, Model, is_weights
 from model_store.model.spec import ModelSpec, shortened
 from model_store.version.source import list_files
 from nash.modeling.compact import stock_class
@@ -45,7 +45,7 @@ def export(model: Model, form: Format, out: Path) -> None:
     partial.mkdir()
     try:
         for name in names:
-            if not (widened and name in (CONFIG, WEIGHTS, INT4)):
+            if not (widened and (is_weights(name) or name in (CONFIG, INDEX, INT4))):
                 shutil.copyfile(model.folder / name, partial / name)
         if widened:
             _write_stock(model, partial)
@@ -65,7 +65,9 @@ def _sync(path: Path) -> None:
 
 
 def _write_stock(model: Model, partial: Path) -> None:
-    tensors = widen(load_file(model.weights), model.spec)
+    tensors = widen(
+        {name: tensor for path in model.weight_files for name, tensor in load_file(path).items()}, model.spec
+    )
     text = json.dumps(stock_config(model, tensors), indent=2) + "\n"
     with full_disk_named(partial.parent, sum(tensor.nbytes for tensor in tensors.values())):
         (partial / CONFIG).write_text(text, encoding="utf-8")

@@ -33,14 +33,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         RequestError: none can be loaded without a network.
     """
-    if not (folder / "tokenizer.json").is_file():
-        raise RequestError(f"{folder} has no tokenizer.json: save the tokenizer there with save_pretrained")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise RequestError(
             f"the tokenizer in {folder} cannot be loaded ({_named(error)}): save it again with save_pretrained"
         ) from error
+    if getattr(tokenizer, "tgt_lang", "") is None:
+        tokenizer.tgt_lang = tokenizer.src_lang  # the other classes do this themselves; M2M100's fails without it
     return tokenizer
 
 

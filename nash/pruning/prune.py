@@ -5,10 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from model_store.find import FoundModel
 from model_store.model.model import Model
 from model_store.store import Store, StoredVersion
+from model_store.version.manifest import Lineage
 from model_store.version.quality import QualityRecord
 from model_store.version.ref import DENSE_ALIAS
+from nash.checkpoints.opening import open_model
 from nash.measuring.assess import RESULTS, Assessment, assess_once, check_assessable, evaluation_config
 from nash.measuring.by_dtype import quality_by_dtype
 from nash.measuring.figures import Figures, MeasuredModel
@@ -42,9 +45,14 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     """
     if not (out / "model").is_dir():
         check_precisions(recipe.precisions)
+    with open_model(recipe.model, store) as found:
+        return _prune(recipe, found, out, store, console)
+
+
+def _prune(recipe: PruneRecipe, dense: FoundModel, out: Path, store: Store, console: Console) -> Report:
     asked = recipe
     with Stage("reading the data", console):
-        task = prepare(recipe, store)
+        task = prepare(recipe, dense)
         check_apart(out, task.model.folder)
     recipe = recipe.model_copy(update={"workload": with_dtype(recipe.workload, task.version, store, console)})
     if read_json(out / RESULTS) is None:
@@ -115,7 +123,13 @@ def publish(
     assert found.speedup is not None
     dense = task.version
     if dense is None:
-        published = store.publish(recipe.name, task.model.folder, alias=DENSE_ALIAS, metrics=found.dense.metrics)
+        published = store.publish(
+            recipe.name,
+            task.model.folder,
+            alias=DENSE_ALIAS,
+            lineage=Lineage(trained_from=task.origin),
+            metrics=found.dense.metrics,
+        )
         dense = store.resolve(f"{published.name}:{published.version}")
     lineage = lineage_of(recipe, dense.digest, task.inputs, read_json(out / PRECISION) or {})
     pruned = store.publish(

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from model_store.find import find_model
+from model_store.find import FoundModel
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
-from model_store.store import Store, StoredVersion
+from model_store.store import StoredVersion
+from nash.checkpoints.proof import check_task
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
 from nash.data.rows import TaskRow, read_rows
@@ -28,6 +29,7 @@ class Task:
     inputs: dict[str, str]  # digests of the files read
     model: Model  # the dense one
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
+    origin: str | None  # hub:OWNER/NAME@COMMIT if the dense model is from the hub
     tokenizer: PreTrainedTokenizerBase
     train_rows: list[TaskRow]
     validation_rows: list[TaskRow]
@@ -39,8 +41,8 @@ class Task:
         return self.model.spec
 
 
-def prepare(recipe: PruneRecipe, store: Store) -> Task:
-    """Read the inputs of a run, and check all of them before any training.
+def prepare(recipe: PruneRecipe, found: FoundModel) -> Task:
+    """Read the inputs of a run whose dense model is `found`, and check all of them before any training.
 
     Raises:
         RequestError: model, data or targets cannot be used.
@@ -48,17 +50,18 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
     data = recipe.data
     train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
     test_rows = validation_rows if data.test is None else read_rows(data.test, data)
-    found = find_model(recipe.model, store)
     check_dense(found)
     model, spec = found.model, found.model.spec
     check_lengths(spec, data)
     # Checked now: after hours of training, an error would come too late.
     tokenizer = load_tokenizer(model.folder)
+    check_task(model.folder, tokenizer, [*train_rows, *validation_rows])
     check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
     task = Task(
         inputs=input_digests(data, found),
         model=model,
         version=found.version,
+        origin=found.origin,
         tokenizer=tokenizer,
         train_rows=train_rows,
         validation_rows=validation_rows,

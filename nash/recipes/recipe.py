@@ -22,7 +22,7 @@ from model_store.version.ref import looks_like_path
 from nash.errors import RequestError
 from nash.precision import Precision
 
-HUB_PREFIX = "hub:"  # starts a path that stands for a data set on the hub
+HUB_PREFIX = "hub:"  # starts the name of a data set or a model on the hub
 
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
@@ -173,7 +173,7 @@ class FinetuneRecipe(Section):
     """`nash finetune`: start from `model`, or from scratch with `shape` and `tokenizer`."""
 
     model: str | None = None
-    """The model to start from: a path, or a REF in the store."""
+    """The model to start from: a path, a REF in the store, or `hub:OWNER/NAME[@REVISION]`."""
     shape: ModelShape | None = None
     """Train a model of this shape from scratch."""
     tokenizer: Path | None = None
@@ -292,7 +292,7 @@ class PruneRecipe(Section):
     """`nash prune`: from a fine-tuned model to a compact one in the store."""
 
     model: str
-    """The fine-tuned model: a path, or a REF in the store."""
+    """The fine-tuned model: a path, a REF in the store, or `hub:OWNER/NAME[@REVISION]`."""
     name: str
     """The name to publish under."""
     alias: str = "pruned"
@@ -362,7 +362,7 @@ def read_recipe(kind: type[R], path: Path, overrides: dict[str, Any] | None = No
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
         raise RequestError(f"recipe {path} is not valid TOML: {error}") from error
     model = table.get("model")
-    if isinstance(model, str) and looks_like_path(model):
+    if isinstance(model, str) and looks_like_path(model) and not model.startswith(HUB_PREFIX):
         table["model"] = str((path.parent / model).absolute())
     return build_recipe(kind, table, str(path), path.parent, overrides)
 

@@ -12,7 +12,7 @@ from model_store.version.manifest import Lineage
 from model_store.version.ref import looks_like_path
 from nash.data.formats import on_hub
 from nash.data.rows import data_digest
-from nash.recipes.recipe import DataRecipe, FinetuneRecipe, PruneRecipe
+from nash.recipes.recipe import HUB_PREFIX, DataRecipe, FinetuneRecipe, PruneRecipe
 
 _SPLITS = ("train", "validation", "test")
 
@@ -32,12 +32,17 @@ def input_digests(data: DataRecipe, model: FoundModel | None, tokenizer: Path | 
 
 
 def lineage_of(
-    recipe: FinetuneRecipe | PruneRecipe, parent: str | None, inputs: dict[str, str], precision: dict[str, str]
+    recipe: FinetuneRecipe | PruneRecipe,
+    parent: str | None,
+    inputs: dict[str, str],
+    precision: dict[str, str],
+    *,
+    trained_from: str | None = None,
 ) -> Lineage:
     """Parent digest, data digests, recipe, seed and code version of a run.
 
     `inputs` are the `input_digests` of what the run has read, because its files may have changed since. `precision` is
-    the precision of each phase.
+    the precision of each phase. `trained_from` names a start model that is not in the store.
     """
     return Lineage(
         parent=parent,
@@ -46,13 +51,14 @@ def lineage_of(
         seed=recipe.seed,
         code_version=version("nash"),
         precision=precision,
+        trained_from=trained_from,
     )
 
 
 def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
     """A recipe as a JSON object without this machine's folders: the same work must look the same everywhere."""
     settings = recipe.model_dump(mode="python")
-    if recipe.model is not None and looks_like_path(recipe.model):
+    if recipe.model is not None and looks_like_path(recipe.model) and not recipe.model.startswith(HUB_PREFIX):
         settings["model"] = Path(recipe.model).name
     document: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(_without_folders(settings), mode="json")
     return document

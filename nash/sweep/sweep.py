@@ -19,8 +19,10 @@ import torch
 from rich.console import Console
 
 from model_store.errors import InvalidRequestError
+from model_store.find import FoundModel
 from model_store.model.model import Model
 from model_store.store import Store
+from nash.checkpoints.opening import open_model
 from nash.data.rows import TaskRow
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.measuring.assess import Assessment, evaluation_config
@@ -78,12 +80,26 @@ def sweep(
         DiskFullError: the disk is full, so the other points would fail as well.
         NashError: every point failed.
     """
-    shared = points[0].recipe
     for point in points:
         if not _done(out, point):
             check_precisions(point.recipe.precisions)
+    with open_model(points[0].recipe.model, store) as dense:
+        return _sweep(recipe, points, dense, out, store, console, remeasure=remeasure)
+
+
+def _sweep(
+    recipe: SweepRecipe,
+    points: Sequence[Point],
+    dense: FoundModel,
+    out: Path,
+    store: Store,
+    console: Console,
+    *,
+    remeasure: bool,
+) -> SweepReport:
+    shared = points[0].recipe
     with Stage("reading the data", console):
-        task = prepare(shared, store)
+        task = prepare(shared, dense)
     check_apart(out, task.model.folder)
     for point in points:
         _check_targets(point, task)

@@ -7,11 +7,13 @@ from typing import Any
 from rich.console import Console
 from transformers import set_seed
 
-from model_store.find import FoundModel, find_model
+from model_store.find import FoundModel
 from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.store import Store
 from model_store.version.ref import check_name
+from nash.checkpoints.opening import open_model
+from nash.checkpoints.proof import check_task
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
 from nash.data.rows import TaskRow, read_rows
@@ -56,6 +58,21 @@ def finetune(
     if name is not None:
         check_name(name, "model name")
     check_name(alias, "alias")
+    if recipe.model is None:
+        return _finetune(recipe, None, out, store, console, name, alias)
+    with open_model(recipe.model, store) as start:
+        return _finetune(recipe, start, out, store, console, name, alias)
+
+
+def _finetune(
+    recipe: FinetuneRecipe,
+    start: FoundModel | None,
+    out: Path,
+    store: Store,
+    console: Console,
+    name: str | None,
+    alias: str,
+) -> FinetuneReport:
     folder = out / "model"
     if not folder.is_dir():
         check_precisions([recipe.training.precision])
@@ -64,7 +81,6 @@ def finetune(
         rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
         test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
         check_references(recipe.metric, [row.targets for row in test_rows])
-    start = None if recipe.model is None else find_model(recipe.model, store)
     if start is not None:
         check_lengths(start.model.spec, data)
     if start is not None and not folder.is_dir():
@@ -80,7 +96,8 @@ def finetune(
     ref, digest = str(folder), None
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None
-        lineage = lineage_of(recipe, parent, inputs, precision)
+        origin = None if start is None else start.origin
+        lineage = lineage_of(recipe, parent, inputs, precision, trained_from=origin)
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
     trained = Model.open(folder)
@@ -99,6 +116,7 @@ def _train(
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
     assert tokenizer_folder is not None  # the recipe has a model or a tokenizer
     tokenizer = load_tokenizer(tokenizer_folder)
+    check_task(tokenizer_folder, tokenizer, [*rows, *validation_rows])
     with Stage("tokenizing the texts", console):
         pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
         validation = TokenizedPairs.under(recipe.data, validation_rows, tokenizer)

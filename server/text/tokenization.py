@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from model_store.model.model import MARKS
 from server.errors import InvalidInputError, StartError
 
 # Shorter texts are encoded in microseconds, faster than a handover to another thread.
@@ -154,7 +155,8 @@ class TextCodec:
 
     def piece(self, token: int) -> str:
         """A token as the vocabulary writes it, or its id if the vocabulary does not have it."""
-        return self._tokenizer.id_to_token(token) or str(token)
+        piece: str = self._tokenizer.id_to_token(token) or str(token)
+        return piece.strip("".join(MARKS))
 
     def is_special(self, token: int) -> bool:
         """Whether a token is never part of a text, such as the end token or padding."""

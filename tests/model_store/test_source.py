@@ -120,7 +120,7 @@ def test_unknown_kinds_of_file(name: str, model_dir: Path) -> None:
 
 def test_shards(model_dir: Path) -> None:
     (model_dir / "model.safetensors").rename(model_dir / "model-00001-of-00002.safetensors")
-    refuse(model_dir, "one model.safetensors")
+    refuse(model_dir, "has no model.safetensors")
 
 
 def test_names_that_differ_only_in_case(model_dir: Path) -> None:

@@ -1,7 +1,7 @@
-"""A `model.safetensors` that fits its config, read tensor by tensor."""
+"""A model's weights that fit its config, read tensor by tensor, from one safetensors file or from several."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,17 +29,16 @@ class Tensors(Protocol):
 
 
 class Checkpoint:
-    """The tensors of an open file; implements `Tensors`."""
+    """The tensors of open files; implements `Tensors`."""
 
-    def __init__(self, file: Any, names: frozenset[str], *, dtype: torch.dtype, device: torch.device) -> None:
-        """Callers use `open_checkpoint`."""
-        self._file = file
-        self._names = names
+    def __init__(self, files: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device) -> None:
+        """`files` has the open file of each tensor; callers use `open_checkpoint`."""
+        self._files = files
         self._dtype = dtype
         self._device = device
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return name in self._files
 
     def place(self, tensor: Tensor) -> Tensor:
         """A computed tensor, in the same dtype and on the same device as those that are read."""
@@ -47,7 +46,7 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """A copy of one tensor: the file's tensors are views into it, and the file may change."""
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor: Tensor = self._files[name].get_tensor(name)
         return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
 
@@ -56,15 +55,18 @@ def open_checkpoint(model: Model, *, dtype: torch.dtype, device: torch.device) -
     """A model's weights, checked against its shape; closed with the context.
 
     Raises:
-        LoadError: the file is missing or not a safetensors file, or its tensors do not match the shape.
+        LoadError: a file is missing or not a safetensors file, or its tensors do not match the shape.
     """
     path = model.weights
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with ExitStack() as stack:
+            files: dict[str, Any] = {}
+            for path in model.weight_files if model.weights.is_file() else (model.weights,):
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                files |= dict.fromkeys(file.keys(), file)
             model.check_weights()
-            _check_dtypes(path, {name: each.get_dtype() for name, each in slices.items()})
-            yield Checkpoint(file, frozenset(slices), dtype=dtype, device=device)
+            _check_dtypes(model.weights, {name: file.get_slice(name).get_dtype() for name, file in files.items()})
+            yield Checkpoint(files, dtype=dtype, device=device)
     except FileNotFoundError:
         raise LoadError(f"{path} is not there: a model directory holds config.json and {path.name}") from None
     except InvalidRequestError as error:

@@ -58,7 +58,7 @@ def open_int4(model: Model) -> Iterator[Callable[[str, Linear], Linear]]:
     path = model.folder / INT4
     check_calibrated(model)
     try:
-        check_int4_file(model.spec, path, model.weights)
+        check_int4_file(model.spec, path, model.weight_files)
     except InvalidRequestError as error:
         raise LoadError(f"{model.folder}: {error}") from error
     with safe_open(path, framework="pt") as file:
