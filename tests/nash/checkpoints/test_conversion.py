@@ -108,7 +108,7 @@ def test_two_vocabularies_are_refused(tmp_path: Path) -> None:
     (folder / "target_vocab.json").write_text((folder / "vocab.json").read_text())
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"separate_vocabs": True}))
-    with pytest.raises(RequestError, match="one vocabulary|only one"):
+    with pytest.raises(RequestError, match=r"one vocabulary|only one"):
         fast_form(AutoTokenizer.from_pretrained(folder), folder)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from model_store.model.model import Model
 from model_store.store import Store
+from nash.checkpoints.opening import open_model
 from nash.data.rows import TaskRow
 from nash.errors import RequestError
 from nash.measuring.evaluate import predict
@@ -104,7 +105,8 @@ def test_a_corrected_teacher_is_the_one_that_answers(task: Path, tmp_path: Path)
     switches: dict[str, Any] = {"distillation__teacher_steps": 3, "distillation__sequence_level": True}
     recipe = recipe_of(task, **switches)
     with RunFolder(out, {}, {}) as folder:
-        inputs = prepare(recipe, Store(tmp_path / "store"))
+        with open_model(str(task / "dense"), Store(tmp_path / "store")) as dense:
+            inputs = prepare(recipe, dense)
         assert PruneRun(recipe, inputs, folder, Console(), answers=shared).answers_folder == out
     run(task, out, **switches)
     teacher, dense = Model.open(out / "teacher"), Model.open(task / "dense")
