@@ -105,8 +105,8 @@ def test_a_corrected_teacher_is_the_one_that_answers(task: Path, tmp_path: Path)
     switches: dict[str, Any] = {"distillation__teacher_steps": 3, "distillation__sequence_level": True}
     recipe = recipe_of(task, **switches)
     with RunFolder(out, {}, {}) as folder:
-        with open_model(str(task / "dense"), Store(tmp_path / "store")) as dense:
-            inputs = prepare(recipe, dense)
+        with open_model(str(task / "dense"), Store(tmp_path / "store")) as found:
+            inputs = prepare(recipe, found)
         assert PruneRun(recipe, inputs, folder, Console(), answers=shared).answers_folder == out
     run(task, out, **switches)
     teacher, dense = Model.open(out / "teacher"), Model.open(task / "dense")
