@@ -31,6 +31,7 @@ from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec, shortened
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
+from nash.device import choose_device
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
@@ -57,7 +58,7 @@ class Stepper:
         objective, spec = _objective(kind, shape, decoder_layers)
         optimization = OptimizationRecipe(batch_size=batch_size, precision=options.precision, max_steps=STEPS)
         pairs = random_pairs(shape, batch_size)
-        self.phase = Phase(objective, pairs, optimization, spec=spec, folder=out, seed=0)
+        self.phase = Phase(objective, pairs, optimization, spec=spec, folder=out, seed=0, device=choose_device("auto"))
         self.batch = self.phase.on_device(self.phase.collate([pairs[i] for i in range(len(pairs))]))
 
     def step(self) -> float:

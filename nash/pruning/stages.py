@@ -7,6 +7,7 @@ teacher's probabilities and answers use only the tokens that stay.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, set_seed
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from model_store.model.config import layout_of, spec_of
 from model_store.model.model import INT4, Model
 from model_store.model.spec import shortened
+from nash import ranks
 from nash.int4.calibration import calibrate
 from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import SpeedPlan, engine_measure, settle
@@ -47,14 +49,23 @@ class PruningStage:
     # The file or folder that it writes last in the run's folder; None: it continues what is there by itself.
     result: str | None
     make: Callable[[PruneRun], None]
+    trains: bool = False  # all processes of the run make it together; else the first one alone
     asked: Callable[[PruneRun], bool] = lambda run: True
 
 
 def walk(run: PruneRun) -> None:
     """Run every stage whose result is missing, up to the finished `model`."""
     for stage in STAGES:
-        if stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists()):
+        if not ranks.on_first(partial(_missing, stage, run)):
+            continue
+        if stage.trains:
             stage.make(run)
+        else:
+            ranks.on_first(partial(stage.make, run))
+
+
+def _missing(stage: PruningStage, run: PruneRun) -> bool:
+    return stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists())
 
 
 def trim(run: PruneRun) -> None:
@@ -75,15 +86,16 @@ def choose_layers(run: PruneRun) -> None:
     assert isinstance(keep, int), "layers that are listed are not chosen"
     pairs = run.tokenized(run.task.train_rows)
     with Stage(f"searching for the {keep} decoder layers that stay closest to the whole decoder", run.console):
-        teacher = load_dense(run.teacher)
-        batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)
+        teacher = load_dense(run.teacher).to(run.device)
+        batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed, run.device)
         chosen = closest_layers(teacher, keep, TeacherDistance(teacher, batches))
     run.folder.write_json(LAYERS, chosen)
 
 
 def answer(run: PruneRun) -> None:
     """The teacher's own answers to the training rows. `run.train_rows` reads them."""
-    with_teacher_answers(run.task.train_rows, run.teacher, run.recipe.data, run.answers_folder, run.console)
+    rows, data = run.task.train_rows, run.recipe.data
+    with_teacher_answers(rows, run.teacher, data, run.device, run.answers_folder, run.console)
 
 
 def prune_and_cut(run: PruneRun) -> None:
@@ -98,6 +110,8 @@ def prune_and_cut(run: PruneRun) -> None:
     )
     if recipe.pruning.encoder_sparsity:
         train_student(run, "prune", student, teacher, kept, recipe.prune_training)
+    if not ranks.first():
+        return
     student.to("cpu")
 
     def cut(sparsity: float) -> PreTrainedModel:
@@ -108,8 +122,8 @@ def prune_and_cut(run: PruneRun) -> None:
     if recipe.pruning.repair and sparsity:
         sublayers = layout_of(shortened(spec, kept)).sublayers()
         with Stage("refitting the matrices behind cut parts", run.console):
-            batches = calibration_batches(run.train_pairs, spec.pad_id, recipe.seed)
-            repair(compacted, student.model, sublayers, gates.expected(), batches)
+            batches = calibration_batches(run.train_pairs, spec.pad_id, recipe.seed, run.device)
+            repair(compacted, student.model, sublayers, gates.expected(), batches, run.device)
     save_model(compacted, run.teacher.folder, run.path / "compact", torch.float32)
 
 
@@ -139,11 +153,13 @@ def finish(run: PruneRun) -> None:
     if recipe.final_training.epochs:
         student = Student(model, DistillationMaps(run.spec.d_model, len(run.kept_layers)))
         train_student(run, "final", student, load_dense(run.teacher), run.kept_layers, recipe.final_training)
+    if not ranks.first():
+        return
     save_model(model.to("cpu"), run.teacher.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
 def calibrate_int4(run: PruneRun) -> None:
-    """Write the finished model's layers in four bits per weight, beside its weights."""
+    """Write the finished model's layers in four bits per weight, beside its weights. Like int4, this is for CPUs."""
     limits = {key: getattr(run.recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
     calibrate(Model.open(run.path / "model"), run.task.train_rows, run.console, seed=run.recipe.seed, **limits)
 
@@ -163,9 +179,9 @@ STAGES = (
     ),
     PruningStage(result=None, make=answer, asked=lambda run: run.recipe.distillation.sequence_level),
     PruningStage(result=STRUCTURES, make=find_structures, asked=_searches),
-    PruningStage(result=STRUCTURE, make=choose_structure, asked=_searches),
+    PruningStage(result=STRUCTURE, make=choose_structure, trains=True, asked=_searches),
     PruningStage(result="compact", make=cut_structure, asked=_searches),
-    PruningStage(result="compact", make=prune_and_cut, asked=lambda run: not _searches(run)),
-    PruningStage(result="model", make=finish),
+    PruningStage(result="compact", make=prune_and_cut, trains=True, asked=lambda run: not _searches(run)),
+    PruningStage(result="model", make=finish, trains=True),
     PruningStage(result=f"model/{INT4}", make=calibrate_int4, asked=lambda run: run.recipe.quantization.int4),
 )

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from nash import ranks
 from nash.precision import choose_precision
 from nash.pruning.objective import StudentObjective
 from nash.pruning.run import PruneRun
@@ -25,8 +26,8 @@ def train_student(
     `kept_layers` are the student's decoder layers, by their numbers in the teacher's.
     """
     pairs, validation = run.train_pairs, run.validation_pairs
-    choice = choose_precision(optimization.precision)
-    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    choice = choose_precision(optimization.precision, run.device)
+    run.console.print(f"{name}: training on {run.device} in {choice.precision} ({choice.why})", soft_wrap=True)
     run.folder.note_precision(f"{name}_training", choice)
     progress = TrainingProgress(name, run.console)
     objective = StudentObjective(
@@ -44,6 +45,7 @@ def train_student(
         spec=run.spec,
         folder=run.path / "checkpoints" / name,
         seed=run.recipe.seed,
+        device=run.device,
         validation=validation,
         watcher=progress,
     )
@@ -51,5 +53,6 @@ def train_student(
         log = phase.run()
     finally:
         progress.close()
-    write_log(run.path / f"{name}_log.jsonl", log)
+    if ranks.first():
+        write_log(run.path / f"{name}_log.jsonl", log)
     return log

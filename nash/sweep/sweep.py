@@ -21,7 +21,9 @@ from rich.console import Console
 from model_store.errors import InvalidRequestError
 from model_store.model.model import Model
 from model_store.store import Store
+from nash import ranks
 from nash.data.rows import TaskRow
+from nash.device import choose_device
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.measuring.assess import Assessment, evaluation_config
 from nash.measuring.evaluate import predict
@@ -29,7 +31,7 @@ from nash.measuring.figures import Figures, Latency, MeasuredModel
 from nash.measuring.latency import Workload, check_workload
 from nash.measuring.metrics import METRICS
 from nash.measuring.speedup import SpeedPlan, TablePlan
-from nash.measuring.workload import with_dtype, workload_of
+from nash.measuring.workload import as_served, on_device, workload_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
 from nash.pruning.plan import PLAN, plan_for, planned
@@ -51,7 +53,8 @@ from server.engine.errors import EngineError
 # In a point's folder: its figures on the validation rows, written when it is trained; on the test rows, and its speed,
 # both written once all points are trained. The sweep's own folder has the first two of the dense model.
 VALIDATION, TEST, LATENCY = "validation.json", "test.json", "latency.json"
-DTYPE = "dtype.json"  # in the sweep's folder: the engine's dtype for all points
+# In the sweep's folder: the engine's dtype for all points, and the device that it is measured on.
+DTYPE, DEVICE = "dtype.json", "device.json"
 _BLOCK = 6  # points measured in turn beside the dense model, all of them in memory at once
 
 
@@ -75,10 +78,15 @@ def sweep(
         DiskFullError: the disk is full, so the other points would fail as well.
         NashError: every point failed.
     """
+    if ranks.count() > 1:
+        raise RequestError(
+            "nash sweep runs in one process, because it measures speed between trainings: use nash prune with several"
+        )
     shared = points[0].recipe
+    device = choose_device(shared.device)
     for point in points:
         if not _done(out, point):
-            check_precisions(point.recipe.precisions)
+            check_precisions(point.recipe.precisions, device)
     with Stage("reading the data", console):
         task = prepare(shared, store)
     check_apart(out, task.model.folder)
@@ -93,10 +101,12 @@ def sweep(
         if recipe.publish != "none":
             store.check_writable()
         dtype = run.read_json(DTYPE)  # points measured later must be comparable
+        served = on_device(shared.workload, run.read_json(DEVICE) or device)
         if dtype is None:
-            dtype = with_dtype(shared.workload, task.version, store, console).dtype
+            dtype = as_served(served, device, task.version, store, console).dtype
             run.write_json(DTYPE, dtype)
-        asked = shared.workload.model_copy(update={"dtype": dtype})
+        run.write_json(DEVICE, served.device)
+        asked = served.model_copy(update={"dtype": dtype})
         workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
         check_workload(task.model, workload)
         _score(VALIDATION, task.validation_rows, task.model, shared, run, "the dense model", console)
@@ -153,8 +163,9 @@ def _score(
     if (run.path / file).is_file():
         return
     title = f"evaluating {name} on the {Path(file).stem} rows"
+    config = evaluation_config(recipe.data, choose_device(recipe.device))
     with Stage(title, console, len(rows), unit="rows") as stage:
-        answers = predict(model, [row.source for row in rows], evaluation_config(recipe.data), stage.update)
+        answers = predict(model, [row.source for row in rows], config, stage.update)
     run.write_json(f"{Path(file).stem}_answers.json", answers)
     run.write_json(file, METRICS[recipe.metric](answers, [row.targets for row in rows]))
 

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from nash.data.examples import IGNORED
+from nash.modeling.layers import checkpoint_layers
 from nash.recipes.recipe import OptimizationRecipe
 from nash.training import losses
 from nash.training.optimizer import parameter_groups
@@ -43,6 +45,12 @@ class Objective(Protocol):
     def module(self) -> nn.Module:
         """The trained module; `groups` holds its parameters."""
 
+    def to(self, device: torch.device) -> None:
+        """Move everything that a loss computes with to the device that trains."""
+
+    def checkpoint_layers(self) -> None:
+        """Keep only each layer's input for the backward pass, which then computes the rest again."""
+
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
         """The optimizer's parameter groups. Schedule and clipping skip a group with `constant_rate`."""
 
@@ -60,10 +68,18 @@ class TaskObjective:
         self.module = model
         self.label_smoothing = label_smoothing
 
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self.module.to(device)
+
+    def checkpoint_layers(self) -> None:
+        """Checkpoint the layers of both stacks."""
+        checkpoint_layers(self.module)
+
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
         """Hidden matrices, and the rest."""
-        muon = optimization.optimizer == "muon"
-        return parameter_groups(self.module, muon=muon, weight_decay=optimization.weight_decay)
+        kind, decay = optimization.optimizer, optimization.weight_decay
+        return parameter_groups(self.module, optimizer=kind, weight_decay=decay)
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
         """Cross-entropy summed over real tokens, divided by the number of real tokens in the whole update."""

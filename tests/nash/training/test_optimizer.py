@@ -149,7 +149,7 @@ def test_parameter_groups(tmp_path: Path) -> None:
     model = load_dense(Model.open(directory))
     names = {id(p): name for name, p in model.named_parameters()}
     frozen = model.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_(False)
-    matrices, rest = parameter_groups(model, muon=True, weight_decay=0.1)
+    matrices, rest = parameter_groups(model, optimizer="muon", weight_decay=0.1)
     assert (matrices["muon"], matrices["weight_decay"]) == (True, 0.1)
     assert (rest["muon"], rest["weight_decay"]) == (False, 0.0)
     in_rest = {names[id(p)] for p in rest["params"]}
