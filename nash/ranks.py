@@ -58,7 +58,8 @@ def together(device: str) -> Iterator[None]:
 
     state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
     yield
-    state.destroy_process_group()  # not after an error: the other processes may be waiting for an answer
+    state.destroy_process_group()  # not after an error: this process is about to end, and the others learn it from that
+    PartialState._reset_state()
 
 
 def on_first(make: Callable[[], T]) -> T:

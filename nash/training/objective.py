@@ -96,13 +96,32 @@ class TaskObjective:
 
 
 def decoder_inputs(config: PreTrainedConfig, batch: Batch) -> dict[str, Any]:
-    """A batch with the decoder's inputs instead of the labels, so that the model computes no loss itself."""
-    return {
+    """A batch with the decoder's inputs instead of the labels, so that the model computes no loss itself.
+
+    transformers looks into a mask [B, S] for padding, and the host would wait for a GPU four times in every forward
+    pass. It takes masks [B, heads, queries, keys] as they are.
+    """
+    inputs = {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
         "decoder_input_ids": shift_right(batch["labels"], config),
         "use_cache": False,
     }
+    return inputs if batch["labels"].device.type == "cpu" else inputs | whole_masks(config, batch)
+
+
+def whole_masks(config: PreTrainedConfig, batch: Batch) -> dict[str, Tensor]:
+    """The masks of both stacks in the form that the model's attention computes with."""
+    length = batch["labels"].shape[1]
+    position_T = torch.arange(length, device=batch["labels"].device)
+    seen = {
+        "attention_mask": batch["attention_mask"].bool()[:, None, None, :],
+        "decoder_attention_mask": (position_T[:, None] >= position_T)[None, None],
+    }
+    if config._attn_implementation == "sdpa":
+        return seen
+    lowest = torch.finfo(torch.float32).min
+    return {name: torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest) for name, mask in seen.items()}
 
 
 def shift_right(labels_BT: Tensor, config: PreTrainedConfig) -> Tensor:
