@@ -17,7 +17,7 @@ from nash import ranks
 from nash.cli.main import main
 from nash.pruning.student import Student
 from nash.recipes.recipe import PruningRecipe
-from nash.training.phase import Phase
+from nash.training.phase import Phase, Watcher
 from tests.nash.tiny_training import student_phase
 
 STEPS = 20
@@ -30,6 +30,14 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_steps": 10,
     "max_steps": STEPS,
 }
+
+
+class Dying(Watcher):
+    """Ends the second process without a word, as a machine does that loses its power."""
+
+    def updated(self, phase: Phase) -> None:
+        if ranks.number() == 1:
+            os._exit(7)
 
 
 def phase_of(model: Path, out: Path) -> Phase:
@@ -58,11 +66,11 @@ def train(folder: Path) -> None:
 
 
 def die(folder: Path) -> None:
-    """The second process ends within a phase."""
+    """The second process ends within a phase, after an update."""
     with ranks.together("cpu"):
-        if ranks.number() == 1:
-            os._exit(7)
-        phase_of(folder / "model", folder / "alone").run()
+        phase = phase_of(folder / "model", folder / "alone")
+        phase.watcher = Dying()
+        phase.run()
 
 
 if __name__ == "__main__":
