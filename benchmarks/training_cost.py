@@ -31,6 +31,7 @@ from model_store.model.config import spec_of
 from model_store.model.spec import ModelSpec, shortened
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
+from nash.device import choose_device
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
@@ -55,16 +56,23 @@ class Stepper:
         set_seed(0)
         batch_size = options.batch_size or BATCHES[shape.name]
         objective, spec = _objective(kind, shape, decoder_layers)
-        optimization = OptimizationRecipe(batch_size=batch_size, precision=options.precision, max_steps=STEPS)
+        optimization = OptimizationRecipe(
+            batch_size=batch_size,
+            precision=options.precision,
+            gradient_checkpointing=options.gradient_checkpointing,
+            max_steps=STEPS,
+        )
         pairs = random_pairs(shape, batch_size)
-        self.phase = Phase(objective, pairs, optimization, spec=spec, folder=out, seed=0)
+        self.phase = Phase(
+            objective, pairs, optimization, spec=spec, folder=out, seed=0, device=choose_device(options.device)
+        )
         self.batch = self.phase.on_device(self.phase.collate([pairs[i] for i in range(len(pairs))]))
 
     def step(self) -> float:
         """One update of the weights; milliseconds."""
         start_s = time.perf_counter()
         self.phase.update([self.batch])
-        if torch.cuda.is_available():
+        if self.phase.device.type == "cuda":
             torch.cuda.synchronize()
         return 1e3 * (time.perf_counter() - start_s)
 
@@ -84,9 +92,6 @@ def _objective(kind: str, shape: Shape, decoder_layers: int) -> tuple[Objective,
 
 def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
     """Texts of random words, one token each, with the lengths of the shape's workload; targets have an end token."""
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word_of(token): token for token in range(3, shape.vocab_size)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     draw = random.Random(0)
 
     def text(length: int) -> str:
@@ -97,10 +102,18 @@ def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
             TaskRow(source=text(shape.source_tokens), targets=(f"{text(shape.new_tokens - 1)} </s>",))
             for _ in range(count)
         ],
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
+        random_tokenizer(shape),
         max_source_tokens=shape.source_tokens,
         max_target_tokens=shape.new_tokens,
     )
+
+
+def random_tokenizer(shape: Shape) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are `word_of` the tokens."""
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word_of(token): token for token in range(3, shape.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def measure(shape: Shape, decoder_layers: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +164,7 @@ def peak_bytes(kind: str, shape: Shape, decoder_layers: int, options: argparse.N
         stepper = Stepper(kind, shape, decoder_layers, options, Path(folder))
         for _ in range(MEMORY_STEPS):
             stepper.step()
-    if torch.cuda.is_available():
+    if stepper.phase.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return _status_bytes("VmHWM") - before
 
@@ -178,6 +191,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--decoder-layers", type=int, action="append", help="the students'; default: all, and 2")
     parser.add_argument("--batch-size", type=int, help="default: the shape's own")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto: CUDA if there is one")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

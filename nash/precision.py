@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from nash.device import number_of
 from nash.errors import RequestError
 from server.engine.capabilities import native_bfloat16
 from server.engine.machine.cuda import FIRST_WITH_BFLOAT16, cuda_devices
@@ -24,15 +25,15 @@ class PrecisionChoice:
     why: str
 
 
-def choose_precision(asked: Precision) -> PrecisionChoice:
-    """The requested precision; "auto" is bfloat16 if the training device has it, else float32.
+def choose_precision(asked: Precision, device: str) -> PrecisionChoice:
+    """The requested precision; "auto" is bfloat16 if the device that trains has it, else float32.
 
     Raises:
         RequestError: bfloat16 is requested by name, and the device does not have it.
     """
     if asked == "float32":
         return PrecisionChoice(precision="float32", why="asked for")
-    obstacle = bfloat16_obstacle()
+    obstacle = bfloat16_obstacle(device)
     if asked == "auto":
         if obstacle is None:
             return PrecisionChoice(precision="bfloat16", why="the hardware has it")
@@ -42,31 +43,25 @@ def choose_precision(asked: Precision) -> PrecisionChoice:
     return PrecisionChoice(precision="bfloat16", why="asked for")
 
 
-def check_precisions(asked: Iterable[Precision]) -> None:
-    """Check, before any data is read, that training can run in these precisions.
+def check_precisions(asked: Iterable[Precision], device: str) -> None:
+    """Check, before any data is read, that training on the device can run in these precisions.
 
     Raises:
         RequestError: it cannot.
     """
     for each in asked:
-        choose_precision(each)
+        choose_precision(each, device)
 
 
-def training_device() -> str:
-    """Where training runs: "cuda" if PyTorch finds a device, else "cpu"."""
-    if not cuda_devices():
-        return "cpu"
-    import torch  # slow, and not needed on a machine without a driver
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def bfloat16_obstacle() -> str | None:
-    """Why the training device has no native bfloat16; None if it has."""
-    if training_device() == "cpu":
+def bfloat16_obstacle(device: str) -> str | None:
+    """Why a device has no native bfloat16; None if it has."""
+    if device == "cpu":
         return native_bfloat16()
-    device = cuda_devices()[0]
-    if device.has_bfloat16:
+    known = cuda_devices()
+    if number_of(device) >= len(known):
+        return "nothing is known about the device"
+    found = known[number_of(device)]
+    if found.has_bfloat16:
         return None
     least = ".".join(map(str, FIRST_WITH_BFLOAT16))
-    return f"it needs compute capability {least}, and {device.name} has {device.compute_capability}"
+    return f"it needs compute capability {least}, and {found.name} has {found.compute_capability}"

@@ -20,6 +20,7 @@ from nash.checkpoints.folder import check_tokenizer, is_complete, locate
 from nash.data.formats import check_obtainable, is_split_folder, needs_datasets, split_path
 from nash.data.lengths import check_lengths
 from nash.data.rows import read_rows
+from nash.device import choose_device
 from nash.errors import RequestError
 from nash.measuring.metrics import check_references
 from nash.precision import check_precisions
@@ -118,8 +119,9 @@ def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | 
     check_name(alias, "alias")
     if name is not None:
         check_name(name, "model name")
+    device = choose_device(recipe.device)
     if not (out / "model").is_dir():
-        check_precisions([recipe.training.precision])
+        check_precisions([recipe.training.precision], device)
     if recipe.model is not None:
         start = locate(recipe.model, store).model
         check_files(start)
@@ -141,9 +143,10 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
         model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
     """
     check_words(recipe)
-    check_machine(EngineConfig(dtype=recipe.workload.dtype, threads=recipe.workload.threads))
+    device = choose_device(recipe.device)
+    check_machine(_serving(recipe, device))
     if not (out / "model").is_dir():
-        check_precisions(recipe.precisions)
+        check_precisions(recipe.precisions, device)
     found = locate(recipe.model, store)
     check_dense(found)
     asked_layers(recipe, found.model.spec)
@@ -163,7 +166,8 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
         model_store.errors.ModelStoreError: the store cannot be used, or has no such model.
     """
     shared = points[0].recipe
-    check_machine(EngineConfig(dtype=shared.workload.dtype, threads=shared.workload.threads))
+    device = choose_device(shared.device)
+    check_machine(_serving(shared, device))
     found = locate(shared.model, store)
     check_dense(found)
     spec = found.model.spec
@@ -172,7 +176,7 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
         try:
             check_words(point.recipe)
             if not (out / "points" / point.id / "model").is_dir():
-                check_precisions(point.recipe.precisions)
+                check_precisions(point.recipe.precisions, device)
             asked_layers(point.recipe, spec)
         except (RequestError, InvalidRequestError) as error:
             raise RequestError(f"point {point.id}: {error}") from error
@@ -184,6 +188,13 @@ def check_sweep(recipe: SweepRecipe, points: Sequence[Point], out: Path, store: 
     if recipe.publish != "none":
         store.check_writable()
     return points
+
+
+def _serving(recipe: PruneRecipe, device: str) -> EngineConfig:
+    """How the recipe's speed is measured by a run on the device."""
+    asked = recipe.workload
+    served = device if asked.device is None else choose_device(asked.device)
+    return EngineConfig(dtype=asked.dtype, device=served, threads=asked.threads)
 
 
 def sweep_settings(shared: PruneRecipe) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""The engine on one GPU, in eight stages, compared with the figures that TensorRT-LLM publishes for an H100.
+"""The engine and the pruner on one GPU, in nine stages; the engine beside TensorRT-LLM's published figures for an H100.
 
     python -m benchmarks.gpu --out FILE          one H100 or H200, ten minutes at most
     python -m benchmarks.gpu --check             all stages in miniature on a CPU, in seconds, to check the script
 
 Called again with the same FILE, it measures the missing parts. From the root of a checkout it needs only torch and
-safetensors; the tests marked `gpu` also need pytest and transformers. Weights are random and generated on the device.
+safetensors; the tests marked `gpu` also need pytest and transformers, and the stage
+`training` needs what the pruner needs. Weights are random and generated on the device.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks.gpu.operations import machine, parts_of_steps, probe
 from benchmarks.gpu.report import report
 from benchmarks.gpu.shapes import FULL, MINIATURE, Scale
 from benchmarks.gpu.staged import Stage, open_document, run_stage, run_stages, write_document
+from benchmarks.gpu.training import training
 
 _ROOT = Path(__file__).parents[2]
 
@@ -36,6 +38,7 @@ STAGES = (
     Stage(name="encoder", seconds=60, work=encoder),
     Stage(name="bart-large", seconds=60, work=bart_large),
     Stage(name="memory", seconds=30, work=drill),
+    Stage(name="training", seconds=90, work=training),
 )
 _PROBE = Stage(name="probe", seconds=40, work=probe)
 
@@ -43,7 +46,7 @@ _PROBE = Stage(name="probe", seconds=40, work=probe)
 def code() -> str:
     """A digest of the measured code and of the benchmark: a run does not continue figures of other code."""
     digest = hashlib.sha256()
-    folders = ("benchmarks/gpu", "model_store", "server/engine")
+    folders = ("benchmarks/gpu", "model_store", "server/engine", "nash")
     for path in sorted(path for folder in folders for path in (_ROOT / folder).rglob("*.py")):
         digest.update(str(path.relative_to(_ROOT)).encode())
         digest.update(path.read_bytes())

@@ -19,6 +19,7 @@ def command(
         str,
         typer.Option("--dtype", help="A dtype, or auto: the fastest whose recorded quality holds, else float32."),
     ] = "auto",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA if there is one.")] = "cpu",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: the engine chooses.")
     ] = None,
@@ -30,11 +31,12 @@ def command(
 ) -> None:
     """Measure the latency of models on the engine that serves them, run in turn, with forced lengths."""
     from model_store.store import Store
+    from nash.device import choose_device
     from nash.preflight import check_bench
     from server.engine.capabilities import engine_name
     from server.engine.interface.config import EngineConfig
 
-    asked = EngineConfig(dtype=dtype, threads=threads)
+    asked = EngineConfig(dtype=dtype, device=choose_device(device), threads=threads)
     opened = Store(store)
     check_bench(models, asked, opened)
 
@@ -57,7 +59,9 @@ def command(
     rows: list[dict[str, Any]] = []
     for size in batch or [1]:
         lengths = {"batch": size, "source_tokens": source_tokens, "new_tokens": new_tokens}
-        configs = [Workload(**lengths, dtype=choice.dtype, threads=threads).config for choice in choices]
+        configs = [
+            Workload(**lengths, dtype=choice.dtype, threads=threads, device=asked.device).config for choice in choices
+        ]
         title = f"batch {size}, {source_tokens} tokens in and {new_tokens} out"
         with Stage(title, progress_console(), repeats, unit="turns", steady=True) as stage:
             engines = [Engine.load(model.model, config) for model, config in zip(resolved, configs, strict=True)]
@@ -71,6 +75,7 @@ def command(
             )
         for model, choice, config, latency in zip(resolved, choices, configs, latencies, strict=True):
             named = {"ref": model.ref, "dtype": choice.dtype, "dtype_why": choice.why, "engine": engine_name(config)}
+            named["device"] = config.device
             times = {"encode_ms": latency.encoder_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
             times["tokens_per_s"] = 1e3 * size * new_tokens / latency.total_ms
             rows.append(named | {"threads": torch.get_num_threads()} | lengths | times)

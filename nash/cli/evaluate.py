@@ -36,7 +36,7 @@ def command(
         str,
         typer.Option("--dtype", help="A dtype, or auto: the fastest whose recorded quality holds, else float32."),
     ] = "auto",
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA if there is one.")] = "auto",
     record: Annotated[
         bool, typer.Option("--record", help="Keep the figure beside the version; dtype=auto goes by these records.")
     ] = False,
@@ -56,6 +56,7 @@ def command(
     from model_store.store import Store
     from model_store.version.quality import REFERENCE, finding
     from model_store.version.ref import looks_like_path
+    from nash.device import choose_device
     from nash.errors import RequestError
     from nash.preflight import check_evaluate
     from nash.recipes.recipe import DataLayout
@@ -67,7 +68,7 @@ def command(
     opened = Store(store)
     asked = EngineConfig(
         dtype=dtype,
-        device=device,
+        device=choose_device(device),
         threads=threads,
         max_source_tokens=max_source_tokens,
         max_new_tokens=max_new_tokens,
@@ -90,7 +91,7 @@ def command(
     with open_model(model, opened) as resolved:
         known = () if resolved.version is None else opened.quality(resolved.version.ref)
         config, choice = with_dtype(asked, known)
-        progress_console().print(f"{resolved.ref} in {choice.dtype} ({choice.why})", soft_wrap=True)
+        progress_console().print(f"{resolved.ref} on {config.device} in {choice.dtype} ({choice.why})", soft_wrap=True)
         with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
             result = evaluate(resolved.model, rows, metric, config, stage.update)
     document: dict[str, Any] = {
@@ -99,6 +100,7 @@ def command(
         "metrics": result.metrics,
         "dtype": choice.dtype,
         "dtype_why": choice.why,
+        "device": config.device,
     }
     if record:
         assert resolved.version is not None  # a path was refused

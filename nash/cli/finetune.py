@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+from nash.cli.output import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+    print_json,
+    progress_console,
+    result_console,
+)
 
 
 def command(
@@ -22,11 +30,17 @@ def command(
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, help="Most training steps; overrides the recipe's.")
     ] = None,
+    device: DeviceOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Train a dense model by a recipe, evaluate it on the test split and, with --name, publish it."""
-    overrides: dict[str, Any] = {"seed": seed, "training.epochs": epochs, "training.max_steps": max_steps}
+    overrides: dict[str, Any] = {
+        "seed": seed,
+        "device": device,
+        "training.epochs": epochs,
+        "training.max_steps": max_steps,
+    }
     from model_store.store import Store
     from nash.preflight import check_finetune
     from nash.recipes.recipe import FinetuneRecipe, read_recipe

@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nash.cli.output import JsonOption, print_json, result_console
+from nash.device import choose_device
 from nash.errors import RequestError
-from nash.precision import choose_precision, training_device
-from server.engine.capabilities import DTYPES, engine_name, speed_order, why_not
+from nash.precision import choose_precision
+from server.engine.capabilities import AUTO, DTYPES, engine_name, speed_order, why_not
 from server.engine.interface.config import EngineConfig
 from server.engine.machine.cpus import available_cores, cpu_name, cpu_quota, instruction_sets, numa_nodes, usable_cpus
 from server.engine.machine.cuda import cuda_devices
@@ -79,14 +80,15 @@ def _serving(device: str) -> list[dict[str, Any]]:
 
 def _training() -> dict[str, Any]:
     """Where `nash prune` and `nash finetune` would train, and in which precisions."""
+    device = choose_device(AUTO)
     try:
-        choose_precision("bfloat16")
+        choose_precision("bfloat16", device)
         refused = {}
     except RequestError as error:
         refused = {"bfloat16": str(error)}
-    choice = choose_precision("auto")
+    choice = choose_precision("auto", device)
     return {
-        "device": training_device(),
+        "device": device,
         "precisions": ["float32"] if refused else ["bfloat16", "float32"],
         "auto": choice.precision,
         "why": choice.why,

@@ -6,6 +6,7 @@ import traceback
 import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
+from nash import ranks
 from nash.cli import bench, demo, evaluate, export, finetune, info, loadtest, models, prune, serve, sweep
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
@@ -54,8 +55,10 @@ def main() -> None:
     except (NashError, ModelStoreError, EngineError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, RequestError | InvalidRequestError | EngineError) else 1)
+        wrong = isinstance(error, RequestError | InvalidRequestError | EngineError)
+        if ranks.first() or not wrong:  # what is wrong with a request, the first process says for all
+            print(f"error: {_process()}{error}", file=sys.stderr)
+        sys.exit(2 if wrong else 1)
     except OSError as error:  # a full disk, a folder without permission: no class of ours describes it better
         if debug:
             traceback.print_exc()
@@ -68,8 +71,12 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  an unforeseen error also gets one line
         if debug:
             traceback.print_exc()
-        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        print(f"error: {_process()}{_unforeseen(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _process() -> str:
+    return "" if ranks.count() == 1 else f"process {ranks.number()} of {ranks.count()}: "
 
 
 def _unforeseen(error: Exception) -> str:

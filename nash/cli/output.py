@@ -1,4 +1,4 @@
-"""What the commands share: options, and where progress and results go."""
+"""What the commands share: options, and where progress and results go. Of several processes, the first one speaks."""
 
 import json
 import sys
@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nash import ranks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 StoreOption = Annotated[Path, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA if there is one. Default: the recipe's."),
+]
 DEFAULT_STORE = Path("store")
 
 
@@ -19,16 +25,17 @@ def progress_console() -> "Console":
     """Progress goes to standard error, so that standard output holds only the result."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False)
+    return Console(quiet=not ranks.first(), stderr=True, highlight=False, markup=False)
 
 
 def result_console() -> "Console":
     """Results for people go to standard output."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False)
+    return Console(quiet=not ranks.first(), highlight=False, markup=False)
 
 
 def print_json(document: Any) -> None:
     """Print the command's one JSON document, in ASCII."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    if ranks.first():
+        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+from nash.cli.output import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+    print_json,
+    progress_console,
+    result_console,
+)
 from nash.recipes.recipe import MOST_COUNT, PruneRecipe
 
 
@@ -126,6 +134,7 @@ def command(
         float | None,
         _flag("--learning-rate", "final_training.learning_rate", "Learning rate of the weights in each phase."),
     ] = None,
+    device: DeviceOption = None,
     metric: Annotated[str | None, _flag("--metric", "metric", "The kind of task.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -141,6 +150,7 @@ def command(
         "name": name,
         "alias": alias,
         "seed": seed,
+        "device": device,
         "metric": metric,
         # A path on the command line is relative to where the user is, not to the recipe.
         "data.train": train and _from_here(train),

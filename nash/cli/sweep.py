@@ -1,12 +1,21 @@
 """`nash sweep`: many shapes of one model, and the frontier of quality and speed."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+from nash.cli.output import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+    print_json,
+    progress_console,
+    result_console,
+)
 
 _PACKAGES = ("matplotlib", "jinja2")
 
@@ -23,6 +32,7 @@ def command(
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="Measure the speed of all points again, on a quieter machine.")
     ] = False,
+    device: DeviceOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,6 +43,8 @@ def command(
     from nash.recipes.sweep import read_sweep
 
     recipe, points = read_sweep(recipe_file, {} if publish is None else {"publish": publish})
+    if device is not None:
+        points = [replace(point, recipe=point.recipe.model_copy(update={"device": device})) for point in points]
     missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if missing:  # say now, not after hours of training, that there is nothing to draw with
         raise NashError(

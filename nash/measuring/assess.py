@@ -62,13 +62,18 @@ class Assessment:
         )
 
 
-def evaluation_config(data: DataRecipe) -> EngineConfig:
-    """The configuration under which a model answers test rows."""
-    return EngineConfig(max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
+def evaluation_config(data: DataRecipe, device: str) -> EngineConfig:
+    """The configuration under which a model answers rows on a device."""
+    return EngineConfig(device=device, max_source_tokens=data.max_source_tokens, max_new_tokens=data.max_target_tokens)
 
 
 def check_assessable(
-    dense: Model, rows: Sequence[TaskRow], metric: MetricKind, data: DataRecipe, workload: WorkloadRecipe | None = None
+    dense: Model,
+    rows: Sequence[TaskRow],
+    metric: MetricKind,
+    data: DataRecipe,
+    device: str,
+    workload: WorkloadRecipe | None = None,
 ) -> None:
     """Check, before hours of training, that `assess` will accept the dense model, the rows and the workload.
 
@@ -78,8 +83,10 @@ def check_assessable(
     """
     check_references(metric, [row.targets for row in rows])
     with torch_threads_kept():
-        Engine.load(dense, evaluation_config(data))
-    check_workload(dense, workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense.folder)))
+        Engine.load(dense, evaluation_config(data, device))
+    check_workload(
+        dense, workload_of(workload or WorkloadRecipe(device=device), data, rows, load_tokenizer(dense.folder))
+    )
 
 
 def assess(
@@ -88,21 +95,22 @@ def assess(
     rows: Sequence[TaskRow],
     metric: MetricKind,
     data: DataRecipe,
+    device: str,
     console: Console,
     workload: WorkloadRecipe | None = None,
 ) -> Assessment:
-    """Evaluate the models on the rows, and measure their latency in turn.
+    """Evaluate the models on the rows and on the device, and measure their latency in turn.
 
-    Latencies are medians under the workload, by default a single request. Lengths that the workload leaves open come
-    from the rows.
+    Latencies are medians under the workload, by default a single request on the device. Lengths that the workload
+    leaves open come from the rows.
     """
     models = {"dense": dense} if pruned is None else {"dense": dense, "pruned": pruned}
-    config = evaluation_config(data)
+    config = evaluation_config(data, device)
     metrics: list[dict[str, float]] = []
     for name, model in models.items():
         with Stage(f"evaluating the {name} model", console, len(rows), unit="rows") as stage:
             metrics.append(evaluate(model, rows, metric, config, stage.update).metrics)
-    measured = workload_of(workload or WorkloadRecipe(), data, rows, load_tokenizer(dense.folder))
+    measured = workload_of(workload or WorkloadRecipe(device=device), data, rows, load_tokenizer(dense.folder))
     title = f"measuring latency of {measured}"
     with Stage(title, console, LATENCY_REPEATS, unit="turns", steady=True) as stage:
         engines = [Engine.load(model, measured.config) for model in models.values()]
@@ -126,6 +134,7 @@ def assess_once(
     rows: Sequence[TaskRow],
     metric: MetricKind,
     data: DataRecipe,
+    device: str,
     console: Console,
     workload: WorkloadRecipe | None = None,
 ) -> Assessment:
@@ -133,6 +142,6 @@ def assess_once(
     known = run.read_json(RESULTS)
     if known is not None:
         return Assessment.of(known)
-    found = assess(dense, pruned, rows, metric, data, console, workload)
+    found = assess(dense, pruned, rows, metric, data, device, console, workload)
     run.write_json(RESULTS, found.document())
     return found

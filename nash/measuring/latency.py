@@ -39,15 +39,16 @@ class Workload:
     new_tokens: int  # of each answer
     dtype: str = "float32"
     threads: int | None = None  # None: the engine's own choice
+    device: str = "cpu"
 
     @property
     def config(self) -> EngineConfig:
         """The configuration of an engine for exactly this workload."""
-        return limited(EngineConfig(dtype=self.dtype, threads=self.threads), self)
+        return limited(EngineConfig(dtype=self.dtype, device=self.device, threads=self.threads), self)
 
     def __str__(self) -> str:
         requests = "one request" if self.batch == 1 else f"{self.batch} requests together"
-        return f"{requests}, {self.source_tokens} tokens in and {self.new_tokens} out, {self.dtype}"
+        return f"{requests}, {self.source_tokens} tokens in and {self.new_tokens} out, {self.dtype} on {self.device}"
 
 
 def limited(config: EngineConfig, workload: Workload) -> EngineConfig:

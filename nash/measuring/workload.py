@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from model_store.store import Store, StoredVersion
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
+from nash.device import choose_device
 from nash.measuring.latency import Workload
 from nash.recipes.recipe import DataRecipe, WorkloadRecipe
 from server.engine.capabilities import AUTO
@@ -38,19 +39,36 @@ def workload_of(
         batch=recipe.batch,
         source_tokens=sources,
         new_tokens=targets,
-        dtype=choose_dtype(EngineConfig(dtype=recipe.dtype)).dtype,
+        dtype=choose_dtype(_asked(recipe)).dtype,
         threads=recipe.threads,
+        device=_asked(recipe).device,
     )
 
 
-def with_dtype(recipe: WorkloadRecipe, dense: StoredVersion | None, store: Store, console: Console) -> WorkloadRecipe:
-    """The recipe with the dtype in which the dense model would be served; None is a model outside the store.
+def as_served(
+    recipe: WorkloadRecipe, device: str, dense: StoredVersion | None, store: Store, console: Console
+) -> WorkloadRecipe:
+    """The recipe with the device and the dtype in which the dense model would be served; None: it is not in the store.
 
-    The pruned model is measured in the same dtype: a speed-up compares models, not dtypes.
+    `device` is the run's. The pruned model is measured in the same way: a speed-up compares models, not dtypes.
     """
+    recipe = on_device(recipe, device)
     if recipe.dtype != AUTO:
         return recipe
     records = () if dense is None else store.quality(dense.ref)
-    choice = choose_dtype(EngineConfig(dtype=recipe.dtype), records)
-    console.print(f"speed is that of the engine in {choice.dtype} ({choice.why})", soft_wrap=True)
+    choice = choose_dtype(_asked(recipe), records)
+    console.print(f"speed is that of the engine on {recipe.device} in {choice.dtype} ({choice.why})", soft_wrap=True)
     return recipe.model_copy(update={"dtype": choice.dtype})
+
+
+def on_device(recipe: WorkloadRecipe, device: str) -> WorkloadRecipe:
+    """The recipe with its own device or, if it leaves it open, with the run's `device`.
+
+    Raises:
+        RequestError: this machine does not have it.
+    """
+    return recipe.model_copy(update={"device": device if recipe.device is None else choose_device(recipe.device)})
+
+
+def _asked(recipe: WorkloadRecipe) -> EngineConfig:
+    return EngineConfig(dtype=recipe.dtype, device=recipe.device or "cpu")

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from nash import ranks
 from nash.training import losses
 
 
@@ -33,27 +34,22 @@ def compared_layers(total: int, count: int = 4) -> tuple[int, ...]:
     return tuple((k + 1) * total // parts - 1 for k in range(parts))
 
 
-def match_layers(cost_TS: list[list[float]]) -> list[int]:
-    """For each teacher layer, the student layer to compare it with: the cheapest choice that keeps the order.
+def match_layers(cost_TS: Tensor) -> Tensor:
+    """For each teacher layer, the student layer to compare it with [T]: the cheapest choice that keeps the order.
 
     This is the dynamic layer matching of CoFi (arXiv 2204.00408), as an exact minimum over all non-decreasing choices.
+    The choice stays on the device of the costs: reading it would make the host wait for the device in every step.
     """
-    best: list[list[float]] = []
-    back: list[list[int]] = []
-    for row in cost_TS:
-        totals, came_from = [], []
-        cheapest = 0  # of the layers up to s, the cheapest for the previous teacher layer
-        for s, cost in enumerate(row):
-            if best and best[-1][s] < best[-1][cheapest]:
-                cheapest = s
-            totals.append(cost + (best[-1][cheapest] if best else 0.0))
-            came_from.append(cheapest)
-        best.append(totals)
-        back.append(came_from)
-    choice = [min(range(len(best[-1])), key=best[-1].__getitem__)]
-    for came_from in reversed(back[1:]):
-        choice.append(came_from[choice[-1]])
-    return choice[::-1]
+    total_S, back = cost_TS[0], []
+    for cost_S in cost_TS[1:]:
+        # Of the layers up to s, the cheapest for the teacher layers so far, and which one it is.
+        cheapest_S, came_from_S = total_S.cummin(0)
+        total_S = cost_S + cheapest_S
+        back.append(came_from_S)
+    choice = [total_S.argmin(0, keepdim=True)]
+    for came_from_S in reversed(back):
+        choice.append(came_from_S.index_select(0, choice[-1]))
+    return torch.cat(choice[::-1])
 
 
 def encoder_loss(
@@ -67,16 +63,20 @@ def encoder_loss(
     """Mean, over the compared teacher layers, of the error of the matching student layer.
 
     The matching layer is the nearest that keeps the order or, if `same` is given, the layer that `same` names for each
-    teacher layer. Errors are divided by `items`, the number of real source positions in the whole update.
+    teacher layer. Errors are divided by `items`, the number of real source positions in the whole update. The nearest
+    is that of the whole batch, of which each process of a run has some rows.
     """
-    mapped = [layer_map(state) for state in student_BSD]
-    matched = same
-    if matched is None:
+    picked: Sequence[Tensor] | Tensor
+    if same is None:
         with torch.no_grad():
-            cost = [[float(losses.hidden_error(s, t, mask_BS, None)) for s in mapped] for t in teacher_BSD]
-        matched = match_layers(cost)
-    pairs = zip(matched, teacher_BSD, strict=True)
-    return torch.stack([losses.hidden_error(mapped[s], t, mask_BS, items) for s, t in pairs]).mean()
+            mapped = [layer_map(state) for state in student_BSD]
+            errors = [losses.hidden_error(s, t, mask_BS, 1) for t in teacher_BSD for s in mapped]
+            cost_TS = ranks.sum_of(torch.stack(errors)).view(len(teacher_BSD), len(mapped))
+        picked = torch.stack(student_BSD).index_select(0, match_layers(cost_TS))
+    else:
+        picked = [student_BSD[s] for s in same]
+    pairs = zip(picked, teacher_BSD, strict=True)
+    return torch.stack([losses.hidden_error(layer_map(s), t, mask_BS, items) for s, t in pairs]).mean()
 
 
 def decoder_loss(

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from nash.data.examples import IGNORED
 from nash.modeling.layers import layers_of
-from nash.precision import training_device
 from nash.pruning import distillation
 from nash.pruning.student import Computed, Student, compute
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
@@ -34,20 +33,29 @@ class StudentObjective:
     ) -> None:
         """`block_ends`: for each of the student's decoder layers, the teacher layer that it is compared with."""
         self.module = student
-        self.teacher = teacher.to(training_device()).eval().requires_grad_(False)
+        self.teacher = teacher.eval().requires_grad_(False)
         self.distill = distill
         self.block_ends = block_ends
         self.pruning = pruning
         self.label_smoothing = label_smoothing
         self.compared_layers = distillation.compared_layers(len(layers_of(teacher, "encoder")))
 
+    def to(self, device: torch.device) -> None:
+        """Move the student and its teacher."""
+        self.module.to(device)
+        self.teacher.to(device)
+
+    def checkpoint_layers(self) -> None:
+        """Checkpoint the layers of the student. The teacher keeps nothing anyway."""
+        self.module.checkpoint_layers()
+
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
         """The weights; then maps, alphas and multipliers (by gradient ascent), all without weight decay.
 
         The last three keep their rates: if these fell with the weights' schedule, late gates would freeze.
         """
-        muon = optimization.optimizer == "muon"
-        groups = parameter_groups(self.module.model, muon=muon, weight_decay=optimization.weight_decay)
+        kind, decay = optimization.optimizer, optimization.weight_decay
+        groups = parameter_groups(self.module.model, optimizer=kind, weight_decay=decay)
         constant = {"constant_rate": True}
         groups.append({"params": list(self.module.maps.parameters()), **constant})
         own = self.module.gates

@@ -11,13 +11,15 @@ from model_store.store import Store, StoredVersion
 from model_store.version.manifest import Lineage
 from model_store.version.quality import QualityRecord
 from model_store.version.ref import DENSE_ALIAS
+from nash import ranks
 from nash.checkpoints.opening import open_model
+from nash.device import choose_device
 from nash.measuring.assess import RESULTS, Assessment, assess_once, check_assessable, evaluation_config
 from nash.measuring.by_dtype import quality_by_dtype
 from nash.measuring.figures import Figures, MeasuredModel
 from nash.measuring.report import Report
 from nash.measuring.speedup import SpeedPlan, TablePlan
-from nash.measuring.workload import with_dtype
+from nash.measuring.workload import as_served
 from nash.precision import check_precisions
 from nash.preflight import check_apart
 from nash.pruning.plan import PLAN, plan_for, planned
@@ -43,39 +45,50 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     Raises:
         RequestError: model, data or targets cannot be used.
     """
+    device = choose_device(recipe.device)
     if not (out / "model").is_dir():
-        check_precisions(recipe.precisions)
-    with open_model(recipe.model, store) as found:
-        return _prune(recipe, found, out, store, console)
+        check_precisions(recipe.precisions, device)
+    with ranks.together(device), open_model(recipe.model, store) as found:
+        return _prune(recipe, found, device, out, store, console)
 
 
-def _prune(recipe: PruneRecipe, dense: FoundModel, out: Path, store: Store, console: Console) -> Report:
-    asked = recipe
+def _prune(asked: PruneRecipe, dense: FoundModel, device: str, out: Path, store: Store, console: Console) -> Report:
     with Stage("reading the data", console):
-        task = prepare(recipe, dense)
+        task = prepare(asked, dense)
         check_apart(out, task.model.folder)
-    recipe = recipe.model_copy(update={"workload": with_dtype(recipe.workload, task.version, store, console)})
-    if read_json(out / RESULTS) is None:
-        with Stage("checking that the model runs", console):
-            check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, recipe.workload)
+    workload = as_served(asked.workload, device, task.version, store, console)
+    recipe = asked.model_copy(update={"workload": workload})
+    ranks.on_first(lambda: _check_assessable(recipe, task, device, out, console))
     with RunFolder(out, portable(asked), task.inputs) as run:
         store.check_writable()
-        plan = plan_for(recipe, task, run, console)
+        plan = ranks.on_first(lambda: plan_for(recipe, task, run, console))
         run.bind()  # not earlier: a request for an unreachable speed must leave the folder unbound
         if plan is not None:
             run.write_json(PLAN, plan.document())
-            recipe = planned(recipe, plan)
-        walk(PruneRun(recipe, task, run, console, plan=plan))
-        finished = Model.open(out / "model")
-        found = assess_once(
-            run, task.model, finished, task.test_rows, recipe.metric, recipe.data, console, recipe.workload
-        )
-        quality = _quality(recipe, task, found, run, store, console)
-        return publish(asked, task, out, store, found, predicted=_predicted(plan, run), quality=quality)
+        pruning = PruneRun(recipe if plan is None else planned(recipe, plan), task, run, console, plan=plan)
+        walk(pruning)
+        return ranks.on_first(lambda: _assess_and_publish(asked, pruning, store))
+
+
+def _check_assessable(recipe: PruneRecipe, task: Task, device: str, out: Path, console: Console) -> None:
+    """Raises: what `check_assessable` raises, unless the run is assessed already."""
+    if read_json(out / RESULTS) is None:
+        with Stage("checking that the model runs", console):
+            check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, device, recipe.workload)
+
+
+def _assess_and_publish(asked: PruneRecipe, pruning: PruneRun, store: Store) -> Report:
+    run, task, recipe, console = pruning.folder, pruning.task, pruning.recipe, pruning.console
+    finished, device = Model.open(run.path / "model"), pruning.device
+    found = assess_once(
+        run, task.model, finished, task.test_rows, recipe.metric, recipe.data, device, console, recipe.workload
+    )
+    quality = _quality(recipe, device, task, found, run, store, console)
+    return publish(asked, task, run.path, store, found, predicted=_predicted(pruning.plan, run), quality=quality)
 
 
 def _quality(
-    recipe: PruneRecipe, task: Task, found: Assessment, run: RunFolder, store: Store, console: Console
+    recipe: PruneRecipe, device: str, task: Task, found: Assessment, run: RunFolder, store: Store, console: Console
 ) -> dict[str, list[QualityRecord]]:
     """Quality records of the dense and of the pruned model in float32 and in faster dtypes."""
     known = run.read_json(QUALITY)
@@ -92,7 +105,7 @@ def _quality(
                     task.test_rows,
                     "validation" if recipe.data.test is None else "test",
                     recipe.metric,
-                    evaluation_config(recipe.data),
+                    evaluation_config(recipe.data, device),
                     figures.metrics,
                     console,
                     recorded=recorded if name == "dense" else (),

@@ -10,6 +10,7 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
+from nash.device import choose_device
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers
@@ -53,6 +54,11 @@ class PruneRun:
         return self.folder.path
 
     @cached_property
+    def device(self) -> str:
+        """Where this process trains, calibrates and evaluates."""
+        return choose_device(self.recipe.device)
+
+    @cached_property
     def dense(self) -> Model:
         """The dense model, with its vocabulary trimmed if the recipe asks for it."""
         return Model.open(self.path / "trimmed") if self.recipe.pruning.trim_vocab else self.task.model
@@ -84,7 +90,9 @@ class PruneRun:
         rows = self.task.train_rows
         if not self.recipe.distillation.sequence_level:
             return rows
-        return with_teacher_answers(rows, self.teacher, self.recipe.data, self.answers_folder, self.console)
+        return with_teacher_answers(
+            rows, self.teacher, self.recipe.data, self.device, self.answers_folder, self.console
+        )
 
     @cached_property
     def train_pairs(self) -> TokenizedPairs:

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from nash import ranks
 from nash.data.examples import TokenizedPairs
 from nash.precision import choose_precision
 from nash.pruning.objective import StudentObjective
@@ -41,8 +42,8 @@ def train(
     run: PruneRun, name: str, objective: Objective, pairs: TokenizedPairs, optimization: OptimizationRecipe
 ) -> list[dict[str, float]]:
     """Train a phase whose checkpoints and log are called `name`; return the log."""
-    choice = choose_precision(optimization.precision)
-    run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
+    choice = choose_precision(optimization.precision, run.device)
+    run.console.print(f"{name}: training on {run.device} in {choice.precision} ({choice.why})", soft_wrap=True)
     run.folder.note_precision(f"{name}_training", choice)
     progress = TrainingProgress(name, run.console)
     phase = Phase(
@@ -52,6 +53,7 @@ def train(
         spec=run.spec,
         folder=run.path / "checkpoints" / name,
         seed=run.recipe.seed,
+        device=run.device,
         validation=run.validation_pairs,
         watcher=progress,
     )
@@ -59,5 +61,6 @@ def train(
         log = phase.run()
     finally:
         progress.close()
-    write_log(run.path / f"{name}_log.jsonl", log)
+    if ranks.first():
+        write_log(run.path / f"{name}_log.jsonl", log)
     return log

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from model_store.model.config import layout_of, spec_of
 from model_store.model.model import INT4, Model
 from model_store.model.spec import shortened
+from nash import ranks
 from nash.int4.calibration import calibrate
 from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import SpeedPlan, engine_measure, settle
@@ -51,14 +52,23 @@ class PruningStage:
     # The file or folder that it writes last in the run's folder; None: it continues what is there by itself.
     result: str | None
     make: Callable[[PruneRun], None]
+    trains: bool = False  # all processes of the run make it together; else the first one alone
     asked: Callable[[PruneRun], bool] = lambda run: True
 
 
 def walk(run: PruneRun) -> None:
     """Run every stage whose result is missing, up to the finished `model`."""
     for stage in STAGES:
-        if stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists()):
+        if not ranks.on_first(partial(_missing, stage, run)):
+            continue
+        if stage.trains:
             stage.make(run)
+        else:
+            ranks.on_first(partial(stage.make, run))
+
+
+def _missing(stage: PruningStage, run: PruneRun) -> bool:
+    return stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists())
 
 
 def trim(run: PruneRun) -> None:
@@ -77,9 +87,9 @@ def choose_layers(run: PruneRun) -> None:
     """Choose the decoder layers that on their own stay closest to the teacher, or that train best."""
     keep = run.recipe.pruning.decoder_layers
     assert isinstance(keep, int), "layers that are listed are not chosen"
-    teacher = load_dense(run.teacher)
+    teacher = load_dense(run.teacher).to(run.device)
     with Stage(f"searching for the {keep} decoder layers that stay closest to the whole decoder", run.console):
-        batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
+        batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed, run.device)
         chosen = closest_layers(teacher, keep, TeacherDistance(teacher, batches))
     if run.recipe.pruning.layer_selection == "trained":
         candidates = trained_candidates(run.spec.dense_decoder_layers, keep, chosen)
@@ -91,7 +101,7 @@ def choose_layers(run: PruneRun) -> None:
             )
             for layers in candidates
         }
-        chosen = candidates[best_trial(run, trials, teacher)]
+        chosen = candidates[best_trial(run, trials, teacher.to("cpu"))]
     run.folder.write_json(LAYERS, chosen)
 
 
@@ -103,12 +113,14 @@ def correct_teacher(run: PruneRun) -> None:
     model = load_dense(run.dense)
     objective = TaskObjective(model, label_smoothing=training.label_smoothing)
     train(run, "teacher", objective, run.tokenized(run.task.train_rows), training)
-    save_model(model.to("cpu"), run.dense.folder, run.path / TEACHER, torch.float32)
+    if ranks.first():
+        save_model(model.to("cpu"), run.dense.folder, run.path / TEACHER, torch.float32)
 
 
 def answer(run: PruneRun) -> None:
     """The teacher's own answers to the training rows. `run.train_rows` reads them."""
-    with_teacher_answers(run.task.train_rows, run.teacher, run.recipe.data, run.answers_folder, run.console)
+    rows, data = run.task.train_rows, run.recipe.data
+    with_teacher_answers(rows, run.teacher, data, run.device, run.answers_folder, run.console)
 
 
 def prune_and_cut(run: PruneRun) -> None:
@@ -123,6 +135,8 @@ def prune_and_cut(run: PruneRun) -> None:
     )
     if recipe.pruning.encoder_sparsity:
         train_student(run, "prune", student, teacher, kept, recipe.prune_training)
+    if not ranks.first():
+        return
     student.to("cpu")
 
     def cut(sparsity: float) -> PreTrainedModel:
@@ -133,8 +147,8 @@ def prune_and_cut(run: PruneRun) -> None:
     if recipe.pruning.repair and sparsity:
         sublayers = layout_of(shortened(spec, kept)).sublayers()
         with Stage("refitting the matrices behind cut parts", run.console):
-            batches = calibration_batches(run.train_pairs, spec.pad_id, recipe.seed)
-            repair(compacted, student.model, sublayers, gates.expected(), batches)
+            batches = calibration_batches(run.train_pairs, spec.pad_id, recipe.seed, run.device)
+            repair(compacted, student.model, sublayers, gates.expected(), batches, run.device)
     save_model(compacted, run.teacher.folder, run.path / "compact", torch.float32)
 
 
@@ -164,11 +178,13 @@ def finish(run: PruneRun) -> None:
     if recipe.final_training.epochs:
         student = Student(model, DistillationMaps(run.spec.d_model, len(run.kept_layers)))
         train_student(run, "final", student, load_dense(run.teacher), run.kept_layers, recipe.final_training)
+    if not ranks.first():
+        return
     save_model(model.to("cpu"), run.teacher.folder, run.path / "model", DTYPES[recipe.save_dtype])
 
 
 def calibrate_int4(run: PruneRun) -> None:
-    """Write the finished model's layers in four bits per weight, beside its weights."""
+    """Write the finished model's layers in four bits per weight, beside its weights. Like int4, this is for CPUs."""
     limits = {key: getattr(run.recipe.data, key) for key in ("max_source_tokens", "max_target_tokens")}
     calibrate(Model.open(run.path / "model"), run.task.train_rows, run.console, seed=run.recipe.seed, **limits)
 
@@ -179,20 +195,23 @@ def _searches(run: PruneRun) -> bool:
 
 STAGES = (
     PruningStage(result=VOCABULARY, make=trim, asked=lambda run: run.recipe.pruning.trim_vocab),
-    PruningStage(result=TEACHER, make=correct_teacher, asked=lambda run: run.recipe.distillation.teacher_steps > 0),
+    PruningStage(
+        result=TEACHER, make=correct_teacher, trains=True, asked=lambda run: run.recipe.distillation.teacher_steps > 0
+    ),
     PruningStage(result=None, make=answer, asked=lambda run: run.recipe.distillation.sequence_level),
     PruningStage(
         result=LAYERS,
         make=choose_layers,
+        trains=True,
         asked=lambda run: (
             run.recipe.pruning.layer_selection in {"auto", "trained"}
             and isinstance(run.recipe.pruning.decoder_layers, int)
         ),
     ),
     PruningStage(result=STRUCTURES, make=find_structures, asked=_searches),
-    PruningStage(result=STRUCTURE, make=choose_structure, asked=_searches),
+    PruningStage(result=STRUCTURE, make=choose_structure, trains=True, asked=_searches),
     PruningStage(result="compact", make=cut_structure, asked=_searches),
-    PruningStage(result="compact", make=prune_and_cut, asked=lambda run: not _searches(run)),
-    PruningStage(result="model", make=finish),
+    PruningStage(result="compact", make=prune_and_cut, trains=True, asked=lambda run: not _searches(run)),
+    PruningStage(result="model", make=finish, trains=True),
     PruningStage(result=f"model/{INT4}", make=calibrate_int4, asked=lambda run: run.recipe.quantization.int4),
 )

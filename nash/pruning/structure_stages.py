@@ -29,8 +29,8 @@ def find_structures(run: PruneRun) -> None:
     """Find the best structure for the requested speed at several numbers of decoder layers."""
     assert isinstance(run.plan, TablePlan)
     plan = run.plan
-    teacher = load_dense(run.teacher)
-    batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
+    teacher = load_dense(run.teacher).to(run.device)
+    batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed, run.device)
     distance = TeacherDistance(teacher, batches)
     widths = _widths(run, teacher, distance, batches)
     depths = _spread(run.spec.dense_decoder_layers, run.recipe.pruning.search_depths)
@@ -112,8 +112,8 @@ def _cut(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> PreTr
         kept[name][list(parts)] = True
     model = compact(student, run.spec, layers, HardenedGates(values=ones, kept=kept))
     with Stage(f"refitting what is left, {described(structure.decoder_layers)}", run.console):
-        batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed)
-        repair(model, student, sublayers, ones, batches)
+        batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed, run.device)
+        repair(model, student, sublayers, ones, batches, run.device)
     return model
 
 

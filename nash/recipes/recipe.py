@@ -108,8 +108,9 @@ class OptimizationRecipe(Section):
     """Rows in a forward pass."""
     gradient_accumulation: Count = 1
     """Forward passes in a step."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon` updates hidden matrices with Muon and everything else with AdamW."""
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
+    """`muon` updates hidden matrices with Muon and everything else with AdamW. `adafactor` needs almost no memory; its
+    steps are shares of each matrix's own size, so a usual `learning_rate` is 0.01."""
     learning_rate: Rate = 1e-4
     """The highest that `schedule` reaches."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -122,6 +123,8 @@ class OptimizationRecipe(Section):
     """The share of each target's probability that the task loss spreads over the whole vocabulary."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger norm are scaled down to it."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, more time."""
     precision: Precision = "auto"
     """`auto` is bfloat16 where the hardware multiplies in it, else float32."""
     checkpoint_steps: int = Field(default=500, ge=1)
@@ -185,6 +188,9 @@ class FinetuneRecipe(Section):
     little when `nash prune` drops layers for good."""
     metric: MetricKind = "exact"
     """What the test rows are measured with."""
+    device: str = "auto"
+    """Where the model is trained and evaluated: `cpu`, `cuda`, `cuda:1`. `auto` is CUDA if there is one. A run may
+    continue on another device."""
     seed: Seed = 0
     """Order of the rows, dropout, and the initial weights from scratch."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -249,6 +255,8 @@ class WorkloadRecipe(Section):
     """Length of each source. The data's if left out."""
     new_tokens: int | None = Field(default=None, ge=1)
     """Length of each answer. The data's if left out."""
+    device: str | None = None
+    """Where the models will be served, and where their speed is measured. The run's device if left out."""
     dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
     """`auto` is the fastest dtype whose quality is on record for the dense version, else float32."""
     threads: int | None = Field(default=None, ge=1)
@@ -306,6 +314,9 @@ class PruneRecipe(Section):
     quantization: QuantizationRecipe = QuantizationRecipe()
     metric: MetricKind = "exact"
     """What the test rows are measured with."""
+    device: str = "auto"
+    """Where models are trained, evaluated and measured: `cpu`, `cuda`, `cuda:1`. `auto` is CUDA if there is one. A run
+    may continue on another device."""
     seed: Seed = 0
     """Order of the rows, dropout and gates."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"

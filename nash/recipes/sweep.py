@@ -17,7 +17,7 @@ Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Layers = int | list[int] | None  # as in a prune recipe: how many, which ones, or all
 
 # Keys that all points must share, so that their figures are comparable, and keys that the sweep itself sets.
-_SHARED = ("model", "name", "data", "metric", "workload")
+_SHARED = ("model", "name", "data", "metric", "workload", "device")
 _SWEPT = ("alias", "seed", "pruning.decoder_layers", "pruning.encoder_sparsity", "pruning.speedup")
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from nash import ranks
 from nash.errors import RequestError
 from nash.precision import PrecisionChoice
 
@@ -18,7 +19,7 @@ class RunFolder:
     """`--out`: holds the run's settings, the digests of its inputs, its phases' checkpoints and results.
 
     One run at a time has a folder, for as long as the `with` block lasts; it belongs to the run's settings and inputs
-    from `bind` on.
+    from `bind` on. Of several processes, the first has the lock and writes; the others read what it has written.
 
     Raises:
         RequestError: it is no folder, it belongs to a run with other settings, or its inputs have changed since.
@@ -31,12 +32,12 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError):
             raise _no_folder(path) from None
         self._bound = {"settings": settings, "inputs": inputs}
-        self._lock = _lock(path / _LOCK)
+        self._lock = _lock(path / _LOCK) if ranks.first() else None
         try:
             for kind, values in self._bound.items():
                 _check_bound(path, kind, values)
         except RequestError:
-            self._lock.close()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Self:
@@ -44,7 +45,8 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         """Let other runs have the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def bind(self) -> None:
         """Make the folder this run's for good. Before, only the lock keeps others out, which goes with this process."""
@@ -65,6 +67,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a result whole or not at all: a reader takes its presence for its being finished."""
+        if not ranks.first():
+            return
         temporary = self.path / f".{name}.partial"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2) + "\n")
@@ -85,7 +89,7 @@ def check_usable(path: Path, settings: dict[str, Any]) -> None:
             raise _no_folder(path)
         return
     _check_bound(path, "settings", settings)
-    if (path / _LOCK).exists():
+    if ranks.first() and (path / _LOCK).exists():
         _lock(path / _LOCK).close()
 
 

@@ -56,8 +56,8 @@ def lineage_of(
 
 
 def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
-    """A recipe as a JSON object without this machine's folders: the same work must look the same everywhere."""
-    settings = recipe.model_dump(mode="python")
+    """A recipe as a JSON object without this machine's folders and device: the same work must look the same."""
+    settings = recipe.model_dump(mode="python", exclude={"device"})
     if recipe.model is not None and looks_like_path(recipe.model) and not recipe.model.startswith(HUB_PREFIX):
         settings["model"] = Path(recipe.model).name
     document: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(_without_folders(settings), mode="json")

@@ -23,17 +23,21 @@ _BATCH = 16  # the scores of one batch's targets take the most memory
 Batches = Sequence[dict[str, Tensor]]
 
 
-def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int) -> list[dict[str, Tensor]]:
-    """Up to `ROWS` randomly drawn pairs, in batches of similar lengths; the same for the same seed."""
+def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int, device: str = "cpu") -> list[dict[str, Tensor]]:
+    """Up to `ROWS` randomly drawn pairs, in batches of similar lengths on a device; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(pairs), generator=generator)[:ROWS].tolist()
     chosen.sort(key=pairs.lengths().__getitem__)
     collate = Collator(pad_id=pad_id)
-    return [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
+    batches = [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
 
 
 class TeacherDistance:
-    """How far a model is from its teacher on calibration data: KL(teacher || model) in nats per target token."""
+    """How far a model is from its teacher on calibration data: KL(teacher || model) in nats per target token.
+
+    Models and batches are on one device.
+    """
 
     @torch.no_grad()
     def __init__(self, teacher: PreTrainedModel, batches: Batches) -> None:
@@ -81,26 +85,32 @@ def repair(
     sublayers: Sequence[Sublayer],
     soft: Mask,
     batches: Batches,
+    device: str = "cpu",
 ) -> None:
     """Refit the output matrices of a compact model to their outputs in the student under its gates' own values.
+
+    The models are on the CPU; they compute on the device, where the batches are, and come back.
 
     `student` and `sublayers` are uncut; `soft` holds the gates' values before hardening. Matrices are refitted in the
     order in which they run, each from the inputs that it gets from the matrices refitted before it.
     """
-    compacted.eval()
-    student.eval()
+    compacted.eval().to(device)
+    student.eval().to(device)
+    soft = {name: values.to(device) for name, values in soft.items()}
     for sublayer in sublayers:
         if sublayer.out not in soft:
             continue
         matrix = _matrix(compacted, sublayer.out)
         if matrix is None:
             continue
-        equations = NormalEquations.of_size(matrix.in_features, matrix.out_features)
+        equations = NormalEquations.of_size(matrix.in_features, matrix.out_features, device)
         with masked(student, sublayers, soft):
             wanted = [outputs for _, outputs in passes(student, sublayer, batches)]
         for target_NO, (inputs_NI, outputs_NO) in zip(wanted, passes(compacted, sublayer, batches), strict=True):
             equations.add(inputs_NI, target_NO - outputs_NO)
         matrix.weight += equations.correction().to(matrix.weight)
+    compacted.to("cpu")
+    student.to("cpu")
 
 
 def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:

@@ -40,7 +40,7 @@ def shorten_decoder(teacher: PreTrainedModel, kept: tuple[int, ...]) -> PreTrain
             state[f"{prefix}{kept.index(int(index))}.{rest}"] = tensor
     fill(student, state)
     student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student
+    return student.to(teacher.device)  # a table that is no parameter was made on the CPU
 
 
 def compact(

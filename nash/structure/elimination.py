@@ -38,9 +38,9 @@ def eliminate(weight_OI: Tensor, gram_II: Tensor, columns: int, counts: Collecti
     weight, dtype = weight_OI.double().clone(), weight_OI.dtype
     gram = gram_II.double()
     damping = DAMPING * float(gram.diagonal().mean())
-    inverse = torch.linalg.inv(gram + (damping or 1.0) * torch.eye(len(gram), dtype=gram.dtype))
+    inverse = torch.linalg.inv(gram + (damping or 1.0) * torch.eye(len(gram)).to(gram))
     parts = weight.shape[1] // columns
-    kept = torch.ones(parts, dtype=torch.bool)
+    kept = torch.ones(parts, dtype=torch.bool, device=weight.device)
     wanted = sorted(counts, reverse=True)
     left = parts
     for count in wanted:
@@ -59,7 +59,7 @@ def _costs(weight: Tensor, inverse: Tensor, columns: int) -> Tensor:
     if columns == 1:
         return weight.square().sum(0) / inverse.diagonal().clamp(min=torch.finfo(inverse.dtype).tiny)
     parts = weight.shape[1] // columns
-    cost = torch.zeros(parts, dtype=weight.dtype)
+    cost = weight.new_zeros(parts)
     for part in range(parts):
         own = slice(part * columns, (part + 1) * columns)
         block = inverse[own, own]
@@ -79,4 +79,4 @@ def _remove(weight: Tensor, inverse: Tensor, removed: Tensor) -> None:
 
 
 def _columns_of(parts: Tensor, columns: int) -> Tensor:
-    return (parts[:, None] * columns + torch.arange(columns)).flatten()
+    return (parts[:, None] * columns + torch.arange(columns, device=parts.device)).flatten()

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from model_store.model.config import layout_of
 from model_store.model.layout import Sublayer
 from model_store.model.spec import ModelSpec
+from nash import ranks
 from nash.structure import gates
 
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
@@ -92,9 +93,10 @@ class Gates(nn.Module):
         return 1.0 - torch.stack(kept).sum() / sum(s.parts * s.part_weights for s in self.sublayers)
 
     def draw(self) -> Mask:
-        """Sample every gate, once per forward pass."""
+        """Sample every gate, once per forward pass; the same in all processes of a run."""
         self._clamp()
-        return self._by_name(lambda alpha: gates.sample(alpha, torch.rand_like(alpha)))
+        noise = iter(ranks.of_first([torch.rand_like(alpha) for alpha in self.alphas()]))
+        return self._by_name(lambda alpha: gates.sample(alpha, next(noise)))
 
     def expected(self) -> Mask:
         """Every gate's value without noise."""
@@ -148,10 +150,12 @@ def _alpha(width: int) -> nn.Parameter:
 @contextmanager
 def masked(student: PreTrainedModel, sublayers: Sequence[Sublayer], mask: Mask) -> Iterator[None]:
     """Within the block, the student computes under `mask`; `sublayers` are the student's."""
-    matrices = [student.get_submodule(s.out) for s in sublayers if s.out in mask]
-    values = [mask[s.out].repeat_interleave(s.columns) for s in sublayers if s.out in mask]
-    for matrix, by_column in zip(matrices, values, strict=True):
-        setattr(matrix, "forward", _forward_under(matrix, by_column))  # noqa: B010 - mypy takes it for the class's
+    matrices = []
+    for sublayer in sublayers:
+        if sublayer.out in mask:
+            matrices.append(matrix := student.get_submodule(sublayer.out))
+            forward = _forward_under(matrix, mask[sublayer.out], sublayer.columns)
+            setattr(matrix, "forward", forward)  # noqa: B010 - mypy takes it for the class's
     try:
         yield
     finally:
@@ -159,8 +163,8 @@ def masked(student: PreTrainedModel, sublayers: Sequence[Sublayer], mask: Mask) 
             delattr(matrix, "forward")
 
 
-def _forward_under(matrix: nn.Module, by_column: Tensor) -> Callable[[Tensor], Tensor]:
-    """The forward of a linear map whose inputs [..., I] are multiplied by values [I], without a copy of the inputs.
+def _forward_under(matrix: nn.Module, values: Tensor, columns: int) -> Callable[[Tensor], Tensor]:
+    """The forward of a linear map whose inputs are multiplied by a value for each `columns` of them, without a copy.
 
     The values multiply the matrix's columns instead, with the same result. This is cheaper: a batch has more positions
     than the model is wide, and autograd would keep tensors as large as the activations for their product.
@@ -169,6 +173,6 @@ def _forward_under(matrix: nn.Module, by_column: Tensor) -> Callable[[Tensor], T
     def forward(inputs: Tensor) -> Tensor:
         weight, bias = matrix.get_parameter("weight"), matrix.bias
         assert bias is None or isinstance(bias, Tensor)
-        return F.linear(inputs, weight * by_column.to(weight.dtype), bias)
+        return F.linear(inputs, weight * values.repeat_interleave(columns).to(weight.dtype), bias)
 
     return forward

@@ -21,9 +21,10 @@ class NormalEquations:
     moment_IO: Tensor
 
     @classmethod
-    def of_size(cls, inputs: int, outputs: int) -> "NormalEquations":
+    def of_size(cls, inputs: int, outputs: int, device: str = "cpu") -> "NormalEquations":
         """Equations without data. Sums are in float64: a Gram matrix squares the condition number of its inputs."""
-        return cls(torch.zeros(inputs, inputs, dtype=torch.float64), torch.zeros(inputs, outputs, dtype=torch.float64))
+        gram_II, moment_IO = (torch.zeros(inputs, n, dtype=torch.float64, device=device) for n in (inputs, outputs))
+        return cls(gram_II, moment_IO)
 
     def add(self, inputs_NI: Tensor, errors_NO: Tensor) -> None:
         """Add N more rows."""
@@ -39,5 +40,5 @@ class NormalEquations:
         damping = DAMPING * self.gram_II.diagonal().mean()
         if damping == 0:  # no rows, or every input is always zero: there is nothing to fit
             return torch.zeros_like(self.moment_IO.T)
-        damped = self.gram_II + damping * torch.eye(len(self.gram_II), dtype=torch.float64)
+        damped = self.gram_II + damping * torch.eye(len(self.gram_II)).to(self.gram_II)
         return torch.cholesky_solve(self.moment_IO, torch.linalg.cholesky(damped)).T

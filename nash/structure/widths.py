@@ -51,11 +51,11 @@ def measure_widths(
     for number, sublayer in enumerate(sublayers, 1):
         matrix = teacher.get_submodule(sublayer.out)
         assert isinstance(matrix, nn.Linear)
-        gram = torch.zeros(matrix.in_features, matrix.in_features, dtype=torch.float64)
+        gram = matrix.weight.new_zeros(matrix.in_features, matrix.in_features, dtype=torch.float64)
         for inputs_NI, _ in passes(teacher, sublayer, batches):
-            gram += (inputs_NI.double().T @ inputs_NI.double()).cpu()
+            gram += inputs_NI.double().T @ inputs_NI.double()
         widths = [Width(kept=tuple(range(sublayer.parts)), loss=0.0)]
-        for left in eliminate(matrix.weight.cpu(), gram, sublayer.columns, narrower(sublayer)):
+        for left in eliminate(matrix.weight, gram, sublayer.columns, narrower(sublayer)):
             with _weight(matrix, left.weight_OI):
                 loss = distance.of(teacher, same_encoder=sublayer.stack == "decoder")
             widths.append(Width(kept=tuple(left.kept.nonzero().flatten().tolist()), loss=loss))

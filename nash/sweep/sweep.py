@@ -22,8 +22,10 @@ from model_store.errors import InvalidRequestError
 from model_store.find import FoundModel
 from model_store.model.model import Model
 from model_store.store import Store
+from nash import ranks
 from nash.checkpoints.opening import open_model
 from nash.data.rows import TaskRow
+from nash.device import choose_device
 from nash.errors import DiskFullError, NashError, RequestError
 from nash.measuring.assess import Assessment, evaluation_config
 from nash.measuring.evaluate import predict
@@ -32,7 +34,7 @@ from nash.measuring.latency import Workload, check_workload
 from nash.measuring.metrics import METRICS
 from nash.measuring.significance import paired_difference
 from nash.measuring.speedup import SpeedPlan, TablePlan
-from nash.measuring.workload import with_dtype, workload_of
+from nash.measuring.workload import as_served, on_device, workload_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart, sweep_settings
 from nash.pruning.plan import PLAN, plan_for, planned
@@ -56,7 +58,8 @@ from server.engine.errors import EngineError
 # both written once all points are trained. The sweep's own folder has the first two of the dense model.
 VALIDATION, TEST, LATENCY = "validation.json", "test.json", "latency.json"
 VALIDATION_ANSWERS, TEST_ANSWERS = "validation_answers.json", "test_answers.json"  # texts, in the rows' order
-DTYPE = "dtype.json"  # in the sweep's folder: the engine's dtype for all points
+# In the sweep's folder: the engine's dtype for all points, and the device that it is measured on.
+DTYPE, DEVICE = "dtype.json", "device.json"
 _BLOCK = 6  # points measured in turn beside the dense model, all of them in memory at once
 
 
@@ -80,17 +83,24 @@ def sweep(
         DiskFullError: the disk is full, so the other points would fail as well.
         NashError: every point failed.
     """
+    if ranks.count() > 1:
+        raise RequestError(
+            "nash sweep runs in one process, because it measures speed between trainings: use nash prune with several"
+        )
+    shared = points[0].recipe
+    device = choose_device(shared.device)
     for point in points:
         if not _done(out, point):
-            check_precisions(point.recipe.precisions)
-    with open_model(points[0].recipe.model, store) as dense:
-        return _sweep(recipe, points, dense, out, store, console, remeasure=remeasure)
+            check_precisions(point.recipe.precisions, device)
+    with open_model(shared.model, store) as dense:
+        return _sweep(recipe, points, dense, device, out, store, console, remeasure=remeasure)
 
 
 def _sweep(
     recipe: SweepRecipe,
     points: Sequence[Point],
     dense: FoundModel,
+    device: str,
     out: Path,
     store: Store,
     console: Console,
@@ -112,10 +122,12 @@ def _sweep(
         if recipe.publish != "none":
             store.check_writable()
         dtype = run.read_json(DTYPE)  # points measured later must be comparable
+        served = on_device(shared.workload, run.read_json(DEVICE) or device)
         if dtype is None:
-            dtype = with_dtype(shared.workload, task.version, store, console).dtype
+            dtype = as_served(served, device, task.version, store, console).dtype
             run.write_json(DTYPE, dtype)
-        asked = shared.workload.model_copy(update={"dtype": dtype})
+        run.write_json(DEVICE, served.device)
+        asked = served.model_copy(update={"dtype": dtype})
         workload = workload_of(asked, shared.data, task.test_rows, task.tokenizer)
         check_workload(task.model, workload)
         _score(VALIDATION, task.validation_rows, task.model, shared, run, "the dense model", console)
@@ -172,8 +184,9 @@ def _score(
     if (run.path / file).is_file():
         return
     title = f"evaluating {name} on the {Path(file).stem} rows"
+    config = evaluation_config(recipe.data, choose_device(recipe.device))
     with Stage(title, console, len(rows), unit="rows") as stage:
-        answers = predict(model, [row.source for row in rows], evaluation_config(recipe.data), stage.update)
+        answers = predict(model, [row.source for row in rows], config, stage.update)
     run.write_json({VALIDATION: VALIDATION_ANSWERS, TEST: TEST_ANSWERS}[file], answers)
     run.write_json(file, METRICS[recipe.metric](answers, [row.targets for row in rows]))
 

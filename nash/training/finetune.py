@@ -12,12 +12,14 @@ from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.store import Store
 from model_store.version.ref import check_name
+from nash import ranks
 from nash.checkpoints.opening import open_model
 from nash.checkpoints.proof import check_task
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
 from nash.data.rows import TaskRow, read_rows
-from nash.measuring.assess import assess_once, check_assessable
+from nash.device import choose_device
+from nash.measuring.assess import Assessment, assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
 from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, save_model
@@ -58,46 +60,66 @@ def finetune(
     if name is not None:
         check_name(name, "model name")
     check_name(alias, "alias")
-    if recipe.model is None:
-        return _finetune(recipe, None, out, store, console, name, alias)
-    with open_model(recipe.model, store) as start:
-        return _finetune(recipe, start, out, store, console, name, alias)
+    device = choose_device(recipe.device)
+    if not (out / "model").is_dir():
+        check_precisions([recipe.training.precision], device)
+    with ranks.together(device):
+        if recipe.model is None:
+            return _finetune(recipe, None, device, out, store, console, name, alias)
+        with open_model(recipe.model, store) as start:
+            return _finetune(recipe, start, device, out, store, console, name, alias)
 
 
 def _finetune(
     recipe: FinetuneRecipe,
     start: FoundModel | None,
+    device: str,
     out: Path,
     store: Store,
     console: Console,
     name: str | None,
     alias: str,
 ) -> FinetuneReport:
-    folder = out / "model"
-    if not folder.is_dir():
-        check_precisions([recipe.training.precision])
-    data = recipe.data
+    data, folder = recipe.data, out / "model"
     with Stage("reading the data", console):
         rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
         test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
         check_references(recipe.metric, [row.targets for row in test_rows])
     if start is not None:
         check_lengths(start.model.spec, data)
-    if start is not None and not folder.is_dir():
-        check_assessable(start.model, test_rows, recipe.metric, data)
+    trained = ranks.on_first(folder.is_dir)
+    if start is not None and not trained:
+        check_assessable(start.model, test_rows, recipe.metric, data, device)
     inputs = input_digests(data, start, recipe.tokenizer)
     with RunFolder(out, portable(recipe), inputs) as run:
         if name is not None:
             store.check_writable()
-        if not folder.is_dir():
-            _train(recipe, rows, validation_rows, start, run, console)
-        found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, console)
-        precision = run.read_json(PRECISION) or {}
+        if not trained:
+            _train(recipe, device, rows, validation_rows, start, run, console)
+
+        def assess_and_publish() -> FinetuneReport:
+            found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, device, console)
+            return _publish(recipe, start, inputs, run, store, found, name, alias)
+
+        return ranks.on_first(assess_and_publish)
+
+
+def _publish(
+    recipe: FinetuneRecipe,
+    start: FoundModel | None,
+    inputs: dict[str, str],
+    run: RunFolder,
+    store: Store,
+    found: Assessment,
+    name: str | None,
+    alias: str,
+) -> FinetuneReport:
+    folder = run.path / "model"
     ref, digest = str(folder), None
     if name is not None:
         parent = start.version.digest if start is not None and start.version is not None else None
         origin = None if start is None else start.origin
-        lineage = lineage_of(recipe, parent, inputs, precision, trained_from=origin)
+        lineage = lineage_of(recipe, parent, inputs, run.read_json(PRECISION) or {}, trained_from=origin)
         published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
         ref, digest = f"{name}@{alias}", published.digest
     trained = Model.open(folder)
@@ -107,6 +129,7 @@ def _finetune(
 
 def _train(
     recipe: FinetuneRecipe,
+    device: str,
     rows: list[TaskRow],
     validation_rows: list[TaskRow],
     start: FoundModel | None,
@@ -137,16 +160,19 @@ def _train(
         spec=spec_of(model.config.to_dict()),
         folder=run.path / "checkpoints",
         seed=recipe.seed,
+        device=device,
         validation=validation,
         watcher=progress,
     )
     run.bind()
-    choice = choose_precision(recipe.training.precision)
-    console.print(f"training in {choice.precision} ({choice.why})", soft_wrap=True)
+    choice = choose_precision(recipe.training.precision, device)
+    console.print(f"training on {device} in {choice.precision} ({choice.why})", soft_wrap=True)
     run.note_precision("training", choice)
     try:
         log = phase.run()
     finally:
         progress.close()
+    if not ranks.first():
+        return
     write_log(run.path / "training_log.jsonl", log)
     save_model(model.to("cpu"), tokenizer_folder, run.path / "model", DTYPES[recipe.save_dtype])

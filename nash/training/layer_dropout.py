@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nash import ranks
 from nash.modeling.layers import layers_of
 from nash.training.objective import Autocast, Batch, Loss, TaskObjective, Update
 
@@ -34,9 +35,10 @@ class LayerDropoutObjective(TaskObjective):
 def draw(total: int, rate: float) -> tuple[int, ...]:
     """The layers that stay, ascending: the first, and each other with probability 1 - `rate`.
 
-    Drawn from torch's global generator, whose state the checkpoints keep.
+    Drawn from torch's global generator, whose state the checkpoints keep; the same in all processes of a run.
     """
-    return (0, *(i for i, left_out in enumerate((torch.rand(total - 1) < rate).tolist(), 1) if not left_out))
+    [drawn] = ranks.of_first([torch.rand(total - 1)])
+    return (0, *(i for i, left_out in enumerate((drawn < rate).tolist(), 1) if not left_out))
 
 
 @contextmanager

@@ -205,10 +205,12 @@ def hidden_error(student_BLD: Tensor, teacher_BLD: Tensor, mask_BL: Tensor, item
     micro-batches add up. L is S or T; `items` is the number of real positions in the whole update; None means those of
     this batch.
     """
-    student_ND, teacher_ND = student_BLD[mask_BL].float(), teacher_BLD[mask_BL].float()
-    distance_N = (student_ND - teacher_ND).square().sum(-1)
-    norm_N = teacher_ND.square().sum(-1).clamp(min=_SMALLEST_NORM)
-    return (distance_N / norm_N).sum() / (mask_BL.sum() if items is None else items)
+    # All positions, and padding counted as zero: to select the real ones, a GPU would have to tell how many they are.
+    teacher_BLD = teacher_BLD.float()
+    distance_BL = (student_BLD.float() - teacher_BLD).square().sum(-1)
+    norm_BL = teacher_BLD.square().sum(-1).clamp(min=_SMALLEST_NORM)
+    error_BL = (distance_BL / norm_BL).masked_fill(~mask_BL, 0.0)
+    return error_BL.sum() / (mask_BL.sum() if items is None else items)
 
 
 def _items(labels_BT: Tensor, items: Tensor | int | None) -> Tensor | int:

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from nash.data.examples import IGNORED
+from nash.modeling.layers import checkpoint_layers
 from nash.recipes.recipe import OptimizationRecipe
 from nash.training import losses
 from nash.training.optimizer import parameter_groups
@@ -43,6 +45,12 @@ class Objective(Protocol):
     def module(self) -> nn.Module:
         """The trained module; `groups` holds its parameters."""
 
+    def to(self, device: torch.device) -> None:
+        """Move everything that a loss computes with to the device that trains."""
+
+    def checkpoint_layers(self) -> None:
+        """Keep only each layer's input for the backward pass, which then computes the rest again."""
+
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
         """The optimizer's parameter groups. Schedule and clipping skip a group with `constant_rate`."""
 
@@ -60,10 +68,18 @@ class TaskObjective:
         self.module = model
         self.label_smoothing = label_smoothing
 
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        self.module.to(device)
+
+    def checkpoint_layers(self) -> None:
+        """Checkpoint the layers of both stacks."""
+        checkpoint_layers(self.module)
+
     def groups(self, optimization: OptimizationRecipe) -> list[dict[str, Any]]:
         """Hidden matrices, and the rest."""
-        muon = optimization.optimizer == "muon"
-        return parameter_groups(self.module, muon=muon, weight_decay=optimization.weight_decay)
+        kind, decay = optimization.optimizer, optimization.weight_decay
+        return parameter_groups(self.module, optimizer=kind, weight_decay=decay)
 
     def loss(self, batch: Batch, update: Update, autocast: Autocast) -> Loss:
         """Cross-entropy summed over real tokens, divided by the number of real tokens in the whole update."""
@@ -80,13 +96,32 @@ class TaskObjective:
 
 
 def decoder_inputs(config: PreTrainedConfig, batch: Batch) -> dict[str, Any]:
-    """A batch with the decoder's inputs instead of the labels, so that the model computes no loss itself."""
-    return {
+    """A batch with the decoder's inputs instead of the labels, so that the model computes no loss itself.
+
+    transformers looks into a mask [B, S] for padding, and the host would wait for a GPU four times in every forward
+    pass. It takes masks [B, heads, queries, keys] as they are.
+    """
+    inputs = {
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
         "decoder_input_ids": shift_right(batch["labels"], config),
         "use_cache": False,
     }
+    return inputs if batch["labels"].device.type == "cpu" else inputs | whole_masks(config, batch)
+
+
+def whole_masks(config: PreTrainedConfig, batch: Batch) -> dict[str, Tensor]:
+    """The masks of both stacks in the form that the model's attention computes with."""
+    length = batch["labels"].shape[1]
+    position_T = torch.arange(length, device=batch["labels"].device)
+    seen = {
+        "attention_mask": batch["attention_mask"].bool()[:, None, None, :],
+        "decoder_attention_mask": (position_T[:, None] >= position_T)[None, None],
+    }
+    if config._attn_implementation == "sdpa":
+        return seen
+    lowest = torch.finfo(torch.float32).min
+    return {name: torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest) for name, mask in seen.items()}
 
 
 def shift_right(labels_BT: Tensor, config: PreTrainedConfig) -> Tensor:

@@ -1,7 +1,8 @@
-"""Muon for hidden matrices, AdamW for everything else, as one optimizer.
+"""AdamW, Muon and Adafactor as one optimizer: each group of parameters takes the step of its kind.
 
 Muon (Jordan et al., 2024) replaces a matrix's momentum with the nearest semi-orthogonal matrix, so that every
 direction moves by the same amount. On this project's own example it reaches the loss of 1000 AdamW steps in about 420.
+Adafactor (Shazeer and Stern, 2018) is torch's: it keeps a row and a column for a matrix instead of two matrices.
 """
 
 from collections import defaultdict
@@ -32,7 +33,7 @@ def orthogonalize(matrices_BMN: Tensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, except that parameter groups with `muon` true take Muon's step.
+    """AdamW, except that groups with `muon` true take Muon's step, and those with `adafactor` true Adafactor's.
 
     A group with `constant_rate` true keeps its learning rate: the schedule skips it.
 
@@ -46,7 +47,15 @@ class MuonAdamW(torch.optim.AdamW):
         super().__init__(groups, lr=lr, betas=betas, weight_decay=0.0)
         for group in self.param_groups:
             group.setdefault("muon", False)
+            group.setdefault("adafactor", False)
             group.setdefault("constant_rate", False)
+        factored = [group for group in self.param_groups if group["adafactor"]]
+        self._adafactor: torch.optim.Adafactor | None = None
+        if factored:
+            self._adafactor = torch.optim.Adafactor([{"params": group["params"]} for group in factored])
+            own = {k: v for k, v in self._adafactor.defaults.items() if k not in ("lr", "weight_decay")}
+            for group in factored:
+                group.update(own)  # some have the same name as AdamW's, such as eps
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Adam's own method expects a step counter in every parameter's state; Muon's parameters have only a momentum.
@@ -65,8 +74,19 @@ class MuonAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             if group["muon"]:
                 self._muon_step(group)
+        if self._adafactor is not None:
+            self._adafactor_step(self._adafactor)
         super().step()
         return loss
+
+    def _adafactor_step(self, adafactor: torch.optim.Adafactor) -> None:
+        """Adafactor on its groups. Its state is part of this optimizer's, which checkpoints hold."""
+        adafactor.state = self.state
+        adafactor.param_groups = [group for group in self.param_groups if group["adafactor"]]
+        adafactor.step()  # type: ignore[no-untyped-call]
+        for group in adafactor.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None  # used: AdamW's own step skips it
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         momentum = group["betas"][0]
@@ -89,10 +109,11 @@ class MuonAdamW(torch.optim.AdamW):
                 parameter.add_(update, alpha=-group["lr"] * scale)
 
 
-def parameter_groups(model: PreTrainedModel, *, muon: bool, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: PreTrainedModel, *, optimizer: str, weight_decay: float) -> list[dict[str, Any]]:
     """Split the parameters into hidden matrices and the rest (embeddings, position tables, norm weights, biases).
 
-    Weight decay applies only to the matrices. Parameters that need no gradient are left out.
+    `optimizer` is a recipe's: "muon" takes the matrices only, "adafactor" takes all. Weight decay applies only to the
+    matrices. Parameters that need no gradient are left out.
     """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -102,7 +123,8 @@ def parameter_groups(model: PreTrainedModel, *, muon: bool, weight_decay: float)
         if not parameter.requires_grad:
             continue
         (rest if parameter.ndim < 2 or id(parameter) in tables else matrices).append(parameter)
+    adafactor = optimizer == "adafactor"
     return [
-        {"params": matrices, "weight_decay": weight_decay, "muon": muon},
-        {"params": rest, "weight_decay": 0.0, "muon": False},
+        {"params": matrices, "weight_decay": weight_decay, "muon": optimizer == "muon", "adafactor": adafactor},
+        {"params": rest, "weight_decay": 0.0, "muon": False, "adafactor": adafactor},
     ]

@@ -3,27 +3,30 @@
 An update takes `gradient_accumulation` micro-batches of similar lengths. Their losses are divided by the tokens of the
 whole update, so the gradient does not depend on how the update is split. A phase validates after every epoch, logs
 every few steps, and continues from its newest checkpoint as if it had not been interrupted: with the same weights,
-optimizer state, random numbers and order of rows.
+optimizer state, random numbers and order of rows. Several processes share the rows of every micro-batch (`nash.ranks`).
+
+The host waits for a GPU only where figures are logged: losses are added up, and checked, on the device.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import set_seed
 
 from model_store.model.spec import ModelSpec
+from nash import ranks
 from nash.data.examples import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
 from nash.errors import NashError, RequestError
-from nash.precision import choose_precision, training_device
+from nash.precision import choose_precision
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.disk import full_disk_named
 from nash.training import losses
@@ -35,6 +38,7 @@ from nash.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from nash.training.memory import too_large
 from nash.training.objective import Batch, Objective, Update
 from nash.training.optimizer import MuonAdamW
 from nash.training.schedule import rate_factor
@@ -77,6 +81,7 @@ class Phase:
         spec: ModelSpec,
         folder: Path,
         seed: int,
+        device: str = "cpu",
         validation: TokenizedPairs | None = None,
         watcher: Watcher | None = None,
         log_steps: int = LOG_STEPS,
@@ -84,8 +89,13 @@ class Phase:
         """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
 
         Raises:
-            RequestError: the pairs have tokens that the model does not have, or targets that never end.
+            RequestError: the pairs have tokens that the model does not have, or targets that never end; or a batch has
+                fewer rows than there are processes.
         """
+        if optimization.batch_size < ranks.count():
+            raise RequestError(
+                f"batch_size {optimization.batch_size} is shared by {ranks.count()} processes: give each a row or more"
+            )
         for each in [pairs] if validation is None else [pairs, validation]:
             check_tokens(each, spec)
         self.objective = objective
@@ -95,7 +105,9 @@ class Phase:
         self.validation = validation
         self.watcher = watcher or Watcher()
         self.log_steps = log_steps
-        self.device = torch.device(training_device())
+        self.device = torch.device(device)
+        if self.device.index is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # checkpoints keep the random numbers of the current device
         self.collate = Collator(pad_id=spec.pad_id)
         self.pairs = pairs
         self.state = PhaseState()
@@ -105,32 +117,38 @@ class Phase:
         micro_batches = math.ceil(len(pairs) / optimization.batch_size)
         self.updates_per_epoch = max(1, math.ceil(micro_batches / optimization.gradient_accumulation))
         self.steps = optimization.max_steps or math.ceil(optimization.epochs * self.updates_per_epoch)
-        half = choose_precision(optimization.precision).precision == "bfloat16"
+        half = choose_precision(optimization.precision, device).precision == "bfloat16"
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else nullcontext
         )
         if self.device.type == "cpu":
             keep_freed_memory()
-        objective.module.to(self.device)
+        objective.to(self.device)
+        if optimization.gradient_checkpointing:
+            objective.checkpoint_layers()
         self.optimizer = MuonAdamW(objective.groups(optimization), lr=optimization.learning_rate)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        # Since the host last looked at the device: sums and newest figures, and the loss and the rows of each batch.
+        self._sums: dict[str, Tensor] = {}
+        self._newest: dict[str, Tensor] = {}
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []
 
     def run(self) -> list[dict[str, float]]:
         """Train to the end, from the last complete checkpoint if there is one; return the log's entries.
 
         Raises:
-            NashError: a loss or a weight is not finite, or the disk is full.
+            NashError: a loss or a weight is not finite, the disk or the memory is full, or another process has ended.
         """
-        set_seed(self.seed)
+        set_seed(self.seed + ranks.number())  # dropout differs between processes; what must not differ is sent
         module = self.objective.module
-        checkpoint = last_checkpoint(self.folder)
+        checkpoint = ranks.on_first(lambda: last_checkpoint(self.folder))
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, module, self.optimizer)
         self.watcher.begun(self.state.step, self.steps)
         # A checkpoint holds the weights and the optimizer's two moments; the oldest goes after the newest is written.
         checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in module.parameters())
         self.folder.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(self.folder, checkpoint_bytes):
+        with full_disk_named(self.folder, checkpoint_bytes), _fast_products(self.device):
             while self.state.step < self.steps:
                 self._run_epoch(checkpoint)
                 checkpoint = None
@@ -141,12 +159,12 @@ class Phase:
         """Make the remaining updates of an epoch, and validate."""
         epoch, done = divmod(self.state.step, self.updates_per_epoch)
         if resumed is not None and done == 0:
-            restore_random_states(resumed)
+            self._restore_random_states(resumed)
         updates = self._updates(epoch)
         for _ in range(done):
             next(updates)
         if resumed is not None and done > 0:
-            restore_random_states(resumed)
+            self._restore_random_states(resumed)
         for batches in updates:
             self.update(batches)
             at_end = self.state.step == self.steps
@@ -159,29 +177,60 @@ class Phase:
             if at_end:
                 return
 
+    def _restore_random_states(self, checkpoint: Path) -> None:
+        """Those in a checkpoint are the first process's; the others draw for dropout alone, and begin anew."""
+        if ranks.first():
+            restore_random_states(checkpoint)
+        else:
+            set_seed(self.seed + ranks.number() + 1000 * self.state.step)
+
     def _updates(self, epoch: int) -> Iterator[list[Batch]]:
-        """The micro-batches of each update of an epoch."""
+        """The micro-batches of each update of an epoch: this process's rows of them."""
         self.sampler.set_epoch(epoch)
+        whole = BatchSampler(self.sampler, self.optimization.batch_size, drop_last=False)
+        shares = [ranks.share(rows) for rows in whole]
         loader = DataLoader(
-            self.pairs, batch_size=self.optimization.batch_size, sampler=self.sampler, collate_fn=self.collate
+            self.pairs,
+            batch_sampler=[rows for rows, _ in shares],
+            collate_fn=self.collate,
+            pin_memory=self.device.type == "cuda",
         )
-        batches = iter(loader)
+        batches = iter(zip(loader, shares, strict=True))
         while update := list(islice(batches, self.optimization.gradient_accumulation)):
-            yield [self.on_device(batch) for batch in update]
+            yield [self.on_device(batch if weight == 1 else _weighted(batch, weight)) for batch, (_, weight) in update]
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch on the module's device."""
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        """The batch on the module's device; the numbers of its rows stay, for messages."""
+        return {
+            name: tensor if name == "rows" else tensor.to(self.device, non_blocking=True)
+            for name, tensor in batch.items()
+        }
 
     def update(self, batches: list[Batch]) -> None:
-        """One step of the optimizer."""
+        """One step of the optimizer.
+
+        Raises:
+            NashError: a loss is not finite, or the memory is full.
+        """
         self.objective.module.train()
+        fits = True
+        try:
+            self._update(batches)
+        except torch.OutOfMemoryError:
+            fits = False  # what the error holds on to is free again after this block
+        if not fits:
+            raise self._too_large(batches)
+
+    def _update(self, batches: list[Batch]) -> None:
         update = self.update_of(batches)
         factor = rate_factor(self.optimization, self.state.step, self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate if group["constant_rate"] else rate * factor
         for batch in batches:
             self._backward(batch, update)
+        if self.device.type == "cpu":
+            self._check_losses()
+        ranks.sum_gradients(self._parameters())
         self._clip()
         self.watcher.before_update(self)
         self.optimizer.step()
@@ -191,26 +240,81 @@ class Phase:
 
     def update_of(self, batches: list[Batch]) -> Update:
         """What the losses of these micro-batches need to know about their update."""
-        return Update(
-            step=self.state.step,
-            steps=self.steps,
-            source_tokens=torch.stack([batch["attention_mask"].sum() for batch in batches]).sum(),
-            target_tokens=torch.stack([(batch["labels"] != IGNORED).sum() for batch in batches]).sum(),
-        )
+        sources = [batch["attention_mask"].sum() * batch.get("weight", 1) for batch in batches]
+        targets = [(batch["labels"] != IGNORED).sum() * batch.get("weight", 1) for batch in batches]
+        tokens = ranks.sum_of(torch.stack([torch.stack(sources).sum(), torch.stack(targets).sum()]))
+        return Update(step=self.state.step, steps=self.steps, source_tokens=tokens[0], target_tokens=tokens[1])
 
     def _backward(self, batch: Batch, update: Update) -> None:
         loss = self.objective.loss(batch, update, self.autocast)
-        torch.autograd.backward(loss.total)
+        weight = batch.get("weight", 1)
+        torch.autograd.backward(loss.total * weight)
         value = loss.total.detach()
-        if not bool(value.isfinite()):
-            rows = sorted(set(batch["rows"].tolist()))
-            named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")
-            raise self._diverged(f"the loss is {float(value)} on a batch of {len(rows)} rows of the data ({named})")
-        sums = self.state.figures
+        self._unchecked.append((self.state.step, value, batch["rows"]))
         for name, part in {"loss": value, **loss.parts}.items():
-            sums[name] = sums.get(name, 0.0) + float(part.detach())
-        for name, newest in loss.newest.items():
-            sums[f"newest.{name}"] = float(newest.detach())
+            sum_so_far = self._sums.get(name)
+            here = part.detach().double() * weight
+            self._sums[name] = here if sum_so_far is None else sum_so_far + here
+        self._newest |= {f"newest.{name}": newest.detach() for name, newest in loss.newest.items()}
+
+    def _check_losses(self) -> None:
+        """Look at the losses since the last time: at those of many updates at once if the host would have to wait."""
+        unchecked, self._unchecked = self._unchecked, []
+        values = torch.stack([value for _, value, _ in unchecked]).tolist() if unchecked else []
+        for (step, _, batch_rows), value in zip(unchecked, values, strict=True):
+            if not math.isfinite(value):
+                rows = sorted(set(batch_rows.tolist()))
+                named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")
+                what = f"the loss is {value} on a batch of {len(rows)} rows of the data ({named})"
+                raise self._diverged(what, step)
+
+    def _collect_figures(self) -> None:
+        """Add what was summed on the devices of all processes to the figures of the next log entry."""
+        self._check_losses()
+        if not self._sums:
+            return
+        figures = self.state.figures
+        totals = ranks.sum_of(torch.stack(list(self._sums.values()))).tolist()
+        for name, total in zip(self._sums, totals, strict=True):
+            figures[name] = figures.get(name, 0.0) + total
+        figures |= {name: float(newest) for name, newest in self._newest.items()}
+        self._sums, self._newest = {}, {}
+
+    def _too_large(self, batches: list[Batch]) -> NashError:
+        """The error for batches that do not fit into memory. What a smaller one needs is tried, moments included."""
+        self._unchecked, self._sums = [], {}
+        self.optimizer.zero_grad()
+        largest = max(batches, key=lambda batch: batch["input_ids"].numel() + batch["labels"].numel())
+        update = Update(
+            step=self.state.step,
+            steps=self.steps,
+            source_tokens=largest["attention_mask"].sum(),
+            target_tokens=(largest["labels"] != IGNORED).sum(),
+        )
+
+        def fits(rows: int) -> bool:
+            part = {name: tensor[:rows] if tensor.ndim else tensor for name, tensor in largest.items()}
+            try:
+                moments = 0 if self.optimizer.state else 2
+                reserved = [torch.empty_like(p) for p in self._parameters() for _ in range(moments)]
+                self._backward(part, update)
+                del reserved
+            except torch.OutOfMemoryError:
+                return False
+            finally:
+                self.optimizer.zero_grad()
+            return True
+
+        alone = ranks.count() == 1  # losses are computed together
+        return too_large(
+            self.device,
+            self.optimization.batch_size,
+            self.optimization.gradient_accumulation,
+            fits if alone else None,
+        )
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _clip(self) -> None:
         """Clip only the weights: a gate's gradient has a different scale and must not shrink the weights' steps."""
@@ -219,6 +323,7 @@ class Phase:
 
     def _log(self) -> None:
         """Log the means since the last entry. The losses of an update add up to its mean over tokens."""
+        self._collect_figures()
         sums, self.state.figures = self.state.figures, {}
         entry = {
             "loss": sums.pop("loss") / self.log_steps,
@@ -242,37 +347,64 @@ class Phase:
             return None
         begun_s = time.perf_counter()
         self.objective.module.eval()
-        loader = DataLoader(self.validation, batch_size=self.optimization.batch_size, collate_fn=self.collate)
+        whole = BatchSampler(range(len(self.validation)), self.optimization.batch_size, drop_last=False)
+        own = list(whole)[ranks.number() :: ranks.count()]
+        loader = DataLoader(self.validation, batch_sampler=own, collate_fn=self.collate)
         nats: Tensor = torch.zeros((), dtype=torch.double, device=self.device)
         tokens = torch.zeros((), dtype=torch.long, device=self.device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             for number, batch in enumerate(map(self.on_device, loader), 1):
                 logits_BTV = self.objective.validation_logits(batch, self.autocast)
                 nats += losses.cross_entropy(logits_BTV, batch["labels"], 1)
                 tokens += (batch["labels"] != IGNORED).sum()
                 self.watcher.validating(number)
-        loss, seconds = float(nats / tokens), time.perf_counter() - begun_s
+        loss = float(ranks.sum_of(nats) / ranks.sum_of(tokens))
+        seconds = time.perf_counter() - begun_s
         self._enter(
             {
                 "eval_loss": loss,
                 "eval_runtime": seconds,
                 "eval_samples_per_second": len(self.validation) / seconds,
-                "eval_steps_per_second": len(loader) / seconds,
+                "eval_steps_per_second": len(own) / seconds,
             }
         )
         return loss
 
     def _save(self) -> None:
+        self._collect_figures()
+        if not ranks.first():
+            return
         # A phase also saves at its end: weights that are not finite neither replace good checkpoints nor get published.
         if not all(bool(parameter.isfinite().all()) for parameter in self.objective.module.parameters()):
             raise self._diverged("some weights are not finite")
         save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
 
-    def _diverged(self, what: str) -> NashError:
+    def _diverged(self, what: str, step: int | None = None) -> NashError:
+        step = self.state.step if step is None else step
         return NashError(
-            f"training diverged: {what} after step {self.state.step}; lower learning_rate or use "
+            f"training diverged: {what} after step {step}; lower learning_rate or use "
             f'precision = "float32" (checkpoints of earlier steps are kept in {self.folder})'
         )
+
+
+def _weighted(batch: Batch, weight: float) -> Batch:
+    """A batch that every process has, of which each counts for its part."""
+    return batch | {"weight": torch.tensor(weight)}
+
+
+@contextmanager
+def _fast_products(device: torch.device) -> Iterator[None]:
+    """Within the block, products of float32 matrices on CUDA round their inputs to TF32.
+
+    Training does not need more. The engine, which shares the process, computes as before outside of the block.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:

@@ -20,14 +20,14 @@ _CHUNK_ROWS = 2000  # rows written at once: an interruption loses at most these
 
 
 def with_teacher_answers(
-    rows: Sequence[TaskRow], teacher: Model, data: DataRecipe, out: Path, console: Console
+    rows: Sequence[TaskRow], teacher: Model, data: DataRecipe, device: str, out: Path, console: Console
 ) -> list[TaskRow]:
-    """The rows with the answer of the `teacher` as their only target.
+    """The rows with the answer of the `teacher`, on the device, as their only target.
 
     A row whose answer is empty keeps its targets. Answers are kept in `out`; those that are already there are not
     generated again.
     """
-    config = evaluation_config(data)
+    config = evaluation_config(data, device)
     answers = _whole_lines(out / FILE)
     if len(answers) < len(rows):
         title = "the teacher answers the training rows"

@@ -33,7 +33,7 @@ def test_it_runs_to_its_end(
 @pytest.mark.parametrize("kind", [training_cost.PLAIN, training_cost.DISTILLED, training_cost.PRUNED])
 def test_a_step_is_an_update(kind: str, tmp_path: Path) -> None:
     """The weights move, the gates too where there are any; the texts are as long as they should be."""
-    options = argparse.Namespace(batch_size=3, precision="float32")
+    options = argparse.Namespace(batch_size=3, precision="float32", device="cpu", gradient_checkpointing=False)
     stepper = training_cost.Stepper(kind, TINY, 1, options, tmp_path)
     assert stepper.batch["input_ids"].shape == (3, 4)
     assert stepper.batch["labels"].shape == (3, 3)

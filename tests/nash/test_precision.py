@@ -21,7 +21,6 @@ AVX2 = ("avx2", "fma", "f16c")
 def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor without bfloat16, and no GPU."""
     monkeypatch.setattr(cpus, "instruction_sets", lambda: AVX2)
-    monkeypatch.setattr(precision, "training_device", lambda: "cpu")
 
 
 @pytest.mark.parametrize(
@@ -38,16 +37,14 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, sets: tuple[str, ...], chosen: str) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(precision, "training_device", lambda: "cpu")
     monkeypatch.setattr(cpus, "instruction_sets", lambda: sets)
-    assert choose_precision("auto").precision == chosen
+    assert choose_precision("auto", "cpu").precision == chosen
 
 
 @pytest.mark.parametrize(("major", "chosen"), [(7, "float32"), (8, "bfloat16"), (9, "bfloat16")])
 def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, major: int, chosen: str) -> None:
-    monkeypatch.setattr(precision, "training_device", lambda: "cuda")
     monkeypatch.setattr(precision, "cuda_devices", lambda: (CudaDevice(name="G", major=major, minor=5),))
-    choice = choose_precision("auto")
+    choice = choose_precision("auto", "cuda")
     assert choice.precision == chosen
     assert choice.why == (
         "the hardware has it" if major >= 8 else "no bfloat16: it needs compute capability 8.0, and G has 7.5"
@@ -56,10 +53,10 @@ def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, major: int, chosen: str)
 
 @pytest.mark.usefixtures("avx2")
 def test_by_name_it_is_refused_where_it_would_be_imitated() -> None:
-    assert choose_precision("float32").why == "asked for"
-    check_precisions(["auto", "float32"])
+    assert choose_precision("float32", "cpu").why == "asked for"
+    check_precisions(["auto", "float32"], "cpu")
     with pytest.raises(RequestError) as refusal:
-        check_precisions(["auto", "bfloat16"])
+        check_precisions(["auto", "bfloat16"], "cpu")
     assert str(refusal.value) == (
         'precision "bfloat16" is not possible here: it needs avx512_bf16, amx_bf16 or ARM\'s bf16, but PyTorch may use '
         'avx2, fma, f16c; use "auto" or "float32"'
@@ -69,9 +66,9 @@ def test_by_name_it_is_refused_where_it_would_be_imitated() -> None:
 def test_a_phase_that_goes_on_elsewhere_has_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunFolder(tmp_path / "run", {}, {}) as run:
         for obstacle in (None, None, "none here", "none here"):
-            monkeypatch.setattr(precision, "bfloat16_obstacle", lambda found=obstacle: found)
-            run.note_precision("final_training", choose_precision("auto"))
-        run.note_precision("prune_training", choose_precision("float32"))
+            monkeypatch.setattr(precision, "bfloat16_obstacle", lambda device, found=obstacle: found)
+            run.note_precision("final_training", choose_precision("auto", "cpu"))
+        run.note_precision("prune_training", choose_precision("float32", "cpu"))
         assert run.read_json(PRECISION) == {
             "final_training": "bfloat16, then float32",
             "prune_training": "float32",
@@ -114,7 +111,7 @@ def test_a_run_says_what_it_takes_and_its_lineage_keeps_it(folder: Path, tmp_pat
     outcome = nash("prune", folder / "auto.toml", *arguments)
     outcome.document()
     for phase in ("prune", "final"):
-        assert f"{phase}: training in float32 (no bfloat16: it needs avx512_bf16" in outcome.err
+        assert f"{phase}: training on cpu in float32 (no bfloat16: it needs avx512_bf16" in outcome.err
     lineage = Store(tmp_path / "store").resolve("reverse@pruned").manifest.lineage
     assert lineage.precision == {"prune_training": "float32", "final_training": "float32"}
     asked = lineage.recipe["final_training"]

@@ -59,7 +59,7 @@ def test_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nash.cli.info.cpu_quota", lambda: 1.5)
     monkeypatch.setattr(sets, "available_sets", lambda: ())
     monkeypatch.setattr(sets, "runs_here", lambda each: False)
-    monkeypatch.setattr("nash.precision.training_device", lambda: "cpu")
+    monkeypatch.setattr("nash.device.cuda_devices", tuple)
     outcome = nash("info")
     assert outcome.code == 0, outcome.err
     lines = dict(line.split("  ", 1) for line in outcome.out.splitlines())

@@ -91,7 +91,7 @@ def test_a_workload_is_an_engine_of_its_size(model: Model) -> None:
     assert (config.dtype, config.threads, config.max_encode_tokens) == ("int8", 1, 18)
     turns = measure_turns([Engine.load(model, config)] * 2, workload, repeats=2)
     assert [len(runs) for runs in turns] == [2, 2]
-    assert str(workload) == "3 requests together, 6 tokens in and 4 out, int8"
+    assert str(workload) == "3 requests together, 6 tokens in and 4 out, int8 on cpu"
 
 
 def test_an_engine_whose_limits_are_too_low_is_refused(model: Model) -> None:

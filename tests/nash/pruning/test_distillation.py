@@ -42,7 +42,7 @@ def test_matching_is_the_cheapest_that_keeps_the_order(cost_TS: list[list[float]
     def total(choice: tuple[int, ...]) -> float:
         return sum(row[s] for row, s in zip(cost_TS, choice, strict=True))
 
-    choice = tuple(match_layers(cost_TS))
+    choice = tuple(match_layers(torch.tensor(cost_TS)).tolist())
     assert list(choice) == sorted(choice)
     ordered = combinations_with_replacement(range(len(cost_TS[0])), len(cost_TS))
     assert total(choice) == min(total(c) for c in ordered)

@@ -90,7 +90,7 @@ def test_recorded_states_are_transformers_hidden_states(model: PreTrainedModel, 
 
 
 def test_muon_takes_the_hidden_matrices_and_nothing_else(dense_dir: Path, model: PreTrainedModel) -> None:
-    matrices, rest = parameter_groups(model, muon=True, weight_decay=0.1)
+    matrices, rest = parameter_groups(model, optimizer="muon", weight_decay=0.1)
     names = {id(p): name for name, p in model.named_parameters()}
     found = {names[id(p)] for p in matrices["params"]}
     sublayers = layout_of(Model.open(dense_dir).spec).sublayers()

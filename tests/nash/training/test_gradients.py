@@ -191,7 +191,7 @@ def test_rates(model_dir: Path, tmp_path: Path, schedule: str, warmup_steps: int
 
 
 def test_bfloat16_trains_under_every_loss(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bfloat16_obstacle", lambda: None)  # imitated where it has to be: right, if slow
+    monkeypatch.setattr(precision, "bfloat16_obstacle", lambda device: None)  # imitated: right, if slow
     watch = Watch()
     phase = student_phase(model_dir, tmp_path, watch, pruning=PRUNING, batch_size=4, max_steps=1, precision="bfloat16")
     phase.run()

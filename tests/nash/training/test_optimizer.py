@@ -149,7 +149,7 @@ def test_parameter_groups(tmp_path: Path) -> None:
     model = load_dense(Model.open(directory))
     names = {id(p): name for name, p in model.named_parameters()}
     frozen = model.encoder.block[0].layer[0].SelfAttention.q.weight.requires_grad_(False)
-    matrices, rest = parameter_groups(model, muon=True, weight_decay=0.1)
+    matrices, rest = parameter_groups(model, optimizer="muon", weight_decay=0.1)
     assert (matrices["muon"], matrices["weight_decay"]) == (True, 0.1)
     assert (rest["muon"], rest["weight_decay"]) == (False, 0.0)
     in_rest = {names[id(p)] for p in rest["params"]}
@@ -158,3 +158,21 @@ def test_parameter_groups(tmp_path: Path) -> None:
     both = [id(p) for p in (*matrices["params"], *rest["params"])]
     assert len(both) == len(set(both))
     assert set(both) == names.keys() - {id(frozen)}
+
+
+def test_adafactor_is_torchs_and_its_gates_are_adamws() -> None:
+    ours, theirs = parameters((6, 4), (5,), (2,)), parameters((6, 4), (5,), (2,))
+    groups: list[dict[str, Any]] = [
+        {"params": ours[:2], "adafactor": True, "lr": 0.02, "weight_decay": 0.1},
+        {"params": ours[2:], "lr": 0.1, "maximize": True, "constant_rate": True},
+    ]
+    optimizer = MuonAdamW(groups, lr=0.01)
+    run(optimizer, ours, 5)
+    run(torch.optim.Adafactor(theirs[:2], lr=0.02, weight_decay=0.1), theirs[:2], 5)
+    for found, expected in zip(ours[:2], theirs[:2], strict=True):
+        assert torch.equal(found, expected)
+    assert set(optimizer.state[ours[0]]) == {"step", "row_var", "col_var"}
+    assert set(optimizer.state[ours[2]]) == {"step", "exp_avg", "exp_avg_sq"}
+    up = parameters((6, 4), (5,), (2,))[2]
+    run(torch.optim.AdamW([up], lr=0.1, betas=(0.9, 0.98), weight_decay=0.0, maximize=True), [up], 5, seed=2)
+    assert torch.equal(ours[2], up)
