@@ -20,7 +20,7 @@ from tests.nash.tiny_training import build_task_model, finetune_phase, task_rows
 from tests.nash.two_processes import STEPS, phase_of, state_of
 
 ROOT = Path(__file__).parents[2]
-LOSSES = ("loss", "task", "prediction", "encoder", "decoder", "lagrangian", "sparsity", "eval_loss", "grad_norm")
+LOSSES = {"loss", "task", "prediction", "encoder", "decoder", "lagrangian", "sparsity", "eval_loss", "grad_norm"}
 
 RECIPE = """
 model = "./model"
@@ -63,10 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [sys.executable, "-m", "tests.nash.two_processes", str(folder)]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
-    for number, process in enumerate(processes):
+    for i, process in enumerate(processes):
         out, err = process.communicate(timeout=500)
-        (folder / f"out-{number}").write_text(out)
-        (folder / f"err-{number}").write_text(err)
+        (folder / f"out-{i}").write_text(out)
+        (folder / f"err-{i}").write_text(err)
     assert [process.returncode for process in processes] == [1, 7], (folder / "err-0").read_text()
     return folder
 
@@ -74,8 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     assert [entry["step"] for entry in found] == [entry["step"] for entry in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        for name in LOSSES:
-            assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-4, abs=1e-4), (name, ours["step"])
+        assert ours.keys() == theirs.keys()
+        for name in LOSSES & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), (name, ours["step"])
 
 
 def assert_same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
