@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from model_store.model.config import layout_of, spec_of
 from model_store.model.model import INT4, Model
 from model_store.model.spec import shortened
+from nash.data.rows import Texts
 from nash.int4.calibration import calibrate
 from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import SpeedPlan, engine_measure, settle
@@ -29,7 +30,7 @@ from nash.pruning.structure_stages import (
 )
 from nash.pruning.student import Student
 from nash.pruning.student_training import train_student
-from nash.pruning.task import gate_kinds, texts_of
+from nash.pruning.task import gate_kinds
 from nash.run.progress import Stage
 from nash.structure.calibration import TeacherDistance, calibration_batches, closest_layers, repair
 from nash.structure.compaction import compact, shorten_decoder
@@ -60,9 +61,9 @@ def walk(run: PruneRun) -> None:
 def trim(run: PruneRun) -> None:
     """Trim the dense model's vocabulary to what the training rows need."""
     task = run.task
-    held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
+    held_out = {"validation": Texts(task.validation_rows), "test": Texts(task.test_rows)}
     with Stage("trimming the vocabulary", run.console):
-        report = trim_vocabulary(task.model, run.path / "trimmed", texts_of(task.train_rows), held_out)
+        report = trim_vocabulary(task.model, run.path / "trimmed", Texts(task.train_rows), held_out)
     run.folder.write_json(VOCABULARY, report)
     run.console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
     for split, coverage in report["coverage"].items():
@@ -73,7 +74,7 @@ def choose_layers(run: PruneRun) -> None:
     """Choose the decoder layers that on their own stay closest to the whole teacher."""
     keep = run.recipe.pruning.decoder_layers
     assert isinstance(keep, int), "layers that are listed are not chosen"
-    pairs = run.tokenized(run.task.train_rows)
+    pairs = run.data_pairs
     with Stage(f"searching for the {keep} decoder layers that stay closest to the whole decoder", run.console):
         teacher = load_dense(run.teacher)
         batches = calibration_batches(pairs, run.spec.pad_id, run.recipe.seed)

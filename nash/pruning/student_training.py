@@ -46,6 +46,7 @@ def train_student(
         seed=run.recipe.seed,
         validation=validation,
         watcher=progress,
+        workers=run.recipe.data.workers,
     )
     try:
         log = phase.run()

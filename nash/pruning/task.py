@@ -1,6 +1,5 @@
 """The inputs of `nash prune`: read and checked before any training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +10,7 @@ from model_store.model.spec import ModelSpec
 from model_store.store import Store, StoredVersion
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
-from nash.data.rows import TaskRow, read_rows
+from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.errors import RequestError
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers, check_dense, check_words
@@ -29,7 +28,7 @@ class Task:
     model: Model  # the dense one
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     tokenizer: PreTrainedTokenizerBase
-    train_rows: list[TaskRow]
+    train_rows: RowFile
     validation_rows: list[TaskRow]
     test_rows: list[TaskRow]
 
@@ -46,7 +45,7 @@ def prepare(recipe: PruneRecipe, store: Store) -> Task:
         RequestError: model, data or targets cannot be used.
     """
     data = recipe.data
-    train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+    train_rows, validation_rows = RowFile(data.train, data), read_rows(data.validation, data)
     test_rows = validation_rows if data.test is None else read_rows(data.test, data)
     found = find_model(recipe.model, store)
     check_dense(found)
@@ -98,8 +97,3 @@ def gate_kinds(pruning: PruningRecipe) -> GateKinds:
         sublayers=pruning.gate_sublayers,
         stacks=pruning.gated_stacks,
     )
-
-
-def texts_of(rows: Sequence[TaskRow]) -> list[str]:
-    """All sources and targets of the rows."""
-    return [text for row in rows for text in (row.source, *row.targets)]

@@ -12,9 +12,8 @@ from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.store import Store
 from model_store.version.ref import check_name
-from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
-from nash.data.rows import TaskRow, read_rows
+from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.measuring.assess import assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
@@ -28,6 +27,7 @@ from nash.run.progress import Stage
 from nash.training.layer_dropout import LayerDropoutObjective
 from nash.training.phase import Phase, write_log
 from nash.training.progress import TrainingProgress
+from nash.training.token_cache import TOKENS, TokenCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def finetune(
         check_precisions([recipe.training.precision])
     data = recipe.data
     with Stage("reading the data", console):
-        rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+        rows, validation_rows = RowFile(data.train, data), read_rows(data.validation, data)
         test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
         check_references(recipe.metric, [row.targets for row in test_rows])
     start = None if recipe.model is None else find_model(recipe.model, store)
@@ -74,7 +74,7 @@ def finetune(
         if name is not None:
             store.check_writable()
         if not folder.is_dir():
-            _train(recipe, rows, validation_rows, start, run, console)
+            _train(recipe, rows, validation_rows, start, inputs, run, console)
         found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, console)
         precision = run.read_json(PRECISION) or {}
     ref, digest = str(folder), None
@@ -90,18 +90,25 @@ def finetune(
 
 def _train(
     recipe: FinetuneRecipe,
-    rows: list[TaskRow],
+    rows: RowFile,
     validation_rows: list[TaskRow],
     start: FoundModel | None,
+    inputs: dict[str, str],
     run: RunFolder,
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
     assert tokenizer_folder is not None  # the recipe has a model or a tokenizer
     tokenizer = load_tokenizer(tokenizer_folder)
-    with Stage("tokenizing the texts", console):
-        pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
-        validation = TokenizedPairs.under(recipe.data, validation_rows, tokenizer)
+    cache = TokenCache(
+        folder=run.path / TOKENS,
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        data=recipe.data,
+        console=console,
+    )
+    pairs = cache.pairs(rows, {"data": inputs["train"]})
+    validation = cache.pairs(validation_rows, {"data": inputs["validation"]})
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     set_seed(recipe.seed)
@@ -121,6 +128,7 @@ def _train(
         seed=recipe.seed,
         validation=validation,
         watcher=progress,
+        workers=recipe.data.workers,
     )
     run.bind()
     choice = choose_precision(recipe.training.precision)

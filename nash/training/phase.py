@@ -79,8 +79,11 @@ class Phase:
         validation: TokenizedPairs | None = None,
         watcher: Watcher | None = None,
         log_steps: int = LOG_STEPS,
+        workers: int = 0,
     ) -> None:
         """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
+
+        `workers` processes make the batches; with 0 the loop does it itself.
 
         Raises:
             RequestError: the pairs have tokens that the model does not have, or targets that never end.
@@ -94,6 +97,7 @@ class Phase:
         self.validation = validation
         self.watcher = watcher or Watcher()
         self.log_steps = log_steps
+        self.workers = workers
         self.device = torch.device(training_device())
         self.collate = Collator(pad_id=spec.pad_id)
         self.pairs = pairs
@@ -159,12 +163,28 @@ class Phase:
     def _updates(self, epoch: int) -> Iterator[list[Batch]]:
         """The micro-batches of each update of an epoch."""
         self.sampler.set_epoch(epoch)
-        loader = DataLoader(
-            self.pairs, batch_size=self.optimization.batch_size, sampler=self.sampler, collate_fn=self.collate
-        )
-        batches = iter(loader)
+        batches = self._batches(self.pairs, self.sampler)
         while update := list(islice(batches, self.optimization.gradient_accumulation)):
             yield [self.on_device(batch) for batch in update]
+
+    def _batches(self, pairs: TokenizedPairs, sampler: SimilarLengthSampler | None = None) -> Iterator[Batch]:
+        """The batches of all pairs, in the sampler's order."""
+        loader = DataLoader(
+            pairs,
+            batch_size=self.optimization.batch_size,
+            sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise NashError(
+                f"a process that makes batches ended ({' '.join(str(error).split())}): set data.workers = 0, or give "
+                "/dev/shm more room"
+            ) from error
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on the module's device."""
@@ -239,11 +259,10 @@ class Phase:
             return None
         begun_s = time.perf_counter()
         self.objective.module.eval()
-        loader = DataLoader(self.validation, batch_size=self.optimization.batch_size, collate_fn=self.collate)
         nats: Tensor = torch.zeros((), dtype=torch.double, device=self.device)
         tokens = torch.zeros((), dtype=torch.long, device=self.device)
         with torch.random.fork_rng():
-            for number, batch in enumerate(map(self.on_device, loader), 1):
+            for number, batch in enumerate(map(self.on_device, self._batches(self.validation)), 1):
                 logits_BTV = self.objective.validation_logits(batch, self.autocast)
                 nats += losses.cross_entropy(logits_BTV, batch["labels"], 1)
                 tokens += (batch["labels"] != IGNORED).sum()
@@ -254,7 +273,7 @@ class Phase:
                 "eval_loss": loss,
                 "eval_runtime": seconds,
                 "eval_samples_per_second": len(self.validation) / seconds,
-                "eval_steps_per_second": len(loader) / seconds,
+                "eval_steps_per_second": number / seconds,
             }
         )
         return loss
@@ -279,13 +298,13 @@ def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
         RequestError: there are some; the tokenizer belongs to another model, or adds no end token to a text.
     """
     for texts, size in ((pairs.sources, spec.vocab_size), (pairs.targets, spec.target_vocab_size)):
-        largest = max((token for ids in texts for token in ids), default=0)
+        largest = texts.largest()
         if largest >= size:
             raise RequestError(
                 f"the tokenizer gives the token id {largest}, but the model has a vocabulary of {size}: they do not "
                 "belong together (tokenizer_config.json may name another class than the model's)"
             )
-    if pairs.targets and not any(spec.eos_id in ids for ids in pairs.targets):
+    if len(pairs) and not pairs.targets.has(spec.eos_id):
         raise RequestError(
             f"the tokenizer ends no target with the model's end token {spec.eos_id}, so no answer would ever end: give "
             "tokenizer.json a post-processor that adds it, or config.json the eos_token_id that the tokenizer adds"

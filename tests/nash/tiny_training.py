@@ -47,7 +47,7 @@ def task_rows(count: int) -> list[TaskRow]:
 
 def task_pairs(directory: Path, count: int) -> TokenizedPairs:
     """The task's first rows as tokens."""
-    return TokenizedPairs(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
+    return TokenizedPairs.of(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
 
 
 def finetune_phase(
