@@ -36,7 +36,7 @@ from nash.recipes.recipe import DataRecipe
 from nash.training.token_cache import TOKENS, TokenCache
 
 LIMIT_BYTES = 2 * 10**9
-WORDS = 5000
+WORDS = 1000
 VOCABULARY = 8000
 TOKENIZER_ROWS = 300  # what the tokenizer is trained on
 SAMPLED_EVERY_S = 0.02
@@ -137,7 +137,7 @@ def _peak() -> Iterator[dict[str, int]]:
     def sample() -> None:
         while not ended.wait(SAMPLED_EVERY_S):
             children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-            found["bytes"] = max(found["bytes"], sum(map(anonymous_bytes, ["self", *children])))
+            found["bytes"] = max(found["bytes"], anonymous_bytes("self") + sum(map(anonymous_bytes, children)))
 
     thread = Thread(target=sample, daemon=True)
     thread.start()
