@@ -1,6 +1,7 @@
 """The tokens of a run's rows: made once, kept in a folder, and mapped by every phase and later call."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from model_store.model.model import files_digest, tokenizer_files
 from nash.data.examples import TokenizedPairs
 from nash.data.rows import Rows
 from nash.data.token_files import kept_tokens
-from nash.data.tokens import Limits, TokenBatch, tokenized_batches
+from nash.data.tokens import IDS, Limits, TokenBatch, tokenized_batches
 from nash.recipes.recipe import DataLayout, DataRecipe
 from nash.run.disk import full_disk_named
 from nash.run.progress import Stage
@@ -47,15 +48,16 @@ class TokenCache:
             "libraries": {name: version(name) for name in _LIBRARIES},
         }
 
-        def batches() -> Iterator[TokenBatch]:
-            done = 0
-            with Stage("tokenizing the texts", self.console, len(rows), unit="rows") as stage:
-                for batch in tokenized_batches(rows, self.tokenizer, limits):
-                    yield batch
-                    done += batch.rows
-                    stage.update(done)
+        shown = ExitStack()  # the stage ends with the work, not whenever the iterator is collected
 
-        with full_disk_named(self.folder.parent, 4 * sum(limits) * len(rows)):
+        def batches() -> Iterator[TokenBatch]:
+            stage = shown.enter_context(Stage("tokenizing the texts", self.console, len(rows), unit="rows"))
+            for batch in tokenized_batches(rows, self.tokenizer, limits):
+                yield batch
+                stage.update(stage.done + batch.rows)
+
+        most_bytes = IDS.itemsize * sum(limits) * len(rows)
+        with full_disk_named(self.folder.parent, most_bytes), shown:
             folder = kept_tokens(
                 self.folder, made_from, batches, say=lambda line: self.console.print(line, soft_wrap=True)
             )

@@ -51,7 +51,13 @@ def task_pairs(directory: Path, count: int) -> TokenizedPairs:
 
 
 def finetune_phase(
-    directory: Path, out: Path, watcher: Watcher | None = None, *, rows: int = 16, **optimization: Any
+    directory: Path,
+    out: Path,
+    watcher: Watcher | None = None,
+    *,
+    rows: int = 16,
+    workers: int = 0,
+    **optimization: Any,
 ) -> Phase:
     """Fine-tunes the dense model; every step is logged."""
     set_seed(0)
@@ -65,6 +71,7 @@ def finetune_phase(
         validation=task_pairs(directory, 5),
         watcher=watcher,
         log_steps=1,
+        workers=workers,
     )
 
 

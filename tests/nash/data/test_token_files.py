@@ -38,8 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or a fork says that it is off
     return load_tokenizer(folder)
+
+
+@pytest.fixture(autouse=True)
+def serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that has used threads must not do so after a fork."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture
@@ -276,8 +281,8 @@ def test_an_error_on_the_way_leaves_nothing(error: Any, tokenizer: PreTrainedTok
 
 def test_a_full_disk_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Iterator[TokenBatch]:
+        yield from ()
         raise OSError(28, "No space left on device")
-        yield
 
     monkeypatch.setattr("nash.training.token_cache.tokenized_batches", full)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
@@ -297,8 +302,8 @@ def test_two_processes_make_them_once(tokenizer: PreTrainedTokenizerBase, tmp_pa
         yield from tokenized_batches(ROWS, tokenizer, LIMITS)
 
     def never() -> Iterator[TokenBatch]:
+        yield from ()
         raise AssertionError("tokenized twice")
-        yield
 
     def waits() -> None:
         token_files.kept_tokens(tmp_path, {"data": "d"}, never, say=said.put)
