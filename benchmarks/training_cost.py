@@ -97,7 +97,7 @@ def random_pairs(shape: Shape, count: int) -> TokenizedPairs:
     def text(length: int) -> str:
         return " ".join(word_of(draw.randrange(3, shape.vocab_size)) for _ in range(length))
 
-    return TokenizedPairs(
+    return TokenizedPairs.of(
         [
             TaskRow(source=text(shape.source_tokens), targets=(f"{text(shape.new_tokens - 1)} </s>",))
             for _ in range(count)

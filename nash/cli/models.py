@@ -71,13 +71,13 @@ def publish(
             check_files(Model.open(folder))
             target.check_writable()
 
-            from nash.data.rows import read_rows
+            from nash.data.rows import RowFile
             from nash.int4.calibration import calibrated_copy
             from nash.modeling.folders import quiet_libraries
 
             quiet_libraries()
             original, folder = folder, stack.enter_context(target.work_folder())
-            calibrated_copy(original, read_rows(calibrate_int4, layout), folder, progress_console())
+            calibrated_copy(original, RowFile(calibrate_int4, layout), folder, progress_console())
         done = target.publish(name, folder, kind=kind, alias=alias, lineage=lineage, licence=licence)
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})

@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from nash.data.rows import TaskRow
-from nash.errors import RequestError
+from nash.data.rows import Rows
+from nash.data.token_files import PairArrays, in_memory, mapped
+from nash.data.tokens import Limits, RaggedTokens
 from nash.recipes.recipe import DataRecipe
 
 IGNORED = -100  # the label of a padding position, as in torch's cross-entropy and transformers
@@ -18,61 +22,55 @@ IGNORED = -100  # the label of a padding position, as in torch's cross-entropy a
 class TokenizedPairs(Dataset[dict[str, Any]]):
     """Every (source, target) pair of the rows as token ids; a row with several targets gives several pairs.
 
-    The tokenizer truncates texts at the limits, as in `evaluate`, and keeps end and language tokens; `cut` counts the
-    truncated texts.
+    `sources` has one text a row, `targets` one a pair, and `cut` counts the pairs' truncated texts. A worker process of
+    a data loader is given the path of the arrays' files and maps them itself.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[TaskRow],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_source_tokens: int,
-        max_target_tokens: int,
-    ) -> None:
-        pairs = [(row.source, target) for row in rows for target in row.targets]
-        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-        self.sources, cut_sources = _encoded(tokenizer, sources, "text", max_source_tokens)
-        self.targets, cut_targets = _encoded(tokenizer, targets, "text_target", max_target_tokens)
-        self.cut = cut_sources + cut_targets
-        self.row_numbers = [number for number, row in enumerate(rows, 1) for _ in row.targets]
+    def __init__(self, arrays: PairArrays, folder: Path | None = None) -> None:
+        """`folder` is where the arrays are mapped from; None if they are in memory."""
+        self.sources = RaggedTokens(arrays.source_ids, arrays.source_offsets)
+        self.targets = RaggedTokens(arrays.target_ids, arrays.target_offsets)
+        self.cut = arrays.cut
+        self._row_of_pair = arrays.rows
+        self._arrays = arrays
+        self._folder = folder
 
     @classmethod
-    def under(cls, data: DataRecipe, rows: Sequence[TaskRow], tokenizer: PreTrainedTokenizerBase) -> "TokenizedPairs":
-        """The pairs under a recipe's length limits."""
-        return cls(rows, tokenizer, max_source_tokens=data.max_source_tokens, max_target_tokens=data.max_target_tokens)
+    def of(
+        cls, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, max_source_tokens: int, max_target_tokens: int
+    ) -> Self:
+        """The pairs of few rows, in memory.
+
+        Raises:
+            RequestError: a limit has no room for what the tokenizer adds around every text.
+        """
+        return cls(in_memory(rows, tokenizer, Limits(max_source_tokens, max_target_tokens)))
+
+    @classmethod
+    def under(cls, data: DataRecipe, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The pairs of few rows, in memory, under a recipe's length limits."""
+        return cls(in_memory(rows, tokenizer, Limits.of(data)))
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Self:
+        """The pairs whose arrays are in a folder of `nash.data.token_files`."""
+        return cls(mapped(folder), folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            (TokenizedPairs, (self._arrays,)) if self._folder is None else (TokenizedPairs.in_folder, (self._folder,))
+        )
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.row_numbers[index]
-        return {"input_ids": self.sources[index], "labels": self.targets[index], "row": row}
+        row = int(self._row_of_pair[index])
+        return {"input_ids": self.sources[row], "labels": self.targets[index], "row": row + 1}
 
-    def lengths(self) -> list[tuple[int, int]]:
-        """(source tokens, target tokens) of every pair."""
-        return [(len(s), len(t)) for s, t in zip(self.sources, self.targets, strict=True)]
-
-
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], side: Literal["text", "text_target"], limit: int
-) -> tuple[list[list[int]], int]:
-    """The texts' ids, at most `limit` of each, and how many texts are longer.
-
-    The tokenizers of mBART and NLLB add a language token to each text: targets have another language than sources.
-
-    Raises:
-        RequestError: the limit is below the number of tokens that the tokenizer adds around every text.
-    """
-    if limit < (around := tokenizer.num_special_tokens_to_add()):
-        raise RequestError(f"a limit of {limit} tokens has no room for the {around} that the tokenizer adds to a text")
-    ids: list[list[int]] = tokenizer(**{side: texts}).input_ids
-    long = [number for number, each in enumerate(ids) if len(each) > limit]
-    if long:
-        shortened = tokenizer(**{side: [texts[number] for number in long]}, truncation=True, max_length=limit).input_ids
-        for number, each in zip(long, shortened, strict=True):
-            ids[number] = each
-    return ids, len(long)
+    def lengths(self) -> NDArray[np.int64]:
+        """The source tokens and the target tokens of every pair, [pairs, 2]."""
+        return np.stack([self.sources.lengths()[self._row_of_pair], self.targets.lengths()], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +86,18 @@ class Collator:
         sources = [example["input_ids"] for example in examples]
         return {
             "input_ids": _pad(sources, self.pad_id),
-            "attention_mask": _pad([[1] * len(ids) for ids in sources], 0),
+            "attention_mask": _pad([np.ones(len(ids)) for ids in sources], 0),
             "labels": _pad([example["labels"] for example in examples], IGNORED),
             "rows": torch.tensor([example["row"] for example in examples]),
         }
 
 
-def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+def _pad(rows: Sequence[ArrayLike], value: int) -> torch.Tensor:
+    arrays = [np.asarray(row) for row in rows]
+    padded = np.full((len(arrays), max(map(len, arrays))), value, np.int64)
+    for number, each in enumerate(arrays):
+        padded[number, : len(each)] = each
+    return torch.from_numpy(padded)
 
 
 class SimilarLengthSampler(Sampler[int]):
@@ -107,9 +108,8 @@ class SimilarLengthSampler(Sampler[int]):
     training does not run from long to short. The order depends only on the seed and the epoch.
     """
 
-    def __init__(
-        self, lengths: Sequence[tuple[int, int]], batch_size: int, seed: int, *, pool_batches: int = 50
-    ) -> None:
+    def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int, *, pool_batches: int = 50) -> None:
+        """`lengths` [pairs, 2]: the source tokens and the target tokens of each pair."""
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
@@ -125,15 +125,13 @@ class SimilarLengthSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        batches: list[list[int]] = []
+        order = torch.randperm(len(self.lengths), generator=generator).numpy()
         for start in range(0, len(order), self.pool_size):
-            pool = sorted(order[start : start + self.pool_size], key=self.lengths.__getitem__)
-            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+            pool = order[start : start + self.pool_size]
+            sources, targets = self.lengths[pool].T
+            order[start : start + self.pool_size] = pool[np.lexsort((targets, sources))]  # stable, by sources first
         # The one short batch must stay last; otherwise every later batch would straddle two lengths.
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        short = [batch for batch in batches if len(batch) < self.batch_size]
-        for i in torch.randperm(len(full), generator=generator).tolist():
-            yield from full[i]
-        for batch in short:
-            yield from batch
+        full = len(order) // self.batch_size
+        for i in torch.randperm(full, generator=generator).tolist():
+            yield from order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+        yield from order[full * self.batch_size :].tolist()

@@ -9,7 +9,8 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,8 @@ _HUB = re.compile(
     re.ASCII,
 )
 
+_PARQUET_ROWS = 1000  # decoded at once
+
 Record = Mapping[str, Any]
 Placed = tuple[str, Record]  # "line 7" or "row 7", counted from 1, and the record found there
 
@@ -31,21 +34,22 @@ def on_hub(path: Path) -> bool:
     return str(path).startswith(HUB_PREFIX)
 
 
-def records(path: Path) -> Iterator[Placed]:
-    """The records of a data file, of a folder saved by `datasets`, or of `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`.
+def reader_of(path: Path) -> Callable[[], Iterator[Placed]]:
+    """What gives the records at every call, from the first one on, without holding them all in memory.
 
-    A file that does not end in .csv, .tsv or .parquet is read as JSONL.
+    The path is that of a data file, of a folder saved by `datasets`, or `hub:OWNER/NAME[@REVISION][:CONFIG]:SPLIT`,
+    which is loaded once. A file that does not end in .csv, .tsv or .parquet is read as JSONL.
 
     Raises:
-        RequestError: the data cannot be read in the format that the name implies, or a part is malformed; the message
-            names file and place.
+        RequestError: the data cannot be read in the format that the name implies, or, while iterating, a part is
+            malformed; the message names file and place.
     """
     if on_hub(path):
-        return _from_hub(str(path))
+        return partial(_rows, _hub_dataset(str(path)))
     if path.is_dir():
-        return _from_saved(path)
+        return partial(_rows, _saved_dataset(path))
     readers = {".csv": _from_csv, ".tsv": _from_tsv, ".parquet": _from_parquet}
-    return readers.get(path.suffix.lower(), _from_json_lines)(path)
+    return partial(readers.get(path.suffix.lower(), _from_json_lines), path)
 
 
 def needs_datasets(path: Path) -> bool:
@@ -90,28 +94,44 @@ def split_path(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def _unreadable(path: object, error: object) -> RequestError:
+def _unreadable(path: Path, error: object) -> RequestError:
     if isinstance(error, UnicodeDecodeError):
-        return RequestError(f"data file {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8")
+        return RequestError(f"data file {path} is not UTF-8 ({_not_utf8(path)}): save it as UTF-8")
     return RequestError(f"data file {path} cannot be read: {error}")
+
+
+def _not_utf8(path: Path) -> str:
+    """Where the first bytes are that are not UTF-8. A decoder that reads ahead counts from the start of its block."""
+    before = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):  # no character of several bytes has a byte "\n"
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"{error.reason} at byte {before + error.start}, line {number}"
+            before += len(line)
+    return "the file has changed since"
 
 
 def _from_json_lines(path: Path) -> Iterator[Placed]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # Only a newline ends a row, in the spelling of any system: U+2028 and similar characters are part of a text.
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"line {number}", _object_in(line, f"{path}, line {number}")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    # Only "\n" ends a JSONL row: splitlines() would also break at U+2028 and similar characters inside a text.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{path}, line {number}: not valid JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise RequestError(f"{path}, line {number}: {line.strip()[:40]!r} is not an object")
-        yield f"line {number}", value
+
+
+def _object_in(line: str, place: str) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{place}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"{place}: {line.strip()[:40]!r} is not an object")
+    return value
 
 
 def _from_csv(path: Path) -> Iterator[Placed]:
@@ -147,16 +167,20 @@ def _cells(path: Path, *, delimiter: str, quoting: int) -> Iterator[Placed]:
 
 def _from_parquet(path: Path) -> Iterator[Placed]:
     datasets = _datasets(path)  # before pyarrow, which is installed with it
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, Table, parquet
 
+    before = 0
     try:
-        table = parquet.read_table(path, partitioning=None)
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                yield from _rows(datasets.Dataset(Table.from_batches([batch])), before)
+                before += batch.num_rows
     except (OSError, ArrowException) as error:
         raise _unreadable(path, error) from error
-    return _rows(datasets.Dataset(table))
 
 
-def _from_saved(path: Path) -> Iterator[Placed]:
+def _saved_dataset(path: Path) -> Any:
+    """A `datasets.Dataset`, memory-mapped."""
     datasets = _datasets(path)
     try:
         found = datasets.load_from_disk(str(path))
@@ -164,10 +188,11 @@ def _from_saved(path: Path) -> Iterator[Placed]:
         raise _unreadable(path, error) from error
     if isinstance(found, datasets.DatasetDict):
         raise RequestError(f"{path} holds several splits: give one of {', '.join(str(path / name) for name in found)}")
-    return _rows(found)
+    return found
 
 
-def _from_hub(text: str) -> Iterator[Placed]:
+def _hub_dataset(text: str) -> Any:
+    """A `datasets.Dataset`, in the library's own cache and memory-mapped."""
     parts = _hub_parts(text)
     datasets = _datasets(text)
     try:
@@ -177,7 +202,7 @@ def _from_hub(text: str) -> Iterator[Placed]:
         raise RequestError(
             f"{text} cannot be loaded ({reason}): the hub needs a network; or give a local file"
         ) from error
-    return _rows(found)
+    return found
 
 
 def _hub_parts(text: str) -> re.Match[str]:
@@ -203,12 +228,12 @@ def _without_datasets(wanted_for: object) -> RequestError:
     )
 
 
-def _rows(dataset: Any) -> Iterator[Placed]:
-    """The rows of a `datasets.Dataset`, with class names in place of class numbers."""
+def _rows(dataset: Any, before: int = 0) -> Iterator[Placed]:
+    """The rows of a `datasets.Dataset`, with class names in place of class numbers; `before` of its file precede it."""
     names = {
         column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
     }
-    for number, row in enumerate(dataset, 1):
+    for number, row in enumerate(dataset, before + 1):
         for column, labels in names.items():
             if row[column] is not None and row[column] >= 0:  # -1: not labelled
                 row[column] = labels[row[column]]

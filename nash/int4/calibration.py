@@ -21,7 +21,7 @@ from model_store.model.int4 import origin_metadata
 from model_store.model.model import INT4, Model
 from model_store.version.source import check_publishable, list_files
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import TaskRow
+from nash.data.rows import Rows, rows_at
 from nash.errors import NashError
 from nash.int4.rounding import round_by_data, round_nearest
 from nash.modeling.folders import load_tokenizer
@@ -105,7 +105,7 @@ class _Observed:
 
 def calibrate(
     model: Model,
-    rows: Sequence[TaskRow],
+    rows: Rows,
     console: Console,
     *,
     seed: int = 0,
@@ -123,17 +123,18 @@ def calibrate(
     most = model.spec.max_positions or max(max_source_tokens, max_target_tokens)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(rows), generator=generator)[:_MOST_ROWS].tolist()
-    tokenized = TokenizedPairs(
-        [rows[i] for i in drawn],
+    tokenized = TokenizedPairs.of(
+        rows_at(rows, drawn),
         load_tokenizer(folder),
         max_source_tokens=min(max_source_tokens, most),
         max_target_tokens=min(max_target_tokens, most),
     )
     pairs: list[Pair] = []
     tokens = 0
-    for pair in zip(tokenized.sources, tokenized.targets, strict=True):
+    for example in (tokenized[i] for i in range(len(tokenized))):
         if tokens >= _ENOUGH_TOKENS:
             break
+        pair = example["input_ids"].tolist(), example["labels"].tolist()
         pairs.append(pair)
         tokens += sum(map(len, pair))
     with Stage("four bits: collecting the inputs of the matrices", console, len(pairs), unit="rows") as stage:
@@ -151,7 +152,7 @@ def calibrate(
         _write(model, rounded)
 
 
-def calibrated_copy(directory: Path, rows: Sequence[TaskRow], folder: Path, console: Console) -> None:
+def calibrated_copy(directory: Path, rows: Rows, folder: Path, console: Console) -> None:
     """Copy the model in `directory` to an empty folder and add its `int4.safetensors`.
 
     Raises:

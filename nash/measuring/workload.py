@@ -1,14 +1,13 @@
 """The workload for which a recipe's speed is requested and measured."""
 
-from collections.abc import Sequence
-from statistics import fmean
+from itertools import islice
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from model_store.store import Store, StoredVersion
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import TaskRow
+from nash.data.rows import Rows
 from nash.device import choose_device
 from nash.measuring.latency import Workload
 from nash.recipes.recipe import DataRecipe, WorkloadRecipe
@@ -19,9 +18,7 @@ from server.engine.interface.config import EngineConfig
 _MOST_ROWS = 5000  # to tokenize for the mean lengths
 
 
-def workload_of(
-    recipe: WorkloadRecipe, data: DataRecipe, rows: Sequence[TaskRow], tokenizer: PreTrainedTokenizerBase
-) -> Workload:
+def workload_of(recipe: WorkloadRecipe, data: DataRecipe, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Workload:
     """The recipe's workload; lengths that it leaves open are the rows' means, in tokens, under the data's limits.
 
     A dtype that it leaves open is that of a model without records, float32: see `with_dtype`.
@@ -31,10 +28,10 @@ def workload_of(
     """
     sources, targets = recipe.source_tokens, recipe.new_tokens
     if sources is None or targets is None:
-        some = rows[:: -(-len(rows) // _MOST_ROWS)]
+        some = list(islice(rows, 0, None, -(-len(rows) // _MOST_ROWS)))
         lengths = TokenizedPairs.under(data, some, tokenizer).lengths()
-        sources = sources or round(fmean(source for source, _ in lengths))
-        targets = targets or round(fmean(target for _, target in lengths))
+        sources = sources or round(float(lengths[:, 0].mean()))
+        targets = targets or round(float(lengths[:, 1].mean()))
     return Workload(
         batch=recipe.batch,
         source_tokens=sources,

@@ -1,5 +1,6 @@
 """Loading and saving Hugging Face model directories."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' progress bars and notices off the terminal: the commands show their own progress."""
+    """Keep the libraries' progress bars and notices off the terminal: the commands show their own progress."""
+    # Or every worker of a data loader says that its tokenizer, which it does not use, has become serial.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

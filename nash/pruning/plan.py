@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 from rich.console import Console
 
+from nash.data.rows import Texts
 from nash.measuring.speedup import SpeedPlan, TablePlan, engine_measure, make_plan, make_table_plan
 from nash.measuring.workload import workload_of
-from nash.pruning.task import Task, gate_kinds, texts_of
+from nash.pruning.task import Task, gate_kinds
 from nash.recipes.recipe import PruneRecipe, WorkloadRecipe
 from nash.run.folder import RunFolder
 from nash.run.progress import Stage
@@ -31,7 +32,7 @@ def plan_for(recipe: PruneRecipe, task: Task, run: RunFolder, console: Console) 
     workload = workload_of(recipe.workload, recipe.data, task.train_rows, task.tokenizer)
     with Stage(f"measuring what is {speedup:g} times as fast, {workload}", console, steady=True):
         measure = engine_measure(task.model, workload)
-        kept = len(plan_vocabulary(task.model, texts_of(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
+        kept = len(plan_vocabulary(task.model, Texts(task.train_rows)).kept) if recipe.pruning.trim_vocab else None
         plan: SpeedPlan | TablePlan
         if searches:
             plan = make_table_plan(speedup, task.spec, workload, measure, vocabulary=kept)

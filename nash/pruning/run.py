@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.data.examples import TokenizedPairs
-from nash.data.rows import TaskRow
+from nash.data.rows import Rows, file_digest
 from nash.device import choose_device
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.modeling.folders import load_tokenizer
@@ -17,8 +17,8 @@ from nash.preflight import asked_layers
 from nash.pruning.task import Task
 from nash.recipes.recipe import PruneRecipe
 from nash.run.folder import RunFolder
-from nash.run.progress import Stage
-from nash.training.teacher_answers import with_teacher_answers
+from nash.training.teacher_answers import FILE, with_teacher_answers
+from nash.training.token_cache import TOKENS, TokenCache
 
 # In the run's folder: the report on the trimmed vocabulary, the decoder layers that were chosen on data, and the
 # teacher if it was trained on.
@@ -36,9 +36,9 @@ class PruneRun:
         console: Console,
         *,
         plan: SpeedPlan | TablePlan | None = None,
-        answers: Path | None = None,
+        shared: Path | None = None,
     ) -> None:
-        """`answers`: a folder of teacher's answers, shared by runs of the same model and data. Default: the run's."""
+        """`shared`: a folder of tokens and teacher's answers, for runs of one model and data. Default: the run's."""
         self.recipe = recipe
         self.task = task
         self.folder = folder
@@ -46,7 +46,8 @@ class PruneRun:
         self.plan = plan
         # A teacher that this run changes belongs to it, and so do its answers.
         own = recipe.pruning.trim_vocab or recipe.distillation.teacher_steps > 0
-        self.answers_folder = folder.path if answers is None or own else answers
+        self.answers_folder = folder.path if shared is None or own else shared
+        self._tokens = (folder.path if shared is None else shared) / TOKENS
 
     @property
     def path(self) -> Path:
@@ -85,7 +86,7 @@ class PruneRun:
         return asked_layers(self.recipe, self.spec) if chosen is None else tuple(chosen)
 
     @cached_property
-    def train_rows(self) -> list[TaskRow]:
+    def train_rows(self) -> Rows:
         """The training rows; with `sequence_level`, their targets are the teacher's answers, generated if missing."""
         rows = self.task.train_rows
         if not self.recipe.distillation.sequence_level:
@@ -97,17 +98,33 @@ class PruneRun:
     @cached_property
     def train_pairs(self) -> TokenizedPairs:
         """The training rows as tokens."""
-        pairs = self.tokenized(self.train_rows)
+        if self.recipe.distillation.sequence_level:
+            rows = self.train_rows  # generates the answers that are missing
+            answers = file_digest(self.answers_folder / FILE)
+            pairs = self._cache.pairs(rows, {"data": self.task.inputs["train"], "answers": answers})
+        else:
+            pairs = self.data_pairs
         if pairs.cut:
             self.console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
         return pairs
 
     @cached_property
+    def data_pairs(self) -> TokenizedPairs:
+        """The training rows with the data's own targets, as tokens."""
+        return self._cache.pairs(self.task.train_rows, {"data": self.task.inputs["train"]})
+
+    @cached_property
     def validation_pairs(self) -> TokenizedPairs:
         """The validation rows as tokens."""
-        return self.tokenized(self.task.validation_rows)
+        return self._cache.pairs(self.task.validation_rows, {"data": self.task.inputs["validation"]})
 
-    def tokenized(self, rows: list[TaskRow]) -> TokenizedPairs:
+    @cached_property
+    def _cache(self) -> TokenCache:
         """Rows as tokens of the teacher's vocabulary, under the recipe's limits."""
-        with Stage("tokenizing the texts", self.console):
-            return TokenizedPairs.under(self.recipe.data, rows, self.tokenizer)
+        return TokenCache(
+            folder=self._tokens,
+            tokenizer=self.tokenizer,
+            tokenizer_folder=self.dense.folder,
+            data=self.recipe.data,
+            console=self.console,
+        )

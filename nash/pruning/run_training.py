@@ -56,6 +56,7 @@ def train(
         device=run.device,
         validation=run.validation_pairs,
         watcher=progress,
+        workers=run.recipe.data.workers,
     )
     try:
         log = phase.run()

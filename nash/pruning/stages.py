@@ -16,6 +16,7 @@ from model_store.model.config import layout_of, spec_of
 from model_store.model.model import INT4, Model
 from model_store.model.spec import shortened
 from nash import ranks
+from nash.data.rows import Texts
 from nash.int4.calibration import calibrate
 from nash.measuring.random_model import with_vocabulary
 from nash.measuring.speedup import SpeedPlan, engine_measure, settle
@@ -31,7 +32,7 @@ from nash.pruning.structure_stages import (
     find_structures,
 )
 from nash.pruning.student import Student
-from nash.pruning.task import gate_kinds, texts_of
+from nash.pruning.task import gate_kinds
 from nash.pruning.trials import Trial, best_trial, described
 from nash.recipes.layer_selection import trained_candidates
 from nash.run.progress import Stage
@@ -74,9 +75,9 @@ def _missing(stage: PruningStage, run: PruneRun) -> bool:
 def trim(run: PruneRun) -> None:
     """Trim the dense model's vocabulary to what the training rows need."""
     task = run.task
-    held_out = {"validation": texts_of(task.validation_rows), "test": texts_of(task.test_rows)}
+    held_out = {"validation": Texts(task.validation_rows), "test": Texts(task.test_rows)}
     with Stage("trimming the vocabulary", run.console):
-        report = trim_vocabulary(task.model, run.path / "trimmed", texts_of(task.train_rows), held_out)
+        report = trim_vocabulary(task.model, run.path / "trimmed", Texts(task.train_rows), held_out)
     run.folder.write_json(VOCABULARY, report)
     run.console.print(f"vocabulary: {report['kept']} of {report['dense']} tokens are kept")
     for split, coverage in report["coverage"].items():
@@ -112,7 +113,7 @@ def correct_teacher(run: PruneRun) -> None:
     set_seed(recipe.seed)
     model = load_dense(run.dense)
     objective = TaskObjective(model, label_smoothing=training.label_smoothing)
-    train(run, "teacher", objective, run.tokenized(run.task.train_rows), training)
+    train(run, "teacher", objective, run.data_pairs, training)
     if ranks.first():
         save_model(model.to("cpu"), run.dense.folder, run.path / TEACHER, torch.float32)
 

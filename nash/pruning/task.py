@@ -1,6 +1,5 @@
 """The inputs of `nash prune`: read and checked before any training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +11,7 @@ from model_store.store import StoredVersion
 from nash.checkpoints.proof import check_task
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
-from nash.data.rows import TaskRow, read_rows
+from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.errors import RequestError
 from nash.modeling.folders import load_tokenizer
 from nash.preflight import asked_layers, check_dense, check_words
@@ -31,7 +30,7 @@ class Task:
     version: StoredVersion | None  # the dense model in the store; None while it is a folder outside
     origin: str | None  # hub:OWNER/NAME@COMMIT if the dense model is from the hub
     tokenizer: PreTrainedTokenizerBase
-    train_rows: list[TaskRow]
+    train_rows: RowFile
     validation_rows: list[TaskRow]
     test_rows: list[TaskRow]
 
@@ -48,14 +47,14 @@ def prepare(recipe: PruneRecipe, found: FoundModel) -> Task:
         RequestError: model, data or targets cannot be used.
     """
     data = recipe.data
-    train_rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+    train_rows, validation_rows = RowFile(data.train, data), read_rows(data.validation, data)
     test_rows = validation_rows if data.test is None else read_rows(data.test, data)
     check_dense(found)
     model, spec = found.model, found.model.spec
     check_lengths(spec, data)
     # Checked now: after hours of training, an error would come too late.
     tokenizer = load_tokenizer(model.folder)
-    check_task(model.folder, tokenizer, [*train_rows, *validation_rows])
+    check_task(model.folder, tokenizer, train_rows, validation_rows)
     check_tokens(TokenizedPairs.under(data, validation_rows, tokenizer), spec)
     task = Task(
         inputs=input_digests(data, found),
@@ -101,8 +100,3 @@ def gate_kinds(pruning: PruningRecipe) -> GateKinds:
         sublayers=pruning.gate_sublayers,
         stacks=pruning.gated_stacks,
     )
-
-
-def texts_of(rows: Sequence[TaskRow]) -> list[str]:
-    """All sources and targets of the rows."""
-    return [text for row in rows for text in (row.source, *row.targets)]

@@ -29,7 +29,7 @@ MetricKind = Literal[
 ]
 LayerSelection = Literal["uniform", "low", "high", "auto", "trained"]
 # Far above any sensible value, and within what the libraries can handle.
-MOST_COUNT, MOST_RATE, MOST_SEED = 1_000_000, 1e30, 2**32 - 1
+MOST_COUNT, MOST_RATE, MOST_SEED, MOST_WORKERS = 1_000_000, 1e30, 2**32 - 1, 256
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]
@@ -95,6 +95,8 @@ class DataRecipe(DataLayout):
     """Longer sources lose their end."""
     max_target_tokens: Count = 256
     """Longer answers lose their end."""
+    workers: int = Field(default=0, ge=0, le=MOST_WORKERS)
+    """Processes that make batches while the model computes. Results do not depend on it."""
 
 
 class OptimizationRecipe(Section):

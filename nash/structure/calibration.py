@@ -27,7 +27,8 @@ def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int, device: s
     """Up to `ROWS` randomly drawn pairs, in batches of similar lengths on a device; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(pairs), generator=generator)[:ROWS].tolist()
-    chosen.sort(key=pairs.lengths().__getitem__)
+    lengths = pairs.lengths()
+    chosen.sort(key=lambda i: tuple(lengths[i]))
     collate = Collator(pad_id=pad_id)
     batches = [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
     return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]

@@ -235,7 +235,7 @@ def _train_point(point: Point, workload: WorkloadRecipe, task: Task, sweep_run: 
         plan = _plan(recipe, task, run, sweep_run, console)
         if plan is not None:
             recipe = planned(recipe, plan)
-        walk(PruneRun(recipe, task, run, console, plan=plan, answers=out))
+        walk(PruneRun(recipe, task, run, console, plan=plan, shared=out))
         model = Model.open(run.path / "model")
         _score(VALIDATION, task.validation_rows, model, recipe, run, point.id, console)
         # A sweep has many points, and checkpoints take most of the space of each.

@@ -15,9 +15,8 @@ from model_store.version.ref import check_name
 from nash import ranks
 from nash.checkpoints.opening import open_model
 from nash.checkpoints.proof import check_task
-from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
-from nash.data.rows import TaskRow, read_rows
+from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.device import choose_device
 from nash.measuring.assess import Assessment, assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
@@ -32,6 +31,7 @@ from nash.run.progress import Stage
 from nash.training.layer_dropout import LayerDropoutObjective
 from nash.training.phase import Phase, write_log
 from nash.training.progress import TrainingProgress
+from nash.training.token_cache import TOKENS, TokenCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def _finetune(
 ) -> FinetuneReport:
     data, folder = recipe.data, out / "model"
     with Stage("reading the data", console):
-        rows, validation_rows = read_rows(data.train, data), read_rows(data.validation, data)
+        rows, validation_rows = RowFile(data.train, data), read_rows(data.validation, data)
         test_rows = (validation_rows if data.test is None else read_rows(data.test, data))[: data.test_rows]
         check_references(recipe.metric, [row.targets for row in test_rows])
     if start is not None:
@@ -95,7 +95,7 @@ def _finetune(
         if name is not None:
             store.check_writable()
         if not trained:
-            _train(recipe, device, rows, validation_rows, start, run, console)
+            _train(recipe, device, rows, validation_rows, start, inputs, run, console)
 
         def assess_and_publish() -> FinetuneReport:
             found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, device, console)
@@ -130,19 +130,26 @@ def _publish(
 def _train(
     recipe: FinetuneRecipe,
     device: str,
-    rows: list[TaskRow],
+    rows: RowFile,
     validation_rows: list[TaskRow],
     start: FoundModel | None,
+    inputs: dict[str, str],
     run: RunFolder,
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
     assert tokenizer_folder is not None  # the recipe has a model or a tokenizer
     tokenizer = load_tokenizer(tokenizer_folder)
-    check_task(tokenizer_folder, tokenizer, [*rows, *validation_rows])
-    with Stage("tokenizing the texts", console):
-        pairs = TokenizedPairs.under(recipe.data, rows, tokenizer)
-        validation = TokenizedPairs.under(recipe.data, validation_rows, tokenizer)
+    check_task(tokenizer_folder, tokenizer, rows, validation_rows)
+    cache = TokenCache(
+        folder=run.path / TOKENS,
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        data=recipe.data,
+        console=console,
+    )
+    pairs = cache.pairs(rows, {"data": inputs["train"]})
+    validation = cache.pairs(validation_rows, {"data": inputs["validation"]})
     if pairs.cut:
         console.print(f"{pairs.cut} training texts are longer than the limits and were cut")
     set_seed(recipe.seed)
@@ -163,6 +170,7 @@ def _train(
         device=device,
         validation=validation,
         watcher=progress,
+        workers=recipe.data.workers,
     )
     run.bind()
     choice = choose_precision(recipe.training.precision, device)

@@ -85,8 +85,11 @@ class Phase:
         validation: TokenizedPairs | None = None,
         watcher: Watcher | None = None,
         log_steps: int = LOG_STEPS,
+        workers: int = 0,
     ) -> None:
         """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
+
+        `workers` processes make the batches; with 0 the loop does it itself.
 
         Raises:
             RequestError: the pairs have tokens that the model does not have, or targets that never end; or a batch has
@@ -105,6 +108,7 @@ class Phase:
         self.validation = validation
         self.watcher = watcher or Watcher()
         self.log_steps = log_steps
+        self.workers = workers
         self.device = torch.device(device)
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # checkpoints keep the random numbers of the current device
@@ -189,15 +193,29 @@ class Phase:
         self.sampler.set_epoch(epoch)
         whole = BatchSampler(self.sampler, self.optimization.batch_size, drop_last=False)
         shares = [ranks.share(rows) for rows in whole]
-        loader = DataLoader(
-            self.pairs,
-            batch_sampler=[rows for rows, _ in shares],
-            collate_fn=self.collate,
-            pin_memory=self.device.type == "cuda",
-        )
-        batches = iter(zip(loader, shares, strict=True))
+        loaded = self._batches(self.pairs, [rows for rows, _ in shares])
+        batches = iter(zip(loaded, shares, strict=True))
         while update := list(islice(batches, self.optimization.gradient_accumulation)):
             yield [self.on_device(batch if weight == 1 else _weighted(batch, weight)) for batch, (_, weight) in update]
+
+    def _batches(self, pairs: TokenizedPairs, chosen: list[list[int]]) -> Iterator[Batch]:
+        """Batches of the chosen pairs."""
+        loader = DataLoader(
+            pairs,
+            batch_sampler=chosen,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise NashError(
+                f"a process that makes batches ended ({' '.join(str(error).split())}): set data.workers = 0, or give "
+                "/dev/shm more room"
+            ) from error
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on the module's device; the numbers of its rows stay, for messages."""
@@ -349,11 +367,10 @@ class Phase:
         self.objective.module.eval()
         whole = BatchSampler(range(len(self.validation)), self.optimization.batch_size, drop_last=False)
         own = list(whole)[ranks.number() :: ranks.count()]
-        loader = DataLoader(self.validation, batch_sampler=own, collate_fn=self.collate)
         nats: Tensor = torch.zeros((), dtype=torch.double, device=self.device)
         tokens = torch.zeros((), dtype=torch.long, device=self.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            for number, batch in enumerate(map(self.on_device, loader), 1):
+            for number, batch in enumerate(map(self.on_device, self._batches(self.validation, own)), 1):
                 logits_BTV = self.objective.validation_logits(batch, self.autocast)
                 nats += losses.cross_entropy(logits_BTV, batch["labels"], 1)
                 tokens += (batch["labels"] != IGNORED).sum()
@@ -414,13 +431,13 @@ def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
         RequestError: there are some; the tokenizer belongs to another model, or adds no end token to a text.
     """
     for texts, size in ((pairs.sources, spec.vocab_size), (pairs.targets, spec.target_vocab_size)):
-        largest = max((token for ids in texts for token in ids), default=0)
+        largest = texts.largest()
         if largest >= size:
             raise RequestError(
                 f"the tokenizer gives the token id {largest}, but the model has a vocabulary of {size}: they do not "
                 "belong together (tokenizer_config.json may name another class than the model's)"
             )
-    if pairs.targets and not any(spec.eos_id in ids for ids in pairs.targets):
+    if len(pairs) and not pairs.targets.has(spec.eos_id):
         raise RequestError(
             f"the tokenizer ends no target with the model's end token {spec.eos_id}, so no answer would ever end: give "
             "tokenizer.json a post-processor that adds it, or config.json the eos_token_id that the tokenizer adds"

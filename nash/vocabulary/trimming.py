@@ -21,12 +21,12 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from model_store.model.model import Model
+from nash.data.rows import Texts
+from nash.data.tokens import in_batches
 from nash.errors import RequestError
 from nash.modeling.compact import fill
 from nash.modeling.folders import load_dense, load_tokenizer, save_model
 from nash.vocabulary.tokenizer_file import closed, document_of, fallback_ids, special_ids, text_of, trimmed
-
-_BATCH_TEXTS = 10_000  # encodings take much more memory than their texts
 
 # The tensors with a row per token, by the ends of their names, and the one with a column per token.
 _ROWS = ("shared.weight", "embed_tokens.weight", "lm_head.weight")
@@ -90,7 +90,7 @@ def names_tokens(key: str) -> bool:
 
 
 def trim_vocabulary(
-    dense: Model, out: Path, texts: Iterable[str], held_out: Mapping[str, Sequence[str]]
+    dense: Model, out: Path, texts: Texts | Sequence[str], held_out: Mapping[str, Texts | Sequence[str]]
 ) -> dict[str, Any]:
     """Write the dense model to the folder `out` with the vocabulary that the texts need, whole or not at all.
 
@@ -99,7 +99,6 @@ def trim_vocabulary(
     Raises:
         RequestError: the vocabulary cannot be trimmed, or a text would not be tokenized as before.
     """
-    texts = list(dict.fromkeys(texts))
     plan, before = plan_vocabulary(dense, texts), dense.folder
     tokenizer = out.with_name(f".{out.name}.tokenizer")
     shutil.rmtree(tokenizer, ignore_errors=True)  # left by a killed run
@@ -202,7 +201,7 @@ def write_tokenizer(folder: Path, out: Path, plan: VocabularyPlan) -> None:
             )
 
 
-def check_texts(before: Path, after: Path, plan: VocabularyPlan, texts: Sequence[str]) -> None:
+def check_texts(before: Path, after: Path, plan: VocabularyPlan, texts: Iterable[str]) -> None:
     """Check that every text has the same tokens under both folders' tokenizers.
 
     Raises:
@@ -216,7 +215,7 @@ def check_texts(before: Path, after: Path, plan: VocabularyPlan, texts: Sequence
                 )
 
 
-def measure_coverage(before: Path, after: Path, plan: VocabularyPlan, texts: Sequence[str]) -> Coverage:
+def measure_coverage(before: Path, after: Path, plan: VocabularyPlan, texts: Iterable[str]) -> Coverage:
     """Count how the tokens of texts, as training reads them, change between the tokenizers of two folders."""
     unknown, unknown_now = load_tokenizer(before).unk_token_id, load_tokenizer(after).unk_token_id
     counts = dict.fromkeys(Coverage.__dataclass_fields__, 0)
@@ -259,21 +258,21 @@ def _distinct_pairs(*folders: Path) -> list[tuple[Tokenizer, ...]]:
 
 def _used_ids(folder: Path, texts: Iterable[str]) -> set[int]:
     """The tokens that occur in the texts."""
-    unique = list(dict.fromkeys(texts))
     used: set[int] = set()
-    for (tokenizer,) in _distinct_pairs(folder):
-        for start in range(0, len(unique), _BATCH_TEXTS):
-            for encoding in tokenizer.encode_batch(unique[start : start + _BATCH_TEXTS]):
+    tokenizers = [tokenizer for (tokenizer,) in _distinct_pairs(folder)]
+    for batch in in_batches(texts, len):
+        unique = list(dict.fromkeys(batch))
+        for tokenizer in tokenizers:
+            for encoding in tokenizer.encode_batch(unique):
                 used.update(encoding.ids)
     return used
 
 
 def _encoded_by_both(
-    old: Tokenizer, new: Tokenizer, texts: Sequence[str]
+    old: Tokenizer, new: Tokenizer, texts: Iterable[str]
 ) -> Iterator[tuple[str, list[int], list[int]]]:
     """Every text with its tokens under two tokenizers."""
-    for start in range(0, len(texts), _BATCH_TEXTS):
-        batch = texts[start : start + _BATCH_TEXTS]
+    for batch in in_batches(texts, len):
         for text, before, after in zip(batch, old.encode_batch(batch), new.encode_batch(batch), strict=True):
             yield text, before.ids, after.ids
 

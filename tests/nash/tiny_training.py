@@ -47,11 +47,17 @@ def task_rows(count: int) -> list[TaskRow]:
 
 def task_pairs(directory: Path, count: int) -> TokenizedPairs:
     """The task's first rows as tokens."""
-    return TokenizedPairs(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
+    return TokenizedPairs.of(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
 
 
 def finetune_phase(
-    directory: Path, out: Path, watcher: Watcher | None = None, *, rows: int = 16, **optimization: Any
+    directory: Path,
+    out: Path,
+    watcher: Watcher | None = None,
+    *,
+    rows: int = 16,
+    workers: int = 0,
+    **optimization: Any,
 ) -> Phase:
     """Fine-tunes the dense model; every step is logged."""
     set_seed(0)
@@ -65,6 +71,7 @@ def finetune_phase(
         validation=task_pairs(directory, 5),
         watcher=watcher,
         log_steps=1,
+        workers=workers,
     )
 
 

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerBase
 
 from nash.data.examples import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
-from nash.data.rows import TaskRow, file_digest, read_rows
-from nash.errors import RequestError
+from nash.data.rows import RowFile, TaskRow, Texts, file_digest, read_rows, rows_at
+from nash.errors import NashError, RequestError
 from nash.modeling.folders import load_tokenizer
+from nash.recipes.recipe import DataLayout
 from tests.nash.task_tokenizers import bpe_model, metaspace_bpe
 from tests.tiny_models import EOS_ID, VOCABULARY
 
@@ -89,17 +92,21 @@ def ids(text: str) -> list[int]:
 
 def pairs(dense_dir: Path, rows: list[TaskRow], source: int = 99, target: int = 99) -> TokenizedPairs:
     tokenizer = load_tokenizer(dense_dir)
-    return TokenizedPairs(rows, tokenizer, max_source_tokens=source, max_target_tokens=target)
+    return TokenizedPairs.of(rows, tokenizer, max_source_tokens=source, max_target_tokens=target)
+
+
+def examples(made: TokenizedPairs) -> list[dict[str, Any]]:
+    return [{k: v if k == "row" else v.tolist() for k, v in made[i].items()} for i in range(len(made))]
 
 
 def test_every_target_makes_a_pair(dense_dir: Path) -> None:
     made = pairs(dense_dir, [TaskRow(source="ab", targets=("x", "yz")), TaskRow(source="c", targets=("x",))])
-    assert [made[i] for i in range(len(made))] == [
+    assert examples(made) == [
         {"input_ids": ids("ab"), "labels": ids("x"), "row": 1},
         {"input_ids": ids("ab"), "labels": ids("yz"), "row": 1},
         {"input_ids": ids("c"), "labels": ids("x"), "row": 2},
     ]
-    assert made.lengths() == [(3, 2), (3, 3), (2, 2)]
+    assert made.lengths().tolist() == [[3, 2], [3, 3], [2, 2]]
     assert made.cut == 0
 
 
@@ -126,14 +133,14 @@ def test_either_side_has_its_own_language(
     tokenizer: PreTrainedTokenizerBase, source: list[str], target: list[str]
 ) -> None:
     row = TaskRow(source="is is is is", targets=("the the the",))
-    made = TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=3)
+    made = TokenizedPairs.of([row], tokenizer, max_source_tokens=3, max_target_tokens=3)
     assert tokenizer.convert_ids_to_tokens(made.sources[0]) == source
     assert tokenizer.convert_ids_to_tokens(made.targets[0]) == target
     assert made.cut == 2
     served = tokenizer(row.source, truncation=True, max_length=3).input_ids
-    assert made.sources[0] == served
+    assert made.sources[0].tolist() == served
     with pytest.raises(RequestError, match="a limit of 1 tokens has no room for the 2 that the tokenizer adds to"):
-        TokenizedPairs([row], tokenizer, max_source_tokens=3, max_target_tokens=1)
+        TokenizedPairs.of([row], tokenizer, max_source_tokens=3, max_target_tokens=1)
 
 
 def test_a_target_without_a_language_has_the_sources() -> None:
@@ -145,14 +152,18 @@ def test_a_target_without_a_language_has_the_sources() -> None:
 
     tokenizer = Strict(vocab=SENTENCEPIECE, src_lang="en_XX")
     assert tokenizer.tgt_lang is None
-    made = TokenizedPairs([TaskRow(source="is", targets=("the",))], tokenizer, max_source_tokens=3, max_target_tokens=3)
+    made = TokenizedPairs.of(
+        [TaskRow(source="is", targets=("the",))], tokenizer, max_source_tokens=3, max_target_tokens=3
+    )
     assert tokenizer.convert_ids_to_tokens(made.targets[0]) == ["en_XX", "▁the", "</s>"]
 
 
 def test_a_cut_keeps_the_end_token(dense_dir: Path) -> None:
     made = pairs(dense_dir, [TaskRow(source="abcdef", targets=("xyz", "x"))], source=4, target=3)
-    assert made[0] == {"input_ids": ids("abc"), "labels": ids("xy"), "row": 1}
-    assert made[1] == {"input_ids": ids("abc"), "labels": ids("x"), "row": 1}
+    assert examples(made) == [
+        {"input_ids": ids("abc"), "labels": ids("xy"), "row": 1},
+        {"input_ids": ids("abc"), "labels": ids("x"), "row": 1},
+    ]
     assert made.cut == 3  # the source twice, the first target
     assert pairs(dense_dir, [TaskRow(source="abc", targets=("x",))], source=4, target=2).cut == 0
 
@@ -173,7 +184,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, 
 @settings(deadline=None)
 @given(lengths=LENGTHS, batch_size=st.integers(1, 7), seed=st.integers(0, 99), pool=st.integers(1, 4))
 def test_every_epoch_is_a_permutation(lengths: list[tuple[int, int]], batch_size: int, seed: int, pool: int) -> None:
-    sampler = SimilarLengthSampler(lengths, batch_size, seed, pool_batches=pool)
+    sampler = SimilarLengthSampler(np.array(lengths), batch_size, seed, pool_batches=pool)
     assert len(sampler) == len(lengths)
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -182,8 +193,7 @@ def test_every_epoch_is_a_permutation(lengths: list[tuple[int, int]], batch_size
 
 def sampler_of(count: int = 400, batch_size: int = 8, seed: int = 3) -> SimilarLengthSampler:
     generator = torch.Generator().manual_seed(1)
-    lengths = torch.randint(1, 60, (count, 2), generator=generator).tolist()
-    return SimilarLengthSampler([(s, t) for s, t in lengths], batch_size, seed)
+    return SimilarLengthSampler(torch.randint(1, 60, (count, 2), generator=generator).numpy(), batch_size, seed)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
@@ -232,3 +242,70 @@ def test_what_no_tokenizer_can_read_is_a_bad_row(tmp_path: Path, line: str, says
     file.write_text('{"source": "a", "target": "b"}\n' + line + "\n")
     with pytest.raises(RequestError, match=rf"line 2: .*{says}"):
         read_rows(file)
+
+
+def row_file(file: Path) -> RowFile:
+    return RowFile(file, DataLayout())
+
+
+def test_a_file_of_rows_is_read_on_every_walk(file: Path) -> None:
+    """The last line needs no end, a line may be very long, and only a newline ends a row."""
+    texts = ["a", "one\u2028two\x85three", "b" * 2_000_000]
+    lines = [json.dumps({"source": text, "target": ["x", "y"]}, ensure_ascii=False) for text in texts]
+    file.write_bytes("\r\n\r\n".join(lines).encode())
+    rows = row_file(file)
+    assert len(rows) == 3
+    assert [row.source for row in rows] == [row.source for row in rows] == texts
+    assert rows_at(rows, [2, 0, 2]) == [TaskRow(source=texts[i], targets=("x", "y")) for i in (2, 0, 2)]
+    assert list(Texts(rows)) == [text for source in texts for text in (source, "x", "y")]
+    assert list(rows) == read_rows(file)
+    assert list(rows)[1] in rows
+    assert TaskRow(source="c", targets=("x",)) not in rows
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "holds no rows"),
+        (b"\r\n \n", "holds no rows"),
+        (b'{"source": "a", "target": "x"}\n{"source": "a"', "line 2: not valid JSON"),
+        (b'{"source": "a", "target": "x"}\n{"source": "\xff"}', r"not UTF-8 \(invalid start byte at byte 43, line 2\)"),
+        (b'\xef\xbb\xbf{"source": "a"}', "line 1: column 'target' is missing"),
+    ],
+)
+def test_a_file_of_rows_is_checked_as_a_whole_before_it_is_used(file: Path, text: bytes, says: str) -> None:
+    file.write_bytes(text)
+    with pytest.raises(RequestError, match=says):
+        row_file(file)
+
+
+def test_a_file_that_changes_under_a_command(file: Path) -> None:
+    file.write_text('{"source": "a", "target": "x"}\n')
+    rows = row_file(file)
+    file.write_text('{"source": "ab", "target": "x"}\n')
+    with pytest.raises(NashError, match=r"rows.jsonl has changed since this command began: call it again"):
+        list(rows)
+
+
+def test_rows_are_checked_only_as_far_as_they_are_asked_for(file: Path) -> None:
+    file.write_text('{"source": "a", "target": "x"}\n[]\n')
+    assert len(read_rows(file, most=1)) == 1
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, batch_size=st.integers(1, 7), seed=st.integers(0, 99), pool=st.integers(1, 4))
+def test_the_order_is_that_of_sorted_pools(
+    lengths: list[tuple[int, int]], batch_size: int, seed: int, pool: int
+) -> None:
+    """Spelled out with lists."""
+    generator = torch.Generator().manual_seed(seed * 100_003)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * pool):
+        chosen = sorted(order[start : start + batch_size * pool], key=lengths.__getitem__)
+        batches += [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    shuffled = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
+    short = [batch for batch in batches if len(batch) < batch_size]
+    sampler = SimilarLengthSampler(np.array(lengths), batch_size, seed, pool_batches=pool)
+    assert list(sampler) == [i for batch in shuffled + short for i in batch]

@@ -124,7 +124,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
 def test_other_encodings_are_refused(tmp_path: Path, name: str, place: int) -> None:
     text = '{"source": "é", "target": "x"}' if name == "d.jsonl" else "source,target\né,x\n"
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(RequestError, match=rf"is not UTF-8 \(.* at byte {place}\): save it as UTF-8"):
+    with pytest.raises(RequestError, match=rf"is not UTF-8 \(.* at byte {place}, line \d\): save it as UTF-8"):
         read_rows(tmp_path / name)
 
 

@@ -38,8 +38,8 @@ def own_copy(directory: Path, to: Path) -> Path:
 
 
 def pairs_of(folder: Path, rows: list[TaskRow]) -> list[tuple[list[int], list[int]]]:
-    tokenized = TokenizedPairs(rows, load_tokenizer(folder), max_source_tokens=64, max_target_tokens=64)
-    return list(zip(tokenized.sources, tokenized.targets, strict=True))
+    tokenized = TokenizedPairs.of(rows, load_tokenizer(folder), max_source_tokens=64, max_target_tokens=64)
+    return [(tokenized[i]["input_ids"].tolist(), tokenized[i]["labels"].tolist()) for i in range(len(tokenized))]
 
 
 @torch.no_grad()

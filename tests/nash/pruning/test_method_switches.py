@@ -107,7 +107,7 @@ def test_a_corrected_teacher_is_the_one_that_answers(task: Path, tmp_path: Path)
     with RunFolder(out, {}, {}) as folder:
         with open_model(str(task / "dense"), Store(tmp_path / "store")) as found:
             inputs = prepare(recipe, found)
-        assert PruneRun(recipe, inputs, folder, Console(), answers=shared).answers_folder == out
+        assert PruneRun(recipe, inputs, folder, Console(), shared=shared).answers_folder == out
     run(task, out, **switches)
     teacher, dense = Model.open(out / "teacher"), Model.open(task / "dense")
     assert teacher.spec == dense.spec
@@ -178,4 +178,4 @@ def test_rows_without_an_answer_keep_their_targets(task: Path, tmp_path: Path) -
     rows = [TaskRow(source="a", targets=("x",)), TaskRow(source="b", targets=("y", "z"))]
     (tmp_path / FILE).write_text('" "\n"found"\n')
     answered = with_teacher_answers(rows, Model.open(task / "dense"), data, "cpu", tmp_path, Console(quiet=True))
-    assert answered == [rows[0], TaskRow(source="b", targets=("found",))]
+    assert list(answered) == [rows[0], TaskRow(source="b", targets=("found",))]

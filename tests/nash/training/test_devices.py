@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from model_store.model.model import Model
 from model_store.model.spec import shortened
 from nash.data.examples import Collator
+from nash.data.tokens import RaggedTokens
 from nash.modeling.folders import load_dense
 from nash.pruning.distillation import DistillationMaps
 from nash.pruning.objective import StudentObjective
@@ -62,7 +64,10 @@ def pruning_objective(directory: Path) -> Objective:
 
 def phase_on(device: str, directory: Path, objective: Objective, **optimization: Any) -> Phase:
     pairs, spec = task_pairs(directory, 8), Model.open(directory).spec
-    pairs.targets = [[*tokens, spec.eos_id] for tokens in pairs.targets]  # the tokenizer is T5's
+    ends = pairs.targets.offsets[1:]  # the tokenizer is T5's: every text gets the end of this family
+    pairs.targets = RaggedTokens(
+        np.insert(pairs.targets.ids, ends, spec.eos_id), pairs.targets.offsets + np.arange(len(ends) + 1)
+    )
     settings: dict[str, Any] = {"precision": "float32", "batch_size": 4, "gradient_accumulation": 2}
     return Phase(
         objective,

@@ -1,7 +1,9 @@
 """Runs that are interrupted, go astray, or are simply run twice."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,28 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     log = resumed.run()
     assert_equal(weights(resumed), whole[build][0])
     assert figures(log) == whole[build][1]
+
+
+def test_workers_change_nothing(whole: Any, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they where a run goes on that began without them."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # or each worker says that it is off
+    phase = finetuning(model_dir, tmp_path / "run", workers=2)
+    log = phase.run()
+    assert_equal(weights(phase), whole[finetuning][0])
+    assert figures(log) == whole[finetuning][1]
+    with pytest.raises(KeyboardInterrupt):
+        finetuning(model_dir, tmp_path / "resumed", Interrupt(3)).run()
+    resumed = finetuning(model_dir, tmp_path / "resumed", workers=2)
+    resumed.run()
+    assert_equal(weights(resumed), whole[finetuning][0])
+
+
+def test_a_worker_that_is_killed(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a system that is out of memory."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(Collator, "__call__", lambda self, examples: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(NashError, match=r"a process that makes batches ended .*: set data.workers = 0"):
+        finetuning(model_dir, tmp_path, workers=1).run()
 
 
 def test_a_finished_phase_takes_no_step_more(build: Build, whole: Any, model_dir: Path, tmp_path: Path) -> None:

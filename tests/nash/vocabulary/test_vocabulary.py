@@ -167,7 +167,7 @@ def test_answers_of_kept_tokens_are_the_same(name: str, tmp_path: Path) -> None:
     answers = [
         sequence.tokens for sequence in Engine.load(Model.open(folder), EngineConfig()).generate(sources, parameters)
     ]
-    trim_vocabulary(Model.open(folder), tmp_path / "trimmed", map(text, sources + answers), {})
+    trim_vocabulary(Model.open(folder), tmp_path / "trimmed", list(map(text, sources + answers)), {})
     plan = plan_vocabulary(Model.open(folder), map(text, sources + answers))
     check_publishable(tmp_path / "trimmed")
     assert Model.open(tmp_path / "trimmed").spec.vocab_size == len(plan.kept) < VOCAB_SIZE
