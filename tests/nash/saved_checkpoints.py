@@ -1,7 +1,8 @@
 """Tiny checkpoints with tokenizers of transformers' own classes, in the files in which checkpoints are published.
 
-The vocabularies are trained on Python's manual. Where a class of transformers 5 would write a tokenizer.json, the folder
-has the files that its predecessor in version 4 wrote, as on the hub: a SentencePiece model, or vocab.json and merges.txt.
+The vocabularies are trained on Python's manual. Where a class of transformers 5 would write a tokenizer.json, the
+folder has the files that its predecessor in version 4 wrote, as on the hub: a SentencePiece model, or vocab.json and
+merges.txt.
 """
 
 import io
