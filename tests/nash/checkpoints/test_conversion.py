@@ -23,10 +23,11 @@ MADE = {
 }
 
 
+Both = tuple[Tokenizer, PreTrainedTokenizerBase]
+
+
 @pytest.fixture(scope="module", params=MADE)
-def both(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Tokenizer, PreTrainedTokenizerBase]:
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     """The made tokenizer, read from its file, and the class."""
     folder = MADE[request.param](tmp_path_factory.mktemp("made") / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -39,13 +40,13 @@ def random_texts(count: int) -> list[str]:
     return ["".join(generator.choices(_ALPHABET, k=generator.randint(1, 24))) for _ in range(count)]
 
 
-def test_the_same_tokens_and_texts(both: tuple[Tokenizer, PreTrainedTokenizerBase]) -> None:
+def test_the_same_tokens_and_texts(both: Both) -> None:
     made, tokenizer = both
     texts = [*TEXTS, *random_texts(500), *source_lines()[:200], *target_lines()[:200]]
     check_equal(made, tokenizer, texts, texts, "made")
 
 
-def test_any_tokens_have_the_same_text(both: tuple[Tokenizer, PreTrainedTokenizerBase]) -> None:
+def test_any_tokens_have_the_same_text(both: Both) -> None:
     """Tokens that no text has too, such as pieces of the other language and single bytes of a character."""
     made, tokenizer = both
     generator = random.Random(1)
@@ -54,7 +55,7 @@ def test_any_tokens_have_the_same_text(both: tuple[Tokenizer, PreTrainedTokenize
         assert made.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True), ids
 
 
-def test_special_tokens_in_a_text(both: tuple[Tokenizer, PreTrainedTokenizerBase]) -> None:
+def test_special_tokens_in_a_text(both: Both) -> None:
     made, tokenizer = both
     for text in ("a</s>b", "a <pad> b", "<unk>", "x__fr__ y", ">>deu<< the value", ">>fra<<the value", ">>fra<<"):
         assert made.encode(text).ids == tokenizer(text).input_ids, text
@@ -97,9 +98,8 @@ def test_a_difference_is_one_line_with_the_text_and_both_tokens(tmp_path: Path) 
         check_equal(made, tokenizer, ["value", "the value"], [], "opus")
     message = str(refusal.value)
     assert message.startswith("opus: tokenizer.json, which serving reads, differs")
-    assert all(
-        str(each) in message for each in ("'the value'", made.encode("the value").ids, tokenizer("the value").input_ids)
-    )
+    ids = made.encode("the value").ids, tokenizer("the value").input_ids
+    assert all(str(each) in message for each in ("'the value'", *ids))
     assert "\n" not in message
 
 
@@ -108,7 +108,7 @@ def test_two_vocabularies_are_refused(tmp_path: Path) -> None:
     (folder / "target_vocab.json").write_text((folder / "vocab.json").read_text())
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"separate_vocabs": True}))
-    with pytest.raises(RequestError, match=r"one vocabulary|only one"):
+    with pytest.raises(RequestError, match=r"one tokenizer\.json holds only one"):
         fast_form(AutoTokenizer.from_pretrained(folder), folder)
 
 

@@ -20,7 +20,6 @@ from tests.nash.command_line import nash
 from tests.nash.saved_checkpoints import CHECKPOINTS, build_checkpoint, source_lines, target_lines
 from tests.running_server import RunningServer
 
-_IN_PYTHON = ("marian", "m2m100", "byt5")  # their classes have no fast form, so it is made here
 TEXTS = ("the value of a list", "Return another thing, or 3 of them", "ßome für  漢字")
 _DATA = '[data]\ntrain = "rows.jsonl"\nvalidation = "rows.jsonl"\nmax_source_tokens = 40\nmax_target_tokens = 40\n'
 _STEPS = "max_steps = 2\nbatch_size = 4\n"
@@ -140,12 +139,7 @@ def test_marian_through_the_commands_and_over_http(built: dict[str, Path], tmp_p
     assert not [answer for answer in answers if any(mark in json.dumps(answer, ensure_ascii=False) for mark in marks)]
 
 
-@pytest.mark.parametrize("family", ["m2m100", "byt5"])
-def test_through_the_commands(family: str, built: dict[str, Path], tmp_path: Path) -> None:
-    cycle(family, built[family], tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(set(CHECKPOINTS) - set(_IN_PYTHON)))
-def test_fast_families_through_the_commands(family: str, built: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", sorted(set(CHECKPOINTS) - {"marian"}))
+def test_other_families_through_the_commands(family: str, built: dict[str, Path], tmp_path: Path) -> None:
     cycle(family, built[family], tmp_path)
