@@ -8,8 +8,11 @@ from nash.pruning.run import PruneRun
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import OptimizationRecipe
-from nash.training.phase import Phase, write_log
+from nash.run.folder import CHECKPOINTS
+from nash.training.live_log import LiveLog
+from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
+from nash.training.validation import TaskScore
 
 
 def train_student(
@@ -37,19 +40,22 @@ def train_student(
         pruning=run.recipe.pruning,
         label_smoothing=optimization.label_smoothing,
     )
+    checkpoints = run.path / CHECKPOINTS / name
     phase = Phase(
         objective,
         pairs,
         optimization,
         spec=run.spec,
-        folder=run.path / "checkpoints" / name,
+        folder=checkpoints,
         seed=run.recipe.seed,
         validation=validation,
+        score=TaskScore.of(
+            run.task.validation_rows, run.recipe, optimization.validation_rows, run.teacher.folder, checkpoints
+        ),
         watcher=progress,
+        live_log=LiveLog(run.path / f"{name}_log.jsonl"),
     )
     try:
-        log = phase.run()
+        return phase.run()
     finally:
         progress.close()
-    write_log(run.path / f"{name}_log.jsonl", log)
-    return log

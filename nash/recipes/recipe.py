@@ -124,8 +124,19 @@ class OptimizationRecipe(Section):
     """Gradients with a larger norm are scaled down to it."""
     precision: Precision = "auto"
     """`auto` is bfloat16 where the hardware multiplies in it, else float32."""
+    validation_steps: int = Field(default=0, ge=0)
+    """Steps between validations. 0 validates after every epoch."""
+    validation_rows: int = Field(default=200, ge=0)
+    """How many of the validation rows are also answered, greedily, and scored with `metric`. 0 computes the loss only."""
+    keep_best: bool = False
+    """Keep the weights of the best validation instead of the last ones: the best score, and of equal scores the lowest
+    loss. While the sparsity still rises to its target, no validation counts."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop after this many validations without a better one."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints. An interrupted run continues from the last one."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A checkpoint is also due when the last one is this old."""
 
 
 class ModelShape(Section):

@@ -10,6 +10,7 @@ from nash.errors import RequestError
 from nash.precision import PrecisionChoice
 
 PRECISION = "precision.json"  # in a run's folder: what each phase computed in
+CHECKPOINTS = "checkpoints"
 
 _LOCK = ".lock"
 

@@ -22,12 +22,14 @@ from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, save_model
 from nash.modeling.fresh import new_model
 from nash.precision import check_precisions, choose_precision
 from nash.recipes.recipe import FinetuneRecipe
-from nash.run.folder import PRECISION, RunFolder
+from nash.run.folder import CHECKPOINTS, PRECISION, RunFolder
 from nash.run.lineage import input_digests, lineage_of, portable
 from nash.run.progress import Stage
 from nash.training.layer_dropout import LayerDropoutObjective
-from nash.training.phase import Phase, write_log
+from nash.training.live_log import LiveLog
+from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
+from nash.training.validation import TaskScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +114,25 @@ def _train(
         limits = recipe.data.max_source_tokens, recipe.data.max_target_tokens
         model = new_model(recipe.shape, tokenizer, *limits)
     progress = TrainingProgress("fine-tune", console)
+    checkpoints = run.path / CHECKPOINTS
     phase = Phase(
         LayerDropoutObjective(model, recipe.layer_dropout, label_smoothing=recipe.training.label_smoothing),
         pairs,
         recipe.training,
         spec=spec_of(model.config.to_dict()),
-        folder=run.path / "checkpoints",
+        folder=checkpoints,
         seed=recipe.seed,
         validation=validation,
+        score=TaskScore.of(validation_rows, recipe, recipe.training.validation_rows, tokenizer_folder, checkpoints),
         watcher=progress,
+        live_log=LiveLog(run.path / "training_log.jsonl"),
     )
     run.bind()
     choice = choose_precision(recipe.training.precision)
     console.print(f"training in {choice.precision} ({choice.why})", soft_wrap=True)
     run.note_precision("training", choice)
     try:
-        log = phase.run()
+        phase.run()
     finally:
         progress.close()
-    write_log(run.path / "training_log.jsonl", log)
     save_model(model.to("cpu"), tokenizer_folder, run.path / "model", DTYPES[recipe.save_dtype])

@@ -1,12 +1,15 @@
 """One phase of training: an explicit loop.
 
 An update takes `gradient_accumulation` micro-batches of similar lengths. Their losses are divided by the tokens of the
-whole update, so the gradient does not depend on how the update is split. A phase validates after every epoch, logs
-every few steps, and continues from its newest checkpoint as if it had not been interrupted: with the same weights,
-optimizer state, random numbers and order of rows.
+whole update, so the gradient does not depend on how the update is split. A phase validates after every epoch or so many
+steps, logs every few steps, and continues from its newest checkpoint as if it had not been interrupted: with the same
+weights, optimizer state, random numbers and order of rows. An interrupt waits for the update to end and is answered
+with a checkpoint.
+
+Learning rate and sparsity are functions of the step and of the number of steps. A phase that is extended after its end
+goes on as one of the new length stands at that step: a linear schedule that had come down to 0 rises again.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,19 +29,26 @@ from nash.errors import NashError, RequestError
 from nash.precision import choose_precision, training_device
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.disk import full_disk_named
+from nash.run.interrupts import Interrupts
 from nash.training import losses
 from nash.training.checkpoint import (
     PhaseState,
+    has_best,
     last_checkpoint,
+    load_best,
     load_checkpoint,
     restore_random_states,
+    save_best,
     save_checkpoint,
 )
+from nash.training.live_log import LiveLog
 from nash.training.objective import Batch, Objective, Update
 from nash.training.optimizer import MuonAdamW
 from nash.training.schedule import rate_factor
+from nash.training.validation import TaskScore
 
 LOG_STEPS = 50
+CUT = "cut."  # in the log, before a sublayer's name: how much of it is cut
 _NAMED_ROWS = 20  # rows of a batch that an error names
 
 
@@ -56,6 +66,9 @@ class Watcher:
 
     def validating(self, batch: int) -> None:
         """Batch number `batch`, from 1, of a validation is done."""
+
+    def answering(self, rows: int) -> None:
+        """In a validation, the model now answers so many rows."""
 
     def logged(self, entry: dict[str, float]) -> None:
         """An entry was added to the log."""
@@ -77,10 +90,14 @@ class Phase:
         folder: Path,
         seed: int,
         validation: TokenizedPairs | None = None,
+        score: TaskScore | None = None,
         watcher: Watcher | None = None,
+        live_log: LiveLog | None = None,
         log_steps: int = LOG_STEPS,
     ) -> None:
         """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
+
+        A validation computes the loss on `validation` and, with `score`, the task's own metric on its rows.
 
         Raises:
             RequestError: the pairs have tokens that the model does not have, or targets that never end.
@@ -92,13 +109,19 @@ class Phase:
         self.folder = folder
         self.seed = seed
         self.validation = validation
+        self.score = score
         self.watcher = watcher or Watcher()
+        self.live_log = live_log
         self.log_steps = log_steps
         self.device = torch.device(training_device())
         self.collate = Collator(pad_id=spec.pad_id)
         self.pairs = pairs
         self.state = PhaseState()
         self.grad_norm = torch.zeros(())
+        self.interrupts = Interrupts()
+        self.torn = False  # whether an update is half made: then there is nothing to save
+        self.saved_step = 0
+        self.saved_s = 0.0
         accumulated = optimization.batch_size * optimization.gradient_accumulation
         self.sampler = SimilarLengthSampler(pairs.lengths(), accumulated, seed)
         micro_batches = math.ceil(len(pairs) / optimization.batch_size)
@@ -112,25 +135,48 @@ class Phase:
         self.optimizer = MuonAdamW(objective.groups(optimization), lr=optimization.learning_rate)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do: all steps are made, or the validations no longer improve."""
+        patience = self.optimization.early_stopping
+        return self.state.step >= self.steps or (patience is not None and self.state.unimproved >= patience)
+
     def run(self) -> list[dict[str, float]]:
         """Train to the end, from the last complete checkpoint if there is one; return the log's entries.
 
         Raises:
             NashError: a loss or a weight is not finite, or the disk is full.
+            KeyboardInterrupt: SIGINT or SIGTERM came; there is a checkpoint of all that was done.
         """
         set_seed(self.seed)
         module = self.objective.module
         checkpoint = last_checkpoint(self.folder)
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, module, self.optimizer)
+            if self.optimization.keep_best and not has_best(self.folder, self.state):
+                self.state.best_step, self.state.unimproved = None, 0
+        self.saved_step, self.saved_s = self.state.step, time.monotonic()
         self.watcher.begun(self.state.step, self.steps)
         # A checkpoint holds the weights and the optimizer's two moments; the oldest goes after the newest is written.
         checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in module.parameters())
         self.folder.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(self.folder, checkpoint_bytes):
-            while self.state.step < self.steps:
-                self._run_epoch(checkpoint)
-                checkpoint = None
+        with full_disk_named(self.folder, checkpoint_bytes), self.interrupts:
+            if self.live_log is not None:
+                self.live_log.restart(self.state.log)
+            try:
+                if self._validation_due():  # the interrupt came in the middle of it
+                    self.validate()
+                while not self.finished:
+                    self._run_epoch(checkpoint)
+                    checkpoint = None
+                if self.saved_step < self.state.step:
+                    self._save()
+            except KeyboardInterrupt:
+                if not self.torn and self.saved_step < self.state.step:
+                    self._save()
+                raise
+            if self.optimization.keep_best and self.state.best_step is not None:
+                load_best(self.folder, module, self.state)
         self.watcher.ended()
         return self.state.log
 
@@ -145,16 +191,26 @@ class Phase:
         if resumed is not None and done > 0:
             restore_random_states(resumed)
         for batches in updates:
-            self.update(batches)
-            at_end = self.state.step == self.steps
-            if self.state.step % self.log_steps == 0:
-                self._log()
-            if at_end or self.state.step % self.updates_per_epoch == 0:
+            with self.interrupts.held():
+                self.torn = True
+                self.update(batches)
+                if self.state.step % self.log_steps == 0:
+                    self._log()
+                self.torn = False
+            if self._validation_due():
                 self.validate()
-            if at_end or self.state.step % self.optimization.checkpoint_steps == 0:
+            if self.finished or self._checkpoint_due():
                 self._save()
-            if at_end:
+            if self.finished:
                 return
+
+    def _validation_due(self) -> bool:
+        step, every = self.state.step, self.optimization.validation_steps or self.updates_per_epoch
+        return self.state.validated_step < step and (step == self.steps or step % every == 0)
+
+    def _checkpoint_due(self) -> bool:
+        old = time.monotonic() - self.saved_s >= 60 * self.optimization.checkpoint_minutes
+        return old or self.state.step % self.optimization.checkpoint_steps == 0
 
     def _updates(self, epoch: int) -> Iterator[list[Batch]]:
         """The micro-batches of each update of an epoch."""
@@ -225,16 +281,22 @@ class Phase:
         for name, value in sums.items():
             latest = name.startswith("newest.")
             entry[name.removeprefix("newest.")] = value if latest else value / self.log_steps
+        entry |= {CUT + name: share for name, share in self.objective.cuts().items()}
         self._enter(entry)
 
     def _enter(self, entry: dict[str, float]) -> None:
         entry |= {"epoch": self.state.step / self.updates_per_epoch, "step": self.state.step}
         self.state.log.append(entry)
+        if self.live_log is not None:
+            self.live_log.append(entry)
         self.watcher.logged(entry)
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Compute and log the validation loss in nats per token; training's random numbers stay as they are."""
+        """Compute and log the validation loss in nats per token, and the task's metrics with "eval_" before their names.
+
+        Training's random numbers stay as they are.
+        """
         if self.validation is None:
             return None
         begun_s = time.perf_counter()
@@ -248,22 +310,44 @@ class Phase:
                 nats += losses.cross_entropy(logits_BTV, batch["labels"], 1)
                 tokens += (batch["labels"] != IGNORED).sum()
                 self.watcher.validating(number)
-        loss, seconds = float(nats / tokens), time.perf_counter() - begun_s
-        self._enter(
-            {
-                "eval_loss": loss,
-                "eval_runtime": seconds,
-                "eval_samples_per_second": len(self.validation) / seconds,
-                "eval_steps_per_second": len(loader) / seconds,
-            }
-        )
+            loss, seconds = float(nats / tokens), time.perf_counter() - begun_s
+            metrics = {} if self.score is None else self._metrics(self.score)
+        with self.interrupts.held():
+            self._compare(([] if self.score is None else [self.score.quality(metrics)]) + [-loss])
+            self.state.validated_step = self.state.step
+            self._enter(
+                {
+                    "eval_loss": loss,
+                    "eval_runtime": seconds,
+                    "eval_samples_per_second": len(self.validation) / seconds,
+                    "eval_steps_per_second": len(loader) / seconds,
+                    **{f"eval_{name}": value for name, value in metrics.items()},
+                }
+            )
         return loss
+
+    def _metrics(self, score: TaskScore) -> dict[str, float]:
+        self.watcher.answering(len(score.rows))
+        return score.metrics(self.objective.finished(self.state.step, self.steps))
+
+    def _compare(self, found: list[float]) -> None:
+        """Note whether a validation is the best so far; the first of its figures in which two differ decides."""
+        if not self.objective.settled(self.state.step, self.steps):
+            return
+        if self.state.best_step is not None and found <= self.state.best:
+            self.state.unimproved += 1
+            return
+        self.state.best_step, self.state.best, self.state.unimproved = self.state.step, found, 0
+        if self.optimization.keep_best:
+            save_best(self.folder, self.objective.module, self.state)
 
     def _save(self) -> None:
         # A phase also saves at its end: weights that are not finite neither replace good checkpoints nor get published.
         if not all(bool(parameter.isfinite().all()) for parameter in self.objective.module.parameters()):
             raise self._diverged("some weights are not finite")
-        save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
+        with self.interrupts.held():
+            save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
+            self.saved_step, self.saved_s = self.state.step, time.monotonic()
 
     def _diverged(self, what: str) -> NashError:
         return NashError(
@@ -290,8 +374,3 @@ def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
             f"the tokenizer ends no target with the model's end token {spec.eos_id}, so no answer would ever end: give "
             "tokenizer.json a post-processor that adds it, or config.json the eos_token_id that the tokenizer adds"
         )
-
-
-def write_log(path: Path, log: list[dict[str, float]]) -> None:
-    """Write a phase's log, one JSON object per line."""
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")

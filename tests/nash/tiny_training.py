@@ -17,11 +17,13 @@ from nash.pruning.distillation import DistillationMaps
 from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
-from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.recipes.recipe import DataRecipe, DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.structure.compaction import shorten_decoder
 from nash.structure.masking import GateKinds, Gates
+from nash.training.live_log import LiveLog
 from nash.training.objective import TaskObjective
 from nash.training.phase import Phase, Watcher
+from nash.training.validation import TaskScore
 from tests.tiny_models import build_tiny_t5
 
 KEPT_LAYERS = (0, 2)
@@ -50,8 +52,20 @@ def task_pairs(directory: Path, count: int) -> TokenizedPairs:
     return TokenizedPairs(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
 
 
+def task_score(directory: Path, out: Path) -> TaskScore:
+    """The metric of the task on five rows."""
+    data = DataRecipe(train=Path(), validation=Path(), max_source_tokens=16, max_target_tokens=16)
+    return TaskScore(rows=task_rows(5), metric="phonemes", data=data, tokenizer=directory, folder=out)
+
+
 def finetune_phase(
-    directory: Path, out: Path, watcher: Watcher | None = None, *, rows: int = 16, **optimization: Any
+    directory: Path,
+    out: Path,
+    watcher: Watcher | None = None,
+    *,
+    rows: int = 16,
+    score: TaskScore | None = None,
+    **optimization: Any,
 ) -> Phase:
     """Fine-tunes the dense model; every step is logged."""
     set_seed(0)
@@ -63,7 +77,9 @@ def finetune_phase(
         folder=out,
         seed=0,
         validation=task_pairs(directory, 5),
+        score=score,
         watcher=watcher,
+        live_log=LiveLog(out / "log.jsonl"),
         log_steps=1,
     )
 
@@ -76,6 +92,7 @@ def student_phase(
     distill: DistillationRecipe = ALL_LOSSES,
     pruning: PruningRecipe | None = None,
     rows: int = 16,
+    score: TaskScore | None = None,
     **optimization: Any,
 ) -> Phase:
     """Trains a student with two of three decoder layers, the pruning phase where `pruning` is given."""
@@ -104,7 +121,9 @@ def student_phase(
         folder=out,
         seed=0,
         validation=task_pairs(directory, 5),
+        score=score,
         watcher=watcher,
+        live_log=LiveLog(out / "log.jsonl"),
         log_steps=1,
     )
 

@@ -104,7 +104,7 @@ def test_the_document(run: Run) -> None:
     assert document["pruned"]["metrics"].keys() == {"exact_match"}
     assert document["n"] == 10
     assert document["pruned"]["parameters"] < document["dense"]["parameters"]
-    assert document["speedup"] == pytest.approx(document["dense"]["total_ms"] / document["pruned"]["total_ms"])
+    assert document["speedup_interval"][0] <= document["speedup"] <= document["speedup_interval"][1]
     assert "Traceback" not in run.outcome.err
 
 
