@@ -17,10 +17,11 @@ SEED = 0  # if a model's own settings sample, its figures must still not change 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics over `n` rows, by name."""
+    """Metrics over `n` rows, by name, and the answers to them."""
 
     n: int
     metrics: dict[str, float]
+    answers: list[str]
 
 
 def evaluate(
@@ -38,7 +39,8 @@ def evaluate(
     rows and of all rows. `greedy` takes the likeliest tokens whatever the model's settings say, which is faster.
     """
     predictions = predict(model, [row.source for row in rows], config, watch, greedy=greedy)
-    return Evaluation(n=len(rows), metrics=METRICS[metric](predictions, [row.targets for row in rows]))
+    metrics = METRICS[metric](predictions, [row.targets for row in rows])
+    return Evaluation(n=len(rows), metrics=metrics, answers=predictions)
 
 
 def predict(

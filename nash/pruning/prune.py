@@ -15,11 +15,13 @@ from nash.measuring.figures import Figures, MeasuredModel
 from nash.measuring.report import Report
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.measuring.workload import with_dtype
+from nash.page.run_page import page_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart
+from nash.pruning.acceptance import check_accepted
 from nash.pruning.plan import PLAN, plan_for, planned
 from nash.pruning.run import PruneRun
-from nash.pruning.stages import walk
+from nash.pruning.stages import stale_when_extended, walk
 from nash.pruning.structure_stages import STRUCTURE
 from nash.pruning.task import Task, prepare
 from nash.recipes.recipe import PruneRecipe
@@ -39,6 +41,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
 
     Raises:
         RequestError: model, data or targets cannot be used.
+        NashError: the result is worse or slower than the recipe allows, and stays in `out` only.
     """
     if not (out / "model").is_dir():
         check_precisions(recipe.precisions)
@@ -50,18 +53,24 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
     if read_json(out / RESULTS) is None:
         with Stage("checking that the model runs", console):
             check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, recipe.workload)
-    with RunFolder(out, portable(asked), task.inputs) as run:
+    with RunFolder(out, portable(asked), task.inputs, extensible=True) as run:
         store.check_writable()
+        if run.extended:
+            console.print(f"{', '.join(run.extended)}: longer than before, so training goes on", soft_wrap=True)
+            run.discard([*stale_when_extended(recipe, run.extended), RESULTS, QUALITY])
         plan = plan_for(recipe, task, run, console)
         run.bind()  # not earlier: a request for an unreachable speed must leave the folder unbound
         if plan is not None:
             run.write_json(PLAN, plan.document())
             recipe = planned(recipe, plan)
-        walk(PruneRun(recipe, task, run, console, plan=plan))
-        finished = Model.open(out / "model")
-        found = assess_once(
-            run, task.model, finished, task.test_rows, recipe.metric, recipe.data, console, recipe.workload
-        )
+        done = read_json(out / RESULTS) is not None
+        with page_of(out, f"{recipe.name}@{recipe.alias}", console, done=done) as page:
+            walk(PruneRun(recipe, task, run, console, plan=plan, page=page))
+            finished = Model.open(out / "model")
+            found = assess_once(
+                run, task.model, finished, task.test_rows, recipe.metric, recipe.data, console, recipe.workload
+            )
+        check_accepted(asked, found, out, console)
         quality = _quality(recipe, task, found, run, store, console)
         return publish(asked, task, out, store, found, predicted=_predicted(plan, run), quality=quality)
 

@@ -12,6 +12,7 @@ from nash.data.examples import TokenizedPairs
 from nash.data.rows import TaskRow
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.modeling.folders import load_tokenizer
+from nash.page.run_page import RunPage
 from nash.preflight import asked_layers
 from nash.pruning.task import Task
 from nash.recipes.recipe import PruneRecipe
@@ -35,6 +36,7 @@ class PruneRun:
         *,
         plan: SpeedPlan | TablePlan | None = None,
         answers: Path | None = None,
+        page: RunPage | None = None,
     ) -> None:
         """`answers`: a folder of teacher's answers, shared by runs of the same model and data. Default: the run's."""
         self.recipe = recipe
@@ -42,6 +44,7 @@ class PruneRun:
         self.folder = folder
         self.console = console
         self.plan = plan
+        self.page = page
         # A teacher with a trimmed vocabulary belongs to this run, and so do its answers.
         self.answers_folder = folder.path if answers is None or recipe.pruning.trim_vocab else answers
 

@@ -5,7 +5,7 @@ where it stopped. The vocabulary is trimmed first, for the teacher too: every la
 teacher's probabilities and answers use only the tokens that stay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,8 @@ from nash.pruning.structure_stages import (
 from nash.pruning.student import Student
 from nash.pruning.student_training import train_student
 from nash.pruning.task import gate_kinds, texts_of
+from nash.recipes.recipe import PruneRecipe
+from nash.run.folder import CHECKPOINTS
 from nash.run.progress import Stage
 from nash.structure.calibration import TeacherDistance, calibration_batches, closest_layers, repair
 from nash.structure.compaction import compact, shorten_decoder
@@ -55,6 +57,16 @@ def walk(run: PruneRun) -> None:
     for stage in STAGES:
         if stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists()):
             stage.make(run)
+
+
+def stale_when_extended(recipe: PruneRecipe, longer: Sequence[str]) -> list[str]:
+    """The results in a run's folder that must be made again when these settings make its training longer.
+
+    The final phase then begins again if the pruning phase goes on; else it goes on itself.
+    """
+    if any(key.startswith("prune_training.") for key in longer) and recipe.pruning.encoder_sparsity:
+        return [SETTLED, "compact", f"{CHECKPOINTS}/final", "model"]
+    return ["model"]
 
 
 def trim(run: PruneRun) -> None:

@@ -9,7 +9,7 @@ from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.folder import CHECKPOINTS
-from nash.training.live_log import LiveLog
+from nash.run.live_log import LiveLog
 from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
 from nash.training.validation import TaskScore
@@ -31,7 +31,7 @@ def train_student(
     choice = choose_precision(optimization.precision)
     run.console.print(f"{name}: training in {choice.precision} ({choice.why})", soft_wrap=True)
     run.folder.note_precision(f"{name}_training", choice)
-    progress = TrainingProgress(name, run.console)
+    progress = TrainingProgress(name, run.console, run.page)
     objective = StudentObjective(
         student,
         teacher,

@@ -136,3 +136,12 @@ def _state_of(checkpoint: Path) -> dict[str, Any] | None:
 def _random_states() -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+def largest_folder_bytes(parameters: int) -> int:
+    """The most that a phase of a model of so many parameters leaves in its run's folder.
+
+    A checkpoint holds the weights and the optimizer's two moments, all in float32. There are the kept ones, the one
+    that is being written, the best weights, and the finished model beside the one that is validated.
+    """
+    return 4 * parameters * (3 * (_KEPT + 1) + 3)

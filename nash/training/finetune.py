@@ -15,18 +15,19 @@ from model_store.version.ref import check_name
 from nash.data.examples import TokenizedPairs
 from nash.data.lengths import check_lengths
 from nash.data.rows import TaskRow, read_rows
-from nash.measuring.assess import assess_once, check_assessable
+from nash.measuring.assess import RESULTS, assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
 from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, save_model
 from nash.modeling.fresh import new_model
+from nash.page.run_page import RunPage, page_of
 from nash.precision import check_precisions, choose_precision
 from nash.recipes.recipe import FinetuneRecipe
 from nash.run.folder import CHECKPOINTS, PRECISION, RunFolder
 from nash.run.lineage import input_digests, lineage_of, portable
+from nash.run.live_log import LiveLog
 from nash.run.progress import Stage
 from nash.training.layer_dropout import LayerDropoutObjective
-from nash.training.live_log import LiveLog
 from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
 from nash.training.validation import TaskScore
@@ -72,12 +73,16 @@ def finetune(
     if start is not None and not folder.is_dir():
         check_assessable(start.model, test_rows, recipe.metric, data)
     inputs = input_digests(data, start, recipe.tokenizer)
-    with RunFolder(out, portable(recipe), inputs) as run:
+    with RunFolder(out, portable(recipe), inputs, extensible=True) as run:
+        if run.extended:
+            console.print(f"{', '.join(run.extended)}: longer than before, so training goes on", soft_wrap=True)
+            run.discard(["model", RESULTS])
         if name is not None:
             store.check_writable()
-        if not folder.is_dir():
-            _train(recipe, rows, validation_rows, start, run, console)
-        found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, console)
+        with page_of(out, name or out.name, console, done=run.read_json(RESULTS) is not None) as page:
+            if not folder.is_dir():
+                _train(recipe, rows, validation_rows, start, run, page, console)
+            found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, console)
         precision = run.read_json(PRECISION) or {}
     ref, digest = str(folder), None
     if name is not None:
@@ -96,6 +101,7 @@ def _train(
     validation_rows: list[TaskRow],
     start: FoundModel | None,
     run: RunFolder,
+    page: RunPage,
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
@@ -113,7 +119,7 @@ def _train(
         assert recipe.shape is not None
         limits = recipe.data.max_source_tokens, recipe.data.max_target_tokens
         model = new_model(recipe.shape, tokenizer, *limits)
-    progress = TrainingProgress("fine-tune", console)
+    progress = TrainingProgress("training", console, page)
     checkpoints = run.path / CHECKPOINTS
     phase = Phase(
         LayerDropoutObjective(model, recipe.layer_dropout, label_smoothing=recipe.training.label_smoothing),

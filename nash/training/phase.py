@@ -10,7 +10,6 @@ Learning rate and sparsity are functions of the step and of the number of steps.
 goes on as one of the new length stands at that step: a linear schedule that had come down to 0 rises again.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +29,7 @@ from nash.precision import choose_precision, training_device
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.disk import full_disk_named
 from nash.run.interrupts import Interrupts
+from nash.run.live_log import CUT, LiveLog
 from nash.training import losses
 from nash.training.checkpoint import (
     PhaseState,
@@ -41,14 +41,12 @@ from nash.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from nash.training.live_log import LiveLog
 from nash.training.objective import Batch, Objective, Update
 from nash.training.optimizer import MuonAdamW
-from nash.training.schedule import rate_factor
+from nash.training.schedule import PhaseLength, rate_factor
 from nash.training.validation import TaskScore
 
 LOG_STEPS = 50
-CUT = "cut."  # in the log, before a sublayer's name: how much of it is cut
 _NAMED_ROWS = 20  # rows of a batch that an error names
 
 
@@ -124,9 +122,8 @@ class Phase:
         self.saved_s = 0.0
         accumulated = optimization.batch_size * optimization.gradient_accumulation
         self.sampler = SimilarLengthSampler(pairs.lengths(), accumulated, seed)
-        micro_batches = math.ceil(len(pairs) / optimization.batch_size)
-        self.updates_per_epoch = max(1, math.ceil(micro_batches / optimization.gradient_accumulation))
-        self.steps = optimization.max_steps or math.ceil(optimization.epochs * self.updates_per_epoch)
+        length = PhaseLength.of(optimization, len(pairs))
+        self.updates_per_epoch, self.steps = length.updates_per_epoch, length.steps
         half = choose_precision(optimization.precision).precision == "bfloat16"
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else nullcontext
@@ -293,7 +290,7 @@ class Phase:
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Compute and log the validation loss in nats per token, and the task's metrics with "eval_" before their names.
+        """Compute and log the validation loss in nats per token, and the task's metrics, named "eval_" and their name.
 
         Training's random numbers stay as they are.
         """

@@ -18,9 +18,9 @@ from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import DataRecipe, DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.run.live_log import LiveLog
 from nash.structure.compaction import shorten_decoder
 from nash.structure.masking import GateKinds, Gates
-from nash.training.live_log import LiveLog
 from nash.training.objective import TaskObjective
 from nash.training.phase import Phase, Watcher
 from nash.training.validation import TaskScore

@@ -6,35 +6,54 @@ import pytest
 
 from nash.run.interrupts import Interrupts
 
+BOTH = pytest.mark.parametrize("each", [signal.SIGINT, signal.SIGTERM])
 
-@pytest.mark.parametrize("each", [signal.SIGINT, signal.SIGTERM])
-def test_it_waits_for_what_is_held(each: signal.Signals) -> None:
-    done = []
+
+def signalled(each: signal.Signals, times: int = 1, *, held: bool, fails: bool = False) -> list[str]:
+    """What is still done after a signal, which ends in KeyboardInterrupt."""
+    done: list[str] = []
     before = signal.getsignal(each)
-    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts, interrupts.held():
-        os.kill(os.getpid(), each)
-        done.append("to its end")
-    assert done == ["to its end"]
-    assert signal.getsignal(each) == before
+
+    def work() -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), each)
+        done.append("the rest")
+        if fails:
+            raise ValueError("its own")
+
+    try:
+        with Interrupts() as interrupts:
+            if held:
+                with interrupts.held():
+                    work()
+                done.append("what follows")
+            else:
+                work()
+    except KeyboardInterrupt:
+        done.append("interrupted")
+    finally:
+        assert signal.getsignal(each) == before
+    return done
 
 
-def test_outside_it_comes_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), Interrupts():
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("not reached")
+@BOTH
+def test_it_waits_for_what_is_held(each: signal.Signals) -> None:
+    assert signalled(each, held=True) == ["the rest", "interrupted"]
 
 
-def test_the_second_one_does_not_wait() -> None:
-    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts, interrupts.held():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise AssertionError("not reached")
+@BOTH
+def test_outside_it_comes_at_once(each: signal.Signals) -> None:
+    assert signalled(each, held=False) == ["interrupted"]
+
+
+@BOTH
+def test_the_second_one_does_not_wait(each: signal.Signals) -> None:
+    assert signalled(each, 2, held=True) == ["interrupted"]
 
 
 def test_an_error_in_what_is_held_is_not_hidden() -> None:
-    with pytest.raises(ValueError, match="this"), Interrupts() as interrupts, interrupts.held():
-        os.kill(os.getpid(), signal.SIGINT)
-        raise ValueError("this")
+    with pytest.raises(ValueError, match="its own"):
+        signalled(signal.SIGINT, held=True, fails=True)
 
 
 def test_in_another_thread_signals_stay_as_they_are() -> None:

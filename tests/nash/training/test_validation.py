@@ -13,9 +13,9 @@ from torch import Tensor
 from nash.errors import RequestError
 from nash.pruning.student import Student
 from nash.recipes.recipe import DataRecipe, PruneRecipe, PruningRecipe
+from nash.run.live_log import read_log
 from nash.structure.masking import masked
 from nash.training.checkpoint import last_checkpoint
-from nash.training.live_log import read_log
 from nash.training.phase import Phase, Watcher
 from nash.training.validation import TaskScore
 from tests.nash.tiny_training import build_task_model, finetune_phase, student_phase, task_rows, task_score

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+CUT = "cut."  # before a sublayer's name: how much of it is cut
+
 
 class LiveLog:
     """One JSON object a line; each entry is in the file as soon as it is made, for whoever follows it."""
