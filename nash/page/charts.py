@@ -37,6 +37,8 @@ def cut_over_time(entries: Sequence[Mapping[str, float]], mark: str) -> tuple[li
     """Steps, and for each sublayer the share cut at each of them; `mark` stands before a sublayer's name in the log."""
     logged = thinned([entry for entry in entries if any(key.startswith(mark) for key in entry)], _MOST_MOMENTS)
     names = [key for key in logged[-1] if key.startswith(mark)] if logged else []
+    names.sort(key=lambda name: [int(part) if part.isdecimal() else 0 for part in name.split(".")])  # layer by layer
+    names.sort(key=lambda name: name.removeprefix(mark).partition(".")[0] != "encoder")
     by_name = {name.removeprefix(mark): [entry[name] for entry in logged] for name in names}
     return [int(entry["step"]) for entry in logged], by_name
 
