@@ -15,7 +15,19 @@ from nash.recipes.recipe import MetricKind
 
 # The names that such columns usually have, the likeliest first.
 _SOURCES = ("source", "src", "input", "text", "document", "article", "dialogue", "question", "sentence", "word", "en")
-_TARGETS = ("target", "tgt", "output", "summary", "highlights", "abstract", "answer", "answers", "label", "labels", "score")
+_TARGETS = (
+    "target",
+    "tgt",
+    "output",
+    "summary",
+    "highlights",
+    "abstract",
+    "answer",
+    "answers",
+    "label",
+    "labels",
+    "score",
+)
 _LOOKED_AT = 100  # rows, for the columns
 
 _ARPABET = re.compile(r"[A-Z]{1,2}[0-2]?( [A-Z]{1,2}[0-2]?)*")
