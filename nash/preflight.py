@@ -25,7 +25,7 @@ from nash.errors import RequestError
 from nash.measuring.metrics import check_references
 from nash.precision import check_precisions
 from nash.recipes.layer_selection import select_layers
-from nash.recipes.recipe import DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
+from nash.recipes.recipe import SHAPE_KEYS, DataLayout, DataRecipe, FinetuneRecipe, MetricKind, PruneRecipe
 from nash.recipes.sweep import Point, SweepRecipe
 from nash.run.folder import check_free, check_usable
 from nash.run.lineage import portable
@@ -109,8 +109,12 @@ def check_export(model: str, out: Path, store: Store) -> None:
         check_files(found.model)
 
 
-def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | None, alias: str) -> FinetuneRecipe:
+def check_finetune(
+    recipe: FinetuneRecipe, out: Path, store: Store, name: str | None, alias: str, *, writes: bool = True
+) -> FinetuneRecipe:
     """Refuse what `nash finetune` would refuse; return the recipe, length limits within the start model's positions.
+
+    Without `writes` the store is left alone, which to find it writable would be made.
 
     Raises:
         RequestError: data, tokenizer, start model or `out` cannot be used.
@@ -128,15 +132,18 @@ def check_finetune(recipe: FinetuneRecipe, out: Path, store: Store, name: str | 
         recipe = _within_positions(recipe, start.spec)
     elif recipe.tokenizer is not None and not (recipe.tokenizer / TOKENIZER).is_file():
         raise RequestError(f"{recipe.tokenizer} has no {TOKENIZER}: save the tokenizer there with save_pretrained")
-    check_usable(out, portable(recipe))
+    check_usable(out, portable(recipe), extensible=True)
     _check_data(recipe.data, recipe.metric)
-    if name is not None:
+    if name is not None and writes:
         store.check_writable()
     return recipe
 
 
-def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
+def check_prune(recipe: PruneRecipe, out: Path, store: Store, *, writes: bool = True) -> PruneRecipe:
     """Refuse what `nash prune` would refuse; return the recipe, length limits within the dense model's positions.
+
+    A recipe that asks for no shape and no speed gets half of the decoder's layers, which is what makes a model faster.
+    Without `writes` the store is left alone.
 
     Raises:
         RequestError: model, data, targets or `out` cannot be used.
@@ -149,12 +156,14 @@ def check_prune(recipe: PruneRecipe, out: Path, store: Store) -> PruneRecipe:
         check_precisions(recipe.precisions, device)
     found = locate(recipe.model, store)
     check_dense(found)
+    recipe = _with_shape(recipe, found.model.spec)
     asked_layers(recipe, found.model.spec)
     recipe = _within_positions(recipe, found.model.spec)
     check_apart(out, found.model.folder)
-    check_usable(out, portable(recipe))
+    check_usable(out, portable(recipe), extensible=True)
     _check_data(recipe.data, recipe.metric)
-    store.check_writable()
+    if writes:
+        store.check_writable()
     return recipe
 
 
@@ -254,6 +263,15 @@ def check_dense(found: FoundModel) -> None:
         check_files(found.model)
 
 
+def _with_shape(recipe: PruneRecipe, spec: ModelSpec) -> PruneRecipe:
+    """The recipe with half of the decoder's layers, if it says nothing of what to cut."""
+    pruning = recipe.pruning
+    if pruning.model_fields_set & {*SHAPE_KEYS, "speedup", "gated_stacks"}:
+        return recipe
+    half = (spec.dense_decoder_layers + 1) // 2
+    return recipe.model_copy(update={"pruning": pruning.model_copy(update={"decoder_layers": half})})
+
+
 def _within_positions(recipe: Recipe, spec: ModelSpec) -> Recipe:
     """The recipe with its default length limits reduced to the positions that the model has.
 
@@ -271,6 +289,6 @@ def _within_positions(recipe: Recipe, spec: ModelSpec) -> Recipe:
 
 def _check_data(data: DataRecipe, metric: MetricKind) -> None:
     check_rows(data.train, data)
-    check_rows(data.validation, data, metric if data.test is None else None)
+    check_rows(data.validation, data, metric)
     if data.test is not None:
         check_rows(data.test, data, metric)

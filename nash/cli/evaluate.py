@@ -1,12 +1,20 @@
 """`nash evaluate`: the quality of one model on task data."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
 from nash.recipes.recipe import MOST_COUNT, MetricKind
+
+if TYPE_CHECKING:
+    from model_store.find import FoundModel
+    from nash.measuring.evaluate import Evaluation
+    from nash.measuring.predictions import Prediction
+    from server.engine.dtype_choice import DtypeChoice
+
+_SHOWN_ROWS = 20  # of those that differ; the file of --predictions has all
 
 
 def command(
@@ -40,6 +48,16 @@ def command(
     record: Annotated[
         bool, typer.Option("--record", help="Keep the figure beside the version; dtype=auto goes by these records.")
     ] = False,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE", help="Write source, targets, answer and score of every row."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="PATH_OR_REF", help="Also evaluate this model, and show where the answers differ."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of the engine. Default: the engine chooses.")
     ] = None,
@@ -58,6 +76,7 @@ def command(
     from model_store.version.ref import looks_like_path
     from nash.device import choose_device
     from nash.errors import RequestError
+    from nash.measuring.predictions import check_new, differing, scored, write_predictions
     from nash.preflight import check_evaluate
     from nash.recipes.recipe import DataLayout
     from server.engine.interface.config import EngineConfig
@@ -73,7 +92,10 @@ def command(
         max_source_tokens=max_source_tokens,
         max_new_tokens=max_new_tokens,
     )
-    check_evaluate(model, data, split, layout, metric, asked, opened)
+    if predictions is not None:
+        check_new(predictions)
+    for each in [model] if against is None else [against, model]:
+        check_evaluate(each, data, split, layout, metric, asked, opened)
 
     from nash.checkpoints.opening import open_model
     from nash.data.formats import is_split_folder, split_path
@@ -88,12 +110,16 @@ def command(
     file = split_path(data, split) if is_split_folder(data) else data
     split = split if is_split_folder(data) else data.stem
     rows = read_rows(file, layout)
-    with open_model(model, opened) as resolved:
-        known = () if resolved.version is None else opened.quality(resolved.version.ref)
-        config, choice = with_dtype(asked, known)
-        progress_console().print(f"{resolved.ref} on {config.device} in {choice.dtype} ({choice.why})", soft_wrap=True)
-        with Stage(f"evaluating {resolved.ref}", progress_console(), len(rows), unit="rows") as stage:
-            result = evaluate(resolved.model, rows, metric, config, stage.update)
+
+    def evaluated(ref: str) -> tuple["FoundModel", EngineConfig, "DtypeChoice", "Evaluation"]:
+        with open_model(ref, opened) as found:
+            known = () if found.version is None else opened.quality(found.version.ref)
+            config, choice = with_dtype(asked, known)
+            progress_console().print(f"{found.ref} on {config.device} in {choice.dtype} ({choice.why})", soft_wrap=True)
+            with Stage(f"evaluating {found.ref}", progress_console(), len(rows), unit="rows") as stage:
+                return found, config, choice, evaluate(found.model, rows, metric, config, stage.update)
+
+    resolved, config, choice, result = evaluated(model)
     document: dict[str, Any] = {
         "ref": resolved.ref,
         "n": result.n,
@@ -102,6 +128,22 @@ def command(
         "dtype_why": choice.why,
         "device": config.device,
     }
+    other = None
+    if against is not None:
+        opposite, _, its_choice, other = evaluated(against)
+    answered = scored(rows, result.answers, metric, None if other is None else other.answers)
+    if predictions is not None:
+        write_predictions(predictions, answered)
+    changed = differing(answered) if other is not None else []
+    if other is not None:
+        shown = [each.document() for each in changed[:_SHOWN_ROWS]]
+        document["against"] = {
+            "ref": opposite.ref,
+            "dtype": its_choice.dtype,
+            "metrics": other.metrics,
+            "differing": len(changed),
+            "rows": shown,
+        }
     if record:
         assert resolved.version is not None  # a path was refused
         version = resolved.version.ref
@@ -116,7 +158,25 @@ def command(
         print_json(document)
         return
     for name, value in result.metrics.items():
-        result_console().print(f"{name.replace('_', ' ')}: {value:.2f} %")
+        beside = "" if other is None else f" ({other.metrics[name]:.2f} % by {opposite.ref})"
+        result_console().print(f"{name.replace('_', ' ')}: {value:.2f} %{beside}", soft_wrap=True)
+    if other is not None:
+        _print_differing(changed, len(rows), resolved.ref, opposite.ref)
+    if predictions is not None:
+        progress_console().print(f"all answers: {predictions}", soft_wrap=True)
     if record:
         said = "recorded" if document["recorded"] else "already recorded, and the first record is kept"
         result_console().print(f"{choice.dtype}: {said}; {document['finding']}", soft_wrap=True)
+
+
+def _print_differing(changed: "list[Prediction]", rows: int, ref: str, against: str) -> None:
+    console = result_console()
+    console.print(f"{len(changed)} of {rows} answers differ" + (", the greatest losses first:" if changed else ""))
+    for each in changed[:_SHOWN_ROWS]:
+        gain = "" if each.score is None else f" ({each.score - (each.against_score or 0.0):+.1f})"
+        console.print(f"\n{each.source}{gain}", soft_wrap=True)
+        console.print(f"  target   {each.targets[0]}", soft_wrap=True)
+        console.print(f"  {against}: {each.against}", soft_wrap=True)
+        console.print(f"  {ref}: {each.prediction}", soft_wrap=True)
+    if len(changed) > _SHOWN_ROWS:
+        console.print(f"\n{len(changed) - _SHOWN_ROWS} more: --predictions FILE writes all", soft_wrap=True)

@@ -11,6 +11,7 @@ from nash.cli.output import (
     JsonOption,
     StoreOption,
     print_json,
+    print_plan,
     progress_console,
     result_console,
 )
@@ -31,6 +32,9 @@ def command(
         int | None, typer.Option("--max-steps", min=1, help="Most training steps; overrides the recipe's.")
     ] = None,
     device: DeviceOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; train and write nothing.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,12 +51,16 @@ def command(
 
     recipe = read_recipe(FinetuneRecipe, recipe_file, {k: v for k, v in overrides.items() if v is not None})
     folder = out or Path("runs") / recipe_file.stem
-    recipe = check_finetune(recipe, folder, Store(store), name, alias)
+    recipe = check_finetune(recipe, folder, Store(store), name, alias, writes=not dry_run)
 
     from nash.modeling.folders import quiet_libraries
+    from nash.training.dry_run import plan_of
     from nash.training.finetune import finetune
 
     quiet_libraries()
+    if dry_run:
+        print_plan(plan_of(recipe, folder, Store(store), progress_console()), as_json=as_json)
+        return
     report = finetune(recipe, folder, Store(store), progress_console(), name, alias)
     if as_json:
         print_json(report.document())

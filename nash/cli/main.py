@@ -7,7 +7,7 @@ import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
 from nash import ranks
-from nash.cli import bench, demo, evaluate, export, finetune, info, loadtest, models, prune, serve, sweep
+from nash.cli import bench, demo, evaluate, export, finetune, info, init, loadtest, models, prune, serve, sweep
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune encoder-decoder language models and serve them beside their dense originals.",
 )
+app.command("init")(init.command)
 app.command("finetune")(finetune.command)
 app.command("prune")(prune.command)
 app.command("sweep")(sweep.command)

@@ -12,6 +12,8 @@ from nash import ranks
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nash.training.dry_run import RunPlan
+
 StoreOption = Annotated[Path, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DeviceOption = Annotated[
@@ -39,3 +41,13 @@ def print_json(document: Any) -> None:
     """Print the command's one JSON document, in ASCII."""
     if ranks.first():
         sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def print_plan(plan: "RunPlan", *, as_json: bool) -> None:
+    """What `--dry-run` found."""
+    if as_json:
+        print_json(plan.document())
+        return
+    for line in plan.lines():
+        result_console().print(line, soft_wrap=True)
+    result_console().print("nothing was trained or written: run the same command without --dry-run", soft_wrap=True)

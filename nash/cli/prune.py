@@ -12,6 +12,7 @@ from nash.cli.output import (
     JsonOption,
     StoreOption,
     print_json,
+    print_plan,
     progress_console,
     result_console,
 )
@@ -136,6 +137,21 @@ def command(
     ] = None,
     device: DeviceOption = None,
     metric: Annotated[str | None, _flag("--metric", "metric", "The kind of task.")] = None,
+    min_quality: Annotated[
+        str | None,
+        typer.Option(
+            "--min-quality",
+            metavar="SHARE",
+            help="Publish nothing unless this share of the dense model's quality is kept, as in 97% or 0.97.",
+        ),
+    ] = None,
+    publish_slower: Annotated[
+        bool | None,
+        typer.Option("--publish-slower", help="Also publish a model that is measured slower than the dense one."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; train and write nothing.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,6 +168,8 @@ def command(
         "seed": seed,
         "device": device,
         "metric": metric,
+        "min_quality": min_quality and _share(min_quality),
+        "publish_slower": publish_slower,
         # A path on the command line is relative to where the user is, not to the recipe.
         "data.train": train and _from_here(train),
         "data.validation": validation and _from_here(validation),
@@ -183,17 +201,35 @@ def command(
     else:
         raise RequestError("nothing to prune: give a RECIPE file, or --model, --train, --eval and --name")
     folder = out or Path("runs") / f"{recipe.name}-{recipe.alias}"
-    recipe = check_prune(recipe, folder, Store(store))
+    asked = recipe.pruning.decoder_layers
+    recipe = check_prune(recipe, folder, Store(store), writes=not dry_run)
+    console = progress_console()
+    if recipe.pruning.decoder_layers != asked:
+        kept = f"{recipe.pruning.decoder_layers} of the decoder's layers are kept"
+        console.print(f"no shape and no speed is asked for: {kept} (--decoder-layers, --speedup)", soft_wrap=True)
 
     from nash.modeling.folders import quiet_libraries
+    from nash.pruning.dry_run import plan_of
     from nash.pruning.prune import prune
 
     quiet_libraries()
-    report = prune(recipe, folder, Store(store), progress_console())
+    if dry_run:
+        print_plan(plan_of(recipe, folder, Store(store), console), as_json=as_json)
+        return
+    report = prune(recipe, folder, Store(store), console)
     if as_json:
         print_json(report.document())
     else:
         result_console().print(report.table())
+
+
+def _share(text: str) -> float:
+    from nash.errors import RequestError
+
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise RequestError(f"--min-quality {text!r} is not a share: write 97% or 0.97") from None
 
 
 def _from_here(data: Path) -> str:

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model_store.model.config import spec_of
 from nash.data.examples import IGNORED
 from nash.modeling.layers import layers_of
 from nash.pruning import distillation
 from nash.pruning.student import Computed, Student, compute
 from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
 from nash.structure import gates
+from nash.structure.compaction import compact
 from nash.structure.masking import Gates
 from nash.training import losses
 from nash.training.objective import Autocast, Batch, Loss, Update, decoder_inputs
@@ -128,11 +130,33 @@ class StudentObjective:
         return computed.logits_BTV
 
     @torch.no_grad()
+    def finished(self, step: int, steps: int) -> PreTrainedModel:
+        """The model; with gates, it is cut down to the sparsity that this step asks for."""
+        student, own = self.module, self.module.gates
+        if own is None:
+            return student.model
+        spec = spec_of(student.model.config.to_dict())
+        every_layer = tuple(range(len(spec.decoder)))
+        return compact(student.model, spec, every_layer, own.harden(self._target(step, steps)))
+
+    def settled(self, step: int, steps: int) -> bool:
+        """Whether the sparsity has been driven to its target: before, a model is better because it is larger."""
+        return self.module.gates is None or step >= self._warmup_steps(steps)
+
+    def cuts(self) -> dict[str, float]:
+        """The expected sparsity of each sublayer that has gates."""
+        return {} if self.module.gates is None else self.module.gates.sparsity_by_sublayer()
+
+    @torch.no_grad()
     def _run_teacher(self, feed: dict[str, Any], autocast: Autocast) -> Computed:
         with autocast():
             return compute(self.teacher, feed)
 
     def _lagrangian(self, sparsity: Tensor, own: Gates, update: Update) -> Tensor:
-        warmup_steps = round(self.pruning.sparsity_warmup * update.steps)
-        target = gates.scheduled_target(self.pruning.encoder_sparsity, update.step, warmup_steps)
-        return gates.lagrangian(sparsity, target, own.multipliers_2)
+        return gates.lagrangian(sparsity, self._target(update.step, update.steps), own.multipliers_2)
+
+    def _target(self, step: int, steps: int) -> float:
+        return gates.scheduled_target(self.pruning.encoder_sparsity, step, self._warmup_steps(steps))
+
+    def _warmup_steps(self, steps: int) -> int:
+        return round(self.pruning.sparsity_warmup * steps)

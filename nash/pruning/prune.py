@@ -20,11 +20,13 @@ from nash.measuring.figures import Figures, MeasuredModel
 from nash.measuring.report import Report
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.measuring.workload import as_served
+from nash.page.run_page import page_of
 from nash.precision import check_precisions
 from nash.preflight import check_apart
+from nash.pruning.acceptance import check_accepted
 from nash.pruning.plan import PLAN, plan_for, planned
 from nash.pruning.run import PruneRun
-from nash.pruning.stages import walk
+from nash.pruning.stages import stale_when_extended, walk
 from nash.pruning.structure_stages import STRUCTURE
 from nash.pruning.task import Task, prepare
 from nash.recipes.recipe import PruneRecipe
@@ -44,6 +46,7 @@ def prune(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> Rep
 
     Raises:
         RequestError: model, data or targets cannot be used.
+        NashError: the result is worse or slower than the recipe allows, and stays in `out` only.
     """
     device = choose_device(recipe.device)
     if not (out / "model").is_dir():
@@ -59,15 +62,23 @@ def _prune(asked: PruneRecipe, dense: FoundModel, device: str, out: Path, store:
     workload = as_served(asked.workload, device, task.version, store, console)
     recipe = asked.model_copy(update={"workload": workload})
     ranks.on_first(lambda: _check_assessable(recipe, task, device, out, console))
-    with RunFolder(out, portable(asked), task.inputs) as run:
+    with RunFolder(out, portable(asked), task.inputs, extensible=True) as run:
         store.check_writable()
+        if run.extended:
+            console.print(f"{', '.join(run.extended)}: longer than before, so training goes on", soft_wrap=True)
+            stale = [*stale_when_extended(recipe, run.extended), RESULTS, QUALITY]
+            ranks.on_first(lambda: run.discard(stale))
         plan = ranks.on_first(lambda: plan_for(recipe, task, run, console))
         run.bind()  # not earlier: a request for an unreachable speed must leave the folder unbound
         if plan is not None:
             run.write_json(PLAN, plan.document())
-        pruning = PruneRun(recipe if plan is None else planned(recipe, plan), task, run, console, plan=plan)
-        walk(pruning)
-        return ranks.on_first(lambda: _assess_and_publish(asked, pruning, store))
+            recipe = planned(recipe, plan)
+        done = read_json(out / RESULTS) is not None
+        with page_of(out, f"{recipe.name}@{recipe.alias}", console, done=done) as page:
+            pruning = PruneRun(recipe, task, run, console, plan=plan, page=page)
+            walk(pruning)
+            found = ranks.on_first(lambda: _assess(pruning))
+        return ranks.on_first(lambda: _publish_accepted(asked, pruning, found, store))
 
 
 def _check_assessable(recipe: PruneRecipe, task: Task, device: str, out: Path, console: Console) -> None:
@@ -77,13 +88,19 @@ def _check_assessable(recipe: PruneRecipe, task: Task, device: str, out: Path, c
             check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, device, recipe.workload)
 
 
-def _assess_and_publish(asked: PruneRecipe, pruning: PruneRun, store: Store) -> Report:
-    run, task, recipe, console = pruning.folder, pruning.task, pruning.recipe, pruning.console
-    finished, device = Model.open(run.path / "model"), pruning.device
-    found = assess_once(
-        run, task.model, finished, task.test_rows, recipe.metric, recipe.data, device, console, recipe.workload
+def _assess(pruning: PruneRun) -> Assessment:
+    task, recipe = pruning.task, pruning.recipe
+    finished = Model.open(pruning.path / "model")
+    rows, device, console = task.test_rows, pruning.device, pruning.console
+    return assess_once(
+        pruning.folder, task.model, finished, rows, recipe.metric, recipe.data, device, console, recipe.workload
     )
-    quality = _quality(recipe, device, task, found, run, store, console)
+
+
+def _publish_accepted(asked: PruneRecipe, pruning: PruneRun, found: Assessment, store: Store) -> Report:
+    run, task = pruning.folder, pruning.task
+    check_accepted(asked, found, run.path, pruning.console)
+    quality = _quality(pruning.recipe, pruning.device, task, found, run, store, pruning.console)
     return publish(asked, task, run.path, store, found, predicted=_predicted(pruning.plan, run), quality=quality)
 
 

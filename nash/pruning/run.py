@@ -13,6 +13,7 @@ from nash.data.rows import Rows, file_digest
 from nash.device import choose_device
 from nash.measuring.speedup import SpeedPlan, TablePlan
 from nash.modeling.folders import load_tokenizer
+from nash.page.run_page import RunPage
 from nash.preflight import asked_layers
 from nash.pruning.task import Task
 from nash.recipes.recipe import PruneRecipe
@@ -37,6 +38,7 @@ class PruneRun:
         *,
         plan: SpeedPlan | TablePlan | None = None,
         shared: Path | None = None,
+        page: RunPage | None = None,
     ) -> None:
         """`shared`: a folder of tokens and teacher's answers, for runs of one model and data. Default: the run's."""
         self.recipe = recipe
@@ -44,6 +46,7 @@ class PruneRun:
         self.folder = folder
         self.console = console
         self.plan = plan
+        self.page = page
         # A teacher that this run changes belongs to it, and so do its answers.
         own = recipe.pruning.trim_vocab or recipe.distillation.teacher_steps > 0
         self.answers_folder = folder.path if shared is None or own else shared

@@ -2,7 +2,6 @@
 
 from transformers import PreTrainedModel
 
-from nash import ranks
 from nash.data.examples import TokenizedPairs
 from nash.precision import choose_precision
 from nash.pruning.objective import StudentObjective
@@ -10,9 +9,12 @@ from nash.pruning.run import PruneRun
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
 from nash.recipes.recipe import OptimizationRecipe
+from nash.run.folder import CHECKPOINTS
+from nash.run.live_log import LiveLog
 from nash.training.objective import Objective
-from nash.training.phase import Phase, write_log
+from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
+from nash.training.validation import TaskScore
 
 
 def train_student(
@@ -45,23 +47,30 @@ def train(
     choice = choose_precision(optimization.precision, run.device)
     run.console.print(f"{name}: training on {run.device} in {choice.precision} ({choice.why})", soft_wrap=True)
     run.folder.note_precision(f"{name}_training", choice)
-    progress = TrainingProgress(name, run.console)
+    progress = TrainingProgress(name, run.console, run.page)
+    checkpoints = run.path / CHECKPOINTS / name
     phase = Phase(
         objective,
         pairs,
         optimization,
         spec=run.spec,
-        folder=run.path / "checkpoints" / name,
+        folder=checkpoints,
         seed=run.recipe.seed,
         device=run.device,
         validation=run.validation_pairs,
+        score=TaskScore.of(
+            run.task.validation_rows,
+            run.recipe,
+            optimization.validation_rows,
+            run.device,
+            run.teacher.folder,
+            checkpoints,
+        ),
         watcher=progress,
+        live_log=LiveLog(run.path / f"{name}_log.jsonl"),
         workers=run.recipe.data.workers,
     )
     try:
-        log = phase.run()
+        return phase.run()
     finally:
         progress.close()
-    if ranks.first():
-        write_log(run.path / f"{name}_log.jsonl", log)
-    return log

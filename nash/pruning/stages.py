@@ -5,7 +5,7 @@ where it stopped. The vocabulary is trimmed first, for the teacher too: every la
 teacher's probabilities and answers use only the tokens that stay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +35,8 @@ from nash.pruning.student import Student
 from nash.pruning.task import gate_kinds
 from nash.pruning.trials import Trial, best_trial, described
 from nash.recipes.layer_selection import trained_candidates
+from nash.recipes.recipe import PruneRecipe
+from nash.run.folder import CHECKPOINTS
 from nash.run.progress import Stage
 from nash.structure.calibration import TeacherDistance, calibration_batches, closest_layers, repair
 from nash.structure.compaction import compact, shorten_decoder
@@ -70,6 +72,16 @@ def walk(run: PruneRun) -> None:
 
 def _missing(stage: PruningStage, run: PruneRun) -> bool:
     return stage.asked(run) and (stage.result is None or not (run.path / stage.result).exists())
+
+
+def stale_when_extended(recipe: PruneRecipe, longer: Sequence[str]) -> list[str]:
+    """The results in a run's folder that must be made again when these settings make its training longer.
+
+    The final phase then begins again if the pruning phase goes on; else it goes on itself.
+    """
+    if any(key.startswith("prune_training.") for key in longer) and recipe.pruning.encoder_sparsity:
+        return [SETTLED, "compact", f"{CHECKPOINTS}/final", "model"]
+    return ["model"]
 
 
 def trim(run: PruneRun) -> None:

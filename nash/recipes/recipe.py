@@ -35,6 +35,12 @@ Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
+# What a run may be resumed with, whatever it began with. The first leave no trace in the weights; the others say how
+# often training is looked at. A run may also be extended: its epochs and its most steps may grow.
+TRACELESS_KEYS = frozenset({"checkpoint_steps", "checkpoint_minutes", "min_quality", "publish_slower"})
+LOOK_KEYS = frozenset({"validation_steps", "validation_rows", "early_stopping"})
+LENGTH_KEYS = frozenset({"epochs", "max_steps"})
+
 SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: `speedup` chooses these
 
 
@@ -129,8 +135,19 @@ class OptimizationRecipe(Section):
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, more time."""
     precision: Precision = "auto"
     """`auto` is bfloat16 where the hardware multiplies in it, else float32."""
+    validation_steps: int = Field(default=0, ge=0)
+    """Steps between validations. 0 validates after every epoch."""
+    validation_rows: int = Field(default=200, ge=0)
+    """How many of the validation rows are also answered, greedily, and scored with `metric`. 0: the loss alone."""
+    keep_best: bool = False
+    """Keep the weights of the best validation instead of the last ones: the best score, and of equal scores the lowest
+    loss. While the sparsity still rises to its target, no validation counts."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop after this many validations without a better one."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints. An interrupted run continues from the last one."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A checkpoint is also due when the last one is this old."""
 
 
 class ModelShape(Section):
@@ -323,6 +340,10 @@ class PruneRecipe(Section):
     """Order of the rows, dropout and gates."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The dtype of the compact weights in the store."""
+    min_quality: float | None = Field(default=None, gt=0, le=2)
+    """Publish nothing unless the pruned model keeps this share of the dense one's quality, as in `0.97`."""
+    publish_slower: bool = False
+    """Also publish a model that is measured slower than the dense one."""
 
     @property
     def precisions(self) -> list[Precision]:

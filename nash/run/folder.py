@@ -3,14 +3,18 @@
 import fcntl
 import json
 import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from nash import ranks
 from nash.errors import RequestError
 from nash.precision import PrecisionChoice
+from nash.recipes.recipe import LENGTH_KEYS, LOOK_KEYS, TRACELESS_KEYS
 
 PRECISION = "precision.json"  # in a run's folder: what each phase computed in
+CHECKPOINTS = "checkpoints"
 
 _LOCK = ".lock"
 
@@ -25,8 +29,12 @@ class RunFolder:
         RequestError: it is no folder, it belongs to a run with other settings, or its inputs have changed since.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
+    def __init__(
+        self, path: Path, settings: dict[str, Any], inputs: dict[str, str], *, extensible: bool = False
+    ) -> None:
+        """`extensible`: training may be made longer than it was; `extended` then holds the keys that say so."""
         self.path = path
+        self.extended: list[str] = []
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -34,8 +42,8 @@ class RunFolder:
         self._bound = {"settings": settings, "inputs": inputs}
         self._lock = _lock(path / _LOCK) if ranks.first() else None
         try:
-            for kind, values in self._bound.items():
-                _check_bound(path, kind, values)
+            self.extended = _check_bound(path, "settings", settings, extensible=extensible)
+            _check_bound(path, "inputs", inputs)
         except RequestError:
             self.__exit__()
             raise
@@ -51,8 +59,13 @@ class RunFolder:
     def bind(self) -> None:
         """Make the folder this run's for good. Before, only the lock keeps others out, which goes with this process."""
         for kind, values in self._bound.items():
-            if self.read_json(f"{kind}.json") is None:
+            if self.read_json(f"{kind}.json") != values:
                 self.write_json(f"{kind}.json", values)
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove results that no longer hold."""
+        for path in (self.path / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def note_precision(self, phase: str, choice: PrecisionChoice) -> None:
         """Keep what a phase computes in. One that goes on elsewhere in another precision has both."""
@@ -77,7 +90,7 @@ class RunFolder:
         temporary.replace(self.path / name)
 
 
-def check_usable(path: Path, settings: dict[str, Any]) -> None:
+def check_usable(path: Path, settings: dict[str, Any], *, extensible: bool = False) -> None:
     """Refuse, without making it, a folder that a run with these settings could not have now.
 
     Raises:
@@ -88,7 +101,7 @@ def check_usable(path: Path, settings: dict[str, Any]) -> None:
         if not there.is_dir():
             raise _no_folder(path)
         return
-    _check_bound(path, "settings", settings)
+    _check_bound(path, "settings", settings, extensible=extensible)
     if ranks.first() and (path / _LOCK).exists():
         _lock(path / _LOCK).close()
 
@@ -97,15 +110,44 @@ def _no_folder(path: Path) -> RequestError:
     return RequestError(f"{path} is not a folder, or lies below a file: choose another --out")
 
 
-def _check_bound(path: Path, kind: str, values: dict[str, Any]) -> None:
-    """Going on under other settings, or on other data, would publish a model that is neither run's."""
+def _check_bound(path: Path, kind: str, values: dict[str, Any], *, extensible: bool = False) -> list[str]:
+    """Going on under other settings, or on other data, would publish a model that is neither run's.
+
+    Returns the settings that make training longer, if it is `extensible`.
+    """
     known = read_json(path / f"{kind}.json")
-    if known is not None and known != values:
-        differing = sorted(k for k in {*known, *values} if known.get(k) != values.get(k))
+    if known is None:
+        return []
+    before, now = dict(_leaves(known)), dict(_leaves(values))
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    changed = [key for key in changed if _last(key) not in TRACELESS_KEYS | LOOK_KEYS]
+    longer = [key for key in changed if extensible and _last(key) in LENGTH_KEYS and _grows(before, now, key)]
+    refused = [key for key in changed if key not in longer]
+    if refused:
         raise RequestError(
-            f"{path} holds a run with other {kind} ({', '.join(differing)} differ): "
+            f"{path} holds a run with other {kind} ({', '.join(refused)} differ): "
             "choose another --out, or remove the folder to start over"
         )
+    return longer
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a table and of the tables in it, by dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _grows(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
+    """Whether both are numbers, the later one the higher: none stands for as many steps as the epochs take."""
+    old, new = before.get(key), now.get(key)
+    return old is not None and new is not None and new > old
 
 
 def check_free(out: Path) -> None:

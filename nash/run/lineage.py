@@ -12,7 +12,7 @@ from model_store.version.manifest import Lineage
 from model_store.version.ref import looks_like_path
 from nash.data.formats import on_hub
 from nash.data.rows import data_digest
-from nash.recipes.recipe import HUB_PREFIX, DataRecipe, FinetuneRecipe, PruneRecipe
+from nash.recipes.recipe import HUB_PREFIX, TRACELESS_KEYS, DataRecipe, FinetuneRecipe, PruneRecipe
 
 _SPLITS = ("train", "validation", "test")
 
@@ -56,12 +56,21 @@ def lineage_of(
 
 
 def portable(recipe: FinetuneRecipe | PruneRecipe) -> dict[str, Any]:
-    """A recipe as a JSON object without this machine's folders and device: the same work must look the same."""
-    settings = recipe.model_dump(mode="python", exclude={"device"})
+    """A recipe as a JSON object without this machine's folders and device, and without keys that leave no trace.
+
+    The same work must look the same everywhere.
+    """
+    settings: dict[str, Any] = _without_traceless(recipe.model_dump(mode="python", exclude={"device"}))
     if recipe.model is not None and looks_like_path(recipe.model) and not recipe.model.startswith(HUB_PREFIX):
         settings["model"] = Path(recipe.model).name
     document: dict[str, Any] = TypeAdapter(dict[str, Any]).dump_python(_without_folders(settings), mode="json")
     return document
+
+
+def _without_traceless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_traceless(item) for key, item in value.items() if key not in TRACELESS_KEYS}
+    return value
 
 
 def _without_folders(value: Any) -> Any:

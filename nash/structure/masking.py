@@ -92,6 +92,12 @@ class Gates(nn.Module):
         kept = [open_by_name[s.out].sum() * s.part_weights for s in self.sublayers]
         return 1.0 - torch.stack(kept).sum() / sum(s.parts * s.part_weights for s in self.sublayers)
 
+    @torch.no_grad()
+    def sparsity_by_sublayer(self) -> dict[str, float]:
+        """The expected share that is cut of each sublayer with gates, as "stack.layer.kind"."""
+        open_by_name = self._by_name(gates.open_probability)
+        return {f"{s.stack}.{s.layer}.{s.kind}": 1.0 - float(open_by_name[s.out].mean()) for s in self.sublayers}
+
     def draw(self) -> Mask:
         """Sample every gate, once per forward pass; the same in all processes of a run."""
         self._clamp()

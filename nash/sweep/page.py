@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nash.measuring.metrics import HEADLINE
+from nash.page.theme import DARK_TONES, LIGHT
 from nash.run.disk import full_disk_named
-from nash.sweep.plot import DARK_TONES, DENSE_MARK, LIGHT, MARKS, frontier_png, frontier_svg
+from nash.sweep.plot import DENSE_MARK, MARKS, frontier_png, frontier_svg
 from nash.sweep.report import SweepReport, in_words
 
 JSON_FILE, PNG_FILE, HTML_FILE = "sweep.json", "frontier.png", "report.html"
@@ -36,7 +37,7 @@ def write_report(report: SweepReport, folder: Path) -> None:
 def render(report: SweepReport) -> str:
     """The whole page."""
     environment = Environment(
-        loader=PackageLoader("nash.sweep", ""),
+        loader=ChoiceLoader([PackageLoader("nash.sweep", ""), PackageLoader("nash.page", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

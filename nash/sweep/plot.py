@@ -1,55 +1,17 @@
 """The frontier of quality and speed as a PNG, and as an SVG that takes its colours from the page around it."""
 
 import io
-import re
-from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from nash.page.theme import LIGHT, STAND_INS, Palette, style, svg
 from nash.sweep.frontier import Spread
 from nash.sweep.report import SweepReport
 
-
-@dataclass(frozen=True, kw_only=True)
-class Palette:
-    """The colours of one picture."""
-
-    ink: str
-    soft: str
-    rule: str
-    paper: str
-    tones: tuple[str, ...]  # of the methods, in their order
-
-
-# The page's light theme, for the PNG: opaque, so that it is legible on any background.
-LIGHT = Palette(
-    ink="#1b1d1f",
-    soft="#5c6268",
-    rule="#dfdcd4",
-    paper="#fffefb",
-    tones=("#0a7d5a", "#b4531a", "#6d4bc3", "#1f6fb2", "#b02a6b", "#7a6a00"),
-)
-DARK_TONES = ("#3fc795", "#f0955a", "#ab94f5", "#6fb4ee", "#f07fb4", "#d3c14a")
-# Unique placeholder colours. In the SVG they become the page's variables, so that it follows the light or dark theme.
-_STAND_INS = Palette(
-    ink="#010203",
-    soft="#040506",
-    rule="#070809",
-    paper="#0c0d0e",
-    tones=("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06"),
-)
-_VARIABLES = {
-    _STAND_INS.ink: "var(--ink)",
-    _STAND_INS.soft: "var(--soft)",
-    _STAND_INS.rule: "var(--rule)",
-    _STAND_INS.paper: "var(--surface)",
-    **{tone: f"var(--tone-{i})" for i, tone in enumerate(_STAND_INS.tones)},
-}
 # matplotlib's marks, and the characters that represent them in a text legend.
 MARKS = (
     ("o", "\u25cf"),
@@ -65,7 +27,7 @@ DENSE_MARK = ("*", "\u2605")
 
 def frontier_png(report: SweepReport) -> bytes:
     """The picture by itself, with a title and a legend."""
-    with mpl.rc_context(_style(LIGHT)):
+    with mpl.rc_context(style(LIGHT)):
         figure, axes = _draw(report, LIGHT, (8.4, 5.2))
         axes.set_title(report.name, loc="left", fontsize=13, color=LIGHT.ink, weight="bold")
         frontier, dense, *methods = axes.get_lines()[0], axes.get_lines()[-1], *axes.containers
@@ -82,51 +44,10 @@ def frontier_svg(report: SweepReport, *, narrow: bool = False) -> str:
 
     The wide and the narrow element have different ids, so that both fit in one page.
     """
-    with mpl.rc_context(_style(_STAND_INS)):
-        figure, _ = _draw(report, _STAND_INS, (4.7, 4.7) if narrow else (8.4, 4.7))
-        figure.patch.set_alpha(0)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg, prefix = buffer.getvalue(), "narrow" if narrow else "wide"
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="', f' id="{prefix}-', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    # A self-contained page should not name other hosts, even if nothing is fetched from them.
-    svg = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
-    label = "Quality against speed-up, and the frontier"
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}" class="{prefix}-plot"', 1)
-
-
-def _style(palette: Palette) -> dict[Any, Any]:
-    return {
-        "svg.fonttype": "none",  # keep text as text
-        "svg.hashsalt": "nash",  # equal figures give equal bytes
-        "font.family": "sans-serif",
-        "font.size": 10.5,
-        "text.color": palette.ink,
-        "figure.facecolor": palette.paper,
-        "axes.facecolor": "none",
-        "axes.edgecolor": palette.rule,
-        "axes.labelcolor": palette.soft,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": palette.rule,
-        "grid.linewidth": 0.8,
-        "xtick.color": palette.rule,
-        "ytick.color": palette.rule,
-        "xtick.labelcolor": palette.soft,
-        "ytick.labelcolor": palette.soft,
-        "ytick.left": False,
-        "legend.frameon": False,
-    }
+    with mpl.rc_context(style(STAND_INS)):
+        figure, _ = _draw(report, STAND_INS, (4.7, 4.7) if narrow else (8.4, 4.7))
+        prefix = "narrow" if narrow else "wide"
+        return svg(figure, "Quality against speed-up, and the frontier", prefix, f"{prefix}-plot")
 
 
 def _draw(report: SweepReport, palette: Palette, inches: tuple[float, float]) -> tuple[Figure, Axes]:

@@ -28,6 +28,12 @@ class PhaseState:
     step: int = 0  # updates made so far
     log: list[dict[str, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)  # sums for the next entry of the log
+    validated_step: int = 0  # of the last validation
+    best_step: int | None = None  # of the best validation so far
+    best: list[float] = field(
+        default_factory=list
+    )  # its figures, higher is better, the first in which two differ decides
+    unimproved: int = 0  # validations since that one
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: PhaseState) -> None:
@@ -52,6 +58,30 @@ def save_checkpoint(folder: Path, module: nn.Module, optimizer: torch.optim.Opti
     part.replace(target)
     for old in sorted(_checkpoints(folder), reverse=True)[_KEPT:]:
         shutil.rmtree(folder / f"checkpoint-{old}")
+    for weights in folder.glob(_best("*")):
+        if weights.name != _best(state.best_step):
+            weights.unlink()
+
+
+def save_best(folder: Path, module: nn.Module, state: PhaseState) -> None:
+    """Keep the module's weights as those of `state.best_step`. Earlier ones go when a checkpoint names this step."""
+    part = folder / ".best.part"
+    save_model(module, str(part))
+    part.replace(folder / _best(state.best_step))
+
+
+def has_best(folder: Path, state: PhaseState) -> bool:
+    """Whether the weights of `state.best_step` are there: an older checkpoint's may be gone."""
+    return (folder / _best(state.best_step)).is_file()
+
+
+def load_best(folder: Path, module: nn.Module, state: PhaseState) -> None:
+    """Give the module the weights of `state.best_step`."""
+    load_model(module, folder / _best(state.best_step))
+
+
+def _best(step: int | str | None) -> str:
+    return f"best-{step}.safetensors"
 
 
 def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> PhaseState:
@@ -106,3 +136,12 @@ def _state_of(checkpoint: Path) -> dict[str, Any] | None:
 def _random_states() -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+def largest_folder_bytes(parameters: int) -> int:
+    """The most that a phase of a model of so many parameters leaves in its run's folder.
+
+    A checkpoint holds the weights and the optimizer's two moments, all in float32. There are the kept ones, the one
+    that is being written, the best weights, and the finished model beside the one that is validated.
+    """
+    return 4 * parameters * (3 * (_KEPT + 1) + 3)

@@ -18,20 +18,23 @@ from nash.checkpoints.proof import check_task
 from nash.data.lengths import check_lengths
 from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.device import choose_device
-from nash.measuring.assess import Assessment, assess_once, check_assessable
+from nash.measuring.assess import RESULTS, Assessment, assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
 from nash.modeling.folders import DTYPES, load_dense, load_tokenizer, save_model
 from nash.modeling.fresh import new_model
+from nash.page.run_page import RunPage, page_of
 from nash.precision import check_precisions, choose_precision
 from nash.recipes.recipe import FinetuneRecipe
-from nash.run.folder import PRECISION, RunFolder
+from nash.run.folder import CHECKPOINTS, PRECISION, RunFolder
 from nash.run.lineage import input_digests, lineage_of, portable
+from nash.run.live_log import LiveLog
 from nash.run.progress import Stage
 from nash.training.layer_dropout import LayerDropoutObjective
-from nash.training.phase import Phase, write_log
+from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
 from nash.training.token_cache import TOKENS, TokenCache
+from nash.training.validation import TaskScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +94,19 @@ def _finetune(
     if start is not None and not trained:
         check_assessable(start.model, test_rows, recipe.metric, data, device)
     inputs = input_digests(data, start, recipe.tokenizer)
-    with RunFolder(out, portable(recipe), inputs) as run:
+    with RunFolder(out, portable(recipe), inputs, extensible=True) as run:
+        if run.extended:
+            console.print(f"{', '.join(run.extended)}: longer than before, so training goes on", soft_wrap=True)
+            ranks.on_first(lambda: run.discard(["model", RESULTS]))
         if name is not None:
             store.check_writable()
-        if not trained:
-            _train(recipe, device, rows, validation_rows, start, inputs, run, console)
-
-        def assess_and_publish() -> FinetuneReport:
-            found = assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, device, console)
-            return _publish(recipe, start, inputs, run, store, found, name, alias)
-
-        return ranks.on_first(assess_and_publish)
+        with page_of(out, name or out.name, console, done=run.read_json(RESULTS) is not None) as page:
+            if not trained:
+                _train(recipe, device, rows, validation_rows, start, inputs, run, page, console)
+            found = ranks.on_first(
+                lambda: assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, device, console)
+            )
+        return ranks.on_first(lambda: _publish(recipe, start, inputs, run, store, found, name, alias))
 
 
 def _publish(
@@ -135,6 +140,7 @@ def _train(
     start: FoundModel | None,
     inputs: dict[str, str],
     run: RunFolder,
+    page: RunPage,
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
@@ -159,17 +165,22 @@ def _train(
         assert recipe.shape is not None
         limits = recipe.data.max_source_tokens, recipe.data.max_target_tokens
         model = new_model(recipe.shape, tokenizer, *limits)
-    progress = TrainingProgress("fine-tune", console)
+    progress = TrainingProgress("training", console, page)
+    checkpoints = run.path / CHECKPOINTS
     phase = Phase(
         LayerDropoutObjective(model, recipe.layer_dropout, label_smoothing=recipe.training.label_smoothing),
         pairs,
         recipe.training,
         spec=spec_of(model.config.to_dict()),
-        folder=run.path / "checkpoints",
+        folder=checkpoints,
         seed=recipe.seed,
         device=device,
         validation=validation,
+        score=TaskScore.of(
+            validation_rows, recipe, recipe.training.validation_rows, device, tokenizer_folder, checkpoints
+        ),
         watcher=progress,
+        live_log=LiveLog(run.path / "training_log.jsonl"),
         workers=recipe.data.workers,
     )
     run.bind()
@@ -177,10 +188,9 @@ def _train(
     console.print(f"training on {device} in {choice.precision} ({choice.why})", soft_wrap=True)
     run.note_precision("training", choice)
     try:
-        log = phase.run()
+        phase.run()
     finally:
         progress.close()
     if not ranks.first():
         return
-    write_log(run.path / "training_log.jsonl", log)
     save_model(model.to("cpu"), tokenizer_folder, run.path / "model", DTYPES[recipe.save_dtype])

@@ -60,6 +60,15 @@ class Objective(Protocol):
     def validation_logits(self, batch: Batch, autocast: Autocast) -> Tensor:
         """Scores [B, T, V] of the model as it would answer now."""
 
+    def finished(self, step: int, steps: int) -> PreTrainedModel:
+        """The model that the phase would leave if it ended now, after `step` of `steps` updates. Not to be changed."""
+
+    def settled(self, step: int, steps: int) -> bool:
+        """Whether validations may be compared from now on: what the phase asks of the model no longer changes."""
+
+    def cuts(self) -> dict[str, float]:
+        """The share that is cut of each sublayer that can be, as "stack.layer.kind"."""
+
 
 class TaskObjective:
     """Cross-entropy against the targets."""
@@ -93,6 +102,18 @@ class TaskObjective:
         with autocast():
             logits: Tensor = self.module(**decoder_inputs(self.module.config, batch)).logits
         return logits
+
+    def finished(self, step: int, steps: int) -> PreTrainedModel:
+        """The model itself."""
+        return self.module
+
+    def settled(self, step: int, steps: int) -> bool:
+        """Always: the task does not change."""
+        return True
+
+    def cuts(self) -> dict[str, float]:
+        """Nothing is cut."""
+        return {}
 
 
 def decoder_inputs(config: PreTrainedConfig, batch: Batch) -> dict[str, Any]:

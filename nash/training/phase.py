@@ -1,14 +1,17 @@
 """One phase of training: an explicit loop.
 
 An update takes `gradient_accumulation` micro-batches of similar lengths. Their losses are divided by the tokens of the
-whole update, so the gradient does not depend on how the update is split. A phase validates after every epoch, logs
-every few steps, and continues from its newest checkpoint as if it had not been interrupted: with the same weights,
-optimizer state, random numbers and order of rows. Several processes share the rows of every micro-batch (`nash.ranks`).
+whole update, so the gradient does not depend on how the update is split. A phase validates after every epoch or so many
+steps, logs every few steps, and continues from its newest checkpoint as if it had not been interrupted: with the same
+weights, optimizer state, random numbers and order of rows. An interrupt waits for the update to end and is answered
+with a checkpoint. Several processes share the rows of every micro-batch (`nash.ranks`).
+
+Learning rate and sparsity are functions of the step and of the number of steps. A phase that is extended after its end
+goes on as one of the new length stands at that step: a linear schedule that had come down to 0 rises again.
 
 The host waits for a GPU only where figures are logged: losses are added up, and checked, on the device.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -29,19 +32,25 @@ from nash.errors import NashError, RequestError
 from nash.precision import choose_precision
 from nash.recipes.recipe import OptimizationRecipe
 from nash.run.disk import full_disk_named
+from nash.run.interrupts import Interrupts
+from nash.run.live_log import CUT, LiveLog
 from nash.training import losses
 from nash.training.allocator import keep_freed_memory
 from nash.training.checkpoint import (
     PhaseState,
+    has_best,
     last_checkpoint,
+    load_best,
     load_checkpoint,
     restore_random_states,
+    save_best,
     save_checkpoint,
 )
 from nash.training.memory import too_large
 from nash.training.objective import Batch, Objective, Update
 from nash.training.optimizer import MuonAdamW
-from nash.training.schedule import rate_factor
+from nash.training.schedule import PhaseLength, rate_factor
+from nash.training.validation import TaskScore
 
 LOG_STEPS = 50
 _NAMED_ROWS = 20  # rows of a batch that an error names
@@ -61,6 +70,9 @@ class Watcher:
 
     def validating(self, batch: int) -> None:
         """Batch number `batch`, from 1, of a validation is done."""
+
+    def answering(self, rows: int) -> None:
+        """In a validation, the model now answers so many rows."""
 
     def logged(self, entry: dict[str, float]) -> None:
         """An entry was added to the log."""
@@ -83,13 +95,16 @@ class Phase:
         seed: int,
         device: str = "cpu",
         validation: TokenizedPairs | None = None,
+        score: TaskScore | None = None,
         watcher: Watcher | None = None,
+        live_log: LiveLog | None = None,
         log_steps: int = LOG_STEPS,
         workers: int = 0,
     ) -> None:
         """Checkpoints go into `folder`. `spec` is the shape of the model that reads the pairs.
 
-        `workers` processes make the batches; with 0 the loop does it itself.
+        A validation computes the loss on `validation` and, with `score`, the task's own metric on its rows. `workers`
+        processes make the batches; with 0 the loop does it itself.
 
         Raises:
             RequestError: the pairs have tokens that the model does not have, or targets that never end; or a batch has
@@ -106,7 +121,9 @@ class Phase:
         self.folder = folder
         self.seed = seed
         self.validation = validation
+        self.score = score
         self.watcher = watcher or Watcher()
+        self.live_log = live_log
         self.log_steps = log_steps
         self.workers = workers
         self.device = torch.device(device)
@@ -116,11 +133,14 @@ class Phase:
         self.pairs = pairs
         self.state = PhaseState()
         self.grad_norm = torch.zeros(())
+        self.interrupts = Interrupts()
+        self.torn = False  # whether an update is half made: then there is nothing to save
+        self.saved_step = 0
+        self.saved_s = 0.0
         accumulated = optimization.batch_size * optimization.gradient_accumulation
         self.sampler = SimilarLengthSampler(pairs.lengths(), accumulated, seed)
-        micro_batches = math.ceil(len(pairs) / optimization.batch_size)
-        self.updates_per_epoch = max(1, math.ceil(micro_batches / optimization.gradient_accumulation))
-        self.steps = optimization.max_steps or math.ceil(optimization.epochs * self.updates_per_epoch)
+        length = PhaseLength.of(optimization, len(pairs))
+        self.updates_per_epoch, self.steps = length.updates_per_epoch, length.steps
         half = choose_precision(optimization.precision, device).precision == "bfloat16"
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
             (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else nullcontext
@@ -137,25 +157,51 @@ class Phase:
         self._newest: dict[str, Tensor] = {}
         self._unchecked: list[tuple[int, Tensor, Tensor]] = []
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do: all steps are made, or the validations no longer improve."""
+        patience = self.optimization.early_stopping
+        return self.state.step >= self.steps or (patience is not None and self.state.unimproved >= patience)
+
     def run(self) -> list[dict[str, float]]:
         """Train to the end, from the last complete checkpoint if there is one; return the log's entries.
 
         Raises:
             NashError: a loss or a weight is not finite, the disk or the memory is full, or another process has ended.
+            KeyboardInterrupt: SIGINT or SIGTERM came; a process that trains alone has saved all that was done.
         """
         set_seed(self.seed + ranks.number())  # dropout differs between processes; what must not differ is sent
         module = self.objective.module
         checkpoint = ranks.on_first(lambda: last_checkpoint(self.folder))
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, module, self.optimizer)
+            state = self.state
+            if self.optimization.keep_best and not ranks.on_first(lambda: has_best(self.folder, state)):
+                self.state.best_step, self.state.unimproved = None, 0
+        self.saved_step, self.saved_s = self.state.step, time.monotonic()
         self.watcher.begun(self.state.step, self.steps)
         # A checkpoint holds the weights and the optimizer's two moments; the oldest goes after the newest is written.
         checkpoint_bytes = 3 * sum(parameter.nbytes for parameter in module.parameters())
         self.folder.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(self.folder, checkpoint_bytes), _fast_products(self.device):
-            while self.state.step < self.steps:
-                self._run_epoch(checkpoint)
-                checkpoint = None
+        with full_disk_named(self.folder, checkpoint_bytes), _fast_products(self.device), self.interrupts:
+            if self.live_log is not None and ranks.first():
+                self.live_log.restart(self.state.log)
+            try:
+                if self._validation_due():  # the interrupt came in the middle of it
+                    self.validate()
+                while not self.finished:
+                    self._run_epoch(checkpoint)
+                    checkpoint = None
+                if self.saved_step < self.state.step:
+                    self._save()
+            except KeyboardInterrupt:
+                # Of several processes each is interrupted somewhere else: they go on from their last common checkpoint.
+                if not self.torn and self.saved_step < self.state.step and ranks.count() == 1:
+                    self._save()
+                raise
+            if self.optimization.keep_best and self.state.best_step is not None:
+                ranks.on_first(lambda: None)  # the first process writes the best weights, the others read them
+                load_best(self.folder, module, self.state)
         self.watcher.ended()
         return self.state.log
 
@@ -170,15 +216,17 @@ class Phase:
         if resumed is not None and done > 0:
             self._restore_random_states(resumed)
         for batches in updates:
-            self.update(batches)
-            at_end = self.state.step == self.steps
-            if self.state.step % self.log_steps == 0:
-                self._log()
-            if at_end or self.state.step % self.updates_per_epoch == 0:
+            with self.interrupts.held():
+                self.torn = True
+                self.update(batches)
+                if self.state.step % self.log_steps == 0:
+                    self._log()
+                self.torn = False
+            if self._validation_due():
                 self.validate()
-            if at_end or self.state.step % self.optimization.checkpoint_steps == 0:
+            if self.finished or self._checkpoint_due():
                 self._save()
-            if at_end:
+            if self.finished:
                 return
 
     def _restore_random_states(self, checkpoint: Path) -> None:
@@ -187,6 +235,18 @@ class Phase:
             restore_random_states(checkpoint)
         else:
             set_seed(self.seed + ranks.number() + 1000 * self.state.step)
+
+    def _validation_due(self) -> bool:
+        step, every = self.state.step, self.optimization.validation_steps or self.updates_per_epoch
+        return self.state.validated_step < step and (step == self.steps or step % every == 0)
+
+    def _checkpoint_due(self) -> bool:
+        if self.state.step % self.optimization.checkpoint_steps == 0:
+            return True
+        if ranks.count() > 1 and self.state.step % self.log_steps:
+            return False  # clocks differ, so the processes must ask one of them, and seldom
+        age_s = 60 * self.optimization.checkpoint_minutes
+        return ranks.on_first(lambda: time.monotonic() - self.saved_s >= age_s)
 
     def _updates(self, epoch: int) -> Iterator[list[Batch]]:
         """The micro-batches of each update of an epoch: this process's rows of them."""
@@ -351,16 +411,22 @@ class Phase:
         for name, value in sums.items():
             latest = name.startswith("newest.")
             entry[name.removeprefix("newest.")] = value if latest else value / self.log_steps
+        entry |= {CUT + name: share for name, share in self.objective.cuts().items()}
         self._enter(entry)
 
     def _enter(self, entry: dict[str, float]) -> None:
         entry |= {"epoch": self.state.step / self.updates_per_epoch, "step": self.state.step}
         self.state.log.append(entry)
+        if self.live_log is not None and ranks.first():
+            self.live_log.append(entry)
         self.watcher.logged(entry)
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """Compute and log the validation loss in nats per token; training's random numbers stay as they are."""
+        """Compute and log the validation loss in nats per token, and the task's metrics, named "eval_" and their name.
+
+        Training's random numbers stay as they are.
+        """
         if self.validation is None:
             return None
         begun_s = time.perf_counter()
@@ -375,26 +441,50 @@ class Phase:
                 nats += losses.cross_entropy(logits_BTV, batch["labels"], 1)
                 tokens += (batch["labels"] != IGNORED).sum()
                 self.watcher.validating(number)
-        loss = float(ranks.sum_of(nats) / ranks.sum_of(tokens))
-        seconds = time.perf_counter() - begun_s
-        self._enter(
-            {
-                "eval_loss": loss,
-                "eval_runtime": seconds,
-                "eval_samples_per_second": len(self.validation) / seconds,
-                "eval_steps_per_second": len(own) / seconds,
-            }
-        )
+        loss, seconds = float(ranks.sum_of(nats) / ranks.sum_of(tokens)), time.perf_counter() - begun_s
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            score = self.score
+            metrics = {} if score is None else ranks.on_first(lambda: self._metrics(score))
+        with self.interrupts.held():
+            self._compare(([] if score is None else [score.quality(metrics)]) + [-loss])
+            self.state.validated_step = self.state.step
+            self._enter(
+                {
+                    "eval_loss": loss,
+                    "eval_runtime": seconds,
+                    "eval_samples_per_second": len(self.validation) / seconds,
+                    "eval_steps_per_second": len(own) / seconds,
+                    **{f"eval_{name}": value for name, value in metrics.items()},
+                }
+            )
         return loss
+
+    def _metrics(self, score: TaskScore) -> dict[str, float]:
+        self.watcher.answering(len(score.rows))
+        return score.metrics(self.objective.finished(self.state.step, self.steps))
+
+    def _compare(self, found: list[float]) -> None:
+        """Note whether a validation is the best so far; the first of its figures in which two differ decides."""
+        if not self.objective.settled(self.state.step, self.steps):
+            return
+        if self.state.best_step is not None and found <= self.state.best:
+            self.state.unimproved += 1
+            return
+        self.state.best_step, self.state.best, self.state.unimproved = self.state.step, found, 0
+        if self.optimization.keep_best and ranks.first():
+            save_best(self.folder, self.objective.module, self.state)
 
     def _save(self) -> None:
         self._collect_figures()
         if not ranks.first():
+            self.saved_step = self.state.step
             return
         # A phase also saves at its end: weights that are not finite neither replace good checkpoints nor get published.
         if not all(bool(parameter.isfinite().all()) for parameter in self.objective.module.parameters()):
             raise self._diverged("some weights are not finite")
-        save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
+        with self.interrupts.held():
+            save_checkpoint(self.folder, self.objective.module, self.optimizer, self.state)
+            self.saved_step, self.saved_s = self.state.step, time.monotonic()
 
     def _diverged(self, what: str, step: int | None = None) -> NashError:
         step = self.state.step if step is None else step
@@ -442,8 +532,3 @@ def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
             f"the tokenizer ends no target with the model's end token {spec.eos_id}, so no answer would ever end: give "
             "tokenizer.json a post-processor that adds it, or config.json the eos_token_id that the tokenizer adds"
         )
-
-
-def write_log(path: Path, log: list[dict[str, float]]) -> None:
-    """Write a phase's log, one JSON object per line."""
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")

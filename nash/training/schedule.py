@@ -1,8 +1,25 @@
-"""The learning rate over a phase: pure functions of the step."""
+"""The length of a phase, and the learning rate over it: pure functions of the step."""
 
 import math
+from dataclasses import dataclass
+from typing import Self
 
 from nash.recipes.recipe import OptimizationRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseLength:
+    """How many updates a phase makes."""
+
+    updates_per_epoch: int
+    steps: int
+
+    @classmethod
+    def of(cls, optimization: OptimizationRecipe, pairs: int) -> Self:
+        """The length over so many pairs of source and target."""
+        micro_batches = math.ceil(pairs / optimization.batch_size)
+        updates = max(1, math.ceil(micro_batches / optimization.gradient_accumulation))
+        return cls(updates_per_epoch=updates, steps=optimization.max_steps or math.ceil(optimization.epochs * updates))
 
 
 def rate_factor(optimization: OptimizationRecipe, step: int, steps: int) -> float:

@@ -96,6 +96,7 @@ def test_losses(outcomes: Mapping[str, Outcome], folder: Path, golden: Golden, n
         f"losses/{Path(path).stem}",
         entries,
         *(masks.times(f"eval_{name}") for name in ("runtime", "samples_per_second", "steps_per_second")),
+        masks.trained("eval_*_error_rate"),
         relative=LOSSES,
         absolute=0.0,
     )

@@ -33,6 +33,7 @@ schedule = "cosine"
 PRUNE = f"""
 model = "./dense"
 name = "back"
+publish_slower = true
 metric = "phonemes"
 {_DATA}
 [pruning]

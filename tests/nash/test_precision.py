@@ -78,6 +78,7 @@ def test_a_phase_that_goes_on_elsewhere_has_both(tmp_path: Path, monkeypatch: py
 RECIPE = """
 model = "./dense"
 name = "reverse"
+publish_slower = true
 [data]
 train = "rows.jsonl"
 validation = "rows.jsonl"

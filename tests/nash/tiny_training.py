@@ -17,11 +17,13 @@ from nash.pruning.distillation import DistillationMaps
 from nash.pruning.objective import StudentObjective
 from nash.pruning.student import Student
 from nash.recipes.layer_selection import block_ends
-from nash.recipes.recipe import DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.recipes.recipe import DataRecipe, DistillationRecipe, OptimizationRecipe, PruningRecipe
+from nash.run.live_log import LiveLog
 from nash.structure.compaction import shorten_decoder
 from nash.structure.masking import GateKinds, Gates
 from nash.training.objective import TaskObjective
 from nash.training.phase import Phase, Watcher
+from nash.training.validation import TaskScore
 from tests.tiny_models import build_tiny_t5
 
 KEPT_LAYERS = (0, 2)
@@ -50,6 +52,12 @@ def task_pairs(directory: Path, count: int) -> TokenizedPairs:
     return TokenizedPairs.of(task_rows(count), load_tokenizer(directory), max_source_tokens=16, max_target_tokens=16)
 
 
+def task_score(directory: Path, out: Path) -> TaskScore:
+    """The metric of the task on five rows."""
+    data = DataRecipe(train=Path(), validation=Path(), max_source_tokens=16, max_target_tokens=16)
+    return TaskScore(rows=task_rows(5), metric="phonemes", data=data, tokenizer=directory, folder=out)
+
+
 def finetune_phase(
     directory: Path,
     out: Path,
@@ -57,6 +65,7 @@ def finetune_phase(
     *,
     rows: int = 16,
     workers: int = 0,
+    score: TaskScore | None = None,
     **optimization: Any,
 ) -> Phase:
     """Fine-tunes the dense model; every step is logged."""
@@ -69,7 +78,9 @@ def finetune_phase(
         folder=out,
         seed=0,
         validation=task_pairs(directory, 5),
+        score=score,
         watcher=watcher,
+        live_log=LiveLog(out / "log.jsonl"),
         log_steps=1,
         workers=workers,
     )
@@ -83,6 +94,7 @@ def student_phase(
     distill: DistillationRecipe = ALL_LOSSES,
     pruning: PruningRecipe | None = None,
     rows: int = 16,
+    score: TaskScore | None = None,
     **optimization: Any,
 ) -> Phase:
     """Trains a student with two of three decoder layers, the pruning phase where `pruning` is given."""
@@ -111,7 +123,9 @@ def student_phase(
         folder=out,
         seed=0,
         validation=task_pairs(directory, 5),
+        score=score,
         watcher=watcher,
+        live_log=LiveLog(out / "log.jsonl"),
         log_steps=1,
     )
 

@@ -11,7 +11,9 @@ import torch
 from model_store.model.model import Model
 from nash.data.rows import TaskRow
 from nash.measuring.evaluate import evaluate, predict
+from nash.measuring.predictions import scored
 from nash.modeling.folders import load_dense, load_tokenizer
+from nash.recipes.recipe import MetricKind
 from server.engine.interface.config import EngineConfig
 from tests.nash.command_line import nash
 from tests.tiny_models import EOS_ID, PAD_ID, VOCABULARY
@@ -100,3 +102,51 @@ def test_data_that_a_metric_cannot_use(folder: Path, tmp_path: Path) -> None:
     outcome = nash(*arguments, "--target-column", "label")
     assert outcome.code == 2
     assert "line 2: column 'label' is missing; the row has 'source', 'target'" in outcome.err
+
+
+def test_predictions_and_another_model(folder: Path, tmp_path: Path) -> None:
+    """Beside a model that answers with more letters."""
+    set_generation(folder, max_new_tokens=3)
+    shutil.copytree(folder, tmp_path / "long")
+    set_generation(tmp_path / "long", max_new_tokens=6)
+    short, long = (predict(Model.open(each), SOURCES, CONFIG) for each in (folder, tmp_path / "long"))
+    targets = [*long[:2], *short[2:]]
+    data, file = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"source": s, "target": t or "-"}) for s, t in zip(SOURCES, targets, strict=True)]
+    data.write_text("\n".join(lines))
+    arguments = ("evaluate", folder, "--against", tmp_path / "long", "--data", data, "--predictions", file)
+    document = nash(*arguments, "--json").document()
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["source"], row["prediction"], row["against"]) for row in written] == [
+        *zip(SOURCES, short, long, strict=True)
+    ]
+    assert [row["score"] for row in written] == [100.0 * (row["prediction"] in row["targets"]) for row in written]
+    against = document["against"]
+    assert against["differing"] == sum(s != t for s, t in zip(short, long, strict=True)) > 2
+    gains = [row["score"] - row["against_score"] for row in against["rows"]]
+    assert gains == sorted(gains)
+    assert {row["source"] for row in against["rows"][:2]} == set(SOURCES[:2]), "where the other one was right"
+    refused = nash(*arguments)
+    assert refused.code == 2
+    assert "out.jsonl already exists" in refused.err
+    shown = nash(*arguments[:-2])
+    assert f"{against['differing']} of 6 answers differ, the greatest losses first:" in shown.out
+    assert f"{folder}: {short[0]}" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "targets", "score"),
+    [
+        ("exact", "a", ("b", "a"), 100.0),
+        ("phonemes", "a b c d", ("a b c e",), 75.0),
+        ("summarization", "the cat", ("the cat", "a dog"), 100.0),
+        ("translation", "the cat", ("the cat",), 100.0),
+        ("question_answering", "the cat", ("Cat!",), 100.0),
+        ("classification", "good", ("bad",), 0.0),
+        ("correlation", "1.5", ("2.0",), None),
+    ],
+)
+def test_the_score_of_a_row(metric: MetricKind, answer: str, targets: tuple[str, ...], score: float | None) -> None:
+    [found] = scored([TaskRow(source="s", targets=targets)], [answer], metric)
+    assert found.score == (None if score is None else pytest.approx(score))
+    assert found.document().keys() == {"source", "targets", "prediction", "score"}

@@ -33,7 +33,7 @@ def test_down_to_the_first_that_holds(
 
     def made_up(model: Model, rows: list[TaskRow], kind: str, config: EngineConfig, watch: Watch) -> Evaluation:
         asked.append(config.dtype)
-        return Evaluation(n=len(rows), metrics={"word_error_rate": figures[config.dtype]})
+        return Evaluation(n=len(rows), metrics={"word_error_rate": figures[config.dtype]}, answers=[])
 
     monkeypatch.setattr(quality, "evaluate", made_up)
     monkeypatch.setattr(quality, "speed_order", lambda config: ("int8", "bfloat16", "float32"))

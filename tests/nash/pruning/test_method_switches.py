@@ -31,6 +31,7 @@ BASE = {
         "max_source_tokens": 16,
         "max_target_tokens": 16,
     },
+    "publish_slower": True,
     "pruning": {"encoder_sparsity": 0.4, "decoder_layers": 2},
     "prune_training": {"max_steps": 3, "batch_size": 8},
     "final_training": {"max_steps": 2, "batch_size": 8},

@@ -20,6 +20,7 @@ COFI = 'gate_sublayers = true\ngated_stacks = "both"'
 RECIPE = """
 model = "./dense"
 name = "reverse"
+publish_slower = true
 [data]
 train = "train.jsonl"
 validation = "validation.jsonl"

@@ -17,6 +17,7 @@ from tests.nash.tiny_training import build_task_model, task_rows
 RECIPE = """
 model = "./dense"
 name = "reverse"
+publish_slower = true
 [data]
 train = "train.jsonl"
 validation = "validation.jsonl"

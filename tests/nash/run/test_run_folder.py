@@ -20,13 +20,44 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as refusal:
         RunFolder(out, {"seed": 1, "data": {"train": "b"}}, inputs)
     assert str(out) in str(refusal.value)
-    assert "data, seed differ" in str(refusal.value)
+    assert "data.train, seed differ" in str(refusal.value)
     assert "--out" in str(refusal.value)
     with pytest.raises(RequestError, match="more differ"):
         RunFolder(out, settings | {"more": 1}, inputs)
     with pytest.raises(RequestError, match=r"other inputs \(train differ\)"):
         RunFolder(out, settings, {"train": "1f"})
     assert json.loads((out / "settings.json").read_text())["seed"] == 0
+
+
+PHASE = {"max_steps": 4, "epochs": 1.0, "validation_rows": 5, "learning_rate": 0.1}
+
+
+def bound(path: Path, **changes: object) -> RunFolder:
+    """The folder of a run whose phase was, and the same with changes."""
+    with RunFolder(path, {"final": PHASE}, {}) as run:
+        run.bind()
+    return RunFolder(path, {"final": PHASE | changes}, {}, extensible=True)
+
+
+def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+    with bound(tmp_path, validation_rows=7, checkpoint_steps=3) as run:
+        assert run.extended == []
+        run.bind()
+    assert json.loads((tmp_path / "settings.json").read_text())["final"]["validation_rows"] == 7
+
+
+def test_training_may_become_longer(tmp_path: Path) -> None:
+    with bound(tmp_path / "longer", max_steps=5, epochs=2.0) as run:
+        assert run.extended == ["final.epochs", "final.max_steps"]
+    refused: list[dict[str, float | None]]
+    refused = [{"max_steps": 3}, {"max_steps": None}, {"max_steps": 5, "learning_rate": 0.2}]
+    for number, changes in enumerate(refused):
+        with pytest.raises(RequestError, match=rf"other settings \(final\.{list(changes)[-1]} differ\)"):
+            bound(tmp_path / str(number), **changes)
+    with bound(tmp_path / "point") as run:
+        run.bind()
+    with pytest.raises(RequestError, match=r"final\.epochs differ"):
+        RunFolder(tmp_path / "point", {"final": PHASE | {"epochs": 2.0}}, {})
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from nash.recipes.recipe import PruningRecipe
 from nash.training.checkpoint import last_checkpoint
 from nash.training.losses import cross_entropy
 from nash.training.objective import decoder_inputs
-from nash.training.phase import Phase, Watcher, write_log
+from nash.training.phase import Phase, Watcher
 from tests.nash.tiny_training import build_task_model, finetune_phase, student_phase
 
 Build = Callable[..., Phase]
@@ -261,14 +261,9 @@ def test_validation_is_the_loss_of_the_model_as_it_would_be_used(model_dir: Path
 
 def test_checkpoints_are_no_pickles_and_two_are_kept(model_dir: Path, tmp_path: Path) -> None:
     pruning(model_dir, tmp_path).run()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7", "log.jsonl"]
     files = {path.name for path in (tmp_path / "checkpoint-7").iterdir()}
     assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
-
-
-def test_write_log(tmp_path: Path) -> None:
-    write_log(tmp_path / "log.jsonl", [{"loss": 1.5, "step": 1}, {"loss": 1.25, "step": 2}])
-    assert (tmp_path / "log.jsonl").read_text() == '{"loss": 1.5, "step": 1}\n{"loss": 1.25, "step": 2}\n'
 
 
 def test_the_validation_loss_is_of_tokens_and_not_of_batches(build: Build, model_dir: Path, tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def prune_flags(folder: Path) -> list[object]:
     rows = [{"source": source, "target": target} for source, target in spelt]
     for split, chosen in {"train": rows[:30], "validation": rows[30:]}.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    flags = ["--model", folder / "dense", "--name", "words", "--max-steps", 2, "--trim-vocab"]
+    flags = ["--model", folder / "dense", "--name", "words", "--max-steps", 2, "--trim-vocab", "--publish-slower"]
     flags += ["--train", folder / "train.jsonl", "--eval", folder / "validation.jsonl"]
     return [*flags, "--out", folder / "out", "--store", folder / "store", "--json"]
 
