@@ -63,7 +63,7 @@ def train(
             run.recipe,
             optimization.validation_rows,
             run.device,
-            run.teacher.folder,
+            run.dense.folder,
             checkpoints,
         ),
         watcher=progress,

@@ -298,9 +298,9 @@ class DistillationRecipe(Section):
     """KL divergence from the teacher's predictions."""
     temperature: float = Field(default=2.0, gt=0)
     """Softens both predictions in that divergence."""
-    encoder_hidden_weight: float = Field(default=1.0, ge=0)
+    encoder_hidden_weight: float = Field(default=3.0, ge=0)
     """Distance from the teacher's hidden states in the encoder."""
-    decoder_hidden_weight: float = Field(default=1.0, ge=0)
+    decoder_hidden_weight: float = Field(default=3.0, ge=0)
     """The same in the decoder."""
     encoder_matching: Literal["dynamic", "same"] = "dynamic"
     """Compare an encoder layer of the teacher with the student's nearest one, as CoFi does, or with the same one."""
