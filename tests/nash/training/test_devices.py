@@ -35,11 +35,11 @@ KEPT = (0,)
 PRUNING = PruningRecipe(encoder_sparsity=0.5, gate_sublayers=True)
 
 
-class OnDevice(TorchDispatchMode):
+class OnDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where an operation reads or makes a tensor elsewhere; single numbers are those of the optimizer's steps."""
 
     def __init__(self, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.operations = 0
 
@@ -63,10 +63,11 @@ def pruning_objective(directory: Path) -> Objective:
 def phase_on(device: str, directory: Path, objective: Objective, **optimization: Any) -> Phase:
     pairs, spec = task_pairs(directory, 8), Model.open(directory).spec
     pairs.targets = [[*tokens, spec.eos_id] for tokens in pairs.targets]  # the tokenizer is T5's
+    settings: dict[str, Any] = {"precision": "float32", "batch_size": 4, "gradient_accumulation": 2} | optimization
     return Phase(
         objective,
         pairs,
-        OptimizationRecipe(**{"precision": "float32", "batch_size": 4, "gradient_accumulation": 2} | optimization),
+        OptimizationRecipe(**settings),
         spec=spec,
         folder=directory / "out",
         seed=0,

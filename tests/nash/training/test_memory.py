@@ -35,7 +35,7 @@ def kept_and_gradients(phase: Phase) -> tuple[int, dict[str, Tensor]]:
     torch.manual_seed(3)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = phase.objective.loss(batch, phase.update_of([batch]), phase.autocast).total
-    loss.backward()
+    torch.autograd.backward(loss)
     named = phase.objective.module.named_parameters()
     return sum(sizes.values()), {name: p.grad for name, p in named if p.grad is not None}
 
@@ -80,7 +80,7 @@ class OnlySo(TaskObjective):
 )
 def test_the_batch_that_fits_is_named(most: int, said: str, model_dir: Path, tmp_path: Path) -> None:
     phase = finetune_phase(model_dir, tmp_path, batch_size=12, gradient_accumulation=2, rows=24)
-    phase.objective = OnlySo(phase.objective.module, most)  # type: ignore[arg-type]
+    phase.objective = OnlySo(phase.objective.module, most)
     with pytest.raises(NashError) as error:
         phase.run()
     assert str(error.value).startswith(said)
