@@ -10,8 +10,7 @@ from nash.recipes.recipe import MOST_COUNT, MetricKind
 
 if TYPE_CHECKING:
     from model_store.find import FoundModel
-    from nash.measuring.evaluate import Evaluation
-    from nash.measuring.predictions import Prediction
+    from nash.measuring.evaluate import Evaluation, Prediction
     from server.engine.dtype_choice import DtypeChoice
 
 _SHOWN_ROWS = 20  # of those that differ; the file of --predictions has all
@@ -76,9 +75,9 @@ def command(
     from model_store.version.ref import looks_like_path
     from nash.device import choose_device
     from nash.errors import RequestError
-    from nash.measuring.predictions import check_new, differing, scored, write_predictions
     from nash.preflight import check_evaluate
     from nash.recipes.recipe import DataLayout
+    from nash.run.folder import check_new_file
     from server.engine.interface.config import EngineConfig
 
     if record and looks_like_path(model):
@@ -93,7 +92,7 @@ def command(
         max_new_tokens=max_new_tokens,
     )
     if predictions is not None:
-        check_new(predictions)
+        check_new_file(predictions, "--predictions")
     for each in [model] if against is None else [against, model]:
         check_evaluate(each, data, split, layout, metric, asked, opened)
 
@@ -101,7 +100,7 @@ def command(
     from nash.data.formats import is_split_folder, split_path
     from nash.data.rows import read_rows
     from nash.measuring.by_dtype import quality_record
-    from nash.measuring.evaluate import evaluate
+    from nash.measuring.evaluate import differing, evaluate, scored, write_predictions
     from nash.modeling.folders import quiet_libraries
     from nash.run.progress import Stage
     from server.engine.dtype_choice import with_dtype

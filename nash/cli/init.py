@@ -1,6 +1,5 @@
 """`nash init`: a commented recipe for a model and data."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,11 +57,9 @@ def command(
     from nash.preflight import FIRST_ROWS, check_dense, check_files, check_prune
     from nash.recipes.recipe import DataLayout, PruneRecipe, build_recipe
     from nash.run.draft import Draft
+    from nash.run.folder import check_new_file
 
-    if os.path.lexists(out):
-        raise RequestError(f"{out} already exists: give --out a new file")
-    if not out.absolute().parent.is_dir():
-        raise RequestError(f"{out} cannot be written: {out.parent} is not a folder")
+    check_new_file(out, "--out")
     found = locate(model, Store(store))
     check_dense(found)
     check_files(found.model)

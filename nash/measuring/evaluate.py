@@ -1,16 +1,29 @@
 """Quality of a model on task data, decoded by the engine that will serve it."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from model_store.model.model import Model
 from nash.data.rows import TaskRow
-from nash.measuring.metrics import METRICS
+from nash.measuring.metrics import LOWER_IS_BETTER, METRICS
 from nash.modeling.folders import load_tokenizer
 from nash.recipes.recipe import MetricKind
 from nash.run.progress import Watch
 from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
+
+# The metric that says something of a single row, and the kind of task that computes it. A correlation has none.
+_OF_A_ROW: dict[MetricKind, tuple[MetricKind, str]] = {
+    "phonemes": ("phonemes", "phoneme_error_rate"),
+    "exact": ("exact", "exact_match"),
+    "summarization": ("summarization", "rougeL"),
+    "translation": ("translation", "chrf"),
+    "question_answering": ("question_answering", "f1"),
+    "classification": ("exact", "exact_match"),
+}
 
 SEED = 0  # if a model's own settings sample, its figures must still not change from run to run
 
@@ -64,3 +77,63 @@ def predict(
     parameters = engine.defaults.resolve({"num_return_sequences": 1, "seed": SEED} | given)
     answers = engine.generate(encoded, parameters, watch)
     return [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model's answer to one row. Scores are in percent, and higher is better."""
+
+    source: str
+    targets: tuple[str, ...]
+    prediction: str
+    score: float | None  # None if the metric says nothing of a single row
+    against: str | None = None  # the other model's answer
+    against_score: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The row as one JSON object, without the other model if there is none."""
+        return {key: value for key, value in asdict(self).items() if self.against is not None or "against" not in key}
+
+    @property
+    def gain(self) -> float:
+        """How much better than the other model's answer it is."""
+        return (self.score or 0.0) - (self.against_score or 0.0)
+
+
+def scored(
+    rows: Sequence[TaskRow], answers: Sequence[str], metric: MetricKind, against: Sequence[str] | None = None
+) -> list[Prediction]:
+    """The answers to the rows with their scores, and beside them the answers of another model."""
+    others = [None] * len(rows) if against is None else against
+    return [
+        Prediction(
+            source=row.source,
+            targets=row.targets,
+            prediction=answer,
+            score=_score(metric, answer, row.targets),
+            against=other,
+            against_score=None if other is None else _score(metric, other, row.targets),
+        )
+        for row, answer, other in zip(rows, answers, others, strict=True)
+    ]
+
+
+def differing(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The rows with another answer than the other model's, those that lost most first."""
+    return sorted((each for each in predictions if each.prediction != each.against), key=lambda each: each.gain)
+
+
+def _score(metric: MetricKind, answer: str, targets: tuple[str, ...]) -> float | None:
+    if metric not in _OF_A_ROW:
+        return None
+    kind, name = _OF_A_ROW[metric]
+    value = METRICS[kind]([answer], [targets])[name]
+    return 100.0 - value if name in LOWER_IS_BETTER else value
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write JSONL, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    lines = (json.dumps(each.document(), ensure_ascii=False) + "\n" for each in predictions)
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)

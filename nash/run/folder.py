@@ -150,6 +150,18 @@ def _grows(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
     return old is not None and new is not None and new > old
 
 
+def check_new_file(path: Path, flag: str) -> None:
+    """Check, before any work, that a flag's file can be made.
+
+    Raises:
+        RequestError: there is something already, or no folder for it.
+    """
+    if os.path.lexists(path):
+        raise RequestError(f"{path} already exists: give {flag} a new file")
+    if not path.absolute().parent.is_dir():
+        raise RequestError(f"{path} cannot be written: {path.parent} is not a folder")
+
+
 def check_free(out: Path) -> None:
     """Refuse a folder that is not to be written into.
 

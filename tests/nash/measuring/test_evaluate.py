@@ -10,8 +10,7 @@ import torch
 
 from model_store.model.model import Model
 from nash.data.rows import TaskRow
-from nash.measuring.evaluate import evaluate, predict
-from nash.measuring.predictions import scored
+from nash.measuring.evaluate import evaluate, predict, scored
 from nash.modeling.folders import load_dense, load_tokenizer
 from nash.recipes.recipe import MetricKind
 from server.engine.interface.config import EngineConfig
