@@ -69,14 +69,35 @@ def predict(
     The server does the same for a request without settings: the model sets beams, forced tokens, lengths and penalties.
     With `greedy`, there is one beam and nothing is drawn.
     """
+    given = {"num_beams": 1, "do_sample": False} if greedy else {}
+    return [best for (best,) in _decoded(model, sources, config, given | {"num_return_sequences": 1}, watch)]
+
+
+def best_answers(
+    model: Model, sources: Sequence[str], config: EngineConfig, count: int, watch: Watch | None = None
+) -> list[list[str]]:
+    """The model's `count` best answers to each source text, best first, found with as many beams or more."""
+    if count == 1:
+        return [[answer] for answer in predict(model, sources, config, watch)]
+    given = {"num_beams": count, "num_return_sequences": count, "do_sample": False}
+    return _decoded(model, sources, config, given, watch)
+
+
+def _decoded(
+    model: Model, sources: Sequence[str], config: EngineConfig, given: dict[str, Any], watch: Watch | None
+) -> list[list[str]]:
     config = config.within(model.spec.max_positions)
     tokenizer = load_tokenizer(model.folder)
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
     engine = Engine.load(model, config)
-    given = {"num_beams": 1, "do_sample": False} if greedy else {}
-    parameters = engine.defaults.resolve({"num_return_sequences": 1, "seed": SEED} | given)
-    answers = engine.generate(encoded, parameters, watch)
-    return [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+    beams = engine.defaults.resolve({}).num_beams
+    if "num_beams" in given and given["num_return_sequences"] > 1:
+        given = given | {"num_beams": max(beams, given["num_beams"])}
+    parameters = engine.defaults.resolve({"seed": SEED} | given)
+    return [
+        [tokenizer.decode(hypothesis.tokens, skip_special_tokens=True) for hypothesis in answer.hypotheses]
+        for answer in engine.generate(encoded, parameters, watch)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

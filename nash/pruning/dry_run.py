@@ -31,8 +31,11 @@ def plan_of(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> R
         workload = on_device(recipe.workload, device)
         with Stage("checking that the model runs", console):
             check_assessable(task.model, task.test_rows, recipe.metric, recipe.data, device, workload)
-    # A teacher gives one answer to a row; in the data, every target of a row is a pair of its own.
-    answers = [1 if recipe.distillation.sequence_level else len(row.targets) for row in task.train_rows]
+    # Every target of a row, and every answer of the teacher that is not left out, is a pair of its own.
+    distillation = recipe.distillation
+    own = not distillation.sequence_level or distillation.keep_targets
+    taught = distillation.answers if distillation.sequence_level else 0
+    answers = [taught + (len(row.targets) if own else 0) for row in task.train_rows]
     trained = {"prune": recipe.prune_training, "final": recipe.final_training}
     if recipe.pruning.structure == "search" or (recipe.pruning.speedup is None and not recipe.pruning.encoder_sparsity):
         del trained["prune"]

@@ -1,5 +1,6 @@
 """One run of the pruner: its recipe, its inputs, and the folder with its results so far."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nash.preflight import asked_layers
 from nash.pruning.task import Task
 from nash.recipes.recipe import PruneRecipe
 from nash.run.folder import RunFolder
-from nash.training.teacher_answers import FILE, with_teacher_answers
+from nash.training.teacher_answers import answers_file, with_teacher_answers
 from nash.training.token_cache import TOKENS, TokenCache
 
 # In the run's folder: the report on the trimmed vocabulary, the decoder layers that were chosen on data, and the
@@ -94,17 +95,21 @@ class PruneRun:
         rows = self.task.train_rows
         if not self.recipe.distillation.sequence_level:
             return rows
-        return with_teacher_answers(
-            rows, self.teacher, self.recipe.data, self.device, self.answers_folder, self.console
-        )
+        return with_teacher_answers(rows, self.teacher, self.recipe, self.device, self.answers_folder, self.console)
 
     @cached_property
     def train_pairs(self) -> TokenizedPairs:
         """The training rows as tokens."""
         if self.recipe.distillation.sequence_level:
             rows = self.train_rows  # generates the answers that are missing
-            answers = file_digest(self.answers_folder / FILE)
-            pairs = self._cache.pairs(rows, {"data": self.task.inputs["train"], "answers": answers})
+            distillation = self.recipe.distillation
+            mixed = {"keep": distillation.keep_targets, "least": distillation.least_answer_quality}
+            made_from = {
+                "data": self.task.inputs["train"],
+                "answers": file_digest(answers_file(self.answers_folder, distillation)),
+                "mixed": json.dumps(mixed | {"metric": self.recipe.metric}),
+            }
+            pairs = self._cache.pairs(rows, made_from)
         else:
             pairs = self.data_pairs
         if pairs.cut:

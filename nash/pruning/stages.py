@@ -132,8 +132,7 @@ def correct_teacher(run: PruneRun) -> None:
 
 def answer(run: PruneRun) -> None:
     """The teacher's own answers to the training rows. `run.train_rows` reads them."""
-    rows, data = run.task.train_rows, run.recipe.data
-    with_teacher_answers(rows, run.teacher, data, run.device, run.answers_folder, run.console)
+    with_teacher_answers(run.task.train_rows, run.teacher, run.recipe, run.device, run.answers_folder, run.console)
 
 
 def prune_and_cut(run: PruneRun) -> None:

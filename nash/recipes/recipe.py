@@ -306,8 +306,21 @@ class DistillationRecipe(Section):
     """Compare an encoder layer of the teacher with the student's nearest one, as CoFi does, or with the same one."""
     sequence_level: bool = False
     """Train on the teacher's own answers instead of the data's targets."""
+    answers: int = Field(default=1, ge=1, le=16)
+    """How many answers to each row, the best of as many beams; 1 decodes as the teacher is served."""
+    least_answer_quality: float | None = Field(default=None, gt=0, le=100)
+    """Leave out answers whose own figure, the `metric` against the row's targets in percent, is below this."""
+    keep_targets: bool = False
+    """Train on the data's targets as well."""
     teacher_steps: int = Field(default=0, ge=0)
     """Train the teacher itself for this many steps first, as the final phase trains; 0 takes it as it is."""
+
+    @model_validator(mode="after")
+    def _answers_are_asked_for(self) -> Self:
+        given = self.model_fields_set & {"answers", "least_answer_quality", "keep_targets"}
+        if given and not self.sequence_level:
+            raise ValueError(f"{' and '.join(sorted(given))} concern the teacher's answers: set sequence_level = true")
+        return self
 
     @property
     def trains(self) -> bool:

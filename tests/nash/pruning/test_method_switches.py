@@ -14,15 +14,17 @@ from nash.checkpoints.opening import open_model
 from nash.data.rows import TaskRow
 from nash.errors import RequestError
 from nash.measuring.evaluate import predict
+from nash.modeling.folders import load_dense, load_tokenizer
 from nash.pruning.prune import prune
 from nash.pruning.run import PruneRun
 from nash.pruning.task import prepare
 from nash.recipes.recipe import PruneRecipe, build_recipe
 from nash.run.folder import RunFolder
-from nash.training.teacher_answers import FILE
+from nash.training.teacher_answers import answers_file, with_teacher_answers
 from server.engine.interface.config import EngineConfig
 from tests.nash.tiny_training import build_task_model, task_rows
 
+FILE = "teacher_answers.jsonl"
 BASE = {
     "name": "reverse",
     "data": {
@@ -115,8 +117,8 @@ def test_a_corrected_teacher_is_the_one_that_answers(task: Path, tmp_path: Path)
     sources = [row.source for row in task_rows(50)[:40]]
     config = EngineConfig(max_source_tokens=16, max_new_tokens=16)
     answers = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
-    assert answers == predict(teacher, sources, config)
-    assert answers != predict(dense, sources, config)
+    assert answers == [[answer] for answer in predict(teacher, sources, config)]
+    assert answers != [[answer] for answer in predict(dense, sources, config)]
 
 
 def test_repair_changes_the_cut_matrices_alone(task: Path, tmp_path: Path) -> None:
@@ -137,12 +139,12 @@ def test_the_teachers_own_answers(task: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     rows = task_rows(50)[:40]
-    (out / FILE).write_text(json.dumps("kept from before") + "\n" + '"torn')
+    (out / FILE).write_text(json.dumps(["kept from before"]) + "\n" + '["torn')
     run(task, out, distillation__sequence_level=True)
     answers = [json.loads(line) for line in (out / FILE).read_text().splitlines()]
     config = EngineConfig(max_source_tokens=16, max_new_tokens=16)
-    assert answers[0] == "kept from before"
-    assert answers[1:] == predict(Model.open(task / "dense"), [row.source for row in rows[1:]], config)
+    assert answers[0] == ["kept from before"]
+    assert answers[1:] == [[a] for a in predict(Model.open(task / "dense"), [row.source for row in rows[1:]], config)]
 
 
 def test_no_final_phase(task: Path, tmp_path: Path) -> None:
@@ -172,11 +174,49 @@ def test_a_speed_is_not_asked_of_both_stacks(task: Path) -> None:
         build_recipe(PruneRecipe, table, "of a test", task, {"pruning.speedup": 2.0})
 
 
-def test_rows_without_an_answer_keep_their_targets(task: Path, tmp_path: Path) -> None:
-    from nash.training.teacher_answers import with_teacher_answers
+ROWS = [TaskRow(source="a", targets=("x",)), TaskRow(source="b", targets=("y z", "w"))]
 
-    data = recipe_of(task).data
-    rows = [TaskRow(source="a", targets=("x",)), TaskRow(source="b", targets=("y", "z"))]
-    (tmp_path / FILE).write_text('" "\n"found"\n')
-    answered = with_teacher_answers(rows, Model.open(task / "dense"), data, "cpu", tmp_path, Console(quiet=True))
-    assert list(answered) == [rows[0], TaskRow(source="b", targets=("found",))]
+
+@pytest.mark.parametrize(
+    ("switches", "file", "expected"),
+    [
+        ({}, '[" "]\n["found"]\n', [("x",), ("found",)]),
+        ({"keep_targets": True}, '["x"]\n["found"]\n', [("x",), ("y z", "w", "found")]),
+        ({"answers": 2}, '["x", "q"]\n["", "r"]\n', [("x", "q"), ("r",)]),
+        ({"least_answer_quality": 60.0}, '["q"]\n["y z"]\n', [("x",), ("y z",)]),
+        (
+            {"answers": 2, "least_answer_quality": 60.0, "keep_targets": True},
+            '["x", "q"]\n["w", "y"]\n',
+            [("x",), ("y z", "w")],
+        ),
+    ],
+)
+def test_targets_made_of_answers(
+    switches: dict[str, Any], file: str, expected: list[tuple[str, ...]], task: Path, tmp_path: Path
+) -> None:
+    """A row keeps its targets if no answer is good enough; the metric's own figure says which is."""
+    named = {f"distillation__{key}": value for key, value in switches.items()}
+    recipe = recipe_of(task, distillation__sequence_level=True, metric="exact", **named)
+    answers_file(tmp_path, recipe.distillation).write_text(file)
+    answered = with_teacher_answers(ROWS, Model.open(task / "dense"), recipe, "cpu", tmp_path, Console(quiet=True))
+    assert [row.targets for row in answered] == expected
+    assert [row.source for row in answered] == ["a", "b"]
+
+
+def test_several_answers_are_the_teachers_beams(task: Path, tmp_path: Path) -> None:
+    """As transformers' beam search ranks them."""
+    recipe = recipe_of(task, distillation__sequence_level=True, distillation__answers=3)
+    teacher = Model.open(task / "dense")
+    rows = task_rows(4)
+    answered = with_teacher_answers(rows, teacher, recipe, "cpu", tmp_path, Console(quiet=True))
+    tokenizer, model = load_tokenizer(teacher.folder), load_dense(teacher)
+    for row, found in zip(rows, answered, strict=True):
+        inputs = tokenizer(row.source, return_tensors="pt")
+        beams = model.generate(**inputs, num_beams=3, num_return_sequences=3, max_new_tokens=16)
+        expected = tokenizer.batch_decode(beams, skip_special_tokens=True)
+        assert list(found.targets) == [text for text in dict.fromkeys(expected) if text.strip()]
+
+
+def test_what_concerns_answers_needs_them(task: Path) -> None:
+    with pytest.raises(RequestError, match="answers concern the teacher's answers: set sequence_level = true"):
+        recipe_of(task, distillation__answers=2)

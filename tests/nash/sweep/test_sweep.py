@@ -239,15 +239,15 @@ def test_an_error_that_nobody_has_foreseen_is_one_points(
 def test_the_teacher_answers_once_for_all_points(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def predict(folder: Path, sources: list[str], *rest: Any) -> list[str]:
+    def best_answers(folder: Path, sources: list[str], *rest: Any) -> list[list[str]]:
         asked.append(len(sources))
-        return ["ab"] * len(sources)
+        return [["ab"]] * len(sources)
 
-    monkeypatch.setattr(teacher_answers, "predict", predict)
+    monkeypatch.setattr(teacher_answers, "best_answers", best_answers)
     text = 'recipe = "prune.toml"\nseeds = [0, 1]\n[[methods]]\nname = "A"\nset.distillation.sequence_level = true\n'
     outcome = nash("sweep", task.recipe("answered", text), "--out", tmp_path / "out", "--store", tmp_path / "store")
     assert outcome.code == 0, outcome.err
-    rows = len((tmp_path / "out" / teacher_answers.FILE).read_text().splitlines())
+    rows = len((tmp_path / "out" / "teacher_answers.jsonl").read_text().splitlines())
     assert asked == [rows]
 
 
