@@ -5,12 +5,11 @@ from pathlib import Path
 
 from model_store.errors import InvalidRequestError
 from model_store.find import FoundModel, find_model
-from model_store.model.model import CONFIG, GENERATION, TOKENIZER, Model, read_object, tokenizer_files, weight_files
+from model_store.model.model import CONFIG, TOKENIZER, Model, read_object, tokenizer_files, weight_files
 from model_store.store import Store
 from nash.checkpoints.hub import names_a_hub_model, snapshot
 from nash.errors import RequestError
 
-_MADE = (TOKENIZER, GENERATION)  # what a complete folder has, and can be made
 _SETTINGS = "tokenizer_config.json"
 _WITHOUT_FILES = ("ByT5Tokenizer",)  # classes whose vocabulary is no file
 _VOCABULARIES = frozenset({"spiece.model", "sentencepiece.bpe.model", "source.spm", "vocab.json"})
@@ -40,12 +39,12 @@ def is_complete(found: FoundModel) -> bool:
     """Whether a model's folder can be served and published as it is."""
     if found.version is not None:
         return True
-    return found.origin is None and all((found.model.folder / name).is_file() for name in _MADE)
+    return found.origin is None and (found.model.folder / TOKENIZER).is_file()
 
 
 def can_be_completed(folder: Path) -> bool:
-    """Whether a user's folder holds a model, but lacks a file that can be made of its other files."""
-    return (folder / CONFIG).is_file() and not all((folder / name).is_file() for name in _MADE)
+    """Whether a user's folder holds a model, but lacks the `tokenizer.json` that can be made of its other files."""
+    return (folder / CONFIG).is_file() and not (folder / TOKENIZER).is_file()
 
 
 def check_tokenizer(model: Model) -> None:

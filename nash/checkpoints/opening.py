@@ -27,9 +27,9 @@ from nash.run.disk import full_disk_named
 def open_model(path_or_ref: str, store: Store) -> Iterator[FoundModel]:
     """A model by its path, its REF in the store or its name on the hub, complete while the context lasts.
 
-    A folder that lacks `tokenizer.json` or `generation_config.json`, and one from the hub, is completed in a copy of
-    links among the store's work in progress; the original is only read. A made tokenizer is compared with its class on
-    texts that tokenizers differ in.
+    A folder that lacks `tokenizer.json`, and one from the hub, is completed in a copy of links among the store's work
+    in progress, with a `generation_config.json` if that is missing too; the original is only read. A made tokenizer is
+    compared with its class on texts that tokenizers differ in.
 
     Raises:
         RequestError: the model cannot be found or completed, or a made tokenizer differs from its class.
