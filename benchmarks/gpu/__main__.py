@@ -34,11 +34,11 @@ STAGES = (
     Stage(name="tests", seconds=60, work=marked_tests),
     Stage(name="t5-base", seconds=60, work=t5_base),
     Stage(name="operations", seconds=60, work=parts_of_steps),
-    Stage(name="flan-t5-xl", seconds=150, work=flan_t5_xl),
-    Stage(name="encoder", seconds=60, work=encoder),
+    Stage(name="flan-t5-xl", seconds=120, work=flan_t5_xl),
+    Stage(name="encoder", seconds=45, work=encoder),
     Stage(name="bart-large", seconds=60, work=bart_large),
     Stage(name="memory", seconds=30, work=drill),
-    Stage(name="training", seconds=90, work=training),
+    Stage(name="training", seconds=75, work=training),
 )
 _PROBE = Stage(name="probe", seconds=40, work=probe)
 

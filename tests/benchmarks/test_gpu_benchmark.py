@@ -165,7 +165,8 @@ def test_the_marked_tests_of_a_file_are_run_and_counted(tmp_path: Path) -> None:
 def test_the_marked_tests_are_found() -> None:
     files = [str(path.relative_to(ROOT)) for path in marked_tests.find()]
     assert files == [
-        f"tests/engine/pytorch/test_{name}.py" for name in ("bitsandbytes_matrix", "float16", "static_step")
+        *(f"tests/engine/pytorch/test_{name}.py" for name in ("bitsandbytes_matrix", "float16", "static_step")),
+        "tests/nash/training/test_devices.py",
     ]
 
 

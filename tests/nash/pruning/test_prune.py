@@ -348,6 +348,7 @@ def test_the_dense_models_alias(task: Task, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
+        ("generation_config.json", None, "no generation_config.json"),
         ("training_args.bin", b"PK\x03\x04", "training_args.bin"),
         ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "model.safetensors"),
     ],
