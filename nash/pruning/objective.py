@@ -1,5 +1,6 @@
 """The objective of a student: the task, its teacher and, in the pruning phase, a sparsity."""
 
+import copy
 from typing import Any
 
 import torch
@@ -137,7 +138,8 @@ class StudentObjective:
             return student.model
         spec = spec_of(student.model.config.to_dict())
         every_layer = tuple(range(len(spec.decoder)))
-        return compact(student.model, spec, every_layer, own.harden(self._target(step, steps)))
+        hardened = copy.deepcopy(own).harden(self._target(step, steps))  # which clamps them, and training goes on
+        return compact(student.model, spec, every_layer, hardened)
 
     def settled(self, step: int, steps: int) -> bool:
         """Whether the sparsity has been driven to its target: before, a model is better because it is larger."""

@@ -75,6 +75,13 @@ def test_the_metric_changes_nothing_in_training(model_dir: Path, tmp_path: Path)
         phase.run()
     plain, *others = map(weights, phases)
     assert all(torch.equal(plain[name], other[name]) for other in others for name in plain)
+    gated = []
+    for score in (None, task_score(model_dir, tmp_path)):
+        out = tmp_path / f"gated-{score is None}"
+        gated.append(student_phase(model_dir, out, pruning=PRUNING, score=score, max_steps=6, validation_steps=1))
+        gated[-1].run()
+    plain, scored = map(weights, gated)
+    assert all(torch.equal(plain[name], scored[name]) for name in plain)
 
 
 def test_the_scored_model_is_what_would_be_cut_now(model_dir: Path, tmp_path: Path) -> None:
