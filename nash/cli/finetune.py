@@ -53,9 +53,9 @@ def command(
     folder = out or Path("runs") / recipe_file.stem
     recipe = check_finetune(recipe, folder, Store(store), name, alias, writes=not dry_run)
 
+    from nash.dry_run.finetune import plan_of
+    from nash.finetuning.finetune import finetune
     from nash.modeling.folders import quiet_libraries
-    from nash.training.dry_run import plan_of
-    from nash.training.finetune import finetune
 
     quiet_libraries()
     if dry_run:

@@ -12,7 +12,7 @@ from nash import ranks
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nash.training.dry_run import RunPlan
+    from nash.dry_run.run_plan import RunPlan
 
 StoreOption = Annotated[Path, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

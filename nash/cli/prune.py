@@ -208,8 +208,8 @@ def command(
         kept = f"{recipe.pruning.decoder_layers} of the decoder's layers are kept"
         console.print(f"no shape and no speed is asked for: {kept} (--decoder-layers, --speedup)", soft_wrap=True)
 
+    from nash.dry_run.prune import plan_of
     from nash.modeling.folders import quiet_libraries
-    from nash.pruning.dry_run import plan_of
     from nash.pruning.prune import prune
 
     quiet_libraries()

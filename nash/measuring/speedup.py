@@ -10,12 +10,12 @@ from typing import Any, Self
 
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
+from nash.costs import latency_table
+from nash.costs.cost_model import MOST_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
+from nash.costs.latency_table import LatencyTable
 from nash.errors import RequestError
-from nash.measuring import latency_table
-from nash.measuring.cost_model import MOST_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
 from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload, measure_for, quantile, torch_threads_kept
-from nash.measuring.latency_table import LatencyTable
 from nash.measuring.random_model import cut_spec, load_random_engine, uniform_widths, with_vocabulary
 
 # A larger relative miss is corrected. This is half of the promised tenth, because measurements have errors as well.

@@ -110,7 +110,7 @@ class PhaseView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SublayerRow:
     """One sublayer in the picture of what was cut. `parts` says of each head whether it is kept; units have none."""
 
     name: str
@@ -199,23 +199,23 @@ def _shape(folder: Path) -> ModelSpec | None:
     return None
 
 
-def _rows(spec: ModelSpec) -> Iterator[Row]:
+def _rows(spec: ModelSpec) -> Iterator[SublayerRow]:
     heads = range(spec.num_heads)
 
-    def attention(name: str, kept: Iterable[int]) -> Row:
+    def attention(name: str, kept: Iterable[int]) -> SublayerRow:
         left = set(kept)
-        return Row(name=name, parts=[head in left for head in heads], kept=len(left), total=spec.num_heads)
+        return SublayerRow(name=name, parts=[head in left for head in heads], kept=len(left), total=spec.num_heads)
 
     for number, layer in enumerate(spec.encoder):
         yield attention(f"encoder {number} self-attention", layer.heads)
-        yield Row(name=f"encoder {number} feed-forward", parts=None, kept=layer.ffn, total=spec.d_ff)
+        yield SublayerRow(name=f"encoder {number} feed-forward", parts=None, kept=layer.ffn, total=spec.d_ff)
     there = {layer.origin: layer for layer in spec.decoder}
     for number in range(spec.dense_decoder_layers):
         found = there.get(number)
         yield attention(f"decoder {number} self-attention", found.self_heads if found else ())
         yield attention(f"decoder {number} cross-attention", found.cross_heads if found else ())
         kept = found.ffn if found else 0
-        yield Row(name=f"decoder {number} feed-forward", parts=None, kept=kept, total=spec.decoder_d_ff)
+        yield SublayerRow(name=f"decoder {number} feed-forward", parts=None, kept=kept, total=spec.decoder_d_ff)
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

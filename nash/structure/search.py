@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from model_store.model.config import layout_of, with_kept
 from model_store.model.layout import Sublayer
 from model_store.model.spec import ModelSpec, shortened
-from nash.measuring.latency_table import LatencyTable
+from nash.costs.latency_table import LatencyTable
 from nash.structure.calibration import TeacherDistance, closest_layers
 from nash.structure.compaction import shorten_decoder
 from nash.structure.knapsack import Option, cheapest

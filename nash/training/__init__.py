@@ -1,1 +1,1 @@
-"""One phase of training, for any module: the loop, the optimizer, the losses. `finetune` does the command's work."""
+"""One phase of training, for any module: the loop, the optimizer, the losses, validation and what rows it reads."""

@@ -10,9 +10,9 @@ import torch
 from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.model.spec import EncoderLayerSpec, ModelSpec
+from nash.costs.cost_model import CostModel, Timing
 from nash.data.rows import TaskRow
 from nash.errors import RequestError
-from nash.measuring.cost_model import CostModel, Timing
 from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload
 from nash.measuring.random_model import cut_spec, uniform_widths

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 
 from model_store.model.layout import Kind, Stack
 from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
-from nash.measuring.cost_model import Timing
+from nash.costs.cost_model import Timing
 
 # The kinds of sublayers in each stack, in the order in which a layer runs them.
 KINDS: dict[Stack, tuple[Kind, ...]] = {

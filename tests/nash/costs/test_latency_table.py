@@ -5,8 +5,8 @@ import pytest
 from model_store.model.config import spec_of
 from model_store.model.layout import Kind
 from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
-from nash.measuring.cost_model import Timing
-from nash.measuring.latency_table import LatencyTable, SublayerCost, fit, probes
+from nash.costs.cost_model import Timing
+from nash.costs.latency_table import LatencyTable, SublayerCost, fit, probes
 
 NEW_TOKENS = 10
 COSTS: dict[str, dict[Kind, SublayerCost]] = {

@@ -18,6 +18,7 @@ from nash.checkpoints.proof import check_task
 from nash.data.lengths import check_lengths
 from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.device import choose_device
+from nash.finetuning.layer_dropout import LayerDropoutObjective
 from nash.measuring.assess import RESULTS, Assessment, assess_once, check_assessable
 from nash.measuring.figures import MeasuredModel
 from nash.measuring.metrics import check_references
@@ -30,7 +31,6 @@ from nash.run.folder import CHECKPOINTS, PRECISION, RunFolder
 from nash.run.lineage import input_digests, lineage_of, portable
 from nash.run.live_log import LiveLog
 from nash.run.progress import Stage
-from nash.training.layer_dropout import LayerDropoutObjective
 from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
 from nash.training.token_cache import TOKENS, TokenCache

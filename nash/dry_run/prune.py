@@ -7,6 +7,7 @@ from rich.console import Console
 from model_store.store import Store
 from nash.checkpoints.opening import open_model
 from nash.device import choose_device
+from nash.dry_run.run_plan import PhasePlan, RunPlan
 from nash.measuring.assess import check_assessable
 from nash.measuring.workload import on_device
 from nash.preflight import asked_layers, check_apart
@@ -14,7 +15,6 @@ from nash.pruning.task import prepare
 from nash.recipes.recipe import PruneRecipe
 from nash.run.progress import Stage
 from nash.training.checkpoint import largest_folder_bytes
-from nash.training.dry_run import PhasePlan, RunPlan
 
 
 def plan_of(recipe: PruneRecipe, out: Path, store: Store, console: Console) -> RunPlan:

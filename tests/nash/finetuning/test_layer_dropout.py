@@ -7,11 +7,11 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from model_store.model.model import Model
+from nash.finetuning.layer_dropout import LayerDropoutObjective, draw, only_layers
 from nash.modeling.folders import load_dense
 from nash.modeling.layers import layers_of
 from nash.recipes.recipe import OptimizationRecipe
 from nash.structure.compaction import shorten_decoder
-from nash.training.layer_dropout import LayerDropoutObjective, draw, only_layers
 from nash.training.phase import Phase
 from tests.nash.tiny_training import build_task_model, task_pairs
 from tests.nash.training.test_training import Interrupt

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nash.measuring.cost_model import MODERATE_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
+from nash.costs.cost_model import MODERATE_SPARSITY, CostModel, Cut, ShapeChoice, Timing, choose, fastest, fit
 
 COSTS = CostModel(
     new_tokens=10,

@@ -1,0 +1,1 @@
+"""`nash finetune`: a dense model trained by a recipe, assessed and published."""
