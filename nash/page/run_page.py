@@ -13,6 +13,7 @@ from rich.console import Console
 from model_store.errors import ModelStoreError
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
+from nash import ranks
 from nash.measuring.metrics import HEADLINE
 from nash.run.folder import read_json
 from nash.run.live_log import CUT, read_log
@@ -37,7 +38,7 @@ class RunPage:
         self.steps = 0
         self._written_s: float | None = None
         missing = [package for package in _PACKAGES if importlib.util.find_spec(package) is None]
-        self._able = not missing
+        self._able = ranks.first() and not missing
         if missing:
             console.print(
                 f"{RUN_PAGE} is not written: {', '.join(missing)} not installed (pip install 'nash[sweep]')",
