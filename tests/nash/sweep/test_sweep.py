@@ -319,7 +319,7 @@ def test_points_of_other_settings_are_refused_before_any_training(run: Run, task
     changed = SWEEP.replace("[0, 1]", "[0, 1, 2]").replace("prediction_weight = 0.0", "prediction_weight = 0.5")
     outcome = own.again(task.recipe("changed", changed))
     assert outcome.code == 2
-    assert f"{IDS[1]} holds a run with other settings (distillation differ)" in outcome.err
+    assert f"{IDS[1]} holds a run with other settings (distillation.prediction_weight differ)" in outcome.err
     assert own.models() == run.models()
 
 

@@ -382,7 +382,7 @@ def test_an_asked_speed_counts_the_trimmed_vocabulary(tmp_path: Path, monkeypatc
 
         return measure
 
-    for module in ("pruning.prune", "pruning.stages"):
+    for module in ("pruning.plan", "pruning.stages"):
         monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
     document = nash("prune", *prune_flags(tmp_path), "--speedup", 2.2).document()
     assert document["vocab_size"] == 8
