@@ -126,7 +126,7 @@ def test_evaluate(model_dir: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "test.jsonl", rows)
     arguments = ["evaluate", f"{model_dir}/", "--max-new-tokens", 8, "--store", tmp_path / "store", "--json"]
     document = nash(*arguments, "--data", data).document()
-    assert document.keys() == {"ref", "n", "metrics", "dtype", "dtype_why"}
+    assert document.keys() == {"ref", "n", "metrics", "dtype", "dtype_why", "device"}
     assert (document["ref"], document["n"], document["dtype"]) == (f"{model_dir}/", 6, "float32")
     assert document["metrics"] == {"exact_match": pytest.approx(100 * right / 6)}
     assert nash(*arguments, "--data", tmp_path, "--split", "test").document() == document
