@@ -116,7 +116,7 @@ def test_bench_prints_one_array(model: Model) -> None:
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [(row["ref"], row["batch"]) for row in rows] == [(str(model.folder), batch) for batch in (1, 1, 2, 2)]
-    named = {"ref", "dtype", "dtype_why", "engine", "threads", "batch", "source_tokens", "new_tokens"}
+    named = {"ref", "dtype", "dtype_why", "engine", "device", "threads", "batch", "source_tokens", "new_tokens"}
     figures = {"encode_ms", "step_ms", "total_ms", "tokens_per_s"}
     for row in rows:
         assert row["engine"] == engine_name(EngineConfig())
