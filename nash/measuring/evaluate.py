@@ -76,7 +76,7 @@ def predict(
 def best_answers(
     model: Model, sources: Sequence[str], config: EngineConfig, count: int, watch: Watch | None = None
 ) -> list[list[str]]:
-    """The model's `count` best answers to each source text, best first, found with as many beams or more."""
+    """The model's `count` best answers to each source text, best first, by as many beams; one as `predict` finds it."""
     if count == 1:
         return [[answer] for answer in predict(model, sources, config, watch)]
     given = {"num_beams": count, "num_return_sequences": count, "do_sample": False}
@@ -90,9 +90,6 @@ def _decoded(
     tokenizer = load_tokenizer(model.folder)
     encoded = tokenizer(list(sources), truncation=True, max_length=config.max_source_tokens).input_ids
     engine = Engine.load(model, config)
-    beams = engine.defaults.resolve({}).num_beams
-    if "num_beams" in given and given["num_return_sequences"] > 1:
-        given = given | {"num_beams": max(beams, given["num_beams"])}
     parameters = engine.defaults.resolve({"seed": SEED} | given)
     return [
         [tokenizer.decode(hypothesis.tokens, skip_special_tokens=True) for hypothesis in answer.hypotheses]

@@ -1,6 +1,7 @@
 """A machine whose costs are known, in place of the engine's measurements."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -10,7 +11,7 @@ from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload
 
 
-def times(spec: ModelSpec) -> Latency:
+def by_sublayer(spec: ModelSpec) -> Latency:
     """A whole encoder layer takes 1 ms, half for each sublayer; a decoder's sublayer 1 ms, 0.4 of it if present."""
     encode_ms = sum(len(s.heads) / spec.num_heads + s.ffn / spec.d_ff for s in spec.encoder) / 2
     widths = [
@@ -26,17 +27,28 @@ def times(spec: ModelSpec) -> Latency:
     return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
 
 
-def set_costs(monkeypatch: pytest.MonkeyPatch) -> list[list[ModelSpec]]:
-    """Let every plan measure `times`; return the shapes that are measured, as they come."""
-    calls: list[list[ModelSpec]] = []
+@dataclass
+class KnownCosts:
+    """What stands in for the engine: it computes the times, and keeps what it is asked."""
+
+    times: Callable[[ModelSpec], Latency]
+    measured: list[list[ModelSpec]] = field(default_factory=list)
+    workloads: list[Workload] = field(default_factory=list)
+
+    def measure(self, shapes: Sequence[ModelSpec]) -> list[Latency]:
+        """The times of shapes side by side."""
+        self.measured.append(list(shapes))
+        return [self.times(spec) for spec in shapes]
+
+
+def set_costs(monkeypatch: pytest.MonkeyPatch, times: Callable[[ModelSpec], Latency]) -> KnownCosts:
+    """Let every stage that measures on the engine take these times."""
+    costs = KnownCosts(times)
 
     def engine_measure(dense: Model, workload: Workload) -> Callable[[Sequence[ModelSpec]], list[Latency]]:
-        def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
-            calls.append(list(shapes))
-            return [times(spec) for spec in shapes]
+        costs.workloads.append(workload)
+        return costs.measure
 
-        return measure
-
-    for module in ("plan", "structure_stages"):
+    for module in ("plan", "stages", "structure_stages"):
         monkeypatch.setattr(f"nash.pruning.{module}.engine_measure", engine_measure)
-    return calls
+    return costs

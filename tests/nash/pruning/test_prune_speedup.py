@@ -1,8 +1,6 @@
 """`nash prune --speedup` as its user sees it, on a machine whose costs are known."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload
 from nash.run.folder import RunFolder
 from tests.nash.command_line import Outcome, nash
+from tests.nash.known_costs import KnownCosts, set_costs
 from tests.nash.tiny_training import build_task_model, task_rows
 
 RECIPE = """
@@ -40,34 +39,15 @@ batch_size = 8
 """
 
 
-@dataclass
-class Machine:
-    """Every decoder layer takes 2 ms, a whole encoder 3 ms by its prunable weights; no time is measured."""
-
-    measured: list[list[ModelSpec]]
-    workloads: list[Workload]
-
-    def measure(self, shapes: Sequence[ModelSpec]) -> list[Latency]:
-        self.measured.append(list(shapes))
-        return [self.latency(spec) for spec in shapes]
-
-    def latency(self, spec: ModelSpec) -> Latency:
-        encode_ms, decode_ms = 3.0 * (1 - spec.encoder_sparsity), 2.0 * len(spec.decoder)
-        return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
+def by_weights(spec: ModelSpec) -> Latency:
+    """Every decoder layer takes 2 ms, a whole encoder 3 ms by its prunable weights."""
+    encode_ms, decode_ms = 3.0 * (1 - spec.encoder_sparsity), 2.0 * len(spec.decoder)
+    return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine(measured=[], workloads=[])
-
-    def engine_measure(dense: Model, workload: Workload) -> Callable[[Sequence[ModelSpec]], list[Latency]]:
-        assert dense.spec.dense_decoder_layers == 3
-        machine.workloads.append(workload)
-        return machine.measure
-
-    for module in ("pruning.plan", "pruning.stages", "pruning.structure_stages"):
-        monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
-    return machine
+def machine(monkeypatch: pytest.MonkeyPatch) -> KnownCosts:
+    return set_costs(monkeypatch, by_weights)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +66,7 @@ def prune(folder: Path, tmp_path: Path, *flags: object, recipe: str = RECIPE) ->
     return nash("prune", path, "--out", tmp_path / "out", "--store", tmp_path / "store", *flags)
 
 
-def test_from_the_asked_speed_to_the_report(folder: Path, tmp_path: Path, machine: Machine) -> None:
+def test_from_the_asked_speed_to_the_report(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     document: Any = prune(folder, tmp_path, "--json").document()
     # Dense: 3 layers and the encoder are 9 ms. Of 4.5 ms one layer leaves 2.5 for the encoder; two would leave 0.5.
     spec = Model.open(Store(tmp_path / "store").checkout("reverse@pruned")).spec
@@ -104,10 +84,10 @@ def test_from_the_asked_speed_to_the_report(folder: Path, tmp_path: Path, machin
     assert pruning["speedup"] == 2.0
 
 
-def test_a_run_that_goes_on_keeps_its_shape(folder: Path, tmp_path: Path, machine: Machine) -> None:
+def test_a_run_that_goes_on_keeps_its_shape(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     first = prune(folder, tmp_path, "--json").document()
     calls = list(machine.measured)
-    machine.latency = lambda spec: pytest.fail("measured again")  # type: ignore[method-assign]
+    machine.times = lambda spec: pytest.fail("measured again")
     assert prune(folder, tmp_path, "--json").document() == first
     for lost in ("compact", "model"):
         (tmp_path / "out" / lost).rename(tmp_path / f"lost-{lost}")
@@ -120,7 +100,7 @@ def test_a_run_that_goes_on_keeps_its_shape(folder: Path, tmp_path: Path, machin
     assert "2 requests together" in text
 
 
-def test_a_flag_stands_in_for_the_recipes_shape(folder: Path, tmp_path: Path, machine: Machine) -> None:
+def test_a_flag_stands_in_for_the_recipes_shape(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     recipe = RECIPE.replace("speedup = 2", "decoder_layers = 2\nencoder_sparsity = 0.4")
     flags = ["--speedup", 1.3, "--batch", 3, "--source-tokens", 6, "--new-tokens", 4, "--threads", 1]
     document = prune(folder, tmp_path, *flags, "--json", recipe=recipe).document()
@@ -141,7 +121,7 @@ def test_a_flag_stands_in_for_the_recipes_shape(folder: Path, tmp_path: Path, ma
         (["--dtype", "float8"], "workload.dtype = 'float8'"),
     ],
 )
-def test_refusals(folder: Path, tmp_path: Path, machine: Machine, flags: list[object], says: str) -> None:
+def test_refusals(folder: Path, tmp_path: Path, machine: KnownCosts, flags: list[object], says: str) -> None:
     """Before anything is trained or written: the folder is still free for any other run."""
     outcome = prune(folder, tmp_path, *flags, "--json")
     assert outcome.code == 2, outcome.err
@@ -150,7 +130,7 @@ def test_refusals(folder: Path, tmp_path: Path, machine: Machine, flags: list[ob
     assert {file.name for file in tmp_path.glob("out/*")} <= {".lock"}
 
 
-def test_nothing_is_measured_beside_another_run(folder: Path, tmp_path: Path, machine: Machine) -> None:
+def test_nothing_is_measured_beside_another_run(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     with RunFolder(tmp_path / "out", {}, {}):
         outcome = prune(folder, tmp_path)
     assert outcome.code == 2
@@ -158,7 +138,7 @@ def test_nothing_is_measured_beside_another_run(folder: Path, tmp_path: Path, ma
     assert machine.measured == []
 
 
-def test_a_trimmed_vocabulary_is_compared_with_the_whole_one(folder: Path, tmp_path: Path, machine: Machine) -> None:
+def test_a_trimmed_vocabulary_is_compared_with_the_whole_one(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     recipe = RECIPE.replace("speedup = 2", "speedup = 2\ntrim_vocab = true")
     document = prune(folder, tmp_path, "--json", recipe=recipe).document()
     dense, pruned = (
@@ -172,7 +152,7 @@ def test_a_trimmed_vocabulary_is_compared_with_the_whole_one(folder: Path, tmp_p
     assert document["asked"] == 2.0
 
 
-def test_without_gates_only_the_decoder_gives(folder: Path, tmp_path: Path, machine: Machine) -> None:
+def test_without_gates_only_the_decoder_gives(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     recipe = RECIPE.replace("speedup = 2", "speedup = 1.7\ngate_heads = false\ngate_units = false")
     document = prune(folder, tmp_path, "--json", recipe=recipe).document()
     assert (document["decoder_layers"], document["encoder_sparsity"]) == (1, 0.0)

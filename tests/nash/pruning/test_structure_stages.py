@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from model_store.model.model import Model
-from model_store.model.spec import ModelSpec
 from model_store.store import Store
 from nash.pruning import structure_stages
 from tests.nash.command_line import Outcome, nash
-from tests.nash.known_costs import set_costs, times
+from tests.nash.known_costs import KnownCosts, by_sublayer, set_costs
 from tests.nash.tiny_training import build_task_model, task_rows
 
 RECIPE = """
@@ -37,9 +36,8 @@ batch_size = 8
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[ModelSpec]]:
-    """The shapes that were measured."""
-    return set_costs(monkeypatch)
+def machine(monkeypatch: pytest.MonkeyPatch) -> KnownCosts:
+    return set_costs(monkeypatch, by_sublayer)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +56,14 @@ def prune(folder: Path, tmp_path: Path, *flags: object, recipe: str = RECIPE) ->
     return nash("prune", path, "--out", tmp_path / "out", "--store", tmp_path / "store", *flags)
 
 
-def test_the_structure_is_as_fast_as_asked(folder: Path, tmp_path: Path, measured: list[list[ModelSpec]]) -> None:
+def test_the_structure_is_as_fast_as_asked(folder: Path, tmp_path: Path, machine: KnownCosts) -> None:
     document: Any = prune(folder, tmp_path, "--json").document()
     dense, pruned = (
         Model.open(Store(tmp_path / "store").checkout(f"reverse@{alias}")).spec for alias in ("dense", "pruned")
     )
-    assert times(dense).total_ms / times(pruned).total_ms == pytest.approx(2.0, rel=0.05)
+    assert by_sublayer(dense).total_ms / by_sublayer(pruned).total_ms == pytest.approx(2.0, rel=0.05)
     assert document["asked"] == 2.0
-    assert document["predicted"] == pytest.approx(times(dense).total_ms / times(pruned).total_ms, rel=1e-6)
+    assert document["predicted"] == pytest.approx(by_sublayer(dense).total_ms / by_sublayer(pruned).total_ms, rel=1e-6)
     found = json.loads((tmp_path / "out" / structure_stages.STRUCTURES).read_text())
     assert [len(structure["decoder_layers"]) for structure in found] == [1, 3]
     chosen = json.loads((tmp_path / "out" / structure_stages.STRUCTURE).read_text())
@@ -75,19 +73,19 @@ def test_the_structure_is_as_fast_as_asked(folder: Path, tmp_path: Path, measure
         log = (tmp_path / "out" / f"depth-{len(structure['decoder_layers'])}_log.jsonl").read_text().splitlines()
         losses.append(next(entry["eval_loss"] for entry in map(json.loads, reversed(log)) if "eval_loss" in entry))
     assert chosen == found[losses.index(min(losses))]
-    assert len(measured) == 2, "the probes, then all structures beside the dense model"
+    assert len(machine.measured) == 2, "the probes, then all structures beside the dense model"
 
 
 def test_a_run_that_goes_on_searches_no_more(
-    folder: Path, tmp_path: Path, measured: list[list[ModelSpec]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, machine: KnownCosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prune(folder, tmp_path, "--json").document()
-    calls = len(measured)
+    calls = len(machine.measured)
     for lost in ("compact", "model"):
         (tmp_path / "out" / lost).rename(tmp_path / f"lost-{lost}")
     monkeypatch.setattr(structure_stages, "measure_widths", lambda *_: pytest.fail("measured again"))
     assert prune(folder, tmp_path, "--json").document()["digest"] == first["digest"]
-    assert len(measured) == calls
+    assert len(machine.measured) == calls
     (tmp_path / "out" / structure_stages.STRUCTURES).unlink()
     (tmp_path / "out" / structure_stages.STRUCTURE).unlink()
     (tmp_path / "out" / "compact").rename(tmp_path / "again-compact")
@@ -103,9 +101,7 @@ def test_a_run_that_goes_on_searches_no_more(
         (("search_depths = 2", "search_depths = 0"), "search_depths = 0"),
     ],
 )
-def test_refusals(
-    folder: Path, tmp_path: Path, measured: list[list[ModelSpec]], changed: tuple[str, str], says: str
-) -> None:
+def test_refusals(folder: Path, tmp_path: Path, machine: KnownCosts, changed: tuple[str, str], says: str) -> None:
     outcome = prune(folder, tmp_path, "--json", recipe=RECIPE.replace(*changed))
     assert outcome.code == 2, outcome.err
     assert says in outcome.err

@@ -24,7 +24,7 @@ from nash.sweep import sweep as sweeping
 from nash.training import teacher_answers
 from nash.training.checkpoint import last_checkpoint
 from tests.nash.command_line import PROGRAM, Outcome, nash
-from tests.nash.known_costs import set_costs
+from tests.nash.known_costs import by_sublayer, set_costs
 from tests.nash.tiny_training import build_task_model, task_rows
 
 PRUNE = """
@@ -404,7 +404,7 @@ def test_the_test_rows_are_scored_once_all_points_are_trained(run: Run) -> None:
 
 
 def test_speeds_in_place_of_shapes_and_the_control(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_costs(monkeypatch)
+    set_costs(monkeypatch, by_sublayer)
     text = """
 recipe = "prune.toml"
 control = true

@@ -32,8 +32,6 @@ from model_store.store import Store
 from model_store.version.source import check_publishable
 from nash.errors import RequestError
 from nash.measuring.figures import Latency
-from nash.measuring.latency import Workload
-from nash.measuring.speedup import Measure
 from nash.modeling.folders import load_tokenizer, save_model
 from nash.structure.compaction import compact, shorten_decoder
 from nash.vocabulary.tokenizer_file import document_of
@@ -50,6 +48,7 @@ from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
 from server.engine.interface.parameters import GenerationParameters
 from tests.nash.command_line import nash
+from tests.nash.known_costs import set_costs
 from tests.nash.pruned_families import FAMILIES, assert_same, decisions, float64, read, shapes
 from tests.nash.task_tokenizers import bpe_model, byte_level, lines, metaspace_bpe, trained, unigram
 from tests.nash.tiny_training import task_rows
@@ -368,26 +367,17 @@ def test_prune_trims_first(tmp_path: Path) -> None:
 
 def test_an_asked_speed_counts_the_trimmed_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every shape that is measured has it; the dense model beside them has all tokens."""
-    measured: list[Sequence[ModelSpec]] = []
 
-    def latency(spec: ModelSpec) -> Latency:
+    def by_layers_and_tokens(spec: ModelSpec) -> Latency:
         """A millisecond a decoder layer, a tenth of one a token of the vocabulary."""
         encode_ms, decode_ms = 1 - spec.encoder_sparsity, len(spec.decoder) + spec.target_vocab_size / 10
         return Latency(encoder_ms=encode_ms, step_ms=1.0, total_ms=encode_ms + decode_ms)
 
-    def engine_measure(dense: Path, workload: Workload) -> Measure:
-        def measure(shapes: Sequence[ModelSpec]) -> list[Latency]:
-            measured.append(shapes)
-            return [latency(spec) for spec in shapes]
-
-        return measure
-
-    for module in ("pruning.plan", "pruning.stages"):
-        monkeypatch.setattr(f"nash.{module}.engine_measure", engine_measure)
+    machine = set_costs(monkeypatch, by_layers_and_tokens)
     document = nash("prune", *prune_flags(tmp_path), "--speedup", 2.2).document()
     assert document["vocab_size"] == 8
-    assert len(measured) >= 2
-    for side_by_side in measured:
+    assert len(machine.measured) >= 2
+    for side_by_side in machine.measured:
         sizes = [spec.vocab_size for spec in side_by_side]
         assert sizes == [VOCAB_SIZE, *[8] * (len(sizes) - 1)]
     assert len(Model.open(tmp_path / "out" / "model").spec.decoder) == 1
