@@ -133,15 +133,14 @@ def command(
     answered = scored(rows, result.answers, metric, None if other is None else other.answers)
     if predictions is not None:
         write_predictions(predictions, answered)
-    changed = differing(answered) if other is not None else []
     if other is not None:
-        shown = [each.document() for each in changed[:_SHOWN_ROWS]]
+        changed = differing(answered)
         document["against"] = {
             "ref": opposite.ref,
             "dtype": its_choice.dtype,
             "metrics": other.metrics,
             "differing": len(changed),
-            "rows": shown,
+            "rows": [each.document() for each in changed[:_SHOWN_ROWS]],
         }
     if record:
         assert resolved.version is not None  # a path was refused
