@@ -225,11 +225,15 @@ def command(
 
 def _share(text: str) -> float:
     from nash.errors import RequestError
+    from nash.recipes.recipe import MOST_SHARE
 
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise RequestError(f"--min-quality {text!r} is not a share: write 97% or 0.97") from None
+        share = 0.0
+    if not 0 < share <= MOST_SHARE:
+        raise RequestError(f"--min-quality {text!r} is not a share of the dense model's quality: write 97% or 0.97")
+    return share
 
 
 def _from_here(data: Path) -> str:

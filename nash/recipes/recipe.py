@@ -35,6 +35,8 @@ Rate = Annotated[float, Field(gt=0, le=MOST_RATE)]
 Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS_OR_HEADS)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
+MOST_SHARE = 2.0  # of the dense model's quality: a student may be better than its teacher, but hardly so much
+
 # What a run may be resumed with, whatever it began with. The first leave no trace in the weights; the others say how
 # often training is looked at. A run may also be extended: its epochs and its most steps may grow.
 TRACELESS_KEYS = frozenset({"checkpoint_steps", "checkpoint_minutes", "min_quality", "publish_slower"})
@@ -353,7 +355,7 @@ class PruneRecipe(Section):
     """Order of the rows, dropout and gates."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The dtype of the compact weights in the store."""
-    min_quality: float | None = Field(default=None, gt=0, le=2)
+    min_quality: float | None = Field(default=None, gt=0, le=MOST_SHARE)
     """Publish nothing unless the pruned model keeps this share of the dense one's quality, as in `0.97`."""
     publish_slower: bool = False
     """Also publish a model that is measured slower than the dense one."""
