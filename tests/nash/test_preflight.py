@@ -76,7 +76,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["prune", *FLAGS, "--out", "rows.jsonl"], "rows.jsonl is not a folder"),
     (["prune", *FLAGS, "--out", "model/run"], "lies in the model's own folder"),
     (["prune", *FLAGS, "--min-quality", "970"], "--min-quality '970' is not a share"),
-    (["prune", *FLAGS, "--out", "other"], "other settings (pruning.decoder_layers, seed differ)"),
+    (["prune", *FLAGS, "--out", "other"], "other settings (seed differ)"),
     (["prune", *FLAGS, "--out", "busy"], "another run is at work in busy"),
     (["finetune", "absent.toml"], "absent.toml cannot be read"),
     (["finetune", "unknown.toml"], "unknown key 'modell'"),
