@@ -49,8 +49,9 @@ class Report:
 
     def table(self) -> Table:
         """Dense beside pruned, and the ratio of each pair."""
+        layers = f"{self.decoder_layers} decoder layer{'s' if self.decoder_layers != 1 else ''}"
         table = Table(
-            title=f"{self.ref}: {self.decoder_layers} decoder layers, encoder {self.encoder_sparsity:.0%} cut",
+            title=f"{self.ref}: {layers}, encoder {self.encoder_sparsity:.0%} cut",
             caption=f"{self.n} test rows; latency of {self.workload}, medians on this machine\n{self._speed()}",
             caption_justify="left",
         )
