@@ -18,7 +18,7 @@ from model_store.version.ref import DENSE_ALIAS, check_name
 from model_store.version.source import check_publishable, list_files
 from nash.checkpoints.folder import check_tokenizer, is_complete, locate
 from nash.data.formats import check_obtainable, is_split_folder, needs_datasets, split_path
-from nash.data.lengths import check_lengths
+from nash.data.model_fit import check_lengths
 from nash.data.rows import read_rows
 from nash.device import choose_device
 from nash.errors import RequestError

@@ -15,7 +15,7 @@ from model_store.version.ref import check_name
 from nash import ranks
 from nash.checkpoints.opening import open_model
 from nash.checkpoints.proof import check_task
-from nash.data.lengths import check_lengths
+from nash.data.model_fit import check_lengths
 from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.device import choose_device
 from nash.finetuning.layer_dropout import LayerDropoutObjective

@@ -10,7 +10,7 @@ from model_store.model.spec import ModelSpec
 from model_store.store import StoredVersion
 from nash.checkpoints.proof import check_task
 from nash.data.examples import TokenizedPairs
-from nash.data.lengths import check_lengths
+from nash.data.model_fit import check_lengths, check_tokens
 from nash.data.rows import RowFile, TaskRow, read_rows
 from nash.errors import RequestError
 from nash.modeling.folders import load_tokenizer
@@ -18,7 +18,6 @@ from nash.preflight import asked_layers, check_dense, check_words
 from nash.recipes.recipe import PruneRecipe, PruningRecipe
 from nash.run.lineage import input_digests
 from nash.structure.masking import GateKinds
-from nash.training.phase import check_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from transformers import set_seed
 from model_store.model.spec import ModelSpec
 from nash import ranks
 from nash.data.examples import IGNORED, Collator, SimilarLengthSampler, TokenizedPairs
+from nash.data.model_fit import check_tokens
 from nash.errors import NashError, RequestError
 from nash.precision import choose_precision
 from nash.recipes.recipe import OptimizationRecipe
@@ -512,23 +513,3 @@ def _fast_products(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
-    """Check for tokens that the model has no embedding for, and for targets that never end.
-
-    Raises:
-        RequestError: there are some; the tokenizer belongs to another model, or adds no end token to a text.
-    """
-    for texts, size in ((pairs.sources, spec.vocab_size), (pairs.targets, spec.target_vocab_size)):
-        largest = texts.largest()
-        if largest >= size:
-            raise RequestError(
-                f"the tokenizer gives the token id {largest}, but the model has a vocabulary of {size}: they do not "
-                "belong together (tokenizer_config.json may name another class than the model's)"
-            )
-    if len(pairs) and not pairs.targets.has(spec.eos_id):
-        raise RequestError(
-            f"the tokenizer ends no target with the model's end token {spec.eos_id}, so no answer would ever end: give "
-            "tokenizer.json a post-processor that adds it, or config.json the eos_token_id that the tokenizer adds"
-        )
