@@ -135,7 +135,9 @@ def _peak() -> Iterator[dict[str, int]]:
     found, ended = {"bytes": 0}, Event()
 
     def sample() -> None:
-        while not ended.wait(SAMPLED_EVERY_S):
+        over = False
+        while not over:  # a short block is looked at when it ends
+            over = ended.wait(SAMPLED_EVERY_S)
             children = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
             found["bytes"] = max(found["bytes"], anonymous_bytes("self") + sum(map(anonymous_bytes, children)))
 

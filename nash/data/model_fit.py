@@ -1,9 +1,13 @@
 """Whether data fit a model: its positions, its vocabulary, its end token. Checked before hours of training."""
 
+from typing import TYPE_CHECKING
+
 from model_store.model.spec import ModelSpec
-from nash.data.examples import TokenizedPairs
 from nash.errors import RequestError
 from nash.recipes.recipe import DataRecipe
+
+if TYPE_CHECKING:  # it imports torch, and lengths are checked before anything slow is
+    from nash.data.examples import TokenizedPairs
 
 
 def check_lengths(spec: ModelSpec, data: DataRecipe) -> None:
@@ -21,7 +25,7 @@ def check_lengths(spec: ModelSpec, data: DataRecipe) -> None:
             )
 
 
-def check_tokens(pairs: TokenizedPairs, spec: ModelSpec) -> None:
+def check_tokens(pairs: "TokenizedPairs", spec: ModelSpec) -> None:
     """Check for tokens that the model has no embedding for, and for targets that never end.
 
     Raises:
