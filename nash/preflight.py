@@ -29,6 +29,7 @@ from nash.recipes.recipe import SHAPE_KEYS, DataLayout, DataRecipe, FinetuneReci
 from nash.recipes.sweep import Point, SweepRecipe
 from nash.run.folder import check_free, check_usable
 from nash.run.lineage import portable
+from nash.run.trackers import check_trackers
 from server.engine.capabilities import check_machine
 from server.engine.interface.config import EngineConfig
 
@@ -123,6 +124,7 @@ def check_finetune(
     check_name(alias, "alias")
     if name is not None:
         check_name(name, "model name")
+    check_trackers(recipe.report_to)
     device = choose_device(recipe.device)
     if not (out / "model").is_dir():
         check_precisions([recipe.training.precision], device)
@@ -212,12 +214,13 @@ def sweep_settings(shared: PruneRecipe) -> dict[str, Any]:
 
 
 def check_words(recipe: PruneRecipe) -> None:
-    """Refuse names and losses with which no model can be pruned.
+    """Refuse names, losses and trackers with which no model can be pruned.
 
     Raises:
-        RequestError: every loss has weight 0, or the alias is the dense model's.
+        RequestError: every loss has weight 0, the alias is the dense model's, or a tracker is not installed.
         model_store.errors.InvalidRequestError: the name or the alias is not legal.
     """
+    check_trackers(recipe.report_to)
     if not recipe.distillation.trains:
         raise RequestError(
             "distillation: every loss has weight 0: give task_weight or prediction_weight a value above 0"

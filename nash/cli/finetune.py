@@ -9,6 +9,7 @@ from nash.cli.output import (
     DEFAULT_STORE,
     DeviceOption,
     JsonOption,
+    ReportToOption,
     StoreOption,
     print_json,
     print_plan,
@@ -32,6 +33,7 @@ def command(
         int | None, typer.Option("--max-steps", min=1, help="Most training steps; overrides the recipe's.")
     ] = None,
     device: DeviceOption = None,
+    report_to: ReportToOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan; train and write nothing.")
     ] = False,
@@ -42,6 +44,7 @@ def command(
     overrides: dict[str, Any] = {
         "seed": seed,
         "device": device,
+        "report_to": report_to or None,
         "training.epochs": epochs,
         "training.max_steps": max_steps,
     }

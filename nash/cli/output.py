@@ -20,6 +20,10 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1, or auto: CUDA if there is one. Default: the recipe's."),
 ]
+ReportToOption = Annotated[
+    list[str] | None,
+    typer.Option("--report-to", help="Let tensorboard, wandb, mlflow or trackio follow the training. Repeatable."),
+]
 DEFAULT_STORE = Path("store")
 
 

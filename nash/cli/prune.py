@@ -10,6 +10,7 @@ from nash.cli.output import (
     DEFAULT_STORE,
     DeviceOption,
     JsonOption,
+    ReportToOption,
     StoreOption,
     print_json,
     print_plan,
@@ -149,6 +150,7 @@ def command(
         bool | None,
         typer.Option("--publish-slower", help="Also publish a model that is measured slower than the dense one."),
     ] = None,
+    report_to: ReportToOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan; train and write nothing.")
     ] = False,
@@ -167,6 +169,7 @@ def command(
         "alias": alias,
         "seed": seed,
         "device": device,
+        "report_to": report_to or None,
         "metric": metric,
         "min_quality": min_quality and _share(min_quality),
         "publish_slower": publish_slower,

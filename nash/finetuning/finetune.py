@@ -31,6 +31,7 @@ from nash.run.folder import CHECKPOINTS, PRECISION, RunFolder
 from nash.run.lineage import input_digests, lineage_of, portable
 from nash.run.live_log import LiveLog
 from nash.run.progress import Stage
+from nash.run.trackers import Trackers, trackers_of
 from nash.training.phase import Phase
 from nash.training.progress import TrainingProgress
 from nash.training.token_cache import TOKENS, TokenCache
@@ -102,7 +103,8 @@ def _finetune(
             store.check_writable()
         with page_of(out, name or out.name, console, done=run.read_json(RESULTS) is not None) as page:
             if not trained:
-                _train(recipe, device, rows, validation_rows, start, inputs, run, page, console)
+                with trackers_of(recipe, out, name or out.name, name or out.name, console) as trackers:
+                    _train(recipe, device, rows, validation_rows, start, inputs, run, page, trackers, console)
             found = ranks.on_first(
                 lambda: assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, device, console)
             )
@@ -141,6 +143,7 @@ def _train(
     inputs: dict[str, str],
     run: RunFolder,
     page: RunPage,
+    trackers: Trackers,
     console: Console,
 ) -> None:
     tokenizer_folder = recipe.tokenizer if start is None else start.model.folder
@@ -165,7 +168,7 @@ def _train(
         assert recipe.shape is not None
         limits = recipe.data.max_source_tokens, recipe.data.max_target_tokens
         model = new_model(recipe.shape, tokenizer, *limits)
-    progress = TrainingProgress("training", console, page)
+    progress = TrainingProgress("training", console, page, trackers)
     checkpoints = run.path / CHECKPOINTS
     phase = Phase(
         LayerDropoutObjective(model, recipe.layer_dropout, label_smoothing=recipe.training.label_smoothing),

@@ -33,6 +33,7 @@ from nash.recipes.recipe import PruneRecipe
 from nash.run.folder import PRECISION, RunFolder, read_json
 from nash.run.lineage import lineage_of, portable
 from nash.run.progress import Stage
+from nash.run.trackers import trackers_of
 from nash.structure.search import Structure
 
 QUALITY = "quality_by_dtype.json"  # in the run's folder: of both models in each dtype
@@ -74,8 +75,12 @@ def _prune(asked: PruneRecipe, dense: FoundModel, device: str, out: Path, store:
             run.write_json(PLAN, plan.document())
             recipe = planned(recipe, plan)
         done = read_json(out / RESULTS) is not None
-        with page_of(out, f"{recipe.name}@{recipe.alias}", console, done=done) as page:
-            pruning = PruneRun(recipe, task, run, console, plan=plan, page=page)
+        title = f"{recipe.name}@{recipe.alias}"
+        with (
+            page_of(out, title, console, done=done) as page,
+            trackers_of(asked, out, recipe.name, title, console) as trackers,
+        ):
+            pruning = PruneRun(recipe, task, run, console, plan=plan, page=page, trackers=trackers)
             walk(pruning)
             found = ranks.on_first(lambda: _assess(pruning))
         return ranks.on_first(lambda: _publish_accepted(asked, pruning, found, store))

@@ -19,6 +19,7 @@ from nash.preflight import asked_layers
 from nash.pruning.task import Task
 from nash.recipes.recipe import PruneRecipe
 from nash.run.folder import RunFolder
+from nash.run.trackers import Trackers
 from nash.training.teacher_answers import answers_file, with_teacher_answers
 from nash.training.token_cache import TOKENS, TokenCache
 
@@ -40,6 +41,7 @@ class PruneRun:
         plan: SpeedPlan | TablePlan | None = None,
         shared: Path | None = None,
         page: RunPage | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         """`shared`: a folder of tokens and teacher's answers, for runs of one model and data. Default: the run's."""
         self.recipe = recipe
@@ -48,6 +50,7 @@ class PruneRun:
         self.console = console
         self.plan = plan
         self.page = page
+        self.trackers = trackers
         # A teacher that this run changes belongs to it, and so do its answers.
         own = recipe.pruning.trim_vocab or recipe.distillation.teacher_steps > 0
         self.answers_folder = folder.path if shared is None or own else shared

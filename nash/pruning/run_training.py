@@ -47,7 +47,7 @@ def train(
     choice = choose_precision(optimization.precision, run.device)
     run.console.print(f"{name}: training on {run.device} in {choice.precision} ({choice.why})", soft_wrap=True)
     run.folder.note_precision(f"{name}_training", choice)
-    progress = TrainingProgress(name, run.console, run.page)
+    progress = TrainingProgress(name, run.console, run.page, run.trackers)
     checkpoints = run.path / CHECKPOINTS / name
     phase = Phase(
         objective,

@@ -4,6 +4,7 @@ A key that is not listed here is refused. Paths in a recipe are relative to the 
 """
 
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -27,6 +28,7 @@ HUB_PREFIX = "hub:"  # starts the name of a data set or a model on the hub
 MetricKind = Literal[
     "phonemes", "exact", "summarization", "translation", "question_answering", "classification", "correlation"
 ]
+TrackerKind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 LayerSelection = Literal["uniform", "low", "high", "auto", "trained"]
 # Far above any sensible value, and within what the libraries can handle.
 MOST_COUNT, MOST_RATE, MOST_SEED, MOST_WORKERS = 1_000_000, 1e30, 2**32 - 1, 256
@@ -38,10 +40,22 @@ Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 MOST_SHARE = 2.0  # of the dense model's quality: a student may be better than its teacher, but hardly so much
 
 # What a run may be resumed with, whatever it began with. The first leave no trace in the weights; the others say how
-# often training is looked at. A run may also be extended: its epochs and its most steps may grow.
-TRACELESS_KEYS = frozenset({"checkpoint_steps", "checkpoint_minutes", "min_quality", "publish_slower"})
+# often training is looked at. A run may also be extended: its epochs and its most steps may grow; and the rows of a step
+# may be split otherwise.
+TRACELESS_KEYS = frozenset(
+    {
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "gradient_checkpointing",
+        "min_quality",
+        "publish_slower",
+        "report_to",
+        "workers",
+    }
+)
 LOOK_KEYS = frozenset({"validation_steps", "validation_rows", "early_stopping"})
 LENGTH_KEYS = frozenset({"epochs", "max_steps"})
+BATCH_KEYS = frozenset({"batch_size", "gradient_accumulation"})  # their product is what a step takes
 
 SHAPE_KEYS = ("decoder_layers", "encoder_sparsity")  # of [pruning]: `speedup` chooses these
 
@@ -216,6 +230,8 @@ class FinetuneRecipe(Section):
     """Order of the rows, dropout, and the initial weights from scratch."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """The dtype of the weights in the saved folder."""
+    report_to: list[TrackerKind] = []
+    """Programs that follow the training. Each is an extra of this package."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -359,6 +375,8 @@ class PruneRecipe(Section):
     """Publish nothing unless the pruned model keeps this share of the dense one's quality, as in `0.97`."""
     publish_slower: bool = False
     """Also publish a model that is measured slower than the dense one."""
+    report_to: list[TrackerKind] = []
+    """Programs that follow the training. Each is an extra of this package."""
 
     @property
     def precisions(self) -> list[Precision]:
@@ -393,6 +411,15 @@ class PruneRecipe(Section):
                 "both on, or all three kinds of gates off"
             )
         return self
+
+
+def dotted(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a table and of the tables in it, by dotted keys."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 R = TypeVar("R", bound=Section)

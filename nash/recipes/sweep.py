@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from nash.errors import RequestError
-from nash.recipes.recipe import PruneRecipe, Section, Seed, read_recipe
+from nash.recipes.recipe import PruneRecipe, Section, Seed, dotted, read_recipe
 
 Publish = Literal["none", "frontier", "all"]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -19,14 +19,6 @@ Layers = int | list[int] | None  # as in a prune recipe: how many, which ones, o
 # Keys that all points must share, so that their figures are comparable, and keys that the sweep itself sets.
 _SHARED = ("model", "name", "data", "metric", "workload", "device")
 _SWEPT = ("alias", "seed", "pruning.decoder_layers", "pruning.encoder_sparsity", "pruning.speedup")
-
-
-def _dotted(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 class PointRecipe(Section):
@@ -96,7 +88,7 @@ class MethodRecipe(Shapes):
     @property
     def changes(self) -> dict[str, Any]:
         """`set` with dotted keys, whether it was written with dotted keys or with tables."""
-        return dict(_dotted(self.set))
+        return dict(dotted(self.set))
 
     @property
     def slug(self) -> str:

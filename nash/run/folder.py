@@ -2,16 +2,17 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from nash import ranks
 from nash.errors import RequestError
 from nash.precision import PrecisionChoice
-from nash.recipes.recipe import LENGTH_KEYS, LOOK_KEYS, TRACELESS_KEYS
+from nash.recipes.recipe import BATCH_KEYS, LENGTH_KEYS, LOOK_KEYS, TRACELESS_KEYS, dotted
 
 PRECISION = "precision.json"  # in a run's folder: what each phase computed in
 CHECKPOINTS = "checkpoints"
@@ -118,9 +119,10 @@ def _check_bound(path: Path, kind: str, values: dict[str, Any], *, extensible: b
     known = read_json(path / f"{kind}.json")
     if known is None:
         return []
-    before, now = dict(_leaves(known)), dict(_leaves(values))
+    before, now = dict(dotted(known)), dict(dotted(values))
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     changed = [key for key in changed if _last(key) not in TRACELESS_KEYS | LOOK_KEYS]
+    changed = [key for key in changed if not _same_update(before, now, key)]
     longer = [key for key in changed if extensible and _last(key) in LENGTH_KEYS and _grows(before, now, key)]
     refused = [key for key in changed if key not in longer]
     if refused:
@@ -131,17 +133,17 @@ def _check_bound(path: Path, kind: str, values: dict[str, Any], *, extensible: b
     return longer
 
 
-def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a table and of the tables in it, by dotted keys."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
+
+
+def _same_update(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
+    """Whether the key only splits the rows of an update otherwise, as one does after the memory was full."""
+    if _last(key) not in BATCH_KEYS:
+        return False
+    phase = key.removesuffix(_last(key))
+    rows = [math.prod(settings.get(phase + each) or 0 for each in BATCH_KEYS) for settings in (before, now)]
+    return rows[0] == rows[1]
 
 
 def _grows(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:

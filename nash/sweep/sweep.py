@@ -48,6 +48,7 @@ from nash.run.disk import full_disk_named
 from nash.run.folder import RunFolder, read_json
 from nash.run.lineage import portable
 from nash.run.progress import Stage, duration
+from nash.run.trackers import trackers_of
 from nash.sweep.frontier import grouped
 from nash.sweep.latency import SideBySide, measure_block
 from nash.sweep.page import write_report
@@ -235,7 +236,8 @@ def _train_point(point: Point, workload: WorkloadRecipe, task: Task, sweep_run: 
         plan = _plan(recipe, task, run, sweep_run, console)
         if plan is not None:
             recipe = planned(recipe, plan)
-        walk(PruneRun(recipe, task, run, console, plan=plan, shared=out))
+        with trackers_of(recipe, run.path, recipe.name, point.id, console) as trackers:
+            walk(PruneRun(recipe, task, run, console, plan=plan, shared=out, trackers=trackers))
         model = Model.open(run.path / "model")
         _score(VALIDATION, task.validation_rows, model, recipe, run, point.id, console)
         # A sweep has many points, and checkpoints take most of the space of each.

@@ -5,6 +5,7 @@ from rich.console import Console
 from nash.page.run_page import RunPage
 from nash.run.live_log import CUT
 from nash.run.progress import Stage
+from nash.run.trackers import Trackers
 from nash.training.phase import Phase, Watcher
 
 _UNSHOWN = ("epoch", "step", "grad_norm", "learning_rate")  # of a log's entry
@@ -14,13 +15,16 @@ _CLOCK = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 class TrainingProgress(Watcher):
     """Shows step, time left and the newest logged figures (losses, sparsity) of a training phase.
 
-    It keeps the run's page up to date, if there is one.
+    It keeps the run's page up to date, if there is one, and passes the log on to trackers.
     """
 
-    def __init__(self, title: str, console: Console, page: RunPage | None = None) -> None:
+    def __init__(
+        self, title: str, console: Console, page: RunPage | None = None, trackers: Trackers | None = None
+    ) -> None:
         self.title = title
         self.console = console
         self.page = page
+        self.trackers = trackers
         self.stage: Stage | None = None
         self.step = 0
         self.figures = ""
@@ -58,6 +62,8 @@ class TrainingProgress(Watcher):
             shown = {k: v for k, v in entry.items() if k not in _UNSHOWN and not k.startswith(CUT)}
             self.figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self._show(self.figures)
+        if self.trackers is not None:
+            self.trackers.log(self.title, entry)
         if self.page is not None:
             self.page.refresh(older_than_s=10 if "eval_loss" in entry else 60)
 

@@ -46,6 +46,17 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "settings.json").read_text())["final"]["validation_rows"] == 7
 
 
+def test_the_rows_of_a_step_may_be_split_otherwise(tmp_path: Path) -> None:
+    split = {"batch_size": 8, "gradient_accumulation": 2}
+    with RunFolder(tmp_path, {"final": PHASE | split}, {}) as run:
+        run.bind()
+    smaller = {"batch_size": 4, "gradient_accumulation": 4}
+    with RunFolder(tmp_path, {"final": PHASE | smaller}, {}) as run:
+        run.bind()
+    with pytest.raises(RequestError, match=r"other settings \(final\.batch_size differ\)"):
+        RunFolder(tmp_path, {"final": PHASE | smaller | {"batch_size": 8}}, {})
+
+
 def test_training_may_become_longer(tmp_path: Path) -> None:
     with bound(tmp_path / "longer", max_steps=5, epochs=2.0) as run:
         assert run.extended == ["final.epochs", "final.max_steps"]
