@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP := $(BIN)/pip --disable-pip-version-check
 EXTRAS := datasets,demo,dev,loadtest,sweep
-DOWNLOAD := 370 MB
+DOWNLOAD := 380 MB
 CHECKED := setup.py nash model_store server loadtest deploy docs tests benchmarks examples
 
 .PHONY: demo test test-all check bench audit

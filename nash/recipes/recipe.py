@@ -40,8 +40,8 @@ Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 MOST_SHARE = 2.0  # of the dense model's quality: a student may be better than its teacher, but hardly so much
 
 # What a run may be resumed with, whatever it began with. The first leave no trace in the weights; the others say how
-# often training is looked at. A run may also be extended: its epochs and its most steps may grow; and the rows of a step
-# may be split otherwise.
+# often training is looked at. A run may also be extended: its epochs and its most steps may grow. And a step's rows may
+# be split otherwise.
 TRACELESS_KEYS = frozenset(
     {
         "checkpoint_steps",

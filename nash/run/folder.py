@@ -142,8 +142,8 @@ def _same_update(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
     if _last(key) not in BATCH_KEYS:
         return False
     phase = key.removesuffix(_last(key))
-    rows = [math.prod(settings.get(phase + each) or 0 for each in BATCH_KEYS) for settings in (before, now)]
-    return rows[0] == rows[1]
+    rows = {math.prod(settings.get(phase + each) or 0 for each in BATCH_KEYS) for settings in (before, now)}
+    return len(rows) == 1
 
 
 def _grows(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:

@@ -37,7 +37,9 @@ def test_tensorboard_is_told_what_the_log_says(tmp_path: Path) -> None:
             finetune_phase(model, run / "checkpoints", watcher, max_steps=steps, schedule="constant").run()
     shown = EventAccumulator(str(run / "tensorboard"))
     shown.Reload()
-    logged = [(entry["step"], entry["loss"]) for entry in read_log(run / "checkpoints" / "log.jsonl") if "loss" in entry]
+    logged = [
+        (entry["step"], entry["loss"]) for entry in read_log(run / "checkpoints" / "log.jsonl") if "loss" in entry
+    ]
     told = [(event.step, event.value) for event in shown.Scalars("training/loss")]
     assert [step for step, _ in told] == [1, 2, 3]
     assert told == [(step, pytest.approx(loss)) for step, loss in logged]
@@ -66,7 +68,8 @@ class Recording:
 
 
 def test_a_tracker_that_fails_is_left_and_the_others_go_on() -> None:
-    console = Console(file=io.StringIO(), width=200)
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
     failing, lasting = Recording(failing_step=2), Recording()
     trackers = Trackers({"wandb": failing, "mlflow": lasting}, console)
     trackers.describe({"training": {"max_steps": 3, "optimizer": "muon"}, "report_to": ["wandb"]})
@@ -77,8 +80,7 @@ def test_a_tracker_that_fails_is_left_and_the_others_go_on() -> None:
     assert failing.told == [config, (None, {"final/step": 1, "final/loss": 0.5})]
     assert [each[0] for each in lasting.told[1:4]] == [1, 2, 3]
     assert lasting.told[-1] == "finished"
-    printed = console.file.getvalue()
-    assert printed == "wandb is no longer reported to: ConnectionError: no network\n"
+    assert printed.getvalue() == "wandb is no longer reported to: ConnectionError: no network\n"
 
 
 def test_mlflow_goes_on_with_the_run_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
