@@ -1,6 +1,7 @@
 """The charts of a run's page: figures over steps, and what is cut of each sublayer over steps."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import matplotlib as mpl
@@ -13,16 +14,24 @@ T = TypeVar("T")
 Points = Sequence[tuple[float, float]]  # (step, value)
 
 _INCHES = (4.7, 2.7)  # two beside each other on a screen, one on a phone
+# Fixed: a layout that is searched for takes twice the time.
+_MARGINS = {"left": 0.13, "right": 0.98, "bottom": 0.17, "top": 0.96}
 _MOST_POINTS = 400  # of a line: more cannot be seen
 _MOST_MOMENTS = 60  # of the picture of cuts
 
 
 def lines(series: Mapping[str, Points], label: str, prefix: str) -> str:
     """Lines over steps as an SVG element, in the tones of the theme in their order; no legend."""
+    return _lines(tuple(tuple(points) for points in series.values()), label, prefix)
+
+
+@lru_cache(maxsize=64)  # a page is written many times, and most of its charts are of phases that have ended
+def _lines(series: tuple[tuple[tuple[float, float], ...], ...], label: str, prefix: str) -> str:
     with mpl.rc_context(style(STAND_INS)):
-        figure = Figure(figsize=_INCHES, layout="constrained")
+        figure = Figure(figsize=_INCHES)
+        figure.subplots_adjust(**_MARGINS)
         axes = figure.add_subplot()
-        for tone, points in zip(STAND_INS.tones, series.values(), strict=False):
+        for tone, points in zip(STAND_INS.tones, series, strict=False):
             shown = thinned(points, _MOST_POINTS)
             marker = "o" if len(points) < 30 else ""
             axes.plot(*zip(*shown, strict=True), color=tone, linewidth=1.6, marker=marker, markersize=3.5)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -15,6 +14,7 @@ from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash import ranks
 from nash.measuring.metrics import HEADLINE
+from nash.recipes.recipe import dotted
 from nash.run.folder import read_json
 from nash.run.live_log import CUT, read_log
 
@@ -151,7 +151,7 @@ def render(folder: Path, title: str, state: str, phase: str, steps: int) -> str:
         rows=[] if spec is None else list(_rows(spec)),
         results=read_json(folder / "results.json"),
         plan=read_json(folder / "plan.json"),
-        settings=dict(_leaves(settings)),
+        settings={key: value for key, value in dotted(settings) if value is not None},
         inputs=read_json(folder / "inputs.json") or {},
         precision=read_json(folder / "precision.json") or {},
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -217,11 +217,3 @@ def _rows(spec: ModelSpec) -> Iterator[SublayerRow]:
         yield attention(f"decoder {number} cross-attention", found.cross_heads if found else ())
         kept = found.ffn if found else 0
         yield SublayerRow(name=f"decoder {number} feed-forward", parts=None, kept=kept, total=spec.decoder_d_ff)
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield prefix + key, value

@@ -9,7 +9,7 @@ _WORDS = ("abc", "fade", "bead", "cab", "deed", "a", "feed", "dab", "ace", "bed"
 _SPLITS = {"train": _WORDS[:8], "validation": _WORDS[8:11], "test": _WORDS[11:]}
 
 # Eight rows and eight a batch: an epoch is a step, and its end the moment at which the validation loss is logged.
-_EPOCHS = 'batch_size = 8\nlearning_rate = 0.003\nprecision = "float32"\nepochs = {epochs}\n'
+_EPOCHS = 'batch_size = 8\nlearning_rate = 0.003\nprecision = "float32"\nvalidation_rows = 0\nepochs = {epochs}\n'
 _DATA = """
 [data]
 train = "train.jsonl"

@@ -88,8 +88,10 @@ max_target_tokens = 16
 encoder_sparsity = 0.3
 decoder_layers = 1
 [prune_training]
+validation_rows = 0
 max_steps = 1
 [final_training]
+validation_rows = 0
 max_steps = 1
 precision = "PRECISION"
 """

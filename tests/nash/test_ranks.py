@@ -36,8 +36,10 @@ decoder_layers = 1
 layer_selection = "auto"
 repair = true
 [prune_training]
+validation_rows = 0
 max_steps = 2
 [final_training]
+validation_rows = 0
 max_steps = 2
 """
 

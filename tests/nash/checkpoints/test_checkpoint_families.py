@@ -32,8 +32,10 @@ name = "small"
 encoder_sparsity = 0.3
 decoder_layers = 1
 [prune_training]
+validation_rows = 0
 {_STEPS}
 [final_training]
+validation_rows = 0
 {_STEPS}
 [workload]
 source_tokens = 8

@@ -35,8 +35,8 @@ BASE = {
     },
     "publish_slower": True,
     "pruning": {"encoder_sparsity": 0.4, "decoder_layers": 2},
-    "prune_training": {"max_steps": 3, "batch_size": 8},
-    "final_training": {"max_steps": 2, "batch_size": 8},
+    "prune_training": {"max_steps": 3, "batch_size": 8, "validation_rows": 0},
+    "final_training": {"max_steps": 2, "batch_size": 8, "validation_rows": 0},
 }
 
 

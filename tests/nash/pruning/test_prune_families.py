@@ -31,10 +31,12 @@ encoder_sparsity = 0.4
 decoder_layers = 1
 {gates}
 [prune_training]
+validation_rows = 0
 max_steps = 3
 batch_size = 8
 optimizer = "muon"
 [final_training]
+validation_rows = 0
 max_steps = 3
 batch_size = 8
 """

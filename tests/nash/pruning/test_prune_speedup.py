@@ -31,9 +31,11 @@ speedup = 2
 batch = 2
 new_tokens = 5
 [prune_training]
+validation_rows = 0
 max_steps = 2
 batch_size = 8
 [final_training]
+validation_rows = 0
 max_steps = 2
 batch_size = 8
 """

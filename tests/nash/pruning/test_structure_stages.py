@@ -30,6 +30,7 @@ search_steps = 2
 [workload]
 new_tokens = 5
 [final_training]
+validation_rows = 0
 max_steps = 2
 batch_size = 8
 """

@@ -38,10 +38,12 @@ test = "test.jsonl"
 max_source_tokens = 16
 max_target_tokens = 16
 [prune_training]
+validation_rows = 0
 max_steps = 3
 batch_size = 8
 checkpoint_steps = 2
 [final_training]
+validation_rows = 0
 max_steps = 3
 batch_size = 8
 checkpoint_steps = 2
