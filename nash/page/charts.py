@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nash.page.theme import STAND_INS, style, svg
 
@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]  # (step, value)
 
 _INCHES = (4.7, 2.7)  # two beside each other on a screen, one on a phone
 # Fixed: a layout that is searched for takes twice the time.
-_MARGINS = {"left": 0.13, "right": 0.98, "bottom": 0.17, "top": 0.96}
+_MARGINS = {"left": 0.17, "right": 0.98, "bottom": 0.17, "top": 0.96}
 _MOST_POINTS = 400  # of a line: more cannot be seen
 _MOST_MOMENTS = 60  # of the picture of cuts
 
@@ -38,6 +38,7 @@ def _lines(series: tuple[tuple[tuple[float, float], ...], ...], label: str, pref
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))  # of a length that fits
         axes.margins(x=0.02, y=0.1)
         return svg(figure, label, prefix, "plot")
 
