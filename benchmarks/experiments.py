@@ -40,6 +40,7 @@ OTHER_METRICS = {
     "translation": {"chrf": "chrF"},
 }
 # Tasks with sweeps, and their kind of metric.
+AT_EQUAL_SPEED = ("g2p",)
 SWEPT: dict[str, MetricKind] = {"g2p": "phonemes", "synopsis": "summarization"}
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -85,9 +86,9 @@ def _against(shape: dict[str, Any], whom: str) -> str:
     return f"{difference['value']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def methods_table(task: str) -> str:
+def methods_table(task: str, sweep_of: str = "methods") -> str:
     """Every method at its shapes beside the dense model: all metrics, and intervals where the sweep has them."""
-    sweep = _read(f"{task}-methods.json")
+    sweep = _read(f"{task}-{sweep_of}.json")
     dense = sweep["dense"]
     compared = [whom for whom in ("dense", "control") if any(f"against_{whom}" in each for each in sweep["shapes"])]
     others = [f"{dense['metrics'][name]:.2f}" for name in OTHER_METRICS[task]]
@@ -244,6 +245,7 @@ def training_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
     **{f"{task}-methods": partial(methods_table, task) for task in SWEPT},
+    **{f"{task}-equal-speed": partial(methods_table, task, "equal-speed") for task in AT_EQUAL_SPEED},
     **{f"{task}-sparsity": partial(sparsity_table, task) for task in SWEPT},
     **{f"{task}-losses": partial(losses_table, task) for task in SWEPT},
     **{f"headline-{task}": partial(headline_table, task) for task in QUALITY},
@@ -282,9 +284,9 @@ def sparsity_plot(figure: Figure) -> None:
         axes.set(title=task, xlabel="encoder sparsity", ylabel=QUALITY[task])
 
 
-def methods_plot(task: str, figure: Figure) -> None:
+def methods_plot(task: str, figure: Figure, sweep_of: str = "methods") -> None:
     """Quality against speed, with a mark for each method and shape."""
-    sweep = _read(f"{task}-methods.json")
+    sweep = _read(f"{task}-{sweep_of}.json")
     axes: Axes = figure.subplots()
     axes.plot(1, sweep["dense"]["quality"], marker="*", markersize=14, color="#1b1d1f", linestyle="", label="dense")
     for method in dict.fromkeys(shape["method"] for shape in sweep["shapes"]):
@@ -305,6 +307,10 @@ def methods_plot(task: str, figure: Figure) -> None:
 DRAWN: dict[str, tuple[Callable[[Figure], None], tuple[float, float]]] = {
     "scaling": (scaling_plot, (9, 3.6)),
     **{f"{task}-methods": (partial(methods_plot, task), (8, 4.6)) for task in SWEPT},
+    **{
+        f"{task}-equal-speed": (partial(methods_plot, task, sweep_of="equal-speed"), (8, 4.6))
+        for task in AT_EQUAL_SPEED
+    },
     "sparsity": (sparsity_plot, (9, 3.6)),
 }
 

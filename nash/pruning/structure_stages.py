@@ -24,6 +24,8 @@ from nash.structure.widths import Width, measure_widths
 # In the run's folder: the width losses, the structures that were found, and the chosen one.
 WIDTHS, STRUCTURES, STRUCTURE = "widths.json", "structures.json", "structure.json"
 
+_LOSS_BATCHES = 8  # of the calibration's, for the losses of widths
+
 
 def find_structures(run: PruneRun) -> None:
     """Find the best structure for the requested speed at several numbers of decoder layers."""
@@ -32,7 +34,7 @@ def find_structures(run: PruneRun) -> None:
     teacher = load_dense(run.teacher).to(run.device)
     batches = calibration_batches(run.train_pairs, run.spec.pad_id, run.recipe.seed, run.device)
     distance = TeacherDistance(teacher, batches)
-    widths = _widths(run, teacher, distance, batches)
+    widths = _widths(run, teacher, batches)
     depths = _spread(run.spec.dense_decoder_layers, run.recipe.pruning.search_depths)
     measure = engine_measure(run.teacher, plan.workload)
     dense = with_vocabulary(run.spec, run.spec.dense_vocab_size)
@@ -86,14 +88,14 @@ def cut_structure(run: PruneRun) -> None:
     save_model(model, run.teacher.folder, run.path / "compact", torch.float32)
 
 
-def _widths(
-    run: PruneRun, teacher: PreTrainedModel, distance: TeacherDistance, batches: Sequence[dict[str, Tensor]]
-) -> dict[str, list[Width]]:
+def _widths(run: PruneRun, teacher: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, list[Width]]:
     """The width losses of the teacher's sublayers: the run's, or new ones."""
     known = run.folder.read_json(WIDTHS)
     if known is not None:
         return {name: [Width.of(each) for each in widths] for name, widths in known.items()}
     sublayers = layout_of(run.spec).sublayers()
+    # Losses are compared on the same rows, so a part of them is enough: there is a loss for every width.
+    distance = TeacherDistance(teacher, batches[:: max(1, len(batches) // _LOSS_BATCHES)])
     title = "measuring what narrower sublayers lose"
     with Stage(title, run.console, len(sublayers), unit="sublayers") as stage:
         widths = measure_widths(teacher, sublayers, distance, batches, stage.update)

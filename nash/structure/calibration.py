@@ -1,6 +1,7 @@
 """What is computed from data without training: which decoder layers to keep, and the fit of cut matrices."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,22 +13,27 @@ from nash.data.examples import IGNORED, Collator, TokenizedPairs
 from nash.modeling.layers import layers_of
 from nash.recipes.layer_selection import search_layers
 from nash.structure.compaction import shorten_decoder
+from nash.structure.layer_walk import Batches, LayerWalk
 from nash.structure.masking import Mask, masked
 from nash.structure.repair import NormalEquations
 from nash.training import losses
 from nash.training.objective import decoder_inputs
 
 ROWS = 512
+MOST_TOKENS = 2**16  # of the longer side: more would change no fit, and long texts fill the memory
 _BATCH = 16  # the scores of one batch's targets take the most memory
-
-Batches = Sequence[dict[str, Tensor]]
 
 
 def calibration_batches(pairs: TokenizedPairs, pad_id: int, seed: int, device: str = "cpu") -> list[dict[str, Tensor]]:
-    """Up to `ROWS` randomly drawn pairs, in batches of similar lengths on a device; the same for the same seed."""
+    """Up to `ROWS` randomly drawn pairs with at most `MOST_TOKENS`, in batches of similar lengths on a device.
+
+    They are the same for the same seed.
+    """
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(pairs), generator=generator)[:ROWS].tolist()
+    drawn = torch.randperm(len(pairs), generator=generator)[:ROWS].numpy()
     lengths = pairs.lengths()
+    tokens = lengths[drawn].max(axis=1).cumsum()
+    chosen: list[int] = drawn[(tokens <= MOST_TOKENS) | (tokens == tokens[0])].tolist()
     chosen.sort(key=lambda i: tuple(lengths[i]))
     collate = Collator(pad_id=pad_id)
     batches = [collate([pairs[i] for i in chosen[k : k + _BATCH]]) for k in range(0, len(chosen), _BATCH)]
@@ -98,20 +104,28 @@ def repair(
     compacted.eval().to(device)
     student.eval().to(device)
     soft = {name: values.to(device) for name, values in soft.items()}
-    for sublayer in sublayers:
-        if sublayer.out not in soft:
+    for stack, own in groupby(sublayers, key=lambda sublayer: sublayer.stack):
+        layers = [list(each) for _, each in groupby(own, key=lambda sublayer: sublayer.layer)]
+        if not any(sublayer.out in soft for layer in layers for sublayer in layer):
             continue
-        matrix = _matrix(compacted, sublayer.out)
-        if matrix is None:
-            continue
-        equations = NormalEquations.of_size(matrix.in_features, matrix.out_features, device)
         with masked(student, sublayers, soft):
-            wanted = [outputs for _, outputs in passes(student, sublayer, batches)]
-        for target_NO, (inputs_NI, outputs_NO) in zip(wanted, passes(compacted, sublayer, batches), strict=True):
-            equations.add(inputs_NI, target_NO - outputs_NO)
-        matrix.weight += equations.correction().to(matrix.weight)
+            whole, cut = LayerWalk(student, stack, batches), LayerWalk(compacted, stack, batches)
+            for layer in layers:
+                for sublayer in layer:
+                    matrix = _matrix(compacted, sublayer.out) if sublayer.out in soft else None
+                    if matrix is not None:
+                        _refit(matrix, whole, cut, sublayer)
+                whole.advance()
+                cut.advance()
     compacted.to("cpu")
     student.to("cpu")
+
+
+def _refit(matrix: nn.Linear, whole: LayerWalk, cut: LayerWalk, sublayer: Sublayer) -> None:
+    equations = NormalEquations.of_size(matrix.in_features, matrix.out_features, str(matrix.weight.device))
+    for ((_, wanted_NO),), ((inputs_NI, outputs_NO),) in zip(whole.passes(sublayer), cut.passes(sublayer), strict=True):
+        equations.add(inputs_NI, wanted_NO - outputs_NO)
+    matrix.weight += equations.correction().to(matrix.weight)
 
 
 def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:
@@ -121,30 +135,6 @@ def _matrix(compacted: PreTrainedModel, name: str) -> nn.Linear | None:
     except AttributeError:
         return None
     return module if isinstance(module, nn.Linear) and module.in_features else None
-
-
-def passes(model: PreTrainedModel, sublayer: Sublayer, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each batch, the inputs [N, I] and outputs [N, O] of a sublayer's output matrix at the N real positions."""
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((inputs[0], output))
-
-    run = _encode if sublayer.stack == "encoder" else _run
-    hook = model.get_submodule(sublayer.out).register_forward_hook(keep)
-    try:
-        for batch in batches:
-            run(model, batch)
-            ((inputs, outputs),) = seen
-            seen.clear()
-            real = batch["attention_mask"].bool() if sublayer.stack == "encoder" else batch["labels"] != IGNORED
-            yield inputs.view(*real.shape, -1)[real], outputs.view(*real.shape, -1)[real]
-    finally:
-        hook.remove()
-
-
-def _encode(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:
-    return model.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 
 
 def _run(model: PreTrainedModel, batch: dict[str, Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Self
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model_store.model.layout import Sublayer
-from nash.structure.calibration import Batches, TeacherDistance, passes
+from nash.structure.calibration import TeacherDistance
 from nash.structure.elimination import eliminate
+from nash.structure.layer_walk import Batches, LayerWalk
 
 _MOST_HEAD_COUNTS = 7  # numbers of heads that are tried, from none to all but one
 _UNIT_SHARES = (0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1, 0.0)  # of a sublayer's units
@@ -44,24 +46,45 @@ def measure_widths(
 ) -> dict[str, list[Width]]:
     """The widths of each sublayer, whole first, by the name of its output matrix.
 
-    The order in which parts go is that of `eliminate`; the loss is measured on the whole model. `watch` receives the
-    number of finished sublayers.
+    The order in which parts go is that of `eliminate`, from the inputs on `batches`; the loss is `distance`, of the
+    whole model. `watch` receives the number of finished sublayers.
     """
-    found = {}
-    for number, sublayer in enumerate(sublayers, 1):
-        matrix = teacher.get_submodule(sublayer.out)
-        assert isinstance(matrix, nn.Linear)
-        gram = matrix.weight.new_zeros(matrix.in_features, matrix.in_features, dtype=torch.float64)
-        for inputs_NI, _ in passes(teacher, sublayer, batches):
-            gram += inputs_NI.double().T @ inputs_NI.double()
-        widths = [Width(kept=tuple(range(sublayer.parts)), loss=0.0)]
-        for left in eliminate(matrix.weight, gram, sublayer.columns, narrower(sublayer)):
-            with _weight(matrix, left.weight_OI):
-                loss = distance.of(teacher, same_encoder=sublayer.stack == "decoder")
-            widths.append(Width(kept=tuple(left.kept.nonzero().flatten().tolist()), loss=loss))
-        found[sublayer.out] = widths
-        watch(number)
+    found: dict[str, list[Width]] = {}
+    for stack, own in groupby(sublayers, key=lambda sublayer: sublayer.stack):
+        walk = LayerWalk(teacher, stack, batches)
+        for _, layer in groupby(own, key=lambda sublayer: sublayer.layer):
+            together = list(layer)
+            for sublayer, gram_II in zip(together, _grams(walk, teacher, together), strict=True):
+                found[sublayer.out] = _widths(teacher, sublayer, gram_II, distance)
+                watch(len(found))
+            walk.advance()
     return found
+
+
+def _grams(walk: LayerWalk, teacher: PreTrainedModel, sublayers: Sequence[Sublayer]) -> list[Tensor]:
+    """X^T X of the inputs X [N, I] of each sublayer's output matrix, in float64."""
+    matrices = [_matrix(teacher, sublayer) for sublayer in sublayers]
+    grams = [m.weight.new_zeros(m.in_features, m.in_features, dtype=torch.float64) for m in matrices]
+    for passed in walk.passes(*sublayers):
+        for gram_II, (inputs_NI, _) in zip(grams, passed, strict=True):
+            gram_II += inputs_NI.double().T @ inputs_NI.double()
+    return grams
+
+
+def _widths(teacher: PreTrainedModel, sublayer: Sublayer, gram_II: Tensor, distance: TeacherDistance) -> list[Width]:
+    matrix = _matrix(teacher, sublayer)
+    widths = [Width(kept=tuple(range(sublayer.parts)), loss=0.0)]
+    for left in eliminate(matrix.weight, gram_II, sublayer.columns, narrower(sublayer)):
+        with _weight(matrix, left.weight_OI):
+            loss = distance.of(teacher, same_encoder=sublayer.stack == "decoder")
+        widths.append(Width(kept=tuple(left.kept.nonzero().flatten().tolist()), loss=loss))
+    return widths
+
+
+def _matrix(teacher: PreTrainedModel, sublayer: Sublayer) -> nn.Linear:
+    matrix = teacher.get_submodule(sublayer.out)
+    assert isinstance(matrix, nn.Linear)
+    return matrix
 
 
 def narrower(sublayer: Sublayer) -> list[int]:

@@ -45,6 +45,14 @@ def test_batches_are_a_seeded_draw(model_dir: Path) -> None:
     )
 
 
+def test_long_texts_are_fewer(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = task_pairs(model_dir, 60)
+    for most, rows in ((100, range(7, 30)), (1, range(1, 2))):
+        monkeypatch.setattr(calibration, "MOST_TOKENS", most)
+        batches = calibration_batches(pairs, pad_id=0, seed=0)
+        assert sum(len(batch["labels"]) for batch in batches) in rows
+
+
 @pytest.mark.parametrize("idle", [0, 1, 2])
 def test_a_layer_that_does_nothing_is_the_one_to_drop(
     model_dir: Path, batches: list[dict[str, Tensor]], idle: int
