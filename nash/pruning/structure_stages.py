@@ -89,18 +89,22 @@ def cut_structure(run: PruneRun) -> None:
 
 
 def _widths(run: PruneRun, teacher: PreTrainedModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, list[Width]]:
-    """The width losses of the teacher's sublayers: the run's, or new ones."""
-    known = run.folder.read_json(WIDTHS)
-    if known is not None:
-        return {name: [Width.of(each) for each in widths] for name, widths in known.items()}
+    """The width losses of the teacher's sublayers: the run's, as far as it has them, and new ones."""
+    documents = run.folder.read_json(WIDTHS) or {}
+    known = {name: [Width.of(each) for each in widths] for name, widths in documents.items()}
     sublayers = layout_of(run.spec).sublayers()
+    if len(known) == len(sublayers):
+        return known
     # Losses are compared on the same rows, so a part of them is enough: there is a loss for every width.
     distance = TeacherDistance(teacher, batches[:: max(1, len(batches) // _LOSS_BATCHES)])
     title = "measuring what narrower sublayers lose"
-    with Stage(title, run.console, len(sublayers), unit="sublayers") as stage:
-        widths = measure_widths(teacher, sublayers, distance, batches, stage.update)
-    run.folder.write_json(WIDTHS, {name: [each.document() for each in found] for name, found in widths.items()})
-    return widths
+    with Stage(title, run.console, len(sublayers), done=len(known), unit="sublayers") as stage:
+
+        def keep(found: dict[str, list[Width]]) -> None:
+            run.folder.write_json(WIDTHS, {name: [each.document() for each in own] for name, own in found.items()})
+            stage.update(len(found))
+
+        return measure_widths(teacher, sublayers, distance, batches, known, keep)
 
 
 def _cut(run: PruneRun, structure: Structure, teacher: PreTrainedModel) -> PreTrainedModel:

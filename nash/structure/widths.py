@@ -1,6 +1,6 @@
 """What it costs in quality to narrow each sublayer of a model, measured on data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -42,21 +42,23 @@ def measure_widths(
     sublayers: Sequence[Sublayer],
     distance: TeacherDistance,
     batches: Batches,
-    watch: Callable[[int], None],
+    known: Mapping[str, list[Width]],
+    watch: Callable[[dict[str, list[Width]]], None],
 ) -> dict[str, list[Width]]:
     """The widths of each sublayer, whole first, by the name of its output matrix.
 
     The order in which parts go is that of `eliminate`, from the inputs on `batches`; the loss is `distance`, of the
-    whole model. `watch` receives the number of finished sublayers.
+    whole model. Sublayers that are `known` already are not measured again. `watch` receives what there is after each.
     """
-    found: dict[str, list[Width]] = {}
+    found = dict(known)
     for stack, own in groupby(sublayers, key=lambda sublayer: sublayer.stack):
         walk = LayerWalk(teacher, stack, batches)
         for _, layer in groupby(own, key=lambda sublayer: sublayer.layer):
-            together = list(layer)
-            for sublayer, gram_II in zip(together, _grams(walk, teacher, together), strict=True):
+            unknown = [sublayer for sublayer in layer if sublayer.out not in found]
+            grams = _grams(walk, teacher, unknown) if unknown else []
+            for sublayer, gram_II in zip(unknown, grams, strict=True):
                 found[sublayer.out] = _widths(teacher, sublayer, gram_II, distance)
-                watch(len(found))
+                watch(found)
             walk.advance()
     return found
 

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
+from model_store.model.layout import Sublayer
 from model_store.model.model import Model
 from model_store.store import Store
 from nash.pruning import structure_stages
+from nash.structure import widths
+from nash.structure.widths import Width
 from tests.nash.command_line import Outcome, nash
 from tests.nash.known_costs import KnownCosts, by_sublayer, set_costs
 from tests.nash.tiny_training import build_task_model, task_rows
@@ -92,6 +96,35 @@ def test_a_run_that_goes_on_searches_no_more(
     (tmp_path / "out" / "compact").rename(tmp_path / "again-compact")
     (tmp_path / "out" / "model").rename(tmp_path / "again-model")
     assert prune(folder, tmp_path, "--json").document()["digest"] == first["digest"], "the widths' losses are kept"
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, machine: KnownCosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    measure = widths._widths
+
+    def third_fails(teacher: PreTrainedModel, sublayer: Sublayer, *rest: Any) -> list[Width]:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(sublayer.out)
+        return measure(teacher, sublayer, *rest)
+
+    monkeypatch.setattr(widths, "_widths", third_fails)
+    assert prune(folder, tmp_path, "--json").code == 130
+    first, measured = measured, []
+
+    def counted(teacher: PreTrainedModel, sublayer: Sublayer, *rest: Any) -> list[Width]:
+        measured.append(sublayer.out)
+        return measure(teacher, sublayer, *rest)
+
+    monkeypatch.setattr(widths, "_widths", counted)
+    whole = prune(folder, tmp_path, "--json").document()
+    assert len(first) == 2
+    assert not {*first} & {*measured}
+    (tmp_path / "out").rename(tmp_path / "interrupted")
+    (tmp_path / "store").rename(tmp_path / "interrupted-store")
+    assert prune(folder, tmp_path, "--json").document()["digest"] == whole["digest"]
 
 
 @pytest.mark.parametrize(
