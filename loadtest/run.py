@@ -68,8 +68,8 @@ def run_loadtest(plan: Plan, console: Console) -> Result:
     readable, torn = _read(rows)
     if not readable and interrupted:
         raise InterruptedRunError(f"interrupted before the first answer: nothing to report, see {log}")
-    if not readable and trouble:
-        raise LoadtestError(trouble)
+    if not readable and (trouble or not rows.exists()):
+        raise LoadtestError(trouble or f"no request ended in the time that is measured: measure longer, or see {log}")
     troubles = [f"{trouble}; this report has only what it had recorded by then"] if trouble else []
     if torn:
         troubles.append(
