@@ -196,8 +196,9 @@ def test_the_tokenizer_is_of_t5s_kind(tmp_path: Path) -> None:
     assert loaded.decode(ids, skip_special_tokens=True) == "good text"
 
 
-@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=12))
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="\u2581"), max_size=12))
 def test_every_text_survives(text: str) -> None:
+    """All but the mark that stands for a space in SentencePiece's tokens: it comes back as one."""
     ids = SMALL.encode(text).ids
     assert 2 not in ids
     assert SMALL.decode(ids, skip_special_tokens=True) == " ".join(unicodedata.normalize("NFC", text).split())
