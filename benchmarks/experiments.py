@@ -39,8 +39,8 @@ OTHER_METRICS = {
     "synopsis": {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2"},
     "translation": {"chrf": "chrF"},
 }
-# Tasks with sweeps, and their kind of metric.
 AT_EQUAL_SPEED = ("g2p",)  # tasks with a sweep of every method at the same speeds
+# Tasks with the other sweeps, and their kind of metric.
 SWEPT: dict[str, MetricKind] = {"g2p": "phonemes", "synopsis": "summarization"}
 _STYLE: dict[Any, Any] = {
     "font.size": 11,

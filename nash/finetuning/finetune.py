@@ -101,9 +101,10 @@ def _finetune(
             ranks.on_first(lambda: run.discard(["model", RESULTS]))
         if name is not None:
             store.check_writable()
-        with page_of(out, name or out.name, console, done=run.read_json(RESULTS) is not None) as page:
+        title = name or out.name
+        with page_of(out, title, console, done=run.read_json(RESULTS) is not None) as page:
             if not trained:
-                with trackers_of(recipe, out, name or out.name, name or out.name, console) as trackers:
+                with trackers_of(recipe, run, title, title, console) as trackers:
                     _train(recipe, device, rows, validation_rows, start, inputs, run, page, trackers, console)
             found = ranks.on_first(
                 lambda: assess_once(run, Model.open(folder), None, test_rows, recipe.metric, data, device, console)

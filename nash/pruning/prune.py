@@ -78,7 +78,7 @@ def _prune(asked: PruneRecipe, dense: FoundModel, device: str, out: Path, store:
         title = f"{recipe.name}@{recipe.alias}"
         with (
             page_of(out, title, console, done=done) as page,
-            trackers_of(asked, out, recipe.name, title, console) as trackers,
+            trackers_of(asked, run, recipe.name, title, console, done=done) as trackers,
         ):
             pruning = PruneRun(recipe, task, run, console, plan=plan, page=page, trackers=trackers)
             walk(pruning)

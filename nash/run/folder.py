@@ -142,7 +142,7 @@ def _same_update(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
     if _last(key) not in BATCH_KEYS:
         return False
     phase = key.removesuffix(_last(key))
-    rows = {math.prod(settings.get(phase + each) or 0 for each in BATCH_KEYS) for settings in (before, now)}
+    rows = {math.prod(settings.get(phase + each, 1) for each in BATCH_KEYS) for settings in (before, now)}
     return len(rows) == 1
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from nash import ranks
 from nash.errors import NashError, RequestError
 from nash.recipes.recipe import FinetuneRecipe, PruneRecipe, TrackerKind, dotted
-from nash.run.folder import read_json
+from nash.run.folder import RunFolder
 from nash.run.lineage import portable
 
 if TYPE_CHECKING:  # it imports torch
@@ -79,30 +79,36 @@ class Trackers:
 
 @contextmanager
 def trackers_of(
-    recipe: FinetuneRecipe | PruneRecipe, folder: Path, project: str, title: str, console: Console
+    recipe: FinetuneRecipe | PruneRecipe,
+    run: RunFolder,
+    project: str,
+    title: str,
+    console: Console,
+    *,
+    done: bool = False,
 ) -> Iterator[Trackers]:
-    """The trackers that a recipe reports to, while the block trains the run in `folder`; the first process's alone.
+    """The trackers that a recipe reports to, while the block trains a run; the first process's alone.
 
     `project` groups runs where a tracker does, unless the tracker's own environment variable names another; `title` is
-    what the run is called.
+    what the run is called. A run that is `done` has nothing to report.
 
     Raises:
         NashError: a tracker does not start.
     """
-    if not recipe.report_to or not ranks.first():
+    if done or not recipe.report_to or not ranks.first():
         yield Trackers({}, console)
         return
-    ids: dict[str, str] = read_json(folder / IDS) or {}
+    ids: dict[str, str] = run.read_json(IDS) or {}
     running: dict[TrackerKind, GeneralTracker] = {}
     trackers = Trackers(running, console)
     try:
         for kind in recipe.report_to:
             try:
-                running[kind] = _started(kind, folder, project, title, ids)
+                running[kind] = _started(kind, run.path, project, title, ids)
             except Exception as error:
                 what = " ".join(f"{type(error).__name__}: {error}".split())
                 raise NashError(f"{kind} does not start ({what}): set it up, or leave it out of report_to") from error
-        (folder / IDS).write_text(json.dumps(ids) + "\n", encoding="utf-8")
+        run.write_json(IDS, ids)
         trackers.describe(portable(recipe))
         yield trackers
     finally:

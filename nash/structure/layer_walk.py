@@ -14,6 +14,7 @@ from nash.modeling.layers import layers_of
 from nash.training.objective import decoder_inputs
 
 Batches = Sequence[dict[str, Tensor]]
+_Call = tuple[list[Any], dict[str, Any]]  # of a layer: its arguments after the hidden states, and those by name
 
 
 class LayerWalk:
@@ -33,22 +34,21 @@ class LayerWalk:
         self._real = [
             batch["attention_mask"].bool() if stack == "encoder" else batch["labels"] != IGNORED for batch in batches
         ]
-        self._around = [self._calls(stack, batch) for batch in batches]  # by batch and layer, without hidden states
-        # With each batch's hidden states before the layer [B, L, D].
-        self._states = [calls[0].pop("hidden_states") for calls in self._around]
-        for calls in self._around:
-            for call in calls[1:]:
-                del call["hidden_states"]
+        self._states: list[Tensor] = []  # of each batch, before the layer [B, L, D]
+        self._calls: list[list[_Call]] = []  # by batch and layer
+        for batch in batches:
+            self._record(stack, batch)
 
-    def _calls(self, stack: Stack, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """What each layer is called with in a pass through the model: positional arguments by their number."""
-        calls: list[dict[str, Any]] = []
+    def _record(self, stack: Stack, batch: dict[str, Tensor]) -> None:
+        """Keep what goes into the first layer, and what else each layer is called with, in a pass through the model."""
+        calls: list[_Call] = []
 
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            named = {str(number): value for number, value in enumerate(args)} | kwargs
-            if "0" in named:
-                named["hidden_states"] = named.pop("0")
-            calls.append(named)
+            kwargs = dict(kwargs)
+            states, *others = args if args else (kwargs.pop("hidden_states"),)
+            if not calls:
+                self._states.append(states)
+            calls.append((others, kwargs))
 
         with ExitStack() as hooks:
             for layer in self._layers:
@@ -59,7 +59,7 @@ class LayerWalk:
                 encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             else:
                 self._model(**decoder_inputs(self._model.config, batch))
-        return calls
+        self._calls.append(calls)
 
     @torch.no_grad()
     def passes(self, *sublayers: Sublayer) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -89,9 +89,7 @@ class LayerWalk:
         self.layer += 1
 
     def _run(self, number: int) -> Tensor:
-        call = self._around[number][self.layer]
-        positional = [call[key] for key in sorted((key for key in call if key.isdecimal()), key=int)]
-        named = {key: value for key, value in call.items() if not key.isdecimal()}
-        found = self._layers[self.layer](self._states[number], *positional, **named)
+        others, named = self._calls[number][self.layer]
+        found = self._layers[self.layer](self._states[number], *others, **named)
         states: Tensor = found if isinstance(found, Tensor) else found[0]
         return states

@@ -236,7 +236,7 @@ def _train_point(point: Point, workload: WorkloadRecipe, task: Task, sweep_run: 
         plan = _plan(recipe, task, run, sweep_run, console)
         if plan is not None:
             recipe = planned(recipe, plan)
-        with trackers_of(recipe, run.path, recipe.name, point.id, console) as trackers:
+        with trackers_of(recipe, run, recipe.name, point.id, console) as trackers:
             walk(PruneRun(recipe, task, run, console, plan=plan, shared=out, trackers=trackers))
         model = Model.open(run.path / "model")
         _score(VALIDATION, task.validation_rows, model, recipe, run, point.id, console)

@@ -47,6 +47,10 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
 
 
 def test_the_rows_of_a_step_may_be_split_otherwise(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "alone", {"batch_size": 8}, {}) as run:
+        run.bind()
+    with pytest.raises(RequestError, match="batch_size differ"):
+        RunFolder(tmp_path / "alone", {"batch_size": 4}, {})
     split = {"batch_size": 8, "gradient_accumulation": 2}
     with RunFolder(tmp_path, {"final": PHASE | split}, {}) as run:
         run.bind()

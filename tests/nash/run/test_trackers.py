@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nash.errors import NashError, RequestError
 from nash.recipes.recipe import FinetuneRecipe, build_recipe
+from nash.run.folder import RunFolder
 from nash.run.live_log import read_log
 from nash.run.trackers import IDS, Trackers, check_trackers, trackers_of
 from nash.training.progress import TrainingProgress
@@ -30,9 +31,11 @@ def recipe(*trackers: str) -> FinetuneRecipe:
 def test_tensorboard_is_told_what_the_log_says(tmp_path: Path) -> None:
     model, console = build_task_model(tmp_path / "model", dropout=0.0), Console(file=io.StringIO())
     run = tmp_path / "run"
-    run.mkdir()
     for steps in (2, 3):  # the second goes on with the first
-        with trackers_of(recipe("tensorboard"), run, "project", "title", console) as trackers:
+        with (
+            RunFolder(run, {}, {}) as folder,
+            trackers_of(recipe("tensorboard"), folder, "project", "title", console) as trackers,
+        ):
             watcher = TrainingProgress("training", console, trackers=trackers)
             finetune_phase(model, run / "checkpoints", watcher, max_steps=steps, schedule="constant").run()
     shown = EventAccumulator(str(run / "tensorboard"))
@@ -95,8 +98,11 @@ def test_mlflow_goes_on_with_the_run_that_it_has(tmp_path: Path, monkeypatch: py
             self.tracker = type("Run", (), {"info": type("Info", (), {"run_id": "1f"})})
 
     monkeypatch.setattr("accelerate.tracking.MLflowTracker", MLflow)
-    for _ in range(2):
-        with trackers_of(recipe("mlflow"), tmp_path, "project", "title", Console(quiet=True)):
+    for done in (False, False, True):  # of a run that is done there is nothing to say
+        with (
+            RunFolder(tmp_path, {}, {}) as run,
+            trackers_of(recipe("mlflow"), run, "project", "title", Console(quiet=True), done=done),
+        ):
             pass
     assert begun == [("project", None), ("project", "1f")]
     assert json.loads((tmp_path / IDS).read_text()) == {"mlflow": "1f"}
@@ -109,7 +115,8 @@ def test_a_tracker_that_does_not_start_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("accelerate.tracking.WandBTracker", broken)
     with (
         pytest.raises(NashError, match=r"wandb does not start \(ValueError: api_key not configured\): set it up, or"),
-        trackers_of(recipe("wandb"), tmp_path, "project", "title", Console(quiet=True)),
+        RunFolder(tmp_path, {}, {}) as run,
+        trackers_of(recipe("wandb"), run, "project", "title", Console(quiet=True)),
     ):
         pass
 
