@@ -27,7 +27,7 @@ class BartLayout(Layout):
         activation = fields.text(config, "activation_function", family.feed_forward)
         if activation not in ACTIVATIONS:
             raise bad("activation_function", activation, " or ".join(ACTIVATIONS))
-        most, d_model = fields.MOST_LAYERS_OR_HEADS, fields.count(config, "d_model")
+        most, d_model = fields.MOST_LAYERS_OR_HEADS, fields.count(config, "d_model", most=fields.MOST_WIDTH)
         num_heads = fields.count(config, "encoder_attention_heads", most=most)
         decoder_heads = fields.count(config, "decoder_attention_heads", most=most)
         if decoder_heads != num_heads:
@@ -94,7 +94,7 @@ class BartLayout(Layout):
 
     def stack_shapes(self) -> Shapes:
         """Embeddings, an untied output matrix, learned positions and norms."""
-        d, facts = self.spec.d_model, self.spec.facts
+        d, facts = self.spec.width, self.spec.facts
         if self.spec.shared_embedding:
             yield "model.shared.weight", (self.spec.vocab_size, d)
         else:
@@ -113,12 +113,13 @@ class BartLayout(Layout):
 
     def optional_shapes(self) -> Shapes:
         """The logits' bias, computable position tables, tied matrices."""
-        embedding = (self.spec.target_vocab_size, self.spec.d_model)
+        embedding = (self.spec.target_vocab_size, self.spec.width)
         if self.spec.facts.logits_bias:
             yield self.logits_bias, (1, self.spec.target_vocab_size)
         if self.spec.facts.positions == "sinusoidal":
             assert self.spec.max_positions is not None, "a table of positions has a length"
             for stack in STACKS:
+                # Sinusoids are whole even where hidden states are not: their wavelengths are the dense model's.
                 yield f"{self.positions(stack)}.weight", (self.spec.max_positions, self.spec.d_model)
         if self.spec.tied_output:
             yield f"{self.output}.weight", embedding

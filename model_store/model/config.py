@@ -10,7 +10,7 @@ from model_store.model import config_fields as fields
 from model_store.model.bart import BartLayout
 from model_store.model.config_fields import bad
 from model_store.model.families import FAMILIES, Family, family_of
-from model_store.model.layout import Kind, Layout, Stack
+from model_store.model.layout import HIDDEN, Kind, Layout, Stack
 from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 from model_store.model.t5 import T5Layout
 from model_store.model.umt5 import UMT5Layout
@@ -43,7 +43,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
         raise bad("dense_vocab_size", widths["dense_vocab_size"], f"at least vocab_size, {widths['vocab_size']}")
     if compact:
         return ModelSpec(**widths, **_compact_layers(config, widths, num_layers, num_decoder_layers))
-    heads = tuple(range(widths["num_heads"]))
+    heads, hidden = tuple(range(widths["num_heads"])), tuple(range(widths["d_model"]))
     return ModelSpec(
         **widths,
         encoder=(EncoderLayerSpec(heads=heads, ffn=widths["d_ff"]),) * num_layers,
@@ -53,6 +53,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
         ),
         dense_encoder_layers=num_layers,
         dense_decoder_layers=num_decoder_layers,
+        hidden=hidden,
     )
 
 
@@ -70,7 +71,7 @@ def _tokens(config: Mapping[str, Any], facts: Family, vocab_size: int, target_vo
 def _compact_layers(
     config: Mapping[str, Any], widths: Mapping[str, Any], num_layers: int, num_decoder_layers: int
 ) -> dict[str, Any]:
-    """The layers of a compact model, and how many its dense original had."""
+    """The layers of a compact model, how many its dense original had, and what is kept of the hidden states."""
     num_heads = widths["num_heads"]
     dense_encoder_layers = fields.count(config, "dense_encoder_layers", most=fields.MOST_LAYERS_OR_HEADS)
     if dense_encoder_layers < num_layers:
@@ -99,11 +100,15 @@ def _compact_layers(
         "decoder": decoder,
         "dense_encoder_layers": dense_encoder_layers,
         "dense_decoder_layers": dense_decoder_layers,
+        "hidden": fields.hidden(config, "compact_hidden", widths["d_model"]),
     }
 
 
 def with_kept(spec: ModelSpec, kept: dict[str, tuple[int, ...]]) -> ModelSpec:
-    """The shape left when each sublayer in `kept`, named by its `out`, keeps only the parts at these positions."""
+    """The shape left when each sublayer in `kept`, named by its `out`, keeps only the parts at these positions.
+
+    `HIDDEN` names the dimensions of the hidden states.
+    """
     left = {(s.stack, s.layer, s.kind): kept[s.out] for s in layout_of(spec).sublayers() if s.out in kept}
 
     def heads(stack: Stack, i: int, kind: Kind, before: tuple[int, ...]) -> tuple[int, ...]:
@@ -114,6 +119,7 @@ def with_kept(spec: ModelSpec, kept: dict[str, tuple[int, ...]]) -> ModelSpec:
 
     return replace(
         spec,
+        hidden=tuple(spec.hidden[p] for p in kept.get(HIDDEN, range(spec.width))),
         encoder=tuple(
             EncoderLayerSpec(
                 heads=heads("encoder", i, "self_attention", layer.heads), ffn=units("encoder", i, layer.ffn)

@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from model_store.errors import UnsupportedModelError
@@ -10,6 +11,7 @@ Heads = tuple[int, ...]
 
 # Far above every real model: a hostile config must not make us allocate whatever it claims.
 MOST_LAYERS_OR_HEADS = 1000
+MOST_WIDTH = 100_000  # of the hidden states
 
 
 def bad(key: str, value: object, wanted: str) -> UnsupportedModelError:
@@ -75,6 +77,19 @@ def layers(config: Mapping[str, Any], key: str, number: int) -> list[Mapping[str
     if not isinstance(value, list) or len(value) != number or not all(isinstance(v, dict) for v in value):
         raise bad(key, value, f"a list of {number} layers")
     return value
+
+
+def hidden(config: Mapping[str, Any], key: str, d_model: int) -> tuple[int, ...]:
+    """An ascending list of dimensions below `d_model`, at least one; null and an absent key count as all."""
+    value = config.get(key)
+    if value is None:
+        return tuple(range(d_model))
+    wanted = f"an ascending list of at least one number below d_model, {d_model}"
+    if not isinstance(value, list) or not value or not all(type(v) is int for v in value):
+        raise bad(key, value, wanted)
+    if value[0] < 0 or value[-1] >= d_model or any(b <= a for a, b in pairwise(value)):
+        raise bad(key, value, wanted)
+    return tuple(value)
 
 
 def heads(layer: Mapping[str, Any], key: str, num_heads: int) -> Heads:

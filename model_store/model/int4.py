@@ -43,15 +43,15 @@ def _attention(spec: "ModelSpec", prefix: str, heads: int) -> Iterator[tuple[str
     if heads:
         inner = heads * spec.head_dim
         for name in ("query", "key", "value"):
-            yield f"{prefix}.{name}", (inner, spec.d_model)
-        yield f"{prefix}.out", (spec.d_model, inner)
+            yield f"{prefix}.{name}", (inner, spec.width)
+        yield f"{prefix}.out", (spec.width, inner)
 
 
 def _feed_forward(spec: "ModelSpec", prefix: str, units: int) -> Iterator[tuple[str, tuple[int, int]]]:
     if units:
         for name in ("gate", "into") if spec.gated_ffn else ("into",):
-            yield f"{prefix}.{name}", (units, spec.d_model)
-        yield f"{prefix}.out", (spec.d_model, units)
+            yield f"{prefix}.{name}", (units, spec.width)
+        yield f"{prefix}.out", (spec.width, units)
 
 
 def check_int4(spec: "ModelSpec", tensors: Mapping[str, TensorInfo]) -> None:

@@ -20,6 +20,9 @@ Stack = Literal["encoder", "decoder"]
 Kind = Literal["self_attention", "cross_attention", "feed_forward"]
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
+# In the place of a sublayer's output matrix where kept parts are named: the dimensions of the hidden states.
+HIDDEN = "hidden"
+
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 
 
@@ -180,22 +183,22 @@ class Layout(ABC):
             width = sublayer.parts * sublayer.columns
             if width:
                 for matrix in sublayer.inputs:
-                    yield f"{matrix}.weight", (width, self.spec.d_model)
+                    yield f"{matrix}.weight", (width, self.spec.width)
                     if self.biases:
                         yield f"{matrix}.bias", (width,)
-                yield f"{sublayer.out}.weight", (self.spec.d_model, width)
+                yield f"{sublayer.out}.weight", (self.spec.width, width)
                 if sublayer.bias_table is not None:
                     yield f"{sublayer.bias_table}.weight", (self.spec.relative_buckets, self.spec.num_heads)
             if self.biases:
-                yield f"{sublayer.out}.bias", (self.spec.d_model,)
+                yield f"{sublayer.out}.bias", (self.spec.width,)
             if width or not self.spec.facts.norm_first:
                 yield from self.norm_shapes(sublayer.norm)
 
     def norm_shapes(self, name: str) -> Shapes:
         """The tensors of one norm."""
-        yield f"{name}.weight", (self.spec.d_model,)
+        yield f"{name}.weight", (self.spec.width,)
         if self.biases:
-            yield f"{name}.bias", (self.spec.d_model,)
+            yield f"{name}.bias", (self.spec.width,)
 
     def sublayers(self, *stacks: Stack) -> tuple[Sublayer, ...]:
         """The sublayers of a model of this shape, or only of `stacks`, in the order in which the layers run."""

@@ -31,7 +31,10 @@ class DecoderLayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The whole shape. `num_heads`, `d_ff`, `decoder_d_ff` and the `dense_*` counts are those of the dense original."""
+    """The whole shape.
+
+    `d_model`, `num_heads`, `d_ff`, `decoder_d_ff` and the `dense_*` counts are those of the dense original.
+    """
 
     family: str  # a key of `FAMILIES`
     vocab_size: int  # of sources
@@ -59,6 +62,12 @@ class ModelSpec:
     decoder: tuple[DecoderLayerSpec, ...]
     dense_encoder_layers: int
     dense_decoder_layers: int
+    hidden: tuple[int, ...]  # kept dimensions of the hidden states by their number in the dense model, ascending
+
+    @property
+    def width(self) -> int:
+        """The width of the hidden states, of which a dense model has `d_model`."""
+        return len(self.hidden)
 
     @property
     def facts(self) -> Family:
@@ -74,22 +83,23 @@ class ModelSpec:
     def encoder_sparsity(self) -> float:
         """The fraction of the encoder's prunable weights (heads and feed-forward units) that was cut."""
         head, unit = self.head_weights, self.unit_weights
-        kept = sum(len(layer.heads) * head + layer.ffn * unit for layer in self.encoder)
+        kept = sum(len(layer.heads) * head + layer.ffn * unit for layer in self.encoder) * self.width / self.d_model
         return 1.0 - kept / (self.dense_encoder_layers * (self.num_heads * head + self.d_ff * unit))
 
     @property
     def head_weights(self) -> int:
-        """The number of weights of one attention head in q, k, v and o."""
+        """The number of weights of one attention head in the dense model's q, k, v and o."""
         return 4 * self.d_model * self.head_dim
 
     @property
     def unit_weights(self) -> int:
-        """The number of weights of one feed-forward unit."""
+        """The number of weights of one feed-forward unit in the dense model."""
         return (3 if self.gated_ffn else 2) * self.d_model
 
     def layer_config(self) -> dict[str, Any]:
         """The keys that a compact model's `config.json` adds to the dense one's."""
-        return {
+        cut_hidden = {} if self.width == self.d_model else {"compact_hidden": list(self.hidden)}
+        return cut_hidden | {
             "compact_encoder_layers": [{"heads": list(layer.heads), "ffn": layer.ffn} for layer in self.encoder],
             "compact_decoder_layers": [
                 {
@@ -113,6 +123,7 @@ def dense_of(spec: ModelSpec) -> ModelSpec:
         DecoderLayerSpec(self_heads=heads, cross_heads=heads, ffn=spec.decoder_d_ff, origin=i)
         for i in range(spec.dense_decoder_layers)
     )
+    values["hidden"] = tuple(range(spec.d_model))
     return ModelSpec(**values)
 
 

@@ -50,7 +50,7 @@ class T5Layout(Layout):
         return {
             "vocab_size": vocab_size,
             "target_vocab_size": vocab_size,
-            "d_model": fields.count(config, "d_model"),
+            "d_model": fields.count(config, "d_model", most=fields.MOST_WIDTH),
             "head_dim": fields.count(config, "d_kv"),
             "num_heads": fields.count(config, "num_heads", most=fields.MOST_LAYERS_OR_HEADS),
             "d_ff": d_ff,
@@ -114,7 +114,7 @@ class T5Layout(Layout):
 
     def stack_shapes(self) -> Shapes:
         """The embedding, the tables of relative positions and the final norms."""
-        yield "shared.weight", (self.spec.vocab_size, self.spec.d_model)
+        yield "shared.weight", (self.spec.vocab_size, self.spec.width)
         for stack in STACKS:
             table = self.bias_table(stack)
             if table is not None:
@@ -124,6 +124,6 @@ class T5Layout(Layout):
     def optional_shapes(self) -> Shapes:
         """An untied output matrix, copies of the embedding, and a table that T5 never used."""
         for name in (self.output, "encoder.embed_tokens", "decoder.embed_tokens"):
-            yield f"{name}.weight", (self.spec.vocab_size, self.spec.d_model)
+            yield f"{name}.weight", (self.spec.vocab_size, self.spec.width)
         unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
         yield unused, (self.spec.relative_buckets, self.spec.num_heads)

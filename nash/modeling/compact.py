@@ -1,5 +1,7 @@
 """Compact models in transformers, one class for each family: every layer has its own heads and feed-forward width.
 
+The hidden states may have fewer dimensions than the dense model's.
+
 Stock classes do the work; only the parts that assume equal layers are replaced. Importing this module registers the
 models with transformers' Auto classes.
 """
@@ -25,6 +27,7 @@ from model_store.model.families import FAMILIES
 from model_store.model.spec import ModelSpec
 from nash.modeling.bart import shrink_bart
 from nash.modeling.configuration import compact_config_class
+from nash.modeling.hidden import keep_hidden
 from nash.modeling.t5 import shrink_t5
 from nash.modeling.umt5 import shrink_umt5
 
@@ -43,6 +46,7 @@ class CompactModel(PreTrainedModel):
         super().__init__(config)
         spec = spec_of(config.to_dict())
         _SHRINK[spec.facts.layout](self, spec)
+        keep_hidden(self, spec)
 
 
 def stock_class(spec: ModelSpec) -> type[PreTrainedModel]:

@@ -14,8 +14,8 @@ from model_store.model.families import compact_model_type
 class CompactFields:
     """The fields that a compact model's configuration adds to its family's: `ModelSpec.layer_config` writes them.
 
-    The family's own layer counts are those of the remaining layers; its numbers of heads and units, and the `dense_*`
-    counts, are the dense model's. Key names must not begin with "encoder_" or "decoder_": transformers rewrites such
+    The family's own layer counts are those of the remaining layers; its width, its numbers of heads and units, and the
+    `dense_*` counts, are the dense model's. Key names must not begin with "encoder_" or "decoder_": transformers rewrites such
     keys when it asks for one half of an encoder-decoder's configuration.
     """
 
@@ -23,6 +23,7 @@ class CompactFields:
     compact_decoder_layers: list[Any] | None = None
     dense_encoder_layers: int | None = None
     dense_decoder_layers: int | None = None
+    compact_hidden: list[Any] | None = None
 
 
 @cache

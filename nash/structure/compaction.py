@@ -1,16 +1,18 @@
 """From a gated student to a compact model that computes exactly the same outputs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from model_store.model.config import layout_of, spec_of, with_kept
-from model_store.model.layout import Sublayer
+from model_store.model.layout import HIDDEN, Sublayer
 from model_store.model.spec import ModelSpec, shortened
 from nash.modeling.compact import compact_class, compact_config, fill
+from nash.modeling.hidden import only_kept
+from nash.structure.hidden import tables
 from nash.structure.masking import HardenedGates
 
 
@@ -48,7 +50,8 @@ def compact(
 ) -> PreTrainedModel:
     """Cut what the gates closed, and fold the values of the open gates into the weights.
 
-    A part's value folds into its columns of the sublayer's output matrix. `dense` is the shape of the teacher;
+    A part's value folds into its columns of the sublayer's output matrix, the value of a dimension of the hidden states
+    into all that writes it, and into the output matrix, which reads it. `dense` is the shape of the teacher;
     `kept_layers` are the decoder layers that `student` still has.
     """
     whole = shortened(dense, kept_layers)
@@ -57,7 +60,10 @@ def compact(
     model = compact_class(spec)(compact_config(spec, student.config))
     state = _cut(student.state_dict(), layout_of(whole).sublayers(), hardened)
     wanted = model.state_dict()
-    fill(model, {name: tensor for name, tensor in state.items() if name in wanted})
+    state = {name: tensor for name, tensor in state.items() if name in wanted}
+    if HIDDEN in hardened.kept:
+        state = _cut_hidden(state, student, spec, hardened.values[HIDDEN], wanted)
+    fill(model, state)
     model.generation_config = copy.deepcopy(student.generation_config)
     return model
 
@@ -78,3 +84,32 @@ def _cut(student: dict[str, Tensor], sublayers: Sequence[Sublayer], hardened: Ha
         out = f"{sublayer.out}.weight"
         state[out] = (state[out] * values.to(state[out].dtype))[:, rows]
     return state
+
+
+@torch.no_grad()
+def _cut_hidden(
+    state: Mapping[str, Tensor],
+    student: PreTrainedModel,
+    spec: ModelSpec,
+    values_D: Tensor,
+    wanted: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The tensors with the values of the hidden states' dimensions folded in, and without the closed dimensions.
+
+    Names that share a tensor here share it in the result.
+    """
+    read_by_column = {module.get_parameter("weight").data_ptr() for module in tables(student, layout_of(spec))}
+    outs = {sublayer.out for sublayer in layout_of(spec).sublayers()}
+    cut: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key in cut:
+            continue
+        place, _, kind = name.rpartition(".")
+        values = values_D.to(tensor)
+        if tensor.data_ptr() in read_by_column:
+            tensor = tensor * values
+        elif place in outs:
+            tensor = tensor * (values[:, None] if kind == "weight" else values)
+        cut[key] = only_kept(tensor, wanted[name].shape, spec)
+    return {name: cut[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}

@@ -44,22 +44,38 @@ def scheduled_target(target: float, step: int, warmup_steps: int) -> float:
     return target if step >= warmup_steps else target * step / warmup_steps
 
 
-def harden(ranks: list[Tensor], weights: list[float], target: float) -> list[Tensor]:
+def harden(
+    ranks: list[Tensor], weights: list[float], target: float, *, across: Tensor | None = None
+) -> tuple[list[Tensor], Tensor | None]:
     """Decide which gates stay; return boolean tensors of the ranks' shapes.
 
     Gates close in the order of their ranks (usually open probabilities), the lowest first, until the weights they hold
     reach the target. Each gate of tensor i holds `weights[i]`. Of equal gates, the one listed first closes first. The
     realised sparsity is the nearest to the target that this order allows: within one gate.
+
+    `across` are the ranks of gates that each hold an equal share of every weight, whatever else is open; at least one
+    of them stays.
     """
     total = sum(r.numel() * w for r, w in zip(ranks, weights, strict=True))
+    shares = 0 if across is None else across.numel()
+    every = ranks if across is None else [*ranks, across]
     ranked = sorted(
-        (rank, i, j) for i, tensor in enumerate(ranks) for j, rank in enumerate(tensor.detach().flatten().tolist())
+        (rank, i, j) for i, tensor in enumerate(every) for j, rank in enumerate(tensor.detach().flatten().tolist())
     )
-    keep = [torch.ones(r.numel(), dtype=torch.bool) for r in ranks]
-    closed = 0.0
+    keep = [torch.ones(r.numel(), dtype=torch.bool) for r in every]
+    closed, closed_shares = 0.0, 0
     for _, i, j in ranked:
-        if abs(closed + weights[i] - target * total) >= abs(closed - target * total):
+        is_share = i == len(ranks)
+        if is_share and closed_shares + 1 == shares:
+            continue
+        after = (closed, closed_shares + 1) if is_share else (closed + weights[i], closed_shares)
+        reached, so_far = (
+            total - (total - held) * ((shares - cut) / shares if shares else 1)
+            for held, cut in (after, (closed, closed_shares))
+        )
+        if abs(reached - target * total) >= abs(so_far - target * total):
             break
         keep[i][j] = False
-        closed += weights[i]
-    return [k.view(r.shape) for k, r in zip(keep, ranks, strict=True)]
+        closed, closed_shares = after
+    decided = [k.view(r.shape) for k, r in zip(keep, every, strict=True)]
+    return decided[: len(ranks)], None if across is None else decided[-1]

@@ -3,6 +3,9 @@
 A head's gate multiplies what the head passes to the output projection; a unit's gate multiplies what the unit passes to
 the feed-forward output matrix. Both precede a linear map, so a gate's value folds into that map's columns. A gate on a
 whole sublayer multiplies all of its parts by one number: a part's value is the product of both gates.
+
+A gate on a dimension of the hidden states multiplies what is added to them there: the embeddings and the output of every
+sublayer. Norms see only the dimensions that are not closed, as in a narrower model; `hidden.py` does this.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,25 +19,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model_store.model.config import layout_of
-from model_store.model.layout import Sublayer
+from model_store.model.layout import HIDDEN, Sublayer
 from model_store.model.spec import ModelSpec
 from nash import ranks
 from nash.structure import gates
+from nash.structure.hidden import forwards_under
 
+# Of a kept dimension of the hidden states: a norm of the compact model counts it, one of the student only if it is not 0.
+_LEAST_HIDDEN = 1e-3
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
 
-# Values of the parts [parts] of each sublayer, by the name of its output matrix; 0 is closed. A sublayer that is not
-# named stays as it is.
+# Values of the parts [parts] of each sublayer, by the name of its output matrix, and of the hidden states' dimensions by
+# the name `HIDDEN`; 0 is closed. What is not named stays as it is.
 Mask = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateKinds:
-    """What has gates. NASH: the encoder's heads and units. CoFi: heads, units and sublayers of both stacks."""
+    """What has gates. NASH: the encoder's heads and units. CoFi (arXiv 2204.00408): everything in both stacks."""
 
     heads: bool = True
     units: bool = True
     sublayers: bool = False
+    hidden: bool = False  # the dimensions of the hidden states
     stacks: Literal["encoder", "both"] = "encoder"
 
     def gated(self, spec: ModelSpec) -> tuple[Sublayer, ...]:
@@ -49,6 +56,8 @@ class GateKinds:
 
     def reach(self, spec: ModelSpec) -> float:
         """The highest sparsity that these gates can reach."""
+        if self.hidden:
+            return 1 - 1 / spec.d_model  # a last dimension stays
         sizes = [(s.parts * s.part_weights, self.sublayers or self.on_parts(s)) for s in self.gated(spec)]
         return sum(size for size, closes in sizes if closes) / sum(size for size, _ in sizes)
 
@@ -75,6 +84,7 @@ class Gates(nn.Module):
         super().__init__()
         self.sublayers = kinds.gated(spec)
         self.part_alphas, self.sublayer_alphas = nn.ParameterDict(), nn.ParameterDict()
+        self.hidden_alpha = _alpha(spec.width) if kinds.hidden else None
         for i, sublayer in enumerate(self.sublayers):
             if kinds.on_parts(sublayer):
                 self.part_alphas[str(i)] = _alpha(sublayer.parts)
@@ -84,17 +94,23 @@ class Gates(nn.Module):
 
     def alphas(self) -> list[nn.Parameter]:
         """The parameters of all gates."""
-        return [*self.part_alphas.values(), *self.sublayer_alphas.values()]
+        hidden = [] if self.hidden_alpha is None else [self.hidden_alpha]
+        return [*self.part_alphas.values(), *self.sublayer_alphas.values(), *hidden]
 
     def sparsity(self) -> Tensor:
-        """The expected sparsity of the stacks that have gates, with gradients. Parts without a gate count as open."""
+        """The expected sparsity of the stacks that have gates, with gradients. Parts without a gate count as open.
+
+        Every weight belongs to one part and to one dimension of the hidden states: both must be open.
+        """
         open_by_name = self._by_name(gates.open_probability)
-        kept = [open_by_name[s.out].sum() * s.part_weights for s in self.sublayers]
-        return 1.0 - torch.stack(kept).sum() / sum(s.parts * s.part_weights for s in self.sublayers)
+        kept = torch.stack([open_by_name[s.out].sum() * s.part_weights for s in self.sublayers]).sum()
+        if HIDDEN in open_by_name:
+            kept = kept * open_by_name[HIDDEN].mean()
+        return 1.0 - kept / sum(s.parts * s.part_weights for s in self.sublayers)
 
     @torch.no_grad()
     def sparsity_by_sublayer(self) -> dict[str, float]:
-        """The expected share that is cut of each sublayer with gates, as "stack.layer.kind"."""
+        """The expected share that is cut of each sublayer's parts, as "stack.layer.kind"."""
         open_by_name = self._by_name(gates.open_probability)
         return {f"{s.stack}.{s.layer}.{s.kind}": 1.0 - float(open_by_name[s.out].mean()) for s in self.sublayers}
 
@@ -114,6 +130,7 @@ class Gates(nn.Module):
 
         A part is ranked by the probability that it and its sublayer are both open. A sublayer whose parts have no
         gates of their own stays or goes as a whole. Parts without any gate close last; no reachable target closes them.
+        The hidden states keep at least one dimension.
         """
         self._clamp()
         open_by_name = self._by_name(gates.open_probability)
@@ -125,10 +142,15 @@ class Gates(nn.Module):
             else:
                 ranks.append(open_by_name[sublayer.out][:1])
                 weights.append(float(sublayer.parts * sublayer.part_weights))
-        kept = gates.harden(ranks, weights, target)
+        hidden = open_by_name.get(HIDDEN)
+        kept, kept_hidden = gates.harden(ranks, weights, target, across=hidden)
+        by_name = {s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, kept, strict=True)}
+        values = self._by_name(gates.deterministic)
+        if HIDDEN in values:
+            values[HIDDEN] = values[HIDDEN].clamp(min=_LEAST_HIDDEN)
         return HardenedGates(
-            values=self._by_name(gates.deterministic),
-            kept={s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, kept, strict=True)},
+            values=values,
+            kept=by_name if kept_hidden is None else by_name | {HIDDEN: kept_hidden},
         )
 
     def _by_name(self, of_alpha: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
@@ -140,6 +162,8 @@ class Gates(nn.Module):
             i = str(number)
             value = own[i] if i in own else self.multipliers_2.new_ones(sublayer.parts)
             found[sublayer.out] = value * whole[i] if i in whole else value
+        if self.hidden_alpha is not None:
+            found[HIDDEN] = of_alpha(self.hidden_alpha)
         return found
 
     @torch.no_grad()
@@ -156,29 +180,40 @@ def _alpha(width: int) -> nn.Parameter:
 @contextmanager
 def masked(student: PreTrainedModel, sublayers: Sequence[Sublayer], mask: Mask) -> Iterator[None]:
     """Within the block, the student computes under `mask`; `sublayers` are the student's."""
-    matrices = []
+    hidden = mask.get(HIDDEN)
+    forwards = {} if hidden is None else forwards_under(student, hidden)
     for sublayer in sublayers:
-        if sublayer.out in mask:
-            matrices.append(matrix := student.get_submodule(sublayer.out))
-            forward = _forward_under(matrix, mask[sublayer.out], sublayer.columns)
-            setattr(matrix, "forward", forward)  # noqa: B010 - mypy takes it for the class's
+        if sublayer.out in mask or hidden is not None:
+            matrix = student.get_submodule(sublayer.out)
+            forwards[matrix] = _forward_under(matrix, mask.get(sublayer.out), sublayer.columns, hidden)
+    for module, forward in forwards.items():
+        setattr(module, "forward", forward)  # noqa: B010 - mypy takes it for the class's
     try:
         yield
     finally:
-        for matrix in matrices:
-            delattr(matrix, "forward")
+        for module in forwards:
+            delattr(module, "forward")
 
 
-def _forward_under(matrix: nn.Module, values: Tensor, columns: int) -> Callable[[Tensor], Tensor]:
+def _forward_under(
+    matrix: nn.Module, values: Tensor | None, columns: int, hidden: Tensor | None
+) -> Callable[[Tensor], Tensor]:
     """The forward of a linear map whose inputs are multiplied by a value for each `columns` of them, without a copy.
 
-    The values multiply the matrix's columns instead, with the same result. This is cheaper: a batch has more positions
-    than the model is wide, and autograd would keep tensors as large as the activations for their product.
+    Its outputs are multiplied by the values of the hidden states' dimensions.
+
+    The values multiply the matrix instead, with the same result. This is cheaper: a batch has more positions than the
+    model is wide, and autograd would keep tensors as large as the activations for their product.
     """
 
     def forward(inputs: Tensor) -> Tensor:
         weight, bias = matrix.get_parameter("weight"), matrix.bias
         assert bias is None or isinstance(bias, Tensor)
-        return F.linear(inputs, weight * values.repeat_interleave(columns).to(weight.dtype), bias)
+        if values is not None:
+            weight = weight * values.repeat_interleave(columns).to(weight.dtype)
+        if hidden is not None:
+            weight = weight * hidden[:, None].to(weight.dtype)
+            bias = None if bias is None else bias * hidden.to(bias.dtype)
+        return F.linear(inputs, weight, bias)
 
     return forward

@@ -70,16 +70,16 @@ class NativeBackend:
             self._caches,
             rows=self._rows.capacity,
             threads=threads,
-            width=net.d_model,
+            width=net.width,
             widest_attention=builder.widest_attention,
             widest_units=builder.widest_units,
-            widest_input=max(net.d_model, builder.widest_attention, builder.widest_units),
+            widest_input=max(net.width, builder.widest_attention, builder.widest_units),
             longest_scores=max(cache.own_capacity, cache.source_capacity),
             head_dim=net.head_dim,
         )
         # For a source that is encoded in slices.
         self._slice_rows = RowBuffer(config.max_source_tokens)
-        self._slice_hidden = self._caches.take(config.max_source_tokens * net.d_model, torch.float32)
+        self._slice_hidden = self._caches.take(config.max_source_tokens * net.width, torch.float32)
         self._slice_workspace = with_hidden(self._workspace, self._slice_hidden)
         self._slice_block = cache.slice_block
         self._progress: native.NativeProgress | None = None
@@ -283,7 +283,7 @@ def _weight_bytes(spec: ModelSpec, config: EngineConfig) -> int:
     """
     tensors = sum(math.prod(shape) for _, shape in layout_of(spec).shapes())
     in_layers, in_output, looked_up = _BYTES[config.dtype]
-    embedding, output = spec.vocab_size * spec.d_model, spec.target_vocab_size * spec.d_model
+    embedding, output = spec.vocab_size * spec.width, spec.target_vocab_size * spec.width
     return math.ceil((tensors - embedding) * in_layers + output * in_output + embedding * looked_up)
 
 

@@ -111,7 +111,7 @@ class StackBuilder:
     def _stack(self, side: network.StackWeights[network.Layer]) -> native.Stack:
         net = self._net
         stack = native.Stack(
-            width=net.d_model,
+            width=net.width,
             head_dim=net.head_dim,
             activation=native.ACTIVATIONS[net.activation],
             layer_norm=net.norm == "layer",

@@ -124,10 +124,10 @@ class _Builder:
         if not network.norm_first:
             return NoNorm()
         if network.norm == "rms" and self._device.type == "cuda":
-            return FusedRMSNorm(width=network.d_model, eps=network.norm_eps, dtype=self._dtype)
+            return FusedRMSNorm(width=network.width, eps=network.norm_eps, dtype=self._dtype)
         if network.norm == "rms":
-            return PlainRMSNorm(width=network.d_model, eps=network.norm_eps, dtype=self._dtype, device=self._device)
-        return LayerNorm(width=network.d_model, eps=network.norm_eps)
+            return PlainRMSNorm(width=network.width, eps=network.norm_eps, dtype=self._dtype, device=self._device)
+        return LayerNorm(width=network.width, eps=network.norm_eps)
 
     def _tokens(self, stack: _Stack) -> Tensor:
         return self._plain(stack.embedding_VD * stack.embedding_scale)
@@ -250,7 +250,7 @@ class _Builder:
         if norm is None:
             return NoNorm()
         return LayerNorm(
-            width=self._network.d_model,
+            width=self._network.width,
             eps=self._network.norm_eps,
             gain_D=self._plain(norm.gain_D),
             shift_D=self._optional(norm.shift_D),

@@ -121,7 +121,7 @@ class Network:
     norm_eps: float
     norm_first: bool
     activation: str  # "relu", "gelu", "gelu_new" (the tanh approximation) or "silu"
-    d_model: int
+    width: int  # of the hidden states
     head_dim: int
     vocab_size: int  # of the decoder and the logits; the encoder's may differ
     relative_max_distance: int  # of the position biases; their tables' rows are the buckets

@@ -82,7 +82,7 @@ class _Reader:
             norm_eps=spec.layer_norm_eps,
             norm_first=spec.facts.norm_first,
             activation=spec.activation,
-            d_model=spec.d_model,
+            width=spec.width,
             head_dim=spec.head_dim,
             vocab_size=spec.target_vocab_size,
             relative_max_distance=spec.relative_max_distance,
@@ -156,7 +156,7 @@ class _Reader:
     def _bias_alone(self, name: str) -> tuple[Linear, Linear]:
         """An empty map [0, D], and a map from nothing [D, 0] that adds its bias."""
         bias_D = self._read(f"{name}.bias")
-        from_nothing_D0 = bias_D.new_zeros(self._spec.d_model, 0)
+        from_nothing_D0 = bias_D.new_zeros(self._spec.width, 0)
         nothing = Linear(weight_OI=from_nothing_D0.t(), bias_O=None)
         return nothing, Linear(weight_OI=from_nothing_D0, bias_O=bias_D)
 
@@ -186,14 +186,19 @@ class _Reader:
             return None
         if spec.facts.positions == "endless":
             # Row 0 belongs to padding's successor: fairseq numbers positions from there.
-            return self._tensors.place(fairseq_positions(spec.pad_id + 1, self._longest, spec.d_model))
+            return self._tensors.place(
+                self._kept_dimensions(fairseq_positions(spec.pad_id + 1, self._longest, spec.d_model))
+            )
         name = f"{self._layout.positions(stack)}.weight"
         if spec.facts.positions == "learned":
             return self._read(name)[self._layout.first_position :].clone()
         if name in self._tensors:
-            return self._read(name)
+            return self._kept_dimensions(self._read(name))
         assert spec.max_positions is not None, "a table of positions has a length"
-        return self._tensors.place(sinusoidal_positions(spec.max_positions, spec.d_model))
+        return self._tensors.place(self._kept_dimensions(sinusoidal_positions(spec.max_positions, spec.d_model)))
+
+    def _kept_dimensions(self, positions_PD: Tensor) -> Tensor:
+        return positions_PD if self._spec.width == self._spec.d_model else positions_PD[:, list(self._spec.hidden)]
 
     def _output(self) -> Linear:
         name = f"{self._layout.output}.weight"

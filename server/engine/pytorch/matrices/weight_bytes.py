@@ -20,7 +20,7 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> int:
     elif quantization != "none":
         in_layers = BYTES_PER_WEIGHT[quantization]
     # The output matrix has a folded norm or its own layout, so a tied one is in memory twice.
-    count = spec.target_vocab_size * spec.d_model * output
+    count = spec.target_vocab_size * spec.width * output
     layout = layout_of(spec)
     sizes: dict[str, float] = {}  # bytes per number, by matrix name
     for sublayer in layout.sublayers():
