@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from model_store.model.config import layout_of
 from model_store.model.model import CONFIG, INDEX, INT4, WEIGHTS, Model, is_weights
 from model_store.model.spec import ModelSpec, shortened
 from model_store.version.source import list_files
+from nash.errors import RequestError
 from nash.modeling.compact import stock_class
 from nash.run.disk import full_disk_named
 from nash.run.folder import check_free
@@ -28,16 +30,23 @@ def export(model: Model, form: Format, out: Path) -> None:
 
     `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: the remaining layers
     get all heads and units back, with zero weights in those that were cut. A dense model is such a checkpoint already.
+    Hidden states get their dimensions back where a norm can be scaled to ignore zeros: not where it subtracts the mean.
     The four-bit calibration has the widths of the compact model and is not exported.
 
     Raises:
-        RequestError: `out` is taken.
+        RequestError: `out` is taken, or no stock checkpoint has these outputs.
         model_store.errors.InvalidRequestError: the folder has a file that does not belong in a model directory.
         NashError: the disk is full.
     """
     names = list_files(model.folder)
     model.check_weights()  # do not copy a damaged file
     widened = form == "hf-dense" and model.pruned
+    if widened and model.spec.width < model.spec.d_model and layout_of(model.spec).biases:
+        raise RequestError(
+            f"{model.folder} has hidden states of {model.spec.width} of {model.spec.d_model} dimensions: "
+            f"no stock {model.spec.family} has the same outputs, because its norms take the mean over all of them; "
+            "use --format hf"
+        )
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Write under a hidden name until it is complete: a killed run leaves nothing that looks like a model.
@@ -82,11 +91,13 @@ def stock_shape(compact: ModelSpec) -> ModelSpec:
 def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """A compact model's `config.json`, rewritten as a stock one of its family."""
     compact = model.spec
-    ours = {*compact.layer_config(), "dense_vocab_size"}
+    ours = {*compact.layer_config(), "compact_hidden", "dense_vocab_size"}
     stock = {key: value for key, value in model.config.items() if key not in ours}
     stock["model_type"] = compact.family
     stock["architectures"] = [stock_class(compact).__name__]
     layout = layout_of(compact)
+    if compact.width < compact.d_model:
+        stock["layer_norm_epsilon"] = compact.layer_norm_eps * compact.width / compact.d_model
     return stock | layout.counts | layout.output_config(own=f"{layout.output}.weight" in tensors)
 
 
@@ -98,6 +109,8 @@ def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
     """
     stock = stock_shape(compact)
     shapes, dtype = dict(layout_of(stock).shapes()), next(iter(tensors.values())).dtype
+    if compact.width < compact.d_model:
+        tensors = _with_all_dimensions(tensors, compact)
     result = dict(tensors)
     for narrow, whole in zip(layout_of(compact).sublayers(), layout_of(stock).sublayers(), strict=True):
         numbers = torch.tensor(narrow.numbers, dtype=torch.long)
@@ -117,4 +130,27 @@ def widen(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
         for name, value in neutral.items():
             if name in shapes and name not in tensors:
                 result[name] = torch.full(shapes[name], value, dtype=dtype)
+    return result
+
+
+def _with_all_dimensions(tensors: dict[str, Tensor], compact: ModelSpec) -> dict[str, Tensor]:
+    """The tensors with zeros in the dimensions of the hidden states that were cut.
+
+    A stock RMSNorm divides by the root of the mean over all D dimensions, of which K were kept. With sums s of squares,
+    (s / K + eps)^-0.5 = (K / D)^0.5 (s / D + eps K / D)^-0.5: so gains are multiplied by (K / D)^0.5, and eps by K / D.
+    """
+    whole = replace(compact, hidden=tuple(range(compact.d_model)))
+    layout, kept = layout_of(whole), torch.tensor(compact.hidden)
+    shapes = dict(layout.optional_shapes()) | dict(layout.shapes())
+    norms = {name for name, shape in shapes.items() if shape == (compact.d_model,)}
+    result = {}
+    for name, tensor in tensors.items():
+        if name in norms:
+            tensor = (tensor.double() * (compact.width / compact.d_model) ** 0.5).to(tensor.dtype)
+        for axis, (size, wanted) in enumerate(zip(tensor.shape, shapes[name], strict=True)):
+            if size != wanted:
+                widened = list(tensor.shape)
+                widened[axis] = wanted
+                tensor = tensor.new_zeros(widened).index_copy(axis, kept, tensor)
+        result[name] = tensor
     return result

@@ -13,18 +13,21 @@ from nash.training import losses
 class DistillationMaps(nn.Module):
     """Linear maps from the student's hidden states to the teacher's, initialised to the identity.
 
-    A submodule of the student, so that checkpoints hold it.
+    A submodule of the student, so that checkpoints hold it. `hidden`: the teacher's dimensions that the student has.
     """
 
-    def __init__(self, width: int, decoder_layers: int) -> None:
+    def __init__(self, width: int, decoder_layers: int, hidden: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.encoder = _identity(width)
-        self.decoder = nn.ModuleList(_identity(width) for _ in range(decoder_layers))
+        own = range(width) if hidden is None else hidden
+        self.encoder = _identity(width, own)
+        self.decoder = nn.ModuleList(_identity(width, own) for _ in range(decoder_layers))
 
 
-def _identity(width: int) -> nn.Linear:
-    layer = nn.Linear(width, width, bias=False)
-    nn.init.eye_(layer.weight)
+def _identity(width: int, own: Sequence[int]) -> nn.Linear:
+    layer = nn.Linear(len(own), width, bias=False)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[list(own), list(range(len(own)))] = 1.0
     return layer
 
 

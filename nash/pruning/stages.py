@@ -186,9 +186,11 @@ def finish(run: PruneRun) -> None:
     """Fine-tune the compact model with its teacher, and write the finished model."""
     recipe = run.recipe
     set_seed(recipe.seed)
-    model = load_compact(Model.open(run.path / "compact"))
+    compacted = Model.open(run.path / "compact")
+    model = load_compact(compacted)
     if recipe.final_training.epochs:
-        student = Student(model, DistillationMaps(run.spec.d_model, len(run.kept_layers)))
+        maps = DistillationMaps(run.spec.d_model, len(run.kept_layers), compacted.spec.hidden)
+        student = Student(model, maps)
         train_student(run, "final", student, load_dense(run.teacher), run.kept_layers, recipe.final_training)
     if not ranks.first():
         return

@@ -86,8 +86,8 @@ def _check_reachable(pruning: PruningRecipe, spec: ModelSpec) -> None:
     reachable = gate_kinds(pruning).reach(spec)
     if pruning.encoder_sparsity > reachable:
         raise RequestError(
-            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads, gate_units and "
-            f"gate_sublayers let no more than {reachable:.2f} of the prunable weights be cut"
+            f"pruning.encoder_sparsity {pruning.encoder_sparsity} is out of reach: gate_heads, gate_units, "
+            f"gate_sublayers and gate_hidden let no more than {reachable:.2f} of the prunable weights be cut"
         )
 
 
@@ -97,5 +97,6 @@ def gate_kinds(pruning: PruningRecipe) -> GateKinds:
         heads=pruning.gate_heads,
         units=pruning.gate_units,
         sublayers=pruning.gate_sublayers,
+        hidden=pruning.gate_hidden,
         stacks=pruning.gated_stacks,
     )

@@ -262,6 +262,8 @@ class PruningRecipe(Section):
     """Cut feed-forward units."""
     gate_sublayers: bool = False
     """Cut whole sublayers, as CoFi does."""
+    gate_hidden: bool = False
+    """Cut dimensions of the hidden states, as CoFi does; with `gated_stacks = "both"`, which have them in common."""
     gated_stacks: Literal["encoder", "both"] = "encoder"
     """`both` cuts the decoder's heads and units too, as CoFi does. The sparsity is then that of both stacks."""
     structure: Literal["gates", "search"] = "gates"
@@ -403,6 +405,11 @@ class PruneRecipe(Section):
         if self.pruning.speedup is not None and self.pruning.gated_stacks == "both":
             raise ValueError(
                 "pruning.speedup knows the cost of the encoder's widths only: leave gated_stacks at 'encoder'"
+            )
+        if self.pruning.gate_hidden and self.pruning.gated_stacks != "both":
+            raise ValueError(
+                "pruning.gate_hidden cuts the hidden states of both stacks: "
+                'give pruning.gated_stacks = "both", or leave gate_hidden out'
             )
         heads, units, sublayers = (getattr(self.pruning, f"gate_{kind}") for kind in ("heads", "units", "sublayers"))
         if self.pruning.speedup is not None and (heads != units or (sublayers and not heads)):

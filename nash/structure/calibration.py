@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model_store.model.config import spec_of
 from model_store.model.layout import Sublayer
 from nash.data.examples import IGNORED, Collator, TokenizedPairs
 from nash.modeling.layers import layers_of
@@ -99,8 +100,10 @@ def repair(
     The models are on the CPU; they compute on the device, where the batches are, and come back.
 
     `student` and `sublayers` are uncut; `soft` holds the gates' values before hardening. Matrices are refitted in the
-    order in which they run, each from the inputs that it gets from the matrices refitted before it.
+    order in which they run, each from the inputs that it gets from the matrices refitted before it. Where dimensions of
+    the hidden states were cut, the outputs in those that were kept are compared.
     """
+    kept_D = torch.tensor(spec_of(compacted.config.to_dict()).hidden, device=device)
     compacted.eval().to(device)
     student.eval().to(device)
     soft = {name: values.to(device) for name, values in soft.items()}
@@ -114,17 +117,17 @@ def repair(
                 for sublayer in layer:
                     matrix = _matrix(compacted, sublayer.out) if sublayer.out in soft else None
                     if matrix is not None:
-                        _refit(matrix, whole, cut, sublayer)
+                        _refit(matrix, whole, cut, sublayer, kept_D)
                 whole.advance()
                 cut.advance()
     compacted.to("cpu")
     student.to("cpu")
 
 
-def _refit(matrix: nn.Linear, whole: LayerWalk, cut: LayerWalk, sublayer: Sublayer) -> None:
+def _refit(matrix: nn.Linear, whole: LayerWalk, cut: LayerWalk, sublayer: Sublayer, kept_D: Tensor) -> None:
     equations = NormalEquations.of_size(matrix.in_features, matrix.out_features, str(matrix.weight.device))
     for ((_, wanted_NO),), ((inputs_NI, outputs_NO),) in zip(whole.passes(sublayer), cut.passes(sublayer), strict=True):
-        equations.add(inputs_NI, wanted_NO - outputs_NO)
+        equations.add(inputs_NI, wanted_NO.index_select(1, kept_D) - outputs_NO)
     matrix.weight += equations.correction().to(matrix.weight)
 
 

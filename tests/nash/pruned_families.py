@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import (
@@ -23,8 +25,10 @@ from transformers.models.t5 import modeling_t5
 from transformers.models.umt5 import modeling_umt5
 
 from model_store.model.config import layout_of
+from model_store.model.layout import HIDDEN, Layout
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec, shortened
+from nash.errors import RequestError
 from nash.modeling.export import export
 from nash.modeling.folders import save_model
 from nash.structure.compaction import compact, shorten_decoder
@@ -68,10 +72,14 @@ class Pruned:
             yield student
 
     def by_definition(self) -> PreTrainedModel:
-        """The uncut student; what every head and every unit hands on is multiplied by its value."""
+        """The uncut student; what every head, unit and hidden dimension hands on is multiplied by its value."""
         student = shorten_decoder(read(self.dense_dir), self.kept_layers)
-        for name, values in self.hardened.mask().items():
+        mask = dict(self.hardened.mask())
+        hidden = mask.pop(HIDDEN, None)
+        for name, values in mask.items():
             student.get_submodule(name).register_forward_pre_hook(partial(_multiply, values))
+        if hidden is not None:
+            _hook_hidden(student, hidden, layout_of(shortened(self.dense, self.kept_layers)))
         return student.eval()
 
     def compact(self) -> PreTrainedModel:
@@ -83,6 +91,34 @@ def _multiply(values: Tensor, module: nn.Module, inputs: tuple[Tensor]) -> Tenso
     return inputs[0] * values.repeat_interleave(inputs[0].shape[-1] // len(values))
 
 
+def _hook_hidden(student: PreTrainedModel, hidden_D: Tensor, layout: Layout) -> None:
+    """All that is added to the hidden states, and what the output matrix reads, is multiplied; norms see what is left.
+
+    Modules are told apart by their kinds: a norm has one axis, an embedding is not a table of relative positions.
+    """
+    kept = hidden_D.nonzero().flatten()
+    outs = {student.get_submodule(sublayer.out) for sublayer in layout.sublayers()}
+    output = student.get_submodule(layout.output)
+    output.register_forward_pre_hook(lambda _, inputs: (inputs[0] * hidden_D,))
+    for name, module in student.named_modules():
+        own = [parameter.shape for parameter in module.parameters(recurse=False)]
+        if "Sinusoidal" in type(module).__name__:
+            module.register_forward_hook(lambda _, __, out: out * (hidden_D != 0))
+        elif module in outs or (isinstance(module, nn.Embedding) and "relative" not in name):
+            module.register_forward_hook(lambda _, __, out: out * hidden_D)
+        elif own and set(own) == {hidden_D.shape}:
+            module.register_forward_hook(partial(_normed, kept, layout.spec.layer_norm_eps))
+
+
+def _normed(kept: Tensor, eps: float, norm: Any, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+    few, weight = inputs[0][..., kept], norm.weight[kept]
+    if getattr(norm, "bias", None) is None:
+        normed = F.rms_norm(few, weight.shape, weight, eps)
+    else:
+        normed = F.layer_norm(few, weight.shape, weight, norm.bias[kept], eps)
+    return torch.zeros_like(inputs[0]).index_copy(-1, kept, normed)
+
+
 def every_form(pruned: Pruned, folder: Path) -> Iterator[tuple[str, PreTrainedModel]]:
     """The forms of one pruned model by name, an oracle first; `folder`/compact and `folder`/dense are written."""
     yield "by definition", pruned.by_definition()
@@ -92,7 +128,12 @@ def every_form(pruned: Pruned, folder: Path) -> Iterator[tuple[str, PreTrainedMo
     yield "compact", compacted
     save_model(compacted, pruned.dense_dir, folder / "compact", torch.get_default_dtype())
     yield "read back", read(folder / "compact")
-    export(Model.open(folder / "compact"), "hf-dense", folder / "dense")
+    written = Model.open(folder / "compact")
+    if written.spec.width < written.spec.d_model and layout_of(written.spec).biases:
+        with pytest.raises(RequestError, match="its norms take the mean over all of them; use --format hf$"):
+            export(written, "hf-dense", folder / "dense")
+        return
+    export(written, "hf-dense", folder / "dense")
     yield "exported", read(folder / "dense")
 
 
@@ -110,11 +151,10 @@ def build(case: Case, folder: Path, *, seed: int = 0) -> Path:
 
 
 def decided(spec: ModelSpec, kept_layers: tuple[int, ...], kept: Mapping[str, list[bool]], seed: int) -> HardenedGates:
-    """A decision on the named sublayers, with random values in (0.1, 1]."""
+    """A decision on the named sublayers, and on `HIDDEN` if it is named, with random values in (0.1, 1]."""
     generator, dtype = torch.Generator().manual_seed(seed), torch.get_default_dtype()
-    bits = {
-        s.out: torch.tensor(kept[s.out]) for s in layout_of(shortened(spec, kept_layers)).sublayers() if s.out in kept
-    }
+    names = [sublayer.out for sublayer in layout_of(shortened(spec, kept_layers)).sublayers()]
+    bits = {name: torch.tensor(kept[name]) for name in [*names, HIDDEN] if name in kept}
     values = {name: 1 - 0.9 * torch.rand(len(b), generator=generator, dtype=dtype) for name, b in bits.items()}
     return HardenedGates(values=values, kept=bits)
 
@@ -165,6 +205,9 @@ def decisions(draw: st.DrawFn, spec: ModelSpec) -> tuple[tuple[int, ...], Harden
         if sublayer.stack == "encoder" or both:
             some = st.lists(st.booleans(), min_size=sublayer.parts, max_size=sublayer.parts)
             kept[sublayer.out] = draw(st.just([False] * sublayer.parts) | some)
+    if both and draw(st.booleans()):
+        kept[HIDDEN] = draw(st.lists(st.booleans(), min_size=spec.d_model, max_size=spec.d_model))
+        kept[HIDDEN][draw(st.integers(0, spec.d_model - 1))] = True
     return kept_layers, decided(spec, kept_layers, kept, draw(st.integers(0, 99)))
 
 

@@ -1,7 +1,7 @@
 """Compaction is exact: masked student, compact model, what is read back and what is exported all compute the same."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model_store.model.config import layout_of, spec_of
+from model_store.model.layout import HIDDEN
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec, shortened
 from nash.modeling.compact import fill
@@ -102,6 +103,9 @@ def cut(spec: ModelSpec, kept_layers: tuple[int, ...], gone: Mapping[tuple[str, 
     return decided(spec, kept_layers, kept, seed=0)
 
 
+Cut = Callable[[ModelSpec, tuple[int, ...]], HardenedGates]
+
+
 def hollow(spec: ModelSpec, kept_layers: tuple[int, ...]) -> HardenedGates:
     sublayers = layout_of(shortened(spec, kept_layers)).sublayers()
     return cut(spec, kept_layers, dict.fromkeys((s.stack, s.layer, s.kind) for s in sublayers))
@@ -114,8 +118,17 @@ def ragged(spec: ModelSpec, kept_layers: tuple[int, ...]) -> HardenedGates:
     return cut(spec, kept_layers, dict.fromkeys(gone))
 
 
-@pytest.mark.parametrize(("how", "kept_layers"), [(ragged, (0, 1)), (hollow, (0, 1)), (ragged, (1,))])
-def test_empty_sublayers(dense_dir: Path, how: type, kept_layers: tuple[int, ...], tmp_path: Path) -> None:
+def narrow(spec: ModelSpec, kept_layers: tuple[int, ...]) -> HardenedGates:
+    """A ragged cut that leaves hidden states of an odd width."""
+    left = ragged(spec, kept_layers)
+    kept = {name: bits.tolist() for name, bits in left.kept.items()}
+    kept[HIDDEN] = [i % 3 != 1 for i in range(spec.d_model)]
+    kept[HIDDEN][0] = sum(kept[HIDDEN]) % 2 == 0
+    return decided(spec, kept_layers, kept, seed=0)
+
+
+@pytest.mark.parametrize(("how", "kept_layers"), [(ragged, (0, 1)), (hollow, (0, 1)), (ragged, (1,)), (narrow, (0, 1))])
+def test_empty_sublayers(dense_dir: Path, how: Cut, kept_layers: tuple[int, ...], tmp_path: Path) -> None:
     hardened = how(Model.open(dense_dir).spec, kept_layers)
     check_forms(Pruned(dense_dir=dense_dir, kept_layers=kept_layers, hardened=hardened), tmp_path)
 
@@ -127,9 +140,10 @@ def _double() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_double")
-def test_in_float64_there_is_no_excuse(dense_dir: Path, tmp_path: Path) -> None:
-    spec = Model.open(dense_dir).spec
-    pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=ragged(spec, (0, 1)))
+@pytest.mark.parametrize("how", [ragged, narrow])
+def test_in_float64_there_is_no_excuse(dense_dir: Path, how: Cut, tmp_path: Path) -> None:
+    pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=how(Model.open(dense_dir).spec, (0, 1)))
+    spec = pruned.dense
     forms = every_form(pruned, tmp_path)
     expected = logits(next(forms)[1], spec)
     assert expected.dtype == torch.float64
@@ -137,13 +151,13 @@ def test_in_float64_there_is_no_excuse(dense_dir: Path, tmp_path: Path) -> None:
         assert_same(logits(model, spec), expected, what)
 
 
-def check_engine(dense_dir: Path, tmp_path: Path, backend: str) -> None:
-    """The engine computes what the compact model of a ragged cut does in transformers, and says the same."""
+def check_engine(dense_dir: Path, tmp_path: Path, backend: str, how: Cut = ragged) -> None:
+    """The engine computes what the compact model of a cut does in transformers, and says the same."""
     config = EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=NEW_TOKENS, backend=backend)
     if backend == "native" and (obstacle := why_not_native(config)):
         pytest.skip(obstacle)
     spec = Model.open(dense_dir).spec
-    pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=ragged(spec, (0, 1)))
+    pruned = Pruned(dense_dir=dense_dir, kept_layers=(0, 1), hardened=how(spec, (0, 1)))
     save_model(pruned.compact(), dense_dir, tmp_path / "compact", torch.float32)
     model, compact_model = read(tmp_path / "compact"), Model.open(tmp_path / "compact")
     sources, wanted = texts(spec, [7, 12, 2]), targets(spec, 3)
@@ -163,9 +177,10 @@ def check_engine(dense_dir: Path, tmp_path: Path, backend: str) -> None:
         assert answer[0, 1:].tolist() == sequence.tokens
 
 
+@pytest.mark.parametrize("how", [ragged, narrow])
 @pytest.mark.parametrize("backend", ["torch", "native"])
-def test_the_engine_answers_as_the_compact_model(dense_dir: Path, backend: str, tmp_path: Path) -> None:
-    check_engine(dense_dir, tmp_path, backend)
+def test_the_engine_answers_as_the_compact_model(dense_dir: Path, backend: str, how: Cut, tmp_path: Path) -> None:
+    check_engine(dense_dir, tmp_path, backend, how)
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])
