@@ -44,9 +44,7 @@ def scheduled_target(target: float, step: int, warmup_steps: int) -> float:
     return target if step >= warmup_steps else target * step / warmup_steps
 
 
-def harden(
-    ranks: list[Tensor], weights: list[float], target: float, *, across: Tensor | None = None
-) -> tuple[list[Tensor], Tensor | None]:
+def harden(ranks: list[Tensor], weights: list[float], target: float, *, across: Tensor | None = None) -> list[Tensor]:
     """Decide which gates stay; return boolean tensors of the ranks' shapes.
 
     Gates close in the order of their ranks (usually open probabilities), the lowest first, until the weights they hold
@@ -54,7 +52,7 @@ def harden(
     realised sparsity is the nearest to the target that this order allows: within one gate.
 
     `across` are the ranks of gates that each hold an equal share of every weight, whatever else is open; at least one
-    of them stays.
+    of them stays. Their decision comes last in the result.
     """
     total = sum(r.numel() * w for r, w in zip(ranks, weights, strict=True))
     shares = 0 if across is None else across.numel()
@@ -77,5 +75,4 @@ def harden(
             break
         keep[i][j] = False
         closed, closed_shares = after
-    decided = [k.view(r.shape) for k, r in zip(keep, every, strict=True)]
-    return decided[: len(ranks)], None if across is None else decided[-1]
+    return [k.view(r.shape) for k, r in zip(keep, every, strict=True)]

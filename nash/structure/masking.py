@@ -4,8 +4,8 @@ A head's gate multiplies what the head passes to the output projection; a unit's
 the feed-forward output matrix. Both precede a linear map, so a gate's value folds into that map's columns. A gate on a
 whole sublayer multiplies all of its parts by one number: a part's value is the product of both gates.
 
-A gate on a dimension of the hidden states multiplies what is added to them there: the embeddings and the output of every
-sublayer. Norms see only the dimensions that are not closed, as in a narrower model; `hidden.py` does this.
+A gate on a dimension of the hidden states multiplies what is added to them there: the embeddings and the output of
+every sublayer. Norms see only the dimensions that are not closed, as in a narrower model; `hidden.py` does this.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ from nash import ranks
 from nash.structure import gates
 from nash.structure.hidden import forwards_under
 
-# Of a kept dimension of the hidden states: a norm of the compact model counts it, one of the student only if it is not 0.
+# Of a kept dimension of the hidden states: a norm of the compact model counts it, the student's only if it is not 0.
 _LEAST_HIDDEN = 1e-3
 INITIAL_ALPHA = 3.0  # open: the gate is exactly 1 in more than four of five draws
 
-# Values of the parts [parts] of each sublayer, by the name of its output matrix, and of the hidden states' dimensions by
-# the name `HIDDEN`; 0 is closed. What is not named stays as it is.
+# Values of the parts [parts] of each sublayer, by the name of its output matrix, and of the hidden states' dimensions
+# [D], by the name `HIDDEN`; 0 is closed. What is not named stays as it is.
 Mask = Mapping[str, Tensor]
 
 
@@ -142,16 +142,13 @@ class Gates(nn.Module):
             else:
                 ranks.append(open_by_name[sublayer.out][:1])
                 weights.append(float(sublayer.parts * sublayer.part_weights))
-        hidden = open_by_name.get(HIDDEN)
-        kept, kept_hidden = gates.harden(ranks, weights, target, across=hidden)
-        by_name = {s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, kept, strict=True)}
+        decided = gates.harden(ranks, weights, target, across=open_by_name.get(HIDDEN))
+        # A sublayer without gates of its own for its parts was one gate: all of its parts share its decision.
+        kept = {s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, decided, strict=False)}
         values = self._by_name(gates.deterministic)
         if HIDDEN in values:
-            values[HIDDEN] = values[HIDDEN].clamp(min=_LEAST_HIDDEN)
-        return HardenedGates(
-            values=values,
-            kept=by_name if kept_hidden is None else by_name | {HIDDEN: kept_hidden},
-        )
+            values[HIDDEN], kept[HIDDEN] = values[HIDDEN].clamp(min=_LEAST_HIDDEN), decided[-1]
+        return HardenedGates(values=values, kept=kept)
 
     def _by_name(self, of_alpha: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """For each sublayer, by part [parts]: the function of the part's own gate times that of its sublayer's gate."""
@@ -207,7 +204,8 @@ def _forward_under(
     """
 
     def forward(inputs: Tensor) -> Tensor:
-        weight, bias = matrix.get_parameter("weight"), matrix.bias
+        weight: Tensor = matrix.get_parameter("weight")
+        bias = matrix.bias
         assert bias is None or isinstance(bias, Tensor)
         if values is not None:
             weight = weight * values.repeat_interleave(columns).to(weight.dtype)

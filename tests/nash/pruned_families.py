@@ -130,7 +130,7 @@ def every_form(pruned: Pruned, folder: Path) -> Iterator[tuple[str, PreTrainedMo
     yield "read back", read(folder / "compact")
     written = Model.open(folder / "compact")
     if written.spec.width < written.spec.d_model and layout_of(written.spec).biases:
-        with pytest.raises(RequestError, match="its norms take the mean over all of them; use --format hf$"):
+        with pytest.raises(RequestError, match=r"its norms take the mean over all of them; use --format hf$"):
             export(written, "hf-dense", folder / "dense")
         return
     export(written, "hf-dense", folder / "dense")
