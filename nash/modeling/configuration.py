@@ -14,9 +14,9 @@ from model_store.model.families import compact_model_type
 class CompactFields:
     """The fields that a compact model's configuration adds to its family's: `ModelSpec.layer_config` writes them.
 
-    The family's own layer counts are those of the remaining layers; its width, its numbers of heads and units, and the
-    `dense_*` counts, are the dense model's. Key names must not begin with "encoder_" or "decoder_": transformers rewrites
-    such keys when it asks for one half of an encoder-decoder's configuration.
+    The family's own layer counts are those of the remaining layers; its width, its heads and units and the `dense_*`
+    counts are the dense model's. Key names must not begin with "encoder_" or "decoder_": transformers rewrites such
+    keys when it asks for one half of an encoder-decoder's configuration.
     """
 
     compact_encoder_layers: list[Any] | None = None
