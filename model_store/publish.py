@@ -112,6 +112,7 @@ def _manifest(publication: Publication, source: ModelSource, files: tuple[FileEn
             vocab_size=spec.vocab_size,
             dense_vocab_size=spec.dense_vocab_size if spec.dense_vocab_size != spec.vocab_size else None,
             d_model=spec.d_model,
+            width=spec.width if spec.width != spec.d_model else None,
             encoder_layers=len(spec.encoder),
             decoder_layers=len(spec.decoder),
             dense_encoder_layers=spec.dense_encoder_layers,

@@ -38,6 +38,7 @@ class SpecSummary(_Record):
     vocab_size: int
     dense_vocab_size: int | None = None  # only if the vocabulary was trimmed
     d_model: int
+    width: int | None = None  # of the hidden states, only if they were cut
     encoder_layers: int
     decoder_layers: int
     dense_encoder_layers: int

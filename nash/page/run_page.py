@@ -112,7 +112,10 @@ class PhaseView:
 
 @dataclass(frozen=True, kw_only=True)
 class SublayerRow:
-    """One sublayer in the picture of what was cut. `parts` says of each head whether it is kept; units have none."""
+    """One sublayer in the picture of what was cut, or the hidden states.
+
+    `parts` says of each head whether it is kept; units and dimensions have none.
+    """
 
     name: str
     parts: list[bool] | None
@@ -207,6 +210,8 @@ def _rows(spec: ModelSpec) -> Iterator[SublayerRow]:
         left = set(kept)
         return SublayerRow(name=name, parts=[head in left for head in heads], kept=len(left), total=spec.num_heads)
 
+    if spec.width < spec.d_model:
+        yield SublayerRow(name="hidden states", parts=None, kept=spec.width, total=spec.d_model)
     for number, layer in enumerate(spec.encoder):
         yield attention(f"encoder {number} self-attention", layer.heads)
         yield SublayerRow(name=f"encoder {number} feed-forward", parts=None, kept=layer.ffn, total=spec.d_ff)

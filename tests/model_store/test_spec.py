@@ -50,7 +50,8 @@ def compact_specs(draw: st.DrawFn) -> ModelSpec:
         DecoderLayerSpec(self_heads=draw(HEADS), cross_heads=draw(HEADS), ffn=draw(st.integers(0, 64)), origin=origin)
         for origin in draw(ORIGINS)
     )
-    return ModelSpec(**(vars(DENSE) | {"encoder": tuple(draw(ENCODER)), "decoder": decoder}))
+    hidden = tuple(sorted(draw(st.sets(st.integers(0, DENSE.d_model - 1), min_size=1))))
+    return ModelSpec(**(vars(DENSE) | {"encoder": tuple(draw(ENCODER)), "decoder": decoder, "hidden": hidden}))
 
 
 @given(compact_specs())
@@ -170,6 +171,13 @@ def test_bad_configs(changes: dict[str, Any], message: str) -> None:
         ({"compact_encoder_layers": [LAYER | {"ffn": 65}] * 4}, "from 0 to 64"),
         ({"compact_decoder_layers": [DECODER_LAYER] * 3}, "strictly ascending origins"),
         ({"compact_decoder_layers": [DECODER_LAYER | {"origin": 3}] * 3}, "from 0 to 2"),
+        ({"compact_hidden": []}, "at least one number below d_model"),
+        ({"compact_hidden": [0, 10**6]}, "at least one number below d_model"),
+        ({"compact_hidden": [1, 0]}, "ascending"),
+        ({"compact_hidden": [1, 1]}, "ascending"),
+        ({"compact_hidden": [-1, 1]}, "ascending"),
+        ({"compact_hidden": [0, True]}, "ascending"),
+        ({"compact_hidden": "all"}, "ascending"),
         ({"dense_encoder_layers": 3}, "at least the encoder's layers, 4"),
         ({"dense_decoder_layers": None}, "dense_decoder_layers is None"),
     ],

@@ -44,7 +44,8 @@ def _model_document(service: Service, variant: Variant) -> dict[str, Any]:
         "engine": variant.resolved.engine,
         "memory_bytes": None if ready is None else sum(ready.memory_bytes.values()),
         "spec": {
-            **dataclasses.asdict(spec),
+            **{key: value for key, value in dataclasses.asdict(spec).items() if key != "hidden"},
+            "width": spec.width,
             "encoder_layers": len(spec.encoder),
             "decoder_layers": len(spec.decoder),
             "encoder_sparsity": round(spec.encoder_sparsity, 4),

@@ -16,7 +16,7 @@ from tests.nash.tiny_training import task_rows
 
 TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # of the tests' tokenizer
 NASH = ""
-COFI = 'gate_sublayers = true\ngated_stacks = "both"'
+COFI = 'gate_sublayers = true\ngate_hidden = true\ngated_stacks = "both"'
 RECIPE = """
 model = "./dense"
 name = "reverse"

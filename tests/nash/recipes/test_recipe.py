@@ -165,6 +165,7 @@ def test_a_speed_stands_in_for_a_shape(write: Any) -> None:
     assert "leave gated_stacks at 'encoder'" in refusal(
         write(PRUNE + '[pruning]\nspeedup = 3\ngated_stacks = "both"\n')
     )
+    assert "cuts the hidden states of both stacks" in refusal(write(PRUNE + "[pruning]\ngate_hidden = true\n"))
     assert "leave encoder_sparsity out" in refusal(
         write(PRUNE + "[pruning]\nspeedup = 3\n"), {"pruning.encoder_sparsity": 0.1}
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model_store.model.config import layout_of, with_kept
+from model_store.model.layout import HIDDEN
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
 from nash.modeling.folders import load_dense
@@ -13,14 +14,14 @@ from nash.structure import gates
 from nash.structure.masking import GateKinds, Gates, HardenedGates, masked
 from tests.tiny_families import CASES, build_tiny
 
-COFI = GateKinds(sublayers=True, stacks="both")
+COFI = GateKinds(sublayers=True, hidden=True, stacks="both")
 KINDS = {
     "nash": GateKinds(),
     "units alone": GateKinds(heads=False),
     "sublayers too": GateKinds(sublayers=True),
     "sublayers alone": GateKinds(heads=False, units=False, sublayers=True),
     "units and sublayers": GateKinds(heads=False, sublayers=True),
-    "cofi": COFI,
+    "without hidden states": GateKinds(sublayers=True, stacks="both"),
 }
 
 
@@ -61,7 +62,9 @@ def test_expected_sparsity_of_both_stacks_by_hand(bart: ModelSpec) -> None:
     parts = [gates.open_probability(a).sum().item() for a in own.part_alphas.values()]
     sizes = [4 * 24 * 8] * 7 + [2 * 24] * 5
     assert [len(a) for a in own.part_alphas.values()] == [3] * 7 + [41] * 3 + [28] * 2
-    kept = sum(w * p * size for w, p, size in zip(whole, parts, sizes, strict=True))
+    assert own.hidden_alpha is not None
+    width = gates.open_probability(own.hidden_alpha).mean().item()
+    kept = width * sum(w * p * size for w, p, size in zip(whole, parts, sizes, strict=True))
     assert own.sparsity().item() == pytest.approx(1 - kept / (7 * 3 * 768 + (3 * 41 + 2 * 28) * 48), abs=1e-6)
 
 
@@ -135,6 +138,43 @@ def test_the_realised_sparsity_is_the_targets_within_one_gate(bart: ModelSpec, k
     total = sum(s.parts * s.part_weights for s in own.sublayers)
     largest = max(s.part_weights * (1 if kinds.on_parts(s) else s.parts) for s in own.sublayers)
     assert abs(closed - target * total) <= largest / 2
+
+
+@pytest.mark.parametrize("target", [0.0, 0.2, 0.5, 0.8])
+def test_hidden_states_count_in_every_weight(bart: ModelSpec, target: float) -> None:
+    """Realised within half of the largest gate, a dimension or a head; and the kept dimensions are the likeliest."""
+    own = spread(Gates(bart, COFI))
+    hardened = own.harden(target)
+    compact = left(bart, hardened)
+    kept = sum(s.parts * s.part_weights for s in layout_of(compact).sublayers()) * compact.width / bart.d_model
+    total = sum(s.parts * s.part_weights for s in own.sublayers)
+    largest = max(total / bart.d_model, *(s.part_weights for s in own.sublayers))
+    assert abs(total - kept - target * total) <= largest / 2
+    assert own.hidden_alpha is not None
+    alphas = own.hidden_alpha.detach()
+    closed = alphas[~hardened.kept[HIDDEN]]
+    assert compact.width == bart.d_model - len(closed)
+    assert not len(closed) or float(closed.max()) <= float(alphas[hardened.kept[HIDDEN]].min())
+
+
+def test_a_dimension_of_the_hidden_states_stays(bart: ModelSpec) -> None:
+    own = Gates(bart, COFI)
+    with torch.no_grad():
+        own.alphas()[-1].fill_(-4.0)
+    hardened = own.harden(1.0)
+    assert left(bart, hardened).width == 1
+    assert not any(kept.any() for name, kept in hardened.kept.items() if name != HIDDEN)
+
+
+def test_a_kept_dimension_is_never_silent(bart: ModelSpec) -> None:
+    """A norm of the compact model counts it, so the masked student's must count it too."""
+    own = Gates(bart, COFI)
+    with torch.no_grad():
+        own.alphas()[-1].fill_(-4.0)
+    hardened = own.harden(0.0)
+    assert hardened.kept[HIDDEN].all()
+    assert float(own.expected()[HIDDEN].max()) == 0.0
+    assert float(hardened.values[HIDDEN].min()) > 0.0
 
 
 def test_sublayers_without_gated_parts_stay_or_go_whole(bart: ModelSpec) -> None:
