@@ -146,8 +146,8 @@ class StudentObjective:
         return self.module.gates is None or step >= self._warmup_steps(steps)
 
     def cuts(self) -> dict[str, float]:
-        """The expected sparsity of each sublayer that has gates."""
-        return {} if self.module.gates is None else self.module.gates.sparsity_by_sublayer()
+        """The expected share that is cut of everything that has gates."""
+        return {} if self.module.gates is None else self.module.gates.shares_cut()
 
     @torch.no_grad()
     def _run_teacher(self, feed: dict[str, Any], autocast: Autocast) -> Computed:

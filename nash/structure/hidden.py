@@ -81,7 +81,7 @@ def _norm(module: nn.Module, open_D: Tensor, layout: Layout) -> Callable[[Tensor
     def forward(hidden: Tensor) -> Tensor:
         states = hidden.float() if hidden.dtype.itemsize < 4 else hidden
         mask = open_D.to(states.dtype)
-        count = mask.sum()
+        count = mask.sum().clamp(min=1)  # a draw may close every dimension
         if subtracts_mean:
             states = (states - states.sum(-1, keepdim=True) / count) * mask
         states = states * torch.rsqrt(states.square().sum(-1, keepdim=True) / count + eps)

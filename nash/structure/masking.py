@@ -109,10 +109,11 @@ class Gates(nn.Module):
         return 1.0 - kept / sum(s.parts * s.part_weights for s in self.sublayers)
 
     @torch.no_grad()
-    def sparsity_by_sublayer(self) -> dict[str, float]:
-        """The expected share that is cut of each sublayer's parts, as "stack.layer.kind"."""
+    def shares_cut(self) -> dict[str, float]:
+        """The expected share that is cut of each sublayer's parts, as "stack.layer.kind", and of the hidden states."""
         open_by_name = self._by_name(gates.open_probability)
-        return {f"{s.stack}.{s.layer}.{s.kind}": 1.0 - float(open_by_name[s.out].mean()) for s in self.sublayers}
+        names = {s.out: f"{s.stack}.{s.layer}.{s.kind}" for s in self.sublayers} | {HIDDEN: HIDDEN}
+        return {names[name]: 1.0 - float(values.mean()) for name, values in open_by_name.items()}
 
     def draw(self) -> Mask:
         """Sample every gate, once per forward pass; the same in all processes of a run."""
