@@ -1,4 +1,6 @@
-"""The native operator on ARM's sets of instructions, emulated: it repeats what was recorded on x86.
+"""The native operator on ARM's sets of instructions: what its libraries consist of, and what they compute.
+
+Emulated, they repeat what was recorded on x86.
 
 Weights, caches and structures are the same on every set, so one recording serves all of them. The emulated processors
 have what their set needs and, but for the newest, nothing more.
@@ -23,15 +25,17 @@ from server.engine.interface.config import EngineConfig
 from server.engine.native.backend import NativeBackend
 from server.engine.native.operator import library as native
 from server.engine.native.operator.set_choice import VARIABLE, available_sets
+from server.engine.native.operator.sets import SETS
 from tests.engine.compact import ragged, write_compact
 from tests.engine.conftest import ARM_COMPILER
 from tests.engine.family_reference import backend_logits, load_backend, texts
+from tests.engine.native.disassembly import EXPECTED, check, disassembled
 from tests.engine.native.native_recording import Call, Recording
 from tests.missing_programs import skip_or_fail
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5
 
-pytestmark = pytest.mark.skipif(
+emulated = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="only x86 emulates ARM here; ARM itself runs the operator's other tests"
 )
 
@@ -201,6 +205,12 @@ def check_near(ours: Tensor, theirs: Tensor, exact: Tensor, *, dtype: str, round
         assert (ours - theirs).norm() <= ALIKE * (theirs - exact).norm()
 
 
+@pytest.mark.parametrize("name", [each.name for each in SETS if each.machine == "aarch64"])
+def test_what_its_libraries_consist_of(name: str, arm_libraries: dict[str, Path]) -> None:
+    check(disassembled(arm_libraries[name], "aarch64"), EXPECTED[name])
+
+
+@emulated
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_arm_says_what_x86_and_float64_say(
     name: str, recorded: Recorded, driver: Path, arm_libraries: dict[str, Path], tmp_path: Path
@@ -235,6 +245,7 @@ def test_arm_says_what_x86_and_float64_say(
         assert compared >= (0.5 if name == "neon-bf16" else 0.9) * len(passes.targets) * STEPS
 
 
+@emulated
 @pytest.mark.parametrize(
     ("name", "processor"), [("neon-dotprod", "cortex-a72"), ("neon-bf16", "cortex-a72"), ("neon-bf16", "neoverse-n1")]
 )
