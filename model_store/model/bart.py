@@ -17,6 +17,7 @@ class BartLayout(Layout):
     layers_keys: ClassVar[Mapping[Stack, str]] = {"encoder": "encoder_layers", "decoder": "decoder_layers"}
     biases = True
     scaled_scores = True
+    norm_eps_key = None
     output = "lm_head"
     logits_bias = "final_logits_bias"
     first_position = 2  # fairseq reserved the rows before it for padding

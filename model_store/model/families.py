@@ -46,6 +46,11 @@ class Family:
     scales_logits: bool | None = None  # by d_model^-0.5; None: as config.json says
     may_have_two_vocabularies: bool = False  # one for sources, one for targets
 
+    @property
+    def sinusoids(self) -> bool:
+        """Whether positions are computed, and not learned, before they are added to the embedding."""
+        return self.positions in {"sinusoidal", "endless"}
+
 
 _T5 = Family(layout="t5", positions="relative", logits_bias=False, pad_id=0, eos_id=1, decoder_start_id=0)
 _BART = Family(

@@ -92,6 +92,7 @@ class Layout(ABC):
     layers_keys: ClassVar[Mapping[Stack, str]]  # the config.json keys that hold a stack's number of layers
     biases: ClassVar[bool]  # whether matrices and norms have biases; norms with a bias also subtract the mean
     scaled_scores: ClassVar[bool]  # whether attention multiplies its scores by head_dim^-0.5
+    norm_eps_key: ClassVar[str | None]  # the config.json key of what norms add to the mean square, if there is one
     output: ClassVar[str]  # the output matrix's module, if the checkpoint has its own
     logits_bias: ClassVar[str | None]  # the tensor's name
     first_position: ClassVar[int] = 0  # the row of position 0 in a table of learned positions

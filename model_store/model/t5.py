@@ -21,6 +21,7 @@ class T5Layout(Layout):
     layers_keys: ClassVar[Mapping[Stack, str]] = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
     biases = False
     scaled_scores = False
+    norm_eps_key = "layer_norm_epsilon"
     output = "lm_head"
     logits_bias = None
 
@@ -60,7 +61,7 @@ class T5Layout(Layout):
             "relative_buckets": buckets,
             "relative_max_distance": max_distance,
             "max_positions": None,
-            "layer_norm_eps": fields.positive(config, "layer_norm_epsilon", 1e-6),
+            "layer_norm_eps": fields.positive(config, cls.norm_eps_key, 1e-6),
             "scale_embedding": False,
             "scale_logits": scaled if family.scales_logits is None else family.scales_logits,
             "shared_embedding": True,

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from model_store.model.spec import ModelSpec, shortened
 from model_store.version.source import list_files
 from nash.errors import RequestError
 from nash.modeling.compact import stock_class
+from nash.modeling.configuration import CompactFields
 from nash.run.disk import full_disk_named
 from nash.run.folder import check_free
 
@@ -91,13 +92,14 @@ def stock_shape(compact: ModelSpec) -> ModelSpec:
 def stock_config(model: Model, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """A compact model's `config.json`, rewritten as a stock one of its family."""
     compact = model.spec
-    ours = {*compact.layer_config(), "compact_hidden", "dense_vocab_size"}
+    ours = {*(field.name for field in fields(CompactFields)), "dense_vocab_size"}
     stock = {key: value for key, value in model.config.items() if key not in ours}
     stock["model_type"] = compact.family
     stock["architectures"] = [stock_class(compact).__name__]
     layout = layout_of(compact)
     if compact.width < compact.d_model:
-        stock["layer_norm_epsilon"] = compact.layer_norm_eps * compact.width / compact.d_model
+        assert layout.norm_eps_key is not None, "norms that can be widened have an eps of their own"
+        stock[layout.norm_eps_key] = compact.layer_norm_eps * compact.width / compact.d_model
     return stock | layout.counts | layout.output_config(own=f"{layout.output}.weight" in tensors)
 
 

@@ -26,16 +26,15 @@ def keep_hidden(model: PreTrainedModel, spec: ModelSpec) -> None:
     if spec.width == spec.d_model:
         return
     layout = layout_of(spec)
-    computed = spec.facts.positions in {"sinusoidal", "endless"}
-    tables = {f"{layout.positions(stack)}.weight" for stack in STACKS} if computed else set()
+    sinusoids = [layout.positions(stack) for stack in STACKS] if spec.facts.sinusoids else []
     wanted = dict(layout.optional_shapes()) | dict(layout.shapes())
     narrowed: dict[int, nn.Parameter] = {}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
-        if name not in wanted or name in tables:
+        place, _, attribute = name.rpartition(".")
+        if name not in wanted or place in sinusoids:
             continue
         if id(old) not in narrowed:
             narrowed[id(old)] = nn.Parameter(only_kept(old.detach(), Size(wanted[name]), spec), old.requires_grad)
-        place, _, attribute = name.rpartition(".")
         module, new = model.get_submodule(place), narrowed[id(old)]
         setattr(module, attribute, new)
         for kind, width, axis in _WIDTHS:
@@ -43,9 +42,8 @@ def keep_hidden(model: PreTrainedModel, spec: ModelSpec) -> None:
                 setattr(module, width, new.shape[axis])
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.normalized_shape = tuple(new.shape)
-    if computed:
-        for stack in STACKS:
-            _read_kept(model.get_submodule(layout.positions(stack)), spec)
+    for table in sinusoids:
+        _read_kept(model.get_submodule(table), spec)
 
 
 def only_kept(tensor: Tensor, shape: Size, spec: ModelSpec) -> Tensor:

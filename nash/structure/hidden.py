@@ -1,4 +1,4 @@
-"""Gates on the dimensions of the hidden states: what a student computes under them, and its tensors without them."""
+"""Gates on the dimensions of the hidden states: what a student computes under them."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def forwards_under(student: PreTrainedModel, values_D: Tensor) -> dict[nn.Module
     for table in tables(student, layout):
         if table is not output:
             forwards[table] = _scaled(table, values_D)
-    if layout.spec.facts.positions in {"sinusoidal", "endless"}:
+    if layout.spec.facts.sinusoids:
         for stack in STACKS:
             positions = student.get_submodule(layout.positions(stack))
             forwards[positions] = _scaled(positions, open_D)

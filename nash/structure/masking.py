@@ -56,10 +56,9 @@ class GateKinds:
 
     def reach(self, spec: ModelSpec) -> float:
         """The highest sparsity that these gates can reach."""
-        if self.hidden:
-            return 1 - 1 / spec.d_model  # a last dimension stays
         sizes = [(s.parts * s.part_weights, self.sublayers or self.on_parts(s)) for s in self.gated(spec)]
-        return sum(size for size, closes in sizes if closes) / sum(size for size, _ in sizes)
+        by_parts = sum(size for size, closes in sizes if closes) / sum(size for size, _ in sizes)
+        return max(by_parts, 1 - 1 / spec.d_model) if self.hidden else by_parts  # a last dimension stays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ class Gates(nn.Module):
                 ranks.append(open_by_name[sublayer.out][:1])
                 weights.append(float(sublayer.parts * sublayer.part_weights))
         decided = gates.harden(ranks, weights, target, across=open_by_name.get(HIDDEN))
-        # A sublayer without gates of its own for its parts was one gate: all of its parts share its decision.
+        # Where parts have no gates, all share their sublayer's decision. That of the hidden states comes after these.
         kept = {s.out: k.expand(s.parts).clone() for s, k in zip(self.sublayers, decided, strict=False)}
         values = self._by_name(gates.deterministic)
         if HIDDEN in values:
