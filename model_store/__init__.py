@@ -1,5 +1,6 @@
-"""The shape of models, and immutable versions of them on disk. Imports nothing else from this project.
+"""The shape of models, and immutable versions of them. Imports nothing else from this project.
 
-`store` is the interface for callers; `publish`, `verify` and `find` are its operations. `model/` describes a model's
-shape and layout, `version/` a version's metadata, `disk/` how both are stored in files.
+`store` is the interface for callers, `operations/` what it does. `model/` describes a model's shape and layout,
+`version/` a version's metadata, `objects/` what a store consists of, `storage/` where its bytes lie: on a local disk or
+in object storage.
 """

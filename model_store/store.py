@@ -1,37 +1,57 @@
-"""The model store on a local disk: immutable versions of models, named by number and by alias.
+"""The model store: immutable versions of models, named by number and by alias, on a local disk or on object storage.
 
 Everything is created whole or not at all. Any number of processes may therefore read and write one store at once, and
 a killed process leaves nothing behind that a reader could see.
 """
 
+import builtins
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from model_store.disk.blobs import read_manifest
-from model_store.disk.files import link_if_absent, make_folder, private_folder, write_new
-from model_store.disk.paths import Paths
-from model_store.disk.pointers import (
+from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError, StoreAccessError
+from model_store.model.config import spec_of
+from model_store.model.model import CONFIG
+from model_store.model.spec import ModelSpec
+from model_store.objects import keys
+from model_store.objects.aliases import (
+    AliasMove,
     alias_names,
-    find_version,
-    live_versions,
-    model_names,
+    history,
     move_alias,
+    named_versions,
     read_alias,
-    read_version,
-    utc_text,
+    roll_back,
 )
-from model_store.disk.records import read_quality, record_paths
-from model_store.disk.views import open_view
-from model_store.errors import InvalidRequestError, StoreAccessError
-from model_store.publish import Publication, Published, publish
-from model_store.verify import Problem, verify_store, verify_version
-from model_store.version.manifest import Kind, Lineage, Manifest
+from model_store.objects.blobs import (
+    GRACE_SECONDS,
+    LARGEST_MANIFEST_BYTES,
+    REPAIR,
+    blob_key,
+    parse_manifest,
+    read_manifest,
+)
+from model_store.objects.format import check, prepare
+from model_store.objects.records import add_record, read_qualities, read_records
+from model_store.objects.times import utc_text
+from model_store.objects.versions import live_versions, model_names, parse_version, read_version
+from model_store.operations.cache import evict, most_bytes, touch
+from model_store.operations.checkout import open_view
+from model_store.operations.collect import Garbage, collect
+from model_store.operations.fetch import Progress
+from model_store.operations.place import Place
+from model_store.operations.publish import Publication, Published, publish
+from model_store.operations.remove import remove
+from model_store.operations.resolve import find_version
+from model_store.operations.transfer import Transfer
+from model_store.operations.verify import Problem, verify_store, verify_version
+from model_store.version.latency import LatencyRecord
+from model_store.version.manifest import Kind, Lineage, Manifest, MeasuredOn
 from model_store.version.quality import QualityRecord
 from model_store.version.ref import Ref, check_name
 
@@ -71,16 +91,22 @@ def _naming_disk_errors(method: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 class Store:
-    """A store in one folder, which need not exist until something is published.
+    """A store at one place, which need not exist until something is published.
 
-    Every method may raise `StoreAccessError`; methods that read a version may raise `CorruptStoreError`.
+    Every method may raise `StoreAccessError`, and `InvalidRequestError` where the place holds something else than a
+    store; methods that read a version may raise `CorruptStoreError`.
     """
 
-    def __init__(self, root: Path, *, on_step: Callable[[str], None] = lambda _: None) -> None:
-        """`on_step` is called just before each step of a publish."""
-        self.root = root
-        self._paths = Paths(root)
-        self._on_step = on_step
+    def __init__(self, url: str | Path) -> None:
+        """`url` is a folder, or s3://BUCKET/PREFIX, whose credentials and endpoint come from the AWS_ variables.
+
+        Raises:
+            InvalidRequestError: it is neither, or obstore is not installed.
+        """
+        self._place = Place.of(url)
+        self._storage = self._place.storage
+        self.url = self._storage.url
+        self.root = self._place.local.root  # where its files lie on this machine: its folder, or that of its cache
 
     @_naming_disk_errors
     def publish(
@@ -92,13 +118,15 @@ class Store:
         alias: str | None = None,
         lineage: Lineage | None = None,
         metrics: Mapping[str, float] | None = None,
+        measured_on: MeasuredOn | None = None,
         licence: str | None = None,
         reason: str = "publish",
     ) -> Published:
         """Store a model directory as the next version of `name`, and point `alias` at it.
 
         If the content, manifest included, equals that of the newest version or of the one that `alias` names, no new
-        version is made. `kind` is read from `config.json` if not given.
+        version is made. The first version of a name gets the alias `default` too. `kind` is read from `config.json` if
+        not given.
 
         Raises:
             InvalidRequestError: a name is invalid, or the directory is not a publishable model.
@@ -110,16 +138,23 @@ class Store:
             alias=alias,
             lineage=lineage or Lineage(),
             metrics=metrics or {},
+            measured_on=measured_on,
             licence=licence,
             reason=reason,
         )
-        return publish(self._paths, publication, self._on_step)
+        return publish(self._place, publication)
 
     @_naming_disk_errors
     def check_writable(self) -> None:
-        """Check that the store is writable, before hours of work on what will be published. Creates its folder."""
-        with private_folder(self._paths.tmp):
+        """Check that the store is writable, before hours of work on what will be published. Makes it one if need be."""
+        prepare(self._storage)
+        with self._place.private_folder():
             pass
+
+    @_naming_disk_errors
+    def exists(self) -> bool:
+        """Whether anything was ever written to the store."""
+        return self._storage.stat(keys.FORMAT) is not None or bool(self._storage.folders(""))
 
     @_naming_disk_errors
     def resolve(self, ref: Ref | str) -> StoredVersion:
@@ -129,18 +164,52 @@ class Store:
             InvalidRequestError: the reference is malformed.
             NotFoundError: the store has no such name, alias or version.
         """
+        check(self._storage)
         ref = _parsed(ref)
-        version = find_version(self._paths, ref)
-        return self._load(ref.name, version, self._aliases(ref.name))
+        number = find_version(self._storage, ref)
+        digest = read_version(self._storage, ref.name, number)
+        manifest = read_manifest(self._storage, digest)
+        pointer = self._storage.stat(keys.version(ref.name, number))
+        if pointer is None:
+            raise NotFoundError(f"{ref.name}:{number} has just gone: `nash models ls` lists what is there")
+        aliases = self._aliases(ref.name).get(number, ())
+        return _stored(ref.name, number, digest, manifest, aliases, pointer.modified)
 
     @_naming_disk_errors
-    def list(self) -> list[StoredVersion]:
+    def list(self) -> builtins.list[StoredVersion]:
         """All live versions, by name and number."""
-        found = []
-        for name in model_names(self._paths):
+        check(self._storage)
+        found: builtins.list[StoredVersion] = []
+        for name in model_names(self._storage):
             aliases = self._aliases(name)
-            found += [self._load(name, number, aliases) for number in live_versions(self._paths, name)]
+            live = live_versions(self._storage, name)
+            pointers = [keys.version(name, number) for number in live]
+            read = self._storage.read_all(pointers)
+            digests = [parse_version(self._storage, key, data) for key, data in zip(pointers, read, strict=True)]
+            manifests = self._manifests(digests)
+            for (number, pointer), digest in zip(live.items(), digests, strict=True):
+                found.append(
+                    _stored(name, number, digest, manifests[digest], aliases.get(number, ()), pointer.modified)
+                )
         return found
+
+    def parent_of(self, version: StoredVersion) -> StoredVersion | None:
+        """The version that another one was made from, if the store has it."""
+        digest = version.manifest.lineage.parent
+        return next((each for each in self.list() if each.digest == digest), None) if digest else None
+
+    @_naming_disk_errors
+    def spec(self, version: StoredVersion) -> ModelSpec:
+        """The whole shape of a version, from its `config.json`.
+
+        Raises:
+            CorruptStoreError: that file is not what was published.
+        """
+        [file] = [each for each in version.manifest.files if each.path == CONFIG]
+        data = self._storage.read(blob_key(self._storage, file.sha256), LARGEST_MANIFEST_BYTES) or b""
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise CorruptStoreError(f"{version.ref}: {CONFIG} is missing or damaged: {REPAIR}")
+        return spec_of(json.loads(data))
 
     @_naming_disk_errors
     def tag(self, ref: Ref | str, alias: str, reason: str = "tag") -> StoredVersion:
@@ -152,21 +221,100 @@ class Store:
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
-        with private_folder(self._paths.tmp) as tmp:
-            move_alias(self._paths, version.name, alias, version.version, reason, tmp)
+        move_alias(self._storage, version.name, alias, version.version, reason)
         return self.resolve(version.ref)
 
     @_naming_disk_errors
-    def verify(self, ref: Ref | str | None = None) -> Sequence[Problem]:
-        """Read every file of one version, or of the whole store; return the bad ones.
+    def untag(self, name: str, alias: str, reason: str = "untag") -> None:
+        """Let an alias name nothing.
+
+        Raises:
+            InvalidRequestError: the name or the alias is malformed.
+            NotFoundError: there is no such alias, or it names nothing already.
+        """
+        self._check_alias(name, alias)
+        move = read_alias(self._storage, name, alias)
+        if move is None or move.version is None:
+            known = ", ".join(sorted(named_versions(self._storage, name))) or "none"
+            raise NotFoundError(f"model {name!r} has no alias {alias!r}: it has {known}")
+        move_alias(self._storage, name, alias, None, reason)
+
+    @_naming_disk_errors
+    def rollback(self, name: str, alias: str) -> AliasMove:
+        """Take back the last move of an alias that was not taken back yet, so that two rollbacks go two moves back.
+
+        Raises:
+            NotFoundError: there is no such alias.
+            InvalidRequestError: nothing stood before that move, what stood was removed, or it moved meanwhile.
+        """
+        self._check_alias(name, alias)
+        return roll_back(self._storage, name, alias)
+
+    @_naming_disk_errors
+    def history(self, name: str, alias: str | None = None) -> dict[str, builtins.list[AliasMove]]:
+        """The moves of one alias of a model, or of all, the first one first.
+
+        Raises:
+            NotFoundError: there is no such model or alias.
+        """
+        check(self._storage)
+        check_name(name, "model name")
+        known = alias_names(self._storage, name)
+        if name not in model_names(self._storage):
+            raise NotFoundError(f"model {name!r} is not in the store {self.url}: `nash models ls` lists what is")
+        if alias is not None and alias not in known:
+            raise NotFoundError(f"model {name!r} has no alias {alias!r}: it has {', '.join(known) or 'none'}")
+        return {each: history(self._storage, name, each) for each in (known if alias is None else [alias])}
+
+    @_naming_disk_errors
+    def remove(self, ref: Ref | str, reason: str = "rm") -> StoredVersion:
+        """Remove a version; `collect` frees its space. Its number never comes back. Return what it was.
+
+        Raises:
+            InvalidRequestError: the reference names no single version by its number, or an alias names it.
+            NotFoundError: there is no such version.
+        """
+        ref = _parsed(ref)
+        if ref.version is None:
+            raise InvalidRequestError(f"{ref} can move: name the version by its number, as in {ref.name}:7")
+        version = self.resolve(ref)
+        remove(self._storage, version.name, version.version, reason)
+        return version
+
+    @_naming_disk_errors
+    def collect(
+        self,
+        *,
+        dry_run: bool = False,
+        grace_seconds: float = GRACE_SECONDS,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Sequence[Garbage]:
+        """Free what no version needs and is older than the grace period, or say what that would be.
+
+        With a shorter grace period nobody may be publishing meanwhile.
+
+        Raises:
+            CorruptStoreError: a pointer or a manifest cannot be read; nothing was deleted.
+        """
+        check(self._storage)
+        return collect(self._place, dry_run=dry_run, grace_seconds=grace_seconds, say=say)
+
+    @_naming_disk_errors
+    def verify(self, ref: Ref | str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Sequence[Problem]:
+        """Read every file of one version, or of the whole store; return the bad ones. `say` hears what was read.
 
         Raises:
             NotFoundError: there is no such version.
         """
+        check(self._storage)
         if ref is None:
-            return verify_store(self._paths)
+            problems: builtins.list[Problem] = []
+            for checked, bad in verify_store(self._place):
+                say(checked)
+                problems.extend(bad)
+            return problems
         ref = _parsed(ref)
-        return verify_version(self._paths, ref.name, find_version(self._paths, ref))
+        return verify_version(self._place, ref.name, find_version(self._storage, ref))
 
     @_naming_disk_errors
     def checkout(self, ref: Ref | str) -> Path:
@@ -177,7 +325,42 @@ class Store:
             CorruptStoreError: a file is not what was published; the message names it. Load nothing then.
         """
         version = self.resolve(ref)
-        return open_view(self._paths, version.manifest, version.digest, version.ref)
+        view = open_view(self._place, version.manifest, version.digest, version.ref)
+        if self._place.remote:
+            touch(self._place.local, version.digest)
+            evict(self._place.local, most_bytes())
+        return view
+
+    @_naming_disk_errors
+    def copy_to(
+        self,
+        target: "Store",
+        ref: Ref | str,
+        *,
+        alias: str | None = None,
+        reason: str = "copy",
+        progress: Progress = lambda _: None,
+    ) -> Published:
+        """Copy a version and its measurements to another store, where it gets the next number of its name.
+
+        A copy that was interrupted goes on where it stopped when it is begun again.
+
+        Raises:
+            NotFoundError: there is no such version.
+            CorruptStoreError: a file is not what was published.
+        """
+        if alias is not None:
+            check_name(alias, "alias")
+        version = self.resolve(ref)
+        return Transfer(
+            source=self._place,
+            target=target._place,
+            name=version.name,
+            version=version.version,
+            alias=alias,
+            reason=reason,
+            progress=progress,
+        ).run()
 
     @_naming_disk_errors
     def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:
@@ -186,55 +369,83 @@ class Store:
         Raises:
             InvalidRequestError: the record cannot be written as JSON.
         """
-        version = self.resolve(ref)
-        try:
-            data, key = (
-                json.dumps(each, sort_keys=True, allow_nan=False).encode("ascii")
-                for each in (record.document(), record.key)
-            )
-        except (TypeError, ValueError) as error:
-            raise InvalidRequestError(f"a quality record of {version.ref} is not JSON: {error}") from None
-        folder = self._paths.measurements(version.name, version.digest)
-        make_folder(folder)
-        with private_folder(self._paths.tmp) as tmp:
-            write_new(tmp / "record", data)
-            return link_if_absent(tmp / "record", folder / hashlib.sha256(key).hexdigest())
+        return self._add_record(ref, record.document(), record.key)
 
+    @_naming_disk_errors
+    def add_latency(self, ref: Ref | str, record: LatencyRecord) -> bool:
+        """Store a version's measured latency; false if the very same record is there already.
+
+        Raises:
+            InvalidRequestError: the record cannot be written as JSON.
+        """
+        return self._add_record(ref, record.document(), record.document())
+
+    def _add_record(self, ref: Ref | str, document: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+        version = self.resolve(ref)
+        return add_record(self._storage, version.name, version.digest, document, key)
+
+    @_naming_disk_errors
     def quality(self, ref: Ref | str) -> Sequence[QualityRecord]:
         """The records that `add_quality` stored for a version, oldest first.
 
         Raises:
-            CorruptStoreError: one of them cannot be read.
+            CorruptStoreError: one of its records cannot be read.
         """
         version = self.resolve(ref)
-        paths = record_paths(self._paths, version.name, version.digest)
-        return [record for path in paths if (record := read_quality(path)) is not None]
+        return read_qualities(self._storage, version.name, version.digest)
+
+    @_naming_disk_errors
+    def records(self, ref: Ref | str) -> Sequence[Mapping[str, Any]]:
+        """All records of a version that can be read, oldest first."""
+        version = self.resolve(ref)
+        found = read_records(self._storage, version.name, version.digest)
+        return [record for _, record in found if isinstance(record, dict)]
 
     @contextmanager
     def work_folder(self) -> Iterator[Path]:
         """A new folder among the store's work in progress, deleted afterwards."""
-        with private_folder(self._paths.tmp) as folder:
-            yield folder
+        with ExitStack() as stack:
+            yield self._enter_private_folder(stack)
+
+    @_naming_disk_errors
+    def _enter_private_folder(self, stack: ExitStack) -> Path:
+        return stack.enter_context(self._place.private_folder())
+
+    def _check_alias(self, name: str, alias: str) -> None:
+        check(self._storage)
+        check_name(name, "model name")
+        check_name(alias, "alias")
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
         """The aliases of a model, by the version number they name now."""
         aliases: dict[int, tuple[str, ...]] = {}
-        for alias in alias_names(self._paths, name):
-            move = read_alias(self._paths, name, alias)
-            if move is not None:
-                aliases[move.version] = (*aliases.get(move.version, ()), alias)
+        for alias, number in named_versions(self._storage, name).items():
+            aliases[number] = (*aliases.get(number, ()), alias)
         return aliases
 
-    def _load(self, name: str, version: int, aliases: Mapping[int, tuple[str, ...]]) -> StoredVersion:
-        digest = read_version(self._paths, name, version)
-        return StoredVersion(
-            name=name,
-            version=version,
-            digest=digest,
-            manifest=read_manifest(self._paths, digest),
-            aliases=aliases.get(version, ()),
-            created_at=utc_text(self._paths.version(name, version).stat().st_mtime),
-        )
+    def _manifests(self, digests: Sequence[str]) -> dict[str, Manifest]:
+        """Many manifests by digest, each read once."""
+        wanted = sorted(set(digests))
+        read = self._storage.read_all([keys.blob(digest) for digest in wanted], LARGEST_MANIFEST_BYTES)
+        return {
+            digest: read_manifest(self._storage, digest)
+            if data is None
+            else parse_manifest(self._storage, digest, data)
+            for digest, data in zip(wanted, read, strict=True)
+        }
+
+
+def _stored(
+    name: str, number: int, digest: str, manifest: Manifest, aliases: tuple[str, ...], modified: float
+) -> StoredVersion:
+    return StoredVersion(
+        name=name,
+        version=number,
+        digest=digest,
+        manifest=manifest,
+        aliases=aliases,
+        created_at=utc_text(modified),
+    )
 
 
 def _parsed(ref: Ref | str) -> Ref:

@@ -7,6 +7,7 @@ from nash import ranks
 from nash.errors import RequestError
 from server.engine.capabilities import AUTO, why_not
 from server.engine.interface.config import EngineConfig
+from server.engine.machine.cpus import cpu_name
 from server.engine.machine.cuda import cuda_devices
 
 
@@ -33,6 +34,11 @@ def choose_device(asked: str) -> str:
     if number_of(asked) >= there:
         raise RequestError(f"device {asked!r} does not exist: this machine has {there}, numbered from 0")
     return asked
+
+
+def device_name(device: str) -> str:
+    """What the maker calls the processor or the GPU behind a device."""
+    return cpu_name() if device == "cpu" else cuda_devices()[number_of(device)].name
 
 
 def number_of(device: str) -> int:

@@ -80,19 +80,23 @@ def check_evaluate(
     check_machine(config, found)
 
 
-def check_bench(models: Sequence[str], config: EngineConfig, store: Store) -> None:
-    """Refuse what `nash bench` would refuse.
+def check_bench(models: Sequence[str], config: EngineConfig, store: Store, *, record: bool = False) -> None:
+    """Refuse what `nash bench` would refuse. `record`: its figures are to be kept in the store.
 
     Raises:
-        RequestError: a model cannot be used.
+        RequestError: a model cannot be used, or is no version of the store, where figures could be kept.
         server.engine.errors.LoadError: the machine cannot run a model with this configuration.
         model_store.errors.ModelStoreError: the store has no such model.
     """
     check_machine(config)
     for model in models:
-        found = locate(model, store).model
-        check_files(found, tokenizer=False)
-        check_machine(config, found)
+        located = locate(model, store)
+        if record and located.version is None:
+            raise RequestError(f"{model} is not in the store, so its figures cannot be kept there: leave out --record")
+        check_files(located.model, tokenizer=False)
+        check_machine(config, located.model)
+    if record:
+        store.check_writable()
 
 
 def check_export(model: str, out: Path, store: Store) -> None:

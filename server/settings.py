@@ -133,7 +133,7 @@ class Settings:
     """
 
     models: tuple[ModelRequest, ...]
-    store: Path = _option(Path("store"), Path, "folder of the model store")
+    store: str = _option("store", str, "the model store: a folder, or s3://BUCKET/PREFIX")
     host: str = _option("127.0.0.1", _text, "address to listen on")
     port: int = _option(8000, _port, "port to listen on, 0 for any that is free")
     api_keys: Path | None = _option(None, Path, "file of key hashes, a line each: SCOPE SHA256 [NAME]")

@@ -61,6 +61,13 @@ class Lineage(_Record):
     trained_from: str | None = None  # the initial weights, if they are not in the store
 
 
+class MeasuredOn(_Record):
+    """The rows that a version's metrics are of."""
+
+    split: str  # "test" or "validation"
+    rows: Annotated[int, Field(gt=0)]
+
+
 class Manifest(_Record):
     """One version, as stored."""
 
@@ -70,6 +77,7 @@ class Manifest(_Record):
     spec: SpecSummary
     lineage: Lineage = Lineage()
     metrics: dict[str, float] = {}
+    measured_on: MeasuredOn | None = None
     licence: str | None = None
 
     @field_validator("files")
@@ -102,6 +110,11 @@ class Manifest(_Record):
         fields = self.model_dump(mode="json", exclude_defaults=True)
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return text.encode("ascii")
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of its files and of itself; equal files are stored once."""
+        return len(self.canonical_bytes()) + sum({file.sha256: file.size for file in self.files}.values())
 
     @property
     def digest(self) -> str:

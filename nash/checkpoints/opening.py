@@ -59,7 +59,7 @@ def open_model(path_or_ref: str, store: Store) -> Iterator[FoundModel]:
 
 def _work_folder(store: Store, stack: ExitStack) -> Path:
     """In the store, so that publishing stays on one disk; elsewhere if there is no store, or it is read-only."""
-    if store.root.is_dir():
+    if store.exists():
         try:
             return stack.enter_context(store.work_folder())
         except StoreAccessError:

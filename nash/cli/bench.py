@@ -4,7 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
+from model_store.objects.times import now_text
+from model_store.version.latency import LatencyRecord
+from nash.cli.info import installed
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
+from nash.device import device_name
 
 
 def command(
@@ -26,6 +30,9 @@ def command(
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="Number of measured runs; the medians are shown.")
     ] = 5,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the figures, with the hardware, beside each version in the store.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +45,7 @@ def command(
 
     asked = EngineConfig(dtype=dtype, device=choose_device(device), threads=threads)
     opened = Store(store)
-    check_bench(models, asked, opened)
+    check_bench(models, asked, opened, record=record)
 
     import torch
 
@@ -79,10 +86,26 @@ def command(
             times = {"encode_ms": latency.encoder_ms, "step_ms": latency.step_ms, "total_ms": latency.total_ms}
             times["tokens_per_s"] = 1e3 * size * new_tokens / latency.total_ms
             rows.append(named | {"threads": torch.get_num_threads()} | lengths | times)
+            if record:
+                opened.add_latency(model.ref, _record(rows[-1], repeats))
     if as_json:
         print_json(rows)
     else:
         _print_table(rows)
+
+
+def _record(row: dict[str, Any], repeats: int) -> LatencyRecord:
+    """A row of the result as the store keeps it."""
+    times = {name: round(row[name], 4) for name in ("encode_ms", "step_ms", "total_ms")}
+    same = ("dtype", "engine", "device", "threads", "batch", "source_tokens", "new_tokens")
+    return LatencyRecord(
+        **{name: row[name] for name in same},
+        **times,
+        processor=device_name(row["device"]),
+        repeats=repeats,
+        at=now_text(),
+        code_version=installed("nash") or "source",
+    )
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

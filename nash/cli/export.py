@@ -29,12 +29,18 @@ def command(
     check_export(model, out, Store(store))
 
     from nash.checkpoints.opening import open_model
+    from nash.model_card import model_card
     from nash.modeling.export import export
     from nash.modeling.folders import quiet_libraries
 
     quiet_libraries()
-    with open_model(model, Store(store)) as resolved:
-        export(resolved.model, form, out)
+    opened = Store(store)
+    with open_model(model, opened) as resolved:
+        version = resolved.version
+        card = None
+        if version is not None:
+            card = model_card(version, opened.parent_of(version), opened.records(version.ref), stock=form == "hf-dense")
+        export(resolved.model, form, out, card)
     if as_json:
         print_json({"path": str(out.absolute())})
     else:

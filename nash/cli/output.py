@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,9 @@ if TYPE_CHECKING:
 
     from nash.dry_run.run_plan import RunPlan
 
-StoreOption = Annotated[Path, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder.")]
+StoreOption = Annotated[
+    str, typer.Option("--store", envvar="NASH_STORE", help="The model store: a folder, or s3://BUCKET/PREFIX.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DeviceOption = Annotated[
     str | None,
@@ -24,7 +25,7 @@ ReportToOption = Annotated[
     list[str] | None,
     typer.Option("--report-to", help="Let tensorboard, wandb, mlflow or trackio follow the training. Repeatable."),
 ]
-DEFAULT_STORE = Path("store")
+DEFAULT_STORE = "store"
 
 
 def progress_console() -> "Console":

@@ -11,7 +11,10 @@ import typer
 from server.engine.interface.config import SETTINGS
 
 OptionalStoreOption = Annotated[
-    Path | None, typer.Option("--store", envvar="NASH_STORE", help="The model store's folder; default: store.")
+    str | None,
+    typer.Option(
+        "--store", envvar="NASH_STORE", help="The model store: a folder or s3://BUCKET/PREFIX; default: store."
+    ),
 ]
 
 
@@ -51,7 +54,7 @@ def replace_by_server(
     models: Sequence[str],
     host: str | None,
     port: int | None,
-    store: Path | None,
+    store: str | None,
     extra: Sequence[str] = (),
 ) -> NoReturn:
     """Become `python -m server`: signals then reach it directly, and no HTTP code is imported here."""

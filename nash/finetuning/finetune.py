@@ -11,6 +11,7 @@ from model_store.find import FoundModel
 from model_store.model.config import spec_of
 from model_store.model.model import Model
 from model_store.store import Store
+from model_store.version.manifest import MeasuredOn
 from model_store.version.ref import check_name
 from nash import ranks
 from nash.checkpoints.opening import open_model
@@ -128,7 +129,16 @@ def _publish(
         parent = start.version.digest if start is not None and start.version is not None else None
         origin = None if start is None else start.origin
         lineage = lineage_of(recipe, parent, inputs, run.read_json(PRECISION) or {}, trained_from=origin)
-        published = store.publish(name, folder, alias=alias, lineage=lineage, metrics=found.dense.metrics)
+        measured_on = MeasuredOn(split=recipe.data.scored_split, rows=found.n)
+        published = store.publish(
+            name,
+            folder,
+            alias=alias,
+            lineage=lineage,
+            metrics=found.dense.metrics,
+            measured_on=measured_on,
+            reason="finetune",
+        )
         ref, digest = f"{name}@{alias}", published.digest
     trained = Model.open(folder)
     side = MeasuredModel(figures=found.dense, parameters=trained.parameters, bytes=trained.tensor_bytes)

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_store.disk.files import sync_folder
 from model_store.model.config import layout_of
 from model_store.model.model import CONFIG, INDEX, INT4, WEIGHTS, Model, is_weights
 from model_store.model.spec import ModelSpec, shortened
+from model_store.storage.files import sync_folder
 from model_store.version.source import list_files
 from nash.errors import RequestError
+from nash.model_card import CARD
 from nash.modeling.compact import stock_class
 from nash.modeling.configuration import CompactFields
 from nash.run.disk import full_disk_named
@@ -26,8 +27,8 @@ from nash.run.folder import check_free
 Format = Literal["hf", "hf-dense"]
 
 
-def export(model: Model, form: Format, out: Path) -> None:
-    """Write a model to the new folder `out`, whole or not at all.
+def export(model: Model, form: Format, out: Path, card: str | None = None) -> None:
+    """Write a model to the new folder `out`, whole or not at all, with a card unless it has one.
 
     `hf` copies it. `hf-dense` makes a checkpoint of the family's stock class with the same logits: the remaining layers
     get all heads and units back, with zero weights in those that were cut. A dense model is such a checkpoint already.
@@ -59,6 +60,8 @@ def export(model: Model, form: Format, out: Path) -> None:
                 shutil.copyfile(model.folder / name, partial / name)
         if widened:
             _write_stock(model, partial)
+        if card is not None and CARD not in names:
+            (partial / CARD).write_text(card, encoding="utf-8")
         for path in partial.iterdir():
             _sync(path)
         sync_folder(partial)

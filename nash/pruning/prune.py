@@ -8,7 +8,7 @@ from rich.console import Console
 from model_store.find import FoundModel
 from model_store.model.model import Model
 from model_store.store import Store, StoredVersion
-from model_store.version.manifest import Lineage
+from model_store.version.manifest import Lineage, MeasuredOn
 from model_store.version.quality import QualityRecord
 from model_store.version.ref import DENSE_ALIAS
 from nash import ranks
@@ -125,7 +125,7 @@ def _quality(
                     name,
                     model,
                     task.test_rows,
-                    "validation" if recipe.data.test is None else "test",
+                    recipe.data.scored_split,
                     recipe.metric,
                     evaluation_config(recipe.data, device),
                     figures.metrics,
@@ -156,6 +156,7 @@ def publish(
     """
     assert found.pruned is not None
     assert found.speedup is not None
+    measured_on = MeasuredOn(split=recipe.data.scored_split, rows=found.n)
     dense = task.version
     if dense is None:
         published = store.publish(
@@ -164,11 +165,18 @@ def publish(
             alias=DENSE_ALIAS,
             lineage=Lineage(trained_from=task.origin),
             metrics=found.dense.metrics,
+            measured_on=measured_on,
         )
         dense = store.resolve(f"{published.name}:{published.version}")
     lineage = lineage_of(recipe, dense.digest, task.inputs, read_json(out / PRECISION) or {})
     pruned = store.publish(
-        recipe.name, out / "model", alias=recipe.alias, lineage=lineage, metrics=found.pruned.metrics
+        recipe.name,
+        out / "model",
+        alias=recipe.alias,
+        lineage=lineage,
+        metrics=found.pruned.metrics,
+        measured_on=measured_on,
+        reason="prune",
     )
     stored = store.resolve(f"{pruned.name}:{pruned.version}")
     for name, side in (("dense", dense), ("pruned", stored)):

@@ -120,6 +120,11 @@ class DataRecipe(DataLayout):
     workers: int = Field(default=0, ge=0, le=MOST_WORKERS)
     """Processes that make batches while the model computes. Results do not depend on it."""
 
+    @property
+    def scored_split(self) -> str:
+        """The name of the rows that the report's figures are of."""
+        return "validation" if self.test is None else "test"
+
 
 class OptimizationRecipe(Section):
     """One phase of training. A step is one update of the weights."""

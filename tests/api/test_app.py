@@ -18,7 +18,7 @@ HOST = "http://127.0.0.1"
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     store = publish_tiny_models(tmp_path_factory.mktemp("served"))
-    return Settings(models=(ModelRequest(ref="tiny@dense", engine=EngineConfig(threads=1)),), store=store)
+    return Settings(models=(ModelRequest(ref="tiny@dense", engine=EngineConfig(threads=1)),), store=str(store))
 
 
 def test_before_its_models_are_loaded_it_lives_and_is_not_ready(settings: Settings) -> None:

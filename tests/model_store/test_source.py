@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
 from model_store.model.model import INT4, Model
+from model_store.storage.files import copy_new
 from model_store.store import Store
 from model_store.version.ref import Ref
 from model_store.version.source import inspect, list_files
@@ -137,16 +138,16 @@ def test_symbolic_links(name: str, model_dir: Path) -> None:
     refuse(model_dir, f"{name} is a symbolic link")
 
 
-def test_a_link_that_slips_in_after_the_look(model_dir: Path) -> None:
-    store_root = model_dir.parent / "refusing"
+def test_a_link_that_slips_in_after_the_look(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def swap_and_copy(source: Path, target: Path) -> tuple[str, int]:
+        if source.name == "tokenizer.json":
+            source.rename(model_dir.parent / "elsewhere")
+            source.symlink_to(model_dir.parent / "elsewhere")
+        return copy_new(source, target)
 
-    def swap(step: str) -> None:
-        if step == "copy tokenizer.json":
-            (model_dir / "tokenizer.json").rename(model_dir.parent / "elsewhere")
-            (model_dir / "tokenizer.json").symlink_to(model_dir.parent / "elsewhere")
-
+    monkeypatch.setattr("model_store.operations.publish.copy_new", swap_and_copy)
     with pytest.raises(InvalidRequestError, match=r"tokenizer\.json is a symbolic link"):
-        Store(store_root, on_step=swap).publish("g2p", model_dir)
+        Store(model_dir.parent / "refusing").publish("g2p", model_dir)
 
 
 def test_folders_and_pipes(model_dir: Path) -> None:

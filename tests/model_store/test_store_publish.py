@@ -1,6 +1,7 @@
 """Publishing, naming and finding versions in one process."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from transformers import AutoModelForSeq2SeqLM
 
 from model_store.errors import InvalidRequestError, NotFoundError, StoreAccessError
+from model_store.objects.versions import commit_version
+from model_store.storage.storage import Storage
 from model_store.store import Store
 from model_store.version.manifest import Lineage
 
@@ -17,7 +20,7 @@ def test_publish_then_read_back(store: Store, model_dir: Path) -> None:
     done = store.publish("g2p", model_dir, alias="dense", lineage=lineage, metrics={"per": 5}, licence="MIT")
     assert (done.name, done.version, done.created) == ("g2p", 1, True)
     found = store.resolve("g2p:1")
-    assert (found.digest, found.aliases, found.ref) == (done.digest, ("dense",), "g2p:1")
+    assert (found.digest, found.aliases, found.ref) == (done.digest, ("default", "dense"), "g2p:1")
     manifest = found.manifest
     assert manifest.digest == done.digest
     assert (manifest.kind, manifest.lineage, manifest.metrics, manifest.licence) == (
@@ -87,12 +90,12 @@ def test_alias_moves_are_generations(store: Store, model_dir: Path) -> None:
     store.publish("g2p", model_dir, alias="live")
     store.publish("g2p", model_dir, alias="live", metrics={"n": 2.0})
     assert store.resolve("g2p@live").version == 2
-    assert store.tag("g2p:1", "live").aliases == ("live",)
+    assert store.tag("g2p:1", "live").aliases == ("default", "live")
     store.tag("g2p:1", "live")  # it is there already: no new generation
     assert store.resolve("g2p@live").version == 1
     generations = sorted(path.name for path in (store.root / "models/g2p/aliases/live").iterdir())
     assert generations == ["000001", "000002", "000003"]
-    assert store.tag("g2p@live", "other").aliases == ("live", "other")
+    assert store.tag("g2p@live", "other").aliases == ("default", "live", "other")
 
 
 def test_a_bare_name_is_default_else_dense_else_the_oldest(store: Store, model_dir: Path) -> None:
@@ -100,9 +103,13 @@ def test_a_bare_name_is_default_else_dense_else_the_oldest(store: Store, model_d
         store.publish("g2p", model_dir, metrics={"n": number})
     assert store.resolve("g2p").version == 1
     store.tag("g2p:2", "dense")
-    assert store.resolve("g2p").version == 2
+    assert store.resolve("g2p").version == 1  # the first version got the alias default
     store.tag("g2p:3", "default")
     assert store.resolve("g2p").version == 3
+    shutil.rmtree(store.root / "models/g2p/aliases/default")  # as in stores from before that
+    assert store.resolve("g2p").version == 2
+    shutil.rmtree(store.root / "models/g2p/aliases/dense")
+    assert store.resolve("g2p").version == 1
     assert store.resolve("g2p:0002").version == 2
 
 
@@ -126,7 +133,7 @@ def test_tombstones_are_honoured(store: Store, model_dir: Path) -> None:
     [
         ("nothing", "model 'nothing' is not in the store"),
         ("g2p:9", "no version 9: it has 1"),
-        ("g2p@pruned", "no alias 'pruned': it has dense"),
+        ("g2p@pruned", "no alias 'pruned': it has default, dense"),
     ],
 )
 def test_what_is_not_there(ref: str, message: str, store: Store, model_dir: Path) -> None:
@@ -171,10 +178,10 @@ def test_metrics_that_are_no_numbers(store: Store, model_dir: Path) -> None:
 
 
 def test_too_little_space(store: Store, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_store.publish.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("model_store.operations.publish.free_bytes", lambda folder: 1000)
     with pytest.raises(StoreAccessError, match="1000 bytes free"):
         store.publish("g2p", model_dir)
-    assert list(store.root.iterdir()) == []
+    assert [path for path in store.root.rglob("*") if path.is_file()] == []
 
 
 def test_a_store_that_is_a_file(tmp_path: Path, model_dir: Path) -> None:
@@ -208,13 +215,15 @@ def test_bytes_are_on_the_disk_before_anything_names_them(
     assert unsynced_folders == set()
 
 
-def test_what_a_collection_took_is_linked_again(store: Store, model_dir: Path) -> None:
-    def collect(step: str) -> None:
-        if step == "check":
-            for blob in (store.root / "blobs").rglob("*"):
-                if blob.is_file():
-                    blob.unlink()
+def test_what_a_collection_took_is_linked_again(store: Store, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit_and_collect(storage: Storage, name: str, aliased: int | None, digest: str) -> tuple[int, bool]:
+        done = commit_version(storage, name, aliased, digest)
+        for blob in (store.root / "blobs").rglob("*"):
+            if blob.is_file():
+                blob.unlink()
+        return done
 
-    Store(store.root, on_step=collect).publish("g2p", model_dir)
+    monkeypatch.setattr("model_store.operations.publish.commit_version", commit_and_collect)
+    store.publish("g2p", model_dir)
     assert store.verify() == []
     assert len(store.list()) == 1

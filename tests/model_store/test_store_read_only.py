@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model_store.store import Store
-from tests.model_store.publish_driver import drive
+from tests.model_store.store_driver import drive
 
 OTHER_UID = 10001
 
@@ -41,7 +41,7 @@ def _change_modes(folder: Path, change: Callable[[int], int]) -> None:
 def _checkout_by_a_reader(store: Store) -> Any:
     """By another user where this one is root, whom modes do not stop; else by this one, without the right to write."""
     _change_modes(store.root, lambda mode: mode & ~0o222)
-    job = {"store": str(store.root), "directory": "", "checkout": "g2p@dense"}
+    job = {"store": str(store.root), "op": "checkout", "ref": "g2p@dense"}
     [result] = drive([job | {"uid": OTHER_UID} if os.geteuid() == 0 else job])
     return result
 

@@ -17,7 +17,7 @@ def test_defaults_and_order_of_models() -> None:
             ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2)),
         )
     )
-    assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, Path("store"))
+    assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, "store")
 
 
 @pytest.mark.parametrize(("cores", "models", "threads"), [(1, 2, 1), (2, 1, 2), (2, 3, 1), (16, 3, 5)])
@@ -62,7 +62,7 @@ def test_the_command_line_goes_before_the_environment() -> None:
         "HOME": "/root",
     }
     settings = parse_settings(["--port", "82"], environment)
-    assert (settings.port, settings.drain_s, settings.store) == (82, 0.5, Path("/models"))
+    assert (settings.port, settings.drain_s, settings.store) == (82, 0.5, "/models")
     assert settings.allow_unauthenticated
     assert [model.ref for model in settings.models] == ["a", "b"]
     assert [model.ref for model in parse_settings(MODEL, environment).models] == ["g2p@dense"]

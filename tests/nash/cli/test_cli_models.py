@@ -71,14 +71,15 @@ def test_ls_and_show(run: Run, model: Path, root: Path) -> None:
         "name": "g2p",
         "version": 1,
         "kind": "dense",
-        "aliases": ["dense"],
+        "aliases": ["default", "dense"],
         "parameters": 71456,
         "bytes": 285824,
         "parent": None,
         "metrics": {"per": 9.0},
     }
     shown = run("show", "g2p")
-    assert shown.keys() == row.keys() | {"digest", "created_at", "files", "spec", "lineage", "licence"}
+    details = {"digest", "created_at", "files", "spec", "lineage", "licence", "measured_on", "measurements"}
+    assert shown.keys() == row.keys() | details
     assert (shown["digest"], shown["created_at"]) == (digest, created_at)
     assert {file["path"] for file in shown["files"]} == {path.name for path in model.iterdir()}
     assert shown["spec"]["decoder_layers"] == 3
@@ -87,7 +88,7 @@ def test_ls_and_show(run: Run, model: Path, root: Path) -> None:
 
 def test_tag(run: Run, model: Path) -> None:
     run("publish", "g2p", model)
-    assert run("tag", "g2p:1", "live")["aliases"] == ["live"]
+    assert run("tag", "g2p:1", "live")["aliases"] == ["default", "live"]
     assert run("show", "g2p@live")["version"] == 1
 
 

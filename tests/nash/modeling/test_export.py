@@ -144,13 +144,16 @@ def test_the_engine_answers_alike(compact_dir: Path, tmp_path: Path) -> None:
 
 
 def test_as_it_is(store: Path, compact_dir: Path, dense_dir: Path, tmp_path: Path) -> None:
-    """The same bytes; and a dense model is a stock checkpoint already."""
+    """The same bytes beside a card; and a dense model is a stock checkpoint already."""
     cases = (("pruned", "hf", compact_dir), ("dense", "hf", dense_dir), ("dense", "hf-dense", dense_dir))
     for ref, form, source in cases:
         out = tmp_path / f"{ref} {form}"
         outcome = nash("export", f"m@{ref}", "--format", form, "--out", out, "--store", store)
         assert (outcome.code, outcome.err) == (0, "")
         assert str(out) in outcome.out
+        card = (out / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\n")
+        (out / "README.md").unlink()
         assert files(out) == files(source)
         (out / "config.json").write_text("{}")  # a copy, not a window into the store
     assert nash("models", "verify", "--store", store).code == 0

@@ -1,35 +1,38 @@
 """Model directories made of hard links to blobs: a loader opens the very files that were verified."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
-from model_store.disk.blobs import REPAIR
-from model_store.disk.files import damage, link_if_absent, make_folder, private_folder, replace_by_link
-from model_store.disk.paths import Paths
 from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
 from model_store.model.model import is_weights
 from model_store.model.safetensors_header import read_header
+from model_store.objects import keys
+from model_store.objects.blobs import REPAIR, blob_key, damage
+from model_store.operations.fetch import fetch_blob
+from model_store.operations.place import Place
 from model_store.version.manifest import FileEntry, Manifest
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def open_view(paths: Paths, manifest: Manifest, digest: str, ref: str) -> Path:
+def open_view(place: Place, manifest: Manifest, digest: str, ref: str, *, trusted: Container[str] = ()) -> Path:
     """The directory of a version, complete and with every file verified in this call.
 
     Several processes may do this at once: only missing or bad files are put in place, each in one step. An intact view
-    is only read, so the store may be on a read-only disk; publishing creates the view for that reason.
+    is only read, so the store may be on a read-only disk; publishing creates the view for that reason. `trusted` are
+    the sha256 of blobs that this process has just read or written: they are linked without being read again.
 
     Raises:
         CorruptStoreError: a blob is damaged, or the directory contains a foreign file.
         StoreAccessError: files are missing or bad, and this process cannot write to the store.
     """
-    view = paths.view(digest)
-    bad = [f for f in manifest.files if damage(view / f.path, f.sha256, f.size) is not None]
+    local, folder = place.local, f"{keys.VIEWS}/{digest}"
+    view = local.path(folder)
+    bad = [each for each in manifest.files if damage(local, f"{folder}/{each.path}", each.sha256, each.size)]
     if bad:
         try:
-            _put(paths, bad, view, ref)
+            _link(place, bad, folder, ref, trusted)
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise
@@ -49,13 +52,14 @@ def open_view(paths: Paths, manifest: Manifest, digest: str, ref: str) -> Path:
     return view
 
 
-def _put(paths: Paths, files: Sequence[FileEntry], view: Path, ref: str) -> None:
+def _link(place: Place, files: Sequence[FileEntry], folder: str, ref: str, trusted: Container[str]) -> None:
     """Link verified blobs into a view, replacing whatever is there."""
-    make_folder(view)
-    with private_folder(paths.tmp) as tmp:
-        for file in files:
-            blob = paths.blob(file.sha256)
-            if (what := damage(blob, file.sha256, file.size)) is not None:
-                raise CorruptStoreError(f"{ref}: {file.path} {what} ({blob}): {REPAIR}")
-            if not link_if_absent(blob, view / file.path):
-                replace_by_link(blob, view / file.path, tmp)
+    local = place.local
+    for file in files:
+        key = blob_key(local, file.sha256)
+        what = None if file.sha256 in trusted else damage(local, key, file.sha256, file.size)
+        if what is not None and place.remote:
+            key, what = fetch_blob(place, file), None
+        if what is not None:
+            raise CorruptStoreError(f"{ref}: {file.path} {what} ({local.path(key)}): {REPAIR}")
+        local.put(f"{folder}/{file.path}", local.path(key))

@@ -1,8 +1,4 @@
-"""The store's file system operations: durable folders, write-once files, create-if-absent, hashing.
-
-Creation is atomic: a file is written completely under a private name and then linked to its public one. `os.link`
-fails if the name is taken, and no reader ever sees a partial file.
-"""
+"""File system operations: durable folders, write-once files, create-if-absent, copies that are hashed on the way."""
 
 import hashlib
 import os
@@ -15,7 +11,7 @@ from pathlib import Path
 
 from model_store.errors import InvalidRequestError
 
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 _READ_ONLY = 0o444
 
 
@@ -89,7 +85,7 @@ def copy_new(source: Path, target: Path) -> tuple[str, int]:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
         with os.fdopen(descriptor, "wb", buffering=0) as copy:
             sha256, size = hashlib.sha256(), 0
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(CHUNK_BYTES):
                 sha256.update(chunk)
                 size += len(chunk)
                 _write_all(copy.fileno(), chunk)
@@ -111,32 +107,3 @@ def link_if_absent(source: Path, target: Path) -> bool:
         return False
     sync_folder(target.parent)
     return True
-
-
-def replace_by_link(source: Path, target: Path, tmp: Path) -> None:
-    """Atomically and durably make `target` a link to `source`, whatever it was before.
-
-    Readers that have the old file open keep it. `tmp` is a private folder of the caller.
-    """
-    stand_in = tmp / uuid.uuid4().hex
-    os.link(source, stand_in, follow_symlinks=False)
-    stand_in.replace(target)
-    stand_in.unlink(missing_ok=True)  # rename leaves it if both were already the same file
-    sync_folder(target.parent)
-
-
-def damage(path: Path, sha256: str, size_bytes: int) -> str | None:
-    """What is wrong with a stored file, in a few words; None if it is exactly as expected."""
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            return "is not a regular file"
-        if status.st_size != size_bytes:
-            return f"has {status.st_size} bytes instead of {size_bytes}"
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None if found == sha256 else f"has sha256 {found} instead of {sha256}"

@@ -1,18 +1,24 @@
 """The publish protocol. A crash at any point leaves at most garbage: blobs and folders that nothing refers to."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.disk.blobs import store_blob
-from model_store.disk.files import copy_new, free_bytes, make_folder, private_folder, write_new
-from model_store.disk.paths import Paths
-from model_store.disk.pointers import commit_version, move_alias
-from model_store.disk.views import open_view
 from model_store.errors import InvalidRequestError, StoreAccessError
 from model_store.model.model import Model
-from model_store.version.manifest import FileEntry, Kind, Lineage, Manifest, SpecSummary
-from model_store.version.ref import check_name
+from model_store.objects import keys
+from model_store.objects.aliases import alias_version, first_move, move_alias
+from model_store.objects.blobs import Bring, store_blob
+from model_store.objects.format import check, prepare
+from model_store.objects.versions import commit_version
+from model_store.operations.checkout import open_view
+from model_store.operations.fetch import Progress
+from model_store.operations.place import Place
+from model_store.storage.files import copy_new, free_bytes, write_new
+from model_store.version.manifest import FileEntry, Kind, Lineage, Manifest, MeasuredOn, SpecSummary
+from model_store.version.ref import DEFAULT_ALIAS, check_name
 from model_store.version.source import ModelSource, inspect, list_files
 
 
@@ -36,6 +42,7 @@ class Publication:
     alias: str | None
     lineage: Lineage
     metrics: Mapping[str, float]
+    measured_on: MeasuredOn | None
     licence: str | None
     reason: str  # goes into the alias's history
 
@@ -45,8 +52,8 @@ class Publication:
             check_name(self.alias, "alias")
 
 
-def publish(paths: Paths, publication: Publication, on_step: Callable[[str], None]) -> Published:
-    """Store a model directory as the next version of its name; `on_step` is called before each step.
+def publish(place: Place, publication: Publication) -> Published:
+    """Store a model directory as the next version of its name.
 
     Raises:
         InvalidRequestError: the directory is not a publishable model.
@@ -55,48 +62,73 @@ def publish(paths: Paths, publication: Publication, on_step: Callable[[str], Non
     """
     sizes = list_files(publication.directory)
     Model.open(publication.directory).check_weights()  # so that errors name the original, not its copy
-    make_folder(paths.root)
-    _check_space(paths.root, publication.directory, sum(sizes.values()))
-    with private_folder(paths.tmp) as tmp:
+    check(place.storage)
+    with place.private_folder() as tmp:
+        _check_space(tmp, publication.directory, sum(sizes.values()))
         copies = tmp / "model"
         copies.mkdir()
         files = []
         for path in sizes:
-            on_step(f"copy {path}")
             sha256, size = copy_new(publication.directory / path, copies / path)
             files.append(FileEntry(path=path, sha256=sha256, size=size))
         # Check the copies, not the originals: they are what is stored.
         manifest = _manifest(publication, inspect(copies), tuple(files))
-        digest = manifest.digest
-        for file in files:
-            on_step(f"link {file.path}")
-            store_blob(paths, copies / file.path, file.sha256, tmp)
-        on_step("manifest")
         write_new(tmp / "manifest", manifest.canonical_bytes())
-        store_blob(paths, tmp / "manifest", digest, tmp)
-        on_step("version")
-        version, created = commit_version(paths, publication.name, publication.alias, digest, tmp)
-        on_step("check")
-        # A garbage collection that began before the version existed may have deleted blobs linked above.
-        fresh = {file.sha256: copies / file.path for file in files} | {digest: tmp / "manifest"}
-        for sha256, copy in fresh.items():
-            if not paths.blob(sha256).exists():
-                store_blob(paths, copy, sha256, tmp)
+        own = FileEntry(path="manifest", sha256=manifest.digest, size=len(manifest.canonical_bytes()))
+        fresh = {file.sha256: copies / file.path for file in files} | {own.sha256: tmp / own.path}
+        return commit(
+            place,
+            manifest,
+            {file.sha256: file for file in (*files, own)},
+            lambda sha256: nullcontext(fresh[sha256]),
+            publication.name,
+            publication.alias,
+            publication.reason,
+        )
+
+
+def commit(
+    place: Place,
+    manifest: Manifest,
+    files: Mapping[str, FileEntry],
+    bring: Bring,
+    name: str,
+    alias: str | None,
+    reason: str,
+    progress: Progress = lambda _: None,
+) -> Published:
+    """Make a manifest the newest version of a name. `files` are its files and itself, by sha256; `bring` has them.
+
+    The steps are in this order so that a version which can be read has all its blobs. `progress` hears of the bytes of
+    files that were there already.
+    """
+    storage, digest = place.storage, manifest.digest
+    prepare(storage)
+    for sha256, file in files.items():
+        if not store_blob(storage, bring, sha256, file.size, time.time()):
+            progress(file.size)
+    aliased = None if alias is None else alias_version(storage, name, alias)
+    version, created = commit_version(storage, name, aliased, digest)
+    # A collection that began before the version existed may have taken blobs since.
+    for sha256 in files:
+        if storage.stat(keys.blob(sha256)) is None:
+            with bring(sha256) as fresh:
+                storage.put(keys.blob(sha256), fresh)
+    if not place.remote:
         # Now, because loaders may see the store on a read-only disk; and before an alias points to the version.
-        on_step("view")
-        open_view(paths, manifest, digest, f"{publication.name}:{version}")
-        if publication.alias is not None:
-            on_step("alias")
-            move_alias(paths, publication.name, publication.alias, version, publication.reason, tmp)
-        on_step("drop")
-    return Published(name=publication.name, version=version, digest=digest, created=created)
+        open_view(place, manifest, digest, f"{name}:{version}", trusted=files)
+    if created and version == 1:
+        first_move(storage, name, DEFAULT_ALIAS, version, "the first version")
+    if alias is not None:
+        move_alias(storage, name, alias, version, reason)
+    return Published(name=name, version=version, digest=digest, created=created)
 
 
-def _check_space(root: Path, directory: Path, needed_bytes: int) -> None:
-    free = free_bytes(root)
+def _check_space(folder: Path, directory: Path, needed_bytes: int) -> None:
+    free = free_bytes(folder)
     if free < needed_bytes:
         raise StoreAccessError(
-            f"{root} has {free} bytes free, {directory} takes {needed_bytes}: make room or use another store"
+            f"{folder.parent} has {free} bytes free, {directory} takes {needed_bytes}: make room or use another store"
         )
 
 
@@ -124,5 +156,6 @@ def _manifest(publication: Publication, source: ModelSource, files: tuple[FileEn
         ),
         lineage=publication.lineage,
         metrics=dict(publication.metrics),
+        measured_on=publication.measured_on,
         licence=publication.licence,
     )

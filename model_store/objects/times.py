@@ -1,0 +1,14 @@
+"""Points in time as a store writes them: ISO text in UTC, to the second."""
+
+import time
+from datetime import UTC, datetime
+
+
+def utc_text(seconds_since_epoch: float) -> str:
+    """A point in time as text."""
+    return datetime.fromtimestamp(seconds_since_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def now_text() -> str:
+    """The present as text."""
+    return utc_text(time.time())

@@ -1,0 +1,154 @@
+"""Free what no version needs: blobs, views and what killed processes left.
+
+Blobs that nothing refers to and that are older than the grace period go into quarantine; from there, what a version
+needs after all comes back, and what is still older than the grace period is deleted. On a local disk a blob keeps its
+age in quarantine and goes at once; on object storage its age begins anew, and a later collection deletes it. So a blob
+that a publisher has put or found young is never deleted before the publisher has committed, nor after.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_store.errors import CorruptStoreError, UnknownSchemaError
+from model_store.objects import keys
+from model_store.objects.aliases import named_versions
+from model_store.objects.blobs import GRACE_SECONDS, read_manifest
+from model_store.objects.numbered import numbered
+from model_store.objects.versions import live_versions, model_names, read_version
+from model_store.operations.place import Place
+from model_store.storage.storage import Storage
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garbage:
+    """One thing that a collection took, or would take: a blob, a view, or what a killed process left."""
+
+    kind: str  # "blob", "view" or "leftover"
+    name: str
+    size: int  # bytes; 0 for a view, whose files are blobs too
+    deleted: bool  # false for what waits in quarantine
+
+
+def collect(
+    place: Place, *, dry_run: bool, grace_seconds: float = GRACE_SECONDS, say: Callable[[str], None] = lambda _: None
+) -> list[Garbage]:
+    """Free what no version needs and what is older than the grace period; `say` hears of each step.
+
+    Raises:
+        CorruptStoreError: a pointer or a manifest cannot be read, so nobody knows what is needed; nothing is deleted.
+        UnknownSchemaError: a newer program wrote one; nothing is deleted.
+    """
+    storage, limit = place.storage, time.time() - grace_seconds
+    say("looking for what versions need")
+    needed = _needed(storage)
+    found = [
+        *_old_blobs(place, needed, limit),
+        *(Garbage(kind="view", name=digest, size=0, deleted=True) for digest in _unneeded_views(place, needed, limit)),
+        *(
+            Garbage(kind="leftover", name=path.name, size=_size(path), deleted=True)
+            for path in _leftovers(place.local.workplace, limit)
+        ),
+    ]
+    if dry_run:
+        return found
+    for each in found:
+        if each.kind == "blob" and storage.stat(keys.blob(each.name)) is not None:
+            say(f"into quarantine: {each.name[:12]}")
+            storage.move(keys.blob(each.name), keys.quarantined(each.name))
+    needed = _needed(storage)  # again: a version may have been published meanwhile
+    # Where a move gives no age, what has just been moved is as young as can be, whatever the resolution of its clock.
+    moved = {each.name for each in found if place.remote and not each.deleted}
+    deleted = set(_empty_quarantine(storage, needed | moved, needed, limit))
+    for digest in _unneeded_views(place, needed, limit):
+        shutil.rmtree(place.local.path(f"{keys.VIEWS}/{digest}"), ignore_errors=True)
+    for path in _leftovers(place.local.workplace, limit):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    done = []
+    for each in found:
+        if each.kind != "blob":
+            done.append(each)
+        elif each.name not in needed:
+            done.append(Garbage(kind="blob", name=each.name, size=each.size, deleted=each.name in deleted))
+    return done
+
+
+def _needed(storage: Storage) -> set[str]:
+    """The sha256 of every blob that a version needs: of those that are live, and of those that an alias names."""
+    needed: set[str] = set()
+    for name in model_names(storage):
+        wanted = {*live_versions(storage, name), *named_versions(storage, name).values()}
+        for number in sorted(wanted & numbered(storage, keys.versions(name)).keys()):
+            digest = read_version(storage, name, number)
+            if digest in needed:
+                continue
+            try:
+                manifest = read_manifest(storage, digest)
+            except (CorruptStoreError, UnknownSchemaError) as error:
+                raise type(error)(
+                    f"nothing is collected, for {name}:{number} might need anything: {error}, "
+                    f"or remove it with `nash models rm {name}:{number}`"
+                ) from None
+            needed.add(digest)
+            needed.update(file.sha256 for file in manifest.files)
+    return needed
+
+
+def _old_blobs(place: Place, needed: set[str], limit: float) -> Iterator[Garbage]:
+    storage = place.storage
+    for prefix in storage.folders(keys.BLOBS):
+        for entry in storage.entries(f"{keys.BLOBS}/{prefix}"):
+            ours = _SHA256.fullmatch(entry.name) and entry.name.startswith(prefix)
+            if ours and entry.name not in needed and entry.modified < limit:
+                yield Garbage(kind="blob", name=entry.name, size=entry.size, deleted=not place.remote)
+    for entry in storage.entries(keys.QUARANTINE):
+        if entry.name not in needed and entry.modified < limit:
+            yield Garbage(kind="blob", name=entry.name, size=entry.size, deleted=True)
+
+
+def _empty_quarantine(storage: Storage, kept: set[str], needed: set[str], limit: float) -> Iterator[str]:
+    """Bring back what is needed, delete what is old and not to be kept; yield the names of the latter."""
+    for entry in storage.entries(keys.QUARANTINE):
+        key, place = keys.quarantined(entry.name), keys.blob(entry.name)
+        if entry.name in needed:
+            if storage.stat(place) is None:
+                storage.move(key, place)
+            else:
+                storage.delete(key)
+        elif entry.name not in kept and entry.modified < limit:
+            storage.delete(key)
+            yield entry.name
+
+
+def _unneeded_views(place: Place, needed: set[str], limit: float) -> list[str]:
+    old = (
+        digest
+        for digest in place.local.folders(keys.VIEWS)
+        if _newest(place.local.path(f"{keys.VIEWS}/{digest}")) < limit
+    )
+    return [digest for digest in old if digest not in needed]
+
+
+def _leftovers(workplace: Path, limit: float) -> list[Path]:
+    """Work in progress of processes that are no more, judged by its age."""
+    if not workplace.is_dir():
+        return []
+    return [path for path in workplace.iterdir() if _newest(path) < limit]
+
+
+def _newest(path: Path) -> float:
+    try:
+        inside = [each.lstat().st_mtime for each in path.rglob("*")] if path.is_dir() else []
+        return max([path.lstat().st_mtime, *inside])
+    except FileNotFoundError:  # its owner has just cleared it
+        return float("inf")
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(each.lstat().st_size for each in files if each.is_file())

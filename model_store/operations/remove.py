@@ -1,0 +1,33 @@
+"""Remove a version: it gets a tombstone, and a later collection takes what only it needed."""
+
+from model_store.errors import InvalidRequestError
+from model_store.objects import keys
+from model_store.objects.aliases import named_versions
+from model_store.objects.versions import bury
+from model_store.storage.storage import Storage
+
+
+def remove(storage: Storage, name: str, version: int, reason: str) -> None:
+    """Remove one version. Its number never comes back.
+
+    Raises:
+        InvalidRequestError: an alias names it.
+        CorruptStoreError: an alias cannot be read, so it might name it.
+    """
+    _check_unnamed(storage, name, version)
+    bury(storage, name, version, reason)
+    try:
+        _check_unnamed(storage, name, version)
+    except InvalidRequestError:
+        # An alias was moved to it at the same time. The mover may have seen it alive, so it stays.
+        storage.delete(keys.tombstone(name, version))
+        raise
+
+
+def _check_unnamed(storage: Storage, name: str, version: int) -> None:
+    by = [alias for alias, number in named_versions(storage, name).items() if number == version]
+    if by:
+        raise InvalidRequestError(
+            f"{name}@{by[0]} names {name}:{version}: `nash models tag {name}:VERSION {by[0]}` or "
+            f"`nash models untag {name} {by[0]}` first"
+        )

@@ -1,0 +1,45 @@
+"""Which version a reference names now."""
+
+from typing import NoReturn
+
+from model_store.errors import NotFoundError
+from model_store.objects.aliases import alias_names, read_alias
+from model_store.objects.numbered import ranges
+from model_store.objects.versions import live_version, live_versions
+from model_store.storage.storage import Storage
+from model_store.version.ref import MEANT_BY_A_NAME, Ref
+
+
+def find_version(storage: Storage, ref: Ref) -> int:
+    """The version number a reference names now. A bare name means its alias `default`, else `dense`, else the oldest.
+
+    The oldest, because a name is published dense first; the newest could be anything that was pruned from it since.
+
+    Raises:
+        NotFoundError: there is no such name, alias or version, or it was removed.
+        CorruptStoreError: the alias cannot be read.
+    """
+    number = _named(storage, ref)
+    if number is None or live_version(storage, ref.name, number) is None:
+        _refuse(storage, ref, number)
+    return number
+
+
+def _named(storage: Storage, ref: Ref) -> int | None:
+    if ref.version is not None:
+        return ref.version
+    for alias in MEANT_BY_A_NAME if ref.alias is None else (ref.alias,):
+        move = read_alias(storage, ref.name, alias)
+        if move is not None and move.version is not None:
+            return move.version
+    return None if ref.alias is not None else next(iter(live_versions(storage, ref.name)), None)
+
+
+def _refuse(storage: Storage, ref: Ref, number: int | None) -> NoReturn:
+    live = live_versions(storage, ref.name)
+    if not live:
+        raise NotFoundError(f"model {ref.name!r} is not in the store {storage.url}: `nash models ls` lists what is")
+    if number is None:
+        known = ", ".join(alias_names(storage, ref.name)) or "none"
+        raise NotFoundError(f"model {ref.name!r} has no alias {ref.alias!r}: it has {known}")
+    raise NotFoundError(f"model {ref.name!r} has no version {number}: it has {ranges(list(live))}")
