@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from model_store.collector import collector_paused
 from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError, StoreAccessError
 from model_store.model.config import spec_of
 from model_store.model.model import CONFIG
@@ -179,6 +180,10 @@ class Store:
     def list(self) -> builtins.list[StoredVersion]:
         """All live versions, by name and number."""
         check(self._storage)
+        with collector_paused():
+            return self._list()
+
+    def _list(self) -> builtins.list[StoredVersion]:
         found: builtins.list[StoredVersion] = []
         for name in model_names(self._storage):
             aliases = self._aliases(name)

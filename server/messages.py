@@ -22,6 +22,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     directory: str
     config: EngineConfig
+    files: tuple[tuple[str, str, int], ...] = ()  # name, sha256 and size of each file of a version in the store
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):

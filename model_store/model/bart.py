@@ -35,23 +35,23 @@ class BartLayout(Layout):
             raise bad("decoder_attention_heads", decoder_heads, f"encoder_attention_heads, {num_heads}")
         if d_model % num_heads:
             raise bad("d_model", d_model, f"a multiple of encoder_attention_heads, {num_heads}")
-        max_positions = fields.count(config, "max_position_embeddings", 1024)
+        max_positions = fields.count(config, "max_position_embeddings", 1024, most=fields.MOST_POSITIONS)
         if family.positions == "endless" and d_model < 4:
             raise bad("d_model", d_model, "at least 4, for the wavelengths of its positions")
-        vocab_size = target_vocab_size = fields.count(config, "vocab_size")
+        vocab_size = target_vocab_size = fields.count(config, "vocab_size", most=fields.MOST_TOKENS)
         shared = not family.may_have_two_vocabularies or fields.flag(
             config, "share_encoder_decoder_embeddings", default=True
         )
         if not shared:
-            target_vocab_size = fields.count(config, "decoder_vocab_size", vocab_size)
+            target_vocab_size = fields.count(config, "decoder_vocab_size", vocab_size, most=fields.MOST_TOKENS)
         return {
             "vocab_size": vocab_size,
             "target_vocab_size": target_vocab_size,
             "d_model": d_model,
             "head_dim": d_model // num_heads,
             "num_heads": num_heads,
-            "d_ff": fields.count(config, "encoder_ffn_dim"),
-            "decoder_d_ff": fields.count(config, "decoder_ffn_dim"),
+            "d_ff": fields.count(config, "encoder_ffn_dim", most=fields.MOST_UNITS),
+            "decoder_d_ff": fields.count(config, "decoder_ffn_dim", most=fields.MOST_UNITS),
             "activation": ACTIVATIONS[activation],
             "gated_ffn": False,
             "relative_buckets": 0,

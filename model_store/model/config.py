@@ -38,7 +38,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
     num_layers, num_decoder_layers = layout.layer_counts(config)
     widths["family"] = family
     widths |= _tokens(config, facts, widths["vocab_size"], widths["target_vocab_size"])
-    widths["dense_vocab_size"] = fields.count(config, "dense_vocab_size", widths["vocab_size"])
+    widths["dense_vocab_size"] = fields.count(config, "dense_vocab_size", widths["vocab_size"], most=fields.MOST_TOKENS)
     if widths["dense_vocab_size"] < widths["vocab_size"]:
         raise bad("dense_vocab_size", widths["dense_vocab_size"], f"at least vocab_size, {widths['vocab_size']}")
     if compact:

@@ -12,6 +12,9 @@ Heads = tuple[int, ...]
 # Far above every real model: a hostile config must not make us allocate whatever it claims.
 MOST_LAYERS_OR_HEADS = 1000
 MOST_WIDTH = 100_000  # of the hidden states
+MOST_UNITS = 1 << 20  # of a feed-forward
+MOST_TOKENS = 1 << 24  # of a vocabulary
+MOST_POSITIONS = 1 << 17  # of a source or a target
 
 
 def bad(key: str, value: object, wanted: str) -> UnsupportedModelError:

@@ -8,7 +8,7 @@ matrix, if there is one, and its norm, if that comes last.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -48,7 +48,7 @@ class Sublayer:
     layer: int  # its number in the current stack
     kind: Kind
     names: SublayerNames
-    numbers: tuple[int, ...]  # the remaining heads, by their numbers in the dense model; units are numbered from 0
+    numbers: Sequence[int]  # the remaining heads, by their numbers in the dense model; units are numbered from 0
     columns: int  # columns of the output matrix per part: the head's width, or 1
     part_weights: int  # weights of one part in all matrices, without biases
 
@@ -218,12 +218,12 @@ class Layout(ABC):
         )
 
 
-def _parts(spec: ModelSpec) -> Iterator[tuple[Stack, int, Kind, tuple[int, ...]]]:
+def _parts(spec: ModelSpec) -> Iterator[tuple[Stack, int, Kind, Sequence[int]]]:
     """Every sublayer in the order in which the layers run, with the numbers of its parts."""
     for i, layer in enumerate(spec.encoder):
         yield "encoder", i, "self_attention", layer.heads
-        yield "encoder", i, "feed_forward", tuple(range(layer.ffn))
+        yield "encoder", i, "feed_forward", range(layer.ffn)
     for i, decoder_layer in enumerate(spec.decoder):
         yield "decoder", i, "self_attention", decoder_layer.self_heads
         yield "decoder", i, "cross_attention", decoder_layer.cross_heads
-        yield "decoder", i, "feed_forward", tuple(range(decoder_layer.ffn))
+        yield "decoder", i, "feed_forward", range(decoder_layer.ffn)

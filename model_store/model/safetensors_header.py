@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model_store.errors import InvalidRequestError
 
@@ -58,6 +58,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             return parse_header(file.read(header_bytes), size_bytes - 8 - header_bytes)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{path.name} is not a whole safetensors file: {error}") from None
+
+
+def data_start(file: BinaryIO) -> int:
+    """The offset of the first tensor's first byte in a file whose header was read before."""
+    file.seek(0)
+    return 8 + header_length(file.read(8), os.fstat(file.fileno()).st_size)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

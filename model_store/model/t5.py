@@ -36,12 +36,13 @@ class T5Layout(Layout):
         if activation not in ACTIVATIONS.values():
             wanted = "relu, gelu, gelu_new or silu, with or without 'gated-' before it"
             raise bad("feed_forward_proj", ffn_kind, wanted)
-        vocab_size, d_ff = fields.count(config, "vocab_size"), fields.count(config, "d_ff")
+        vocab_size = fields.count(config, "vocab_size", most=fields.MOST_TOKENS)
+        d_ff = fields.count(config, "d_ff", most=fields.MOST_UNITS)
         # transformers 5 writes scale_decoder_outputs; older files express the same by tie_word_embeddings.
         tied = fields.flag(config, "tie_word_embeddings", default=True)
         scaled = fields.flag(config, "scale_decoder_outputs", default=tied)
         # Half of the buckets (a quarter in the encoder) cover single distances; the others extend to the longest.
-        buckets = fields.count(config, "relative_attention_num_buckets", 32)
+        buckets = fields.count(config, "relative_attention_num_buckets", 32, most=fields.MOST_POSITIONS)
         if buckets < 4:
             raise bad("relative_attention_num_buckets", buckets, "at least 4")
         max_distance = fields.count(config, "relative_attention_max_distance", 128)
@@ -52,7 +53,7 @@ class T5Layout(Layout):
             "vocab_size": vocab_size,
             "target_vocab_size": vocab_size,
             "d_model": fields.count(config, "d_model", most=fields.MOST_WIDTH),
-            "head_dim": fields.count(config, "d_kv"),
+            "head_dim": fields.count(config, "d_kv", most=fields.MOST_WIDTH),
             "num_heads": fields.count(config, "num_heads", most=fields.MOST_LAYERS_OR_HEADS),
             "d_ff": d_ff,
             "decoder_d_ff": d_ff,

@@ -89,6 +89,6 @@ def parse_manifest(storage: Storage, digest: str, data: bytes | None) -> Manifes
     if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptStoreError(f"the manifest {where} does not match the sha256 in its name: {REPAIR}")
     try:
-        return Manifest.parse(data)
+        return Manifest.parse_known(data)
     except (CorruptStoreError, UnknownSchemaError) as error:
         raise type(error)(f"{where}: {error}") from None

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 def utc_text(seconds_since_epoch: float) -> str:
     """A point in time as text."""
-    return datetime.fromtimestamp(seconds_since_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(int(seconds_since_epoch), UTC).isoformat().replace("+00:00", "Z")
 
 
 def now_text() -> str:

@@ -54,14 +54,12 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            data = os.read(descriptor, most_bytes + 1)
-            while 0 < len(data) <= most_bytes and (more := os.read(descriptor, most_bytes + 1 - len(data))):
-                data += more
+            size = os.fstat(descriptor).st_size
+            if size <= most_bytes:
+                return os.read(descriptor, size)  # whole: objects never change
         finally:
             os.close(descriptor)
-        if len(data) > most_bytes:
-            raise CorruptStoreError(f"{self.path(key)} has more than {most_bytes} bytes: it is not what its name says")
-        return data
+        raise CorruptStoreError(f"{self.path(key)} has more than {most_bytes} bytes: it is not what its name says")
 
     def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[bytes | None]:
         """`read` for many keys."""

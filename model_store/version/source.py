@@ -15,6 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from model_store.errors import InvalidRequestError
+from model_store.model.finite import check_finite
 from model_store.model.int4 import check_int4_file
 from model_store.model.model import CONFIG, GENERATION, INDEX, INT4, TOKENIZER, WEIGHTS, Model, weight_files
 from model_store.model.spec import ModelSpec
@@ -120,6 +121,8 @@ def inspect(directory: Path) -> ModelSource:
     spec = model.spec
     model.check_weights()
     _check_dtypes(model)
+    for path in model.weight_files:
+        check_finite(path)
     if (directory / INT4).exists():
         check_int4_file(spec, directory / INT4, model.weight_files)
     _check_tokenizer(directory / TOKENIZER, spec)

@@ -1,14 +1,13 @@
 """`nash bench`: compare the speed of models side by side on this machine."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model_store.objects.times import now_text
-from model_store.version.latency import LatencyRecord
-from nash.cli.info import installed
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console, result_console
-from nash.device import device_name
+
+if TYPE_CHECKING:
+    from model_store.version.latency import LatencyRecord
 
 
 def command(
@@ -94,8 +93,13 @@ def command(
         _print_table(rows)
 
 
-def _record(row: dict[str, Any], repeats: int) -> LatencyRecord:
+def _record(row: dict[str, Any], repeats: int) -> "LatencyRecord":
     """A row of the result as the store keeps it."""
+    from model_store.objects.times import now_text
+    from model_store.version.latency import LatencyRecord
+    from nash.cli.info import installed
+    from nash.device import device_name
+
     times = {name: round(row[name], 4) for name in ("encode_ms", "step_ms", "total_ms")}
     same = ("dtype", "engine", "device", "threads", "batch", "source_tokens", "new_tokens")
     return LatencyRecord(

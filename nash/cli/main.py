@@ -1,5 +1,6 @@
-"""The command line. Each command imports what it needs when it runs, so that `nash --help` is instant."""
+"""The command line. Only the command that was asked for is imported, and it imports what it needs when it runs."""
 
+import importlib
 import sys
 import traceback
 
@@ -7,40 +8,54 @@ import typer
 
 from model_store.errors import InvalidRequestError, ModelStoreError
 from nash import ranks
-from nash.cli import bench, demo, evaluate, export, finetune, info, init, loadtest, models, prune, serve, sweep
 from nash.errors import NashError, RequestError
 from server.engine.errors import EngineError
 
 INTERRUPTED = 130  # as shells count SIGINT
 
-app = typer.Typer(
-    name="nash",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Prune encoder-decoder language models and serve them beside their dense originals.",
+_COMMANDS = (
+    "init",
+    "finetune",
+    "prune",
+    "sweep",
+    "evaluate",
+    "export",
+    "bench",
+    "serve",
+    "info",
+    "loadtest",
+    "demo",
+    "models",
 )
-app.command("init")(init.command)
-app.command("finetune")(finetune.command)
-app.command("prune")(prune.command)
-app.command("sweep")(sweep.command)
-app.command("evaluate")(evaluate.command)
-app.command("export")(export.command)
-app.command("bench")(bench.command)
-app.command("serve")(serve.command)
-app.command("info")(info.command)
-app.command("loadtest", context_settings=loadtest.PASS_EVERYTHING)(loadtest.command)
-app.command("demo")(demo.command)
-app.add_typer(models.app, name="models", help="Publish, list, tag and verify models in the store.")
+
+
+def build(command: str | None = None) -> typer.Typer:
+    """The program with one of its commands; with all of them if it is not one that we know."""
+    program = typer.Typer(
+        name="nash",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Prune encoder-decoder language models and serve them beside their dense originals.",
+    )
+    program.callback()(_options)
+    for name in (command,) if command in _COMMANDS else _COMMANDS:
+        module = importlib.import_module(f"nash.cli.{name}")
+        if name == "models":
+            program.add_typer(module.app, name=name, help="Publish, list, compare, move and remove stored models.")
+        else:
+            settings = module.PASS_EVERYTHING if name == "loadtest" else None
+            program.command(name, context_settings=settings)(module.command)
+    return program
 
 
 def _say_version(asked: bool) -> None:
     if asked:
-        print(f"nash {info.installed('nash') or 'source'}")
+        from nash.cli.info import installed
+
+        print(f"nash {installed('nash') or 'source'}")
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_say_version, help="Print the version."),
@@ -51,8 +66,9 @@ def _options(
 def main() -> None:
     """Run the command line: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted."""
     debug = "--debug" in sys.argv
+    asked = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), None)
     try:
-        app()
+        build(asked)()
     except (NashError, ModelStoreError, EngineError) as error:
         if debug:
             traceback.print_exc()

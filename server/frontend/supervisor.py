@@ -13,6 +13,7 @@ from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
+from model_store.version.manifest import FileEntry
 from server.engine.interface.config import EngineConfig
 from server.errors import (
     ApiError,
@@ -73,12 +74,15 @@ class Supervisor:
         settings: Settings,
         metrics: VariantMetrics,
         *,
+        files: Sequence[FileEntry] = (),
         worker_module: str = "server.worker",
     ) -> None:
+        """`files` are those of a version in the store, whose bytes every worker verifies as it loads them."""
         self.state = ModelState.LOADING
         self.ready: Ready | None = None  # what the current worker reported after loading; None until then
         self._ref = ref
-        self._load = Load(directory=str(directory), config=engine)
+        named = tuple((file.path, file.sha256, file.size) for file in files)
+        self._load = Load(directory=str(directory), config=engine, files=named)
         self._settings = settings
         self._metrics = metrics
         self._worker_module = worker_module

@@ -38,8 +38,14 @@ class Variant:
         self.is_default = resolved.is_default
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
+        version = resolved.found.version
         self.supervisor = Supervisor(
-            resolved.ref, resolved.found.model.folder, resolved.request.engine, settings, self.metrics
+            resolved.ref,
+            resolved.found.model.folder,
+            resolved.request.engine,
+            settings,
+            self.metrics,
+            files=() if version is None else version.manifest.files,
         )
 
     async def admit(

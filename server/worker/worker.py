@@ -20,6 +20,8 @@ from typing import NoReturn, Protocol
 
 from model_store.errors import ModelStoreError
 from model_store.model.model import Model
+from model_store.operations.sealed import sealed
+from model_store.version.manifest import FileEntry
 from server.engine.errors import BadRequestError, EngineError, LoadError
 from server.engine.interface.config import EngineLimits
 from server.engine.interface.generation_config import GenerationDefaults
@@ -230,11 +232,22 @@ def _token_report(event: TokenEvent, token: int, sequence: Sequence) -> TokenRep
 
 
 def _load_engine(load: Load) -> WorkerEngine:
+    """Load the model, of a version in the store exactly the bytes that were published, each time a worker starts."""
     from server.engine.engine import Engine  # late, because it imports torch, which the loop above does not need
 
-    engine = Engine.load(
-        Model.open(Path(load.directory)), load.config, lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    folder = Path(load.directory)
+    if not load.files:
+        engine = Engine.load(Model.open(folder), load.config, say)
+    else:
+        entries = [FileEntry(path=path, sha256=sha256, size=size) for path, sha256, size in load.files]
+        with sealed(folder, entries) as verified:
+            try:
+                engine = Engine.load(Model.open(verified), load.config, say)
+            except (EngineError, ModelStoreError) as error:
+                raise LoadError(str(error).replace(str(verified), str(folder))) from error
     # The first step pays one-time costs; no caller should wait for them.
     (first,) = engine.generate([[engine.spec.eos_id]], GenerationParameters(max_new_tokens=1))
     if first.error is not None:

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from model_store.model.config import layout_of, spec_of
 from model_store.model.families import compact_model_type
 from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 from model_store.store import Store
+from tests.model_store.second_reader import check_second_reading
 from tests.tiny_models import build_tiny_t5
 
 
@@ -49,8 +50,12 @@ def model_dir(built_t5: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store of the test's own. Unless the test has damaged it, another reader finds the same in it afterwards."""
+    made = Store(tmp_path / "store")
+    yield made
+    if made.root.is_dir() and made.verify() == []:
+        check_second_reading(made)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_store.errors import InvalidRequestError, UnsupportedModelError
+from model_store.model.config import spec_of
 from model_store.model.model import INT4, Model
 from model_store.storage.files import copy_new
 from model_store.store import Store
 from model_store.version.ref import Ref
-from model_store.version.source import inspect, list_files
+from model_store.version.source import check_publishable, inspect, list_files
 from nash.int4.calibration import round_without_data
 from tests.tiny_families import CASES, build_tiny
 from tests.tiny_models import build_tiny_t5, build_tokenizer
@@ -282,3 +284,25 @@ def test_four_bits_of_another_model_are_refused(model_dir: Path) -> None:
     ):
         save_file(changed, model_dir / INT4)
         refuse(model_dir, message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_are_not_finite(value: float, dtype: torch.dtype, model_dir: Path) -> None:
+    path = model_dir / "model.safetensors"
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    check_publishable(model_dir)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    refuse(model_dir, f"{re.escape(repr(name))} has weights that are NaN or infinite")
+
+
+def test_positions_beyond_all_measure(model_dir: Path) -> None:
+    build_tiny(CASES["marian"], model_dir / "marian")
+    config = json.loads((model_dir / "marian" / "config.json").read_text())
+    for positions in (10**7, 2**31 - 1):
+        config["max_position_embeddings"] = positions
+        with pytest.raises(UnsupportedModelError, match=r"max_position_embeddings is .* from 1 to 131072"):
+            spec_of(config)

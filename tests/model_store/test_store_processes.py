@@ -15,6 +15,7 @@ import pytest
 
 from model_store.store import Store
 from tests.model_store.aging import age
+from tests.model_store.second_reader import check_second_reading
 from tests.model_store.store_driver import ROOT, drive
 
 
@@ -72,6 +73,7 @@ def check_whole(store: Store, versions: tuple[int, ...]) -> None:
     assert store.verify() == []
     for version in found:
         assert (store.checkout(version.ref) / "model.safetensors").is_file()
+    check_second_reading(store)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

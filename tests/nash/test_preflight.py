@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.cli.main import app
+from nash.cli.main import build
 from nash.preflight import check_prune
 from nash.recipes.recipe import PruneRecipe, build_recipe
 from nash.run.lineage import portable
@@ -184,7 +184,7 @@ def test_lengths_that_are_not_given_follow_the_model(tmp_path: Path) -> None:
 
 
 def test_every_flag_has_a_help_text() -> None:
-    pending: list[tuple[tuple[str, ...], Any]] = [((), get_command(app))]
+    pending: list[tuple[tuple[str, ...], Any]] = [((), get_command(build()))]
     silent = []
     while pending:
         path, command = pending.pop()
@@ -197,7 +197,7 @@ def test_every_flag_has_a_help_text() -> None:
 
 
 def test_prune_has_the_flags_of_evaluate() -> None:
-    group = get_command(app)
+    group = get_command(build())
     assert isinstance(group, TyperGroup)
     flags = {name: {flag for each in group.commands[name].params for flag in each.opts} for name in group.commands}
     about_data = {"--source-column", "--target-column", "--prefix", "--max-source-tokens", "--metric", "--threads"}
@@ -206,7 +206,7 @@ def test_prune_has_the_flags_of_evaluate() -> None:
 
 
 def test_help_names_defaults_and_choices() -> None:
-    group = get_command(app)
+    group = get_command(build())
     assert isinstance(group, TyperGroup)
     texts = {each.name: str(getattr(each, "help", "")) for each in group.commands["prune"].params}
     assert texts["encoder_sparsity"].endswith("Default: 0.3.")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model_store.errors import CorruptStoreError
+from model_store.store import Store
 from server.engine.errors import LoadError
 from server.engine.interface.config import EngineConfig
 from server.engine.interface.parameters import GenerationParameters
@@ -210,6 +212,23 @@ def test_a_model_whose_scores_are_not_finite_is_not_served(tmp_path: Path) -> No
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoadError, match=r"model: the model's scores became NaN or infinite at token 1"):
         _load_engine(Load(directory=str(directory), config=EngineConfig(threads=1)))
+
+
+def test_a_worker_verifies_each_time_it_loads(tmp_path: Path) -> None:
+    """A version's files may change between the lives of two workers."""
+    store = Store(tmp_path / "store")
+    store.publish("tiny", build_tiny_t5(tmp_path / "model"))
+    view, files = store.checkout("tiny"), store.resolve("tiny").manifest.files
+    named = tuple((file.path, file.sha256, file.size) for file in files)
+    load = Load(directory=str(view), config=EngineConfig(threads=1), files=named)
+    assert _load_engine(load) is not None
+    weights = view / "model.safetensors"
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 0x80  # the sign of one weight
+    weights.write_bytes(data)
+    with pytest.raises(CorruptStoreError, match=f"{weights} has sha256"):
+        _load_engine(load)
 
 
 def test_a_streamed_token_carries_the_best_ones_at_its_place() -> None:

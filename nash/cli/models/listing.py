@@ -18,6 +18,13 @@ from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json
 
 def list_versions(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List all versions of all models."""
+    from model_store.collector import collector_paused
+
+    with collector_paused():
+        _list_versions(store, as_json=as_json)
+
+
+def _list_versions(store: str, *, as_json: bool) -> None:
     versions = open_store(store).list()
     if as_json:
         print_json([summary(version) for version in versions])

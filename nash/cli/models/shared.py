@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,8 +80,7 @@ def size_text(size_bytes: int) -> str:
 
 def age_text(created_at: str) -> str:
     """How long ago a point in time (UTC, ISO) was, in its largest unit."""
-    made = datetime.strptime(created_at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-    seconds = max(0.0, time.time() - made)
+    seconds = max(0.0, time.time() - datetime.fromisoformat(created_at).timestamp())
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds // length:.0f} {unit} ago"

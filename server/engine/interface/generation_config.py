@@ -177,7 +177,10 @@ class _Fields:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool) or declared.problem(value) is not None:
             raise self.bad(key, declared.rule)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            raise self.bad(key, "a number that a computer can hold") from None
 
     def _flag(self, key: str) -> bool:
         value = self._fields[key]

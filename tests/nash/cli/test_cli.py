@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.cli.main import app
+from nash.cli.main import build
 from nash.measuring.metrics import METRICS
 from nash.modeling.folders import load_dense, load_tokenizer
 from server.engine.capabilities import speed_order
@@ -22,7 +22,7 @@ from tests.nash.command_line import PROGRAM, nash
 from tests.nash.tiny_training import build_task_model, task_rows
 
 # `nash loadtest` becomes another process, whose options those of its help are.
-COMMANDS = sorted(set(get_command(app).commands) - {"loadtest"})  # type: ignore[attr-defined]
+COMMANDS = sorted(set(get_command(build()).commands) - {"loadtest"})  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

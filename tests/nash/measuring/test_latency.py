@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from model_store.model.model import Model
 from model_store.store import Store
-from nash.cli.main import app
+from nash.cli.main import build
 from nash.measuring.figures import Latency
 from nash.measuring.latency import Workload, measure, measure_side_by_side, measure_turns, paired_speedup, quantile
 from server.engine.capabilities import engine_name, speed_order
@@ -112,7 +112,9 @@ def test_a_generation_that_fails_is_no_measurement(model: Model, monkeypatch: py
 
 def test_bench_prints_one_array(model: Model) -> None:
     arguments = ["bench", str(model.folder), str(model.folder), "--batch", "1", "--batch", "2", "--source-tokens", "4"]
-    result = CliRunner().invoke(app, [*arguments, "--new-tokens", "3", "--repeats", "1", "--threads", "1", "--json"])
+    result = CliRunner().invoke(
+        build(), [*arguments, "--new-tokens", "3", "--repeats", "1", "--threads", "1", "--json"]
+    )
     assert result.exit_code == 0
     rows = json.loads(result.stdout)
     assert [(row["ref"], row["batch"]) for row in rows] == [(str(model.folder), batch) for batch in (1, 1, 2, 2)]
@@ -134,7 +136,7 @@ def test_bench_takes_of_each_version_the_fastest_dtype_whose_quality_holds(model
     for dtype, value in ((fastest, 90.0), ("float32", 90.0)):
         store.add_quality("tiny@dense", record(dtype, value))
     arguments = ["bench", "tiny@dense", "tiny@other", "--store", str(store.root), "--source-tokens", "4"]
-    result = CliRunner().invoke(app, [*arguments, "--new-tokens", "3", "--repeats", "1", "--json"])
+    result = CliRunner().invoke(build(), [*arguments, "--new-tokens", "3", "--repeats", "1", "--json"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
     assert [row["dtype"] for row in rows] == [fastest, "float32"]
@@ -152,7 +154,7 @@ def test_a_dtype_that_does_not_exist_is_refused_at_once(model: Model) -> None:
 
 def test_bench_shows_a_table(model: Model) -> None:
     result = CliRunner().invoke(
-        app, ["bench", str(model.folder), "--source-tokens", "4", "--new-tokens", "3", "--repeats", "1"]
+        build(), ["bench", str(model.folder), "--source-tokens", "4", "--new-tokens", "3", "--repeats", "1"]
     )
     assert result.exit_code == 0
     assert "tokens/s" in result.stdout
