@@ -47,7 +47,7 @@ from model_store.operations.collect import Garbage, collect
 from model_store.operations.fetch import Progress
 from model_store.operations.place import Place
 from model_store.operations.publish import Publication, Published, publish
-from model_store.operations.remove import remove
+from model_store.operations.remove import check_unnamed, remove
 from model_store.operations.resolve import find_version
 from model_store.operations.transfer import Transfer
 from model_store.operations.verify import Problem, verify_store, verify_version
@@ -272,8 +272,8 @@ class Store:
         return {each: history(self._storage, name, each) for each in (known if alias is None else [alias])}
 
     @_naming_disk_errors
-    def remove(self, ref: Ref | str, reason: str = "rm") -> StoredVersion:
-        """Remove a version; `collect` frees its space. Its number never comes back. Return what it was.
+    def removable(self, ref: Ref | str) -> StoredVersion:
+        """The version that `remove` would remove.
 
         Raises:
             InvalidRequestError: the reference names no single version by its number, or an alias names it.
@@ -283,6 +283,18 @@ class Store:
         if ref.version is None:
             raise InvalidRequestError(f"{ref} can move: name the version by its number, as in {ref.name}:7")
         version = self.resolve(ref)
+        check_unnamed(self._storage, version.name, version.version)
+        return version
+
+    @_naming_disk_errors
+    def remove(self, ref: Ref | str, reason: str = "rm") -> StoredVersion:
+        """Remove a version; `collect` frees its space. Its number never comes back. Return what it was.
+
+        Raises:
+            InvalidRequestError: the reference names no single version by its number, or an alias names it.
+            NotFoundError: there is no such version.
+        """
+        version = self.removable(ref)
         remove(self._storage, version.name, version.version, reason)
         return version
 

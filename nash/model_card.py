@@ -65,8 +65,8 @@ def _head(version: StoredVersion, parent: StoredVersion | None) -> str:
         return f"{text}, {spec.parameters / 1e6:.2f} million weights in {spec.dtype}."
     of = "a dense model" if parent is None else f"`{parent.name}` ({parent.manifest.spec.parameters / 1e6:.2f} million)"
     return (
-        f"{text} that was pruned from {of} to {spec.parameters / 1e6:.2f} million weights in {spec.dtype}: its encoder "
-        "is narrower, its decoder shorter, and it was trained to answer as the dense model does."
+        f"{text} that was pruned from {of} to {spec.parameters / 1e6:.2f} million weights in {spec.dtype}, and trained "
+        "to answer as the dense model does."
     )
 
 

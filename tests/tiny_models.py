@@ -4,11 +4,13 @@ The vocabulary is three special tokens, the lower-case letters and the space; ev
 """
 
 import json
+import shutil
 import string
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -16,8 +18,10 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import T5Config, T5ForConditionalGeneration
 
-from model_store.model.config import spec_of
+from model_store.model.config import layout_of, spec_of
+from model_store.model.families import compact_model_type
 from model_store.model.model import Model
+from model_store.model.spec import DecoderLayerSpec, EncoderLayerSpec, ModelSpec
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 CHARACTERS = string.ascii_lowercase + " "
@@ -114,6 +118,26 @@ def _draw(name: str, parameter: torch.Tensor) -> None:
         parameter.normal_(std=gain * parameter.shape[1] ** -0.5)
     else:
         parameter.normal_(std=parameter.shape[1] ** -0.5)
+
+
+def build_compact_t5(dense: Path, directory: Path) -> Path:
+    """A tiny model of zeros, of ragged shape with an empty sublayer in each stack, cut from the one in `dense`."""
+    shutil.copytree(dense, directory)
+    config = json.loads((dense / "config.json").read_text())
+    fields = dict(vars(spec_of(config)))
+    fields["encoder"] = (
+        EncoderLayerSpec(heads=(0, 2), ffn=10),
+        EncoderLayerSpec(heads=(), ffn=64),
+        EncoderLayerSpec(heads=(1,), ffn=0),
+        EncoderLayerSpec(heads=(0, 1, 2, 3), ffn=1),
+    )
+    fields["decoder"] = (DecoderLayerSpec(self_heads=(0, 1, 2, 3), cross_heads=(), ffn=64, origin=2),)
+    spec = ModelSpec(**fields)
+    config |= spec.layer_config() | {"model_type": compact_model_type("t5"), "num_decoder_layers": 1}
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = {name: torch.zeros(shape) for name, shape in layout_of(spec).shapes()}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
 
 
 def model_without_files(name: str = "nowhere") -> Model:

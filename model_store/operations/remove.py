@@ -14,17 +14,23 @@ def remove(storage: Storage, name: str, version: int, reason: str) -> None:
         InvalidRequestError: an alias names it.
         CorruptStoreError: an alias cannot be read, so it might name it.
     """
-    _check_unnamed(storage, name, version)
+    check_unnamed(storage, name, version)
     bury(storage, name, version, reason)
     try:
-        _check_unnamed(storage, name, version)
+        check_unnamed(storage, name, version)
     except InvalidRequestError:
         # An alias was moved to it at the same time. The mover may have seen it alive, so it stays.
         storage.delete(keys.tombstone(name, version))
         raise
 
 
-def _check_unnamed(storage: Storage, name: str, version: int) -> None:
+def check_unnamed(storage: Storage, name: str, version: int) -> None:
+    """Refuse a version that an alias names.
+
+    Raises:
+        InvalidRequestError: one does.
+        CorruptStoreError: an alias cannot be read, so it might.
+    """
     by = [alias for alias, number in named_versions(storage, name).items() if number == version]
     if by:
         raise InvalidRequestError(

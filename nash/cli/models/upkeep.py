@@ -32,7 +32,7 @@ def remove(
     """Remove a version, given by its number, that no alias names. `gc` frees its space later."""
     opened = open_store(store)
     if not yes:
-        version = opened.resolve(ref)
+        version = opened.removable(ref)
         _ask(f"remove {version.ref} ({size_text(version.manifest.spec.bytes)}) from {store}? It cannot be brought back")
     version = opened.remove(ref)
     if as_json:
