@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -21,13 +22,24 @@ from model_store.storage.files import CHUNK_BYTES, make_folder
 from model_store.storage.storage import LARGEST_POINTER_BYTES, Entry
 
 SCHEME = "s3://"
+RETRY_VARIABLE = "NASH_S3_RETRY_S"
 PROBED = "probed"  # a file in the cache: this storage excludes
 
+_RETRY_S = 60.0
 _READERS = 32  # small objects read at once
 _PART_BYTES = 16 << 20  # of an upload; S3 allows 10,000 parts, so objects of 160 GB
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def _retry_s() -> float:
+    """How long a request is tried again before the work fails."""
+    text = os.environ.get(RETRY_VARIABLE) or str(_RETRY_S)
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequestError(f"{RETRY_VARIABLE} is {text!r}: give a number of seconds") from None
 
 
 def endpoint() -> str:
@@ -75,7 +87,8 @@ class S3Storage:
                 parts.netloc,
                 prefix=parts.path.strip("/") or None,
                 config={"endpoint": found} if found else None,
-                client_options={"allow_http": found.startswith("http://")},
+                client_options={"allow_http": found.startswith("http://"), "connect_timeout": "5s"},
+                retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=_retry_s())},
             )
         except BaseError as error:
             raise self.named(error) from error

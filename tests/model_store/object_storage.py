@@ -34,6 +34,7 @@ def running_storage(folder: Path) -> Iterator[dict[str, str]]:
     arguments = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}"]
     for service, port, grpc in zip(_SERVICES, ports[0::2], ports[1::2], strict=True):
         arguments += [f"-{service}.port={port}", f"-{service}.port.grpc={grpc}"]
+    arguments += ["-s3.port.lance=0", "-s3.port.iceberg=0"]  # other services, on fixed ports
     arguments += ["-volume.max=40", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
     with ExitStack() as stack:
         log = stack.enter_context((folder / "weed.log").open("wb"))

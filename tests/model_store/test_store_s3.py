@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import obstore
 import pytest
 
@@ -15,8 +16,10 @@ from model_store.find import find_model
 from model_store.objects import keys
 from model_store.storage.s3 import S3Storage
 from model_store.store import Store
+from tests.model_store.cut_network import Relay
 from tests.model_store.object_storage import BUCKET, running_storage
 from tests.model_store.store_driver import drive
+from tests.running_server import RunningServer
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +236,52 @@ def test_eight_publishers_of_twenty_versions_each(store: Store, built_t5: Path, 
     assert [move.generation for move in moves] == list(range(1, len(moves) + 1))
     assert {move.version for move in moves} == set(range(1, 161))
     assert store.verify() == []
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_a_network_that_is_cut(
+    direction: str,
+    store: Store,
+    built_t5: Path,
+    storage: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At several places of a copy: an error in words, nothing torn, and the same command goes on when it is mended."""
+    monkeypatch.setenv("NASH_S3_RETRY_S", "0.2")
+    local = Store(tmp_path / "local")
+    local.publish("g2p", built_t5, metrics={"n": 1.0})
+    if direction == "pull":
+        local.copy_to(store, "g2p")
+    with Relay(storage["AWS_ENDPOINT_URL"]) as relay:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", relay.endpoint)
+        monkeypatch.setenv("NASH_CACHE", str(tmp_path / "cache"))
+        size = local.resolve("g2p").manifest.stored_bytes
+        for share in (0.0, 0.2, 0.6, 0.95):
+            far = Store(store.url)
+            target = Store(tmp_path / "pulled") if direction == "pull" else far
+            relay.cut_after(1 + round(share * size))
+            with pytest.raises(StoreAccessError) as raised:
+                (far if direction == "pull" else local).copy_to(target, "g2p")
+            assert store.url in str(raised.value)
+            assert "\n" not in str(raised.value)
+            relay.mend()
+            assert target.verify() == []
+            assert target.list() == []
+        far = Store(store.url)
+        target = Store(tmp_path / "pulled") if direction == "pull" else far
+        assert (far if direction == "pull" else local).copy_to(target, "g2p").created
+        assert target.verify() == []
+
+
+def test_a_server_loads_from_it(store: Store, built_t5: Path) -> None:
+    store.publish("tiny", built_t5, alias="dense")
+    clear_cache(store)
+    with RunningServer("--store", store.url, "--model", "tiny@dense,threads=1") as server:
+        answer = httpx.post(f"{server.url}/generate", json={"inputs": "abc", "parameters": {"max_new_tokens": 3}})
+        assert answer.status_code == 200, answer.text
+        [model] = httpx.get(f"{server.url}/models").json()
+        assert model["digest"] == store.resolve("tiny@dense").digest
 
 
 KILLED: dict[str, Callable[[Store, Path], dict[str, Any]]] = {
