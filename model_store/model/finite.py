@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from model_store.errors import InvalidRequestError
 from model_store.model.safetensors_header import data_start, read_header
 
@@ -24,6 +22,8 @@ def check_finite(path: Path) -> None:
     Raises:
         InvalidRequestError: one is NaN or infinite; the message names its tensor.
     """
+    import numpy as np  # late: it takes a tenth of a second, and most of what one does with a store needs none
+
     tensors = read_header(path)
     with path.open("rb") as file:
         start = data_start(file)

@@ -5,15 +5,13 @@ the call that made it returns.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 LARGEST_POINTER_BYTES = 1 << 16  # of the small objects that name others; none of ours has over 4 KiB
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):  # not a dataclass: a listing makes ten thousand
     """One object, as a listing shows it."""
 
     name: str  # the last part of its key
