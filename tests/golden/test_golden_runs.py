@@ -132,7 +132,7 @@ def test_evaluate(outcomes: Mapping[str, Outcome], golden: Golden) -> None:
 
 
 def test_export(outcomes: Mapping[str, Outcome], folder: Path, golden: Golden) -> None:
-    """As it is: the very files, and a card. As a stock checkpoint: our keys are gone, and zeros are where it was cut."""
+    """As it is: the very files, and a card. As a stock checkpoint: our keys are gone, and zeros fill what was cut."""
     whole, stock = folder / "exported/as-it-is", folder / "exported/stock"
     assert outcomes["export"].document() == {"path": str(whole)}
     assert outcomes["export as a stock checkpoint"].document() == {"path": str(stock)}
