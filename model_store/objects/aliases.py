@@ -11,7 +11,7 @@ from typing import Any
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError
 from model_store.objects import keys
-from model_store.objects.numbered import newest, numbered
+from model_store.objects.numbered import check_risen, newest, numbered
 from model_store.objects.times import now_text
 from model_store.objects.versions import live_version, names_in
 from model_store.storage.storage import Storage
@@ -88,16 +88,19 @@ def move_alias(storage: Storage, name: str, alias: str, version: int | None, rea
             return
         if _create(storage, name, alias, last + 1, version, reason):
             break
+        check_risen(storage, keys.alias(name, alias), last)
     if version is not None and live_version(storage, name, version) is None:
         before = None if move is None else move.version
-        _create(storage, name, alias, last + 2, before, f"{name}:{version} was removed meanwhile")
+        why = f"{name}:{version} was removed meanwhile"
+        _create(storage, name, alias, last + 2, before, why, undoes=last + 1)
         raise NotFoundError(f"{name}:{version} was removed meanwhile: {name}@{alias} stays as it was")
 
 
 def first_move(storage: Storage, name: str, alias: str, version: int, reason: str) -> None:
-    """Point an alias at a version if it never pointed anywhere."""
-    if newest(storage, keys.alias(name, alias)) == 0:
-        _create(storage, name, alias, 1, version, reason)
+    """Point an alias at a version if it never pointed anywhere and the version is live."""
+    moved = newest(storage, keys.alias(name, alias)) == 0 and _create(storage, name, alias, 1, version, reason)
+    if moved and live_version(storage, name, version) is None:
+        _create(storage, name, alias, 2, None, f"{name}:{version} was removed meanwhile", undoes=1)
 
 
 def roll_back(storage: Storage, name: str, alias: str) -> AliasMove:

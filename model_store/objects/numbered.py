@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from model_store.objects.keys import parse_number
+from model_store.errors import CorruptStoreError
+from model_store.objects.keys import number_name, parse_number
 from model_store.storage.storage import Entry, Storage
 
 
@@ -16,6 +17,18 @@ def numbered(storage: Storage, folder: str) -> dict[int, Entry]:
 def newest(storage: Storage, folder: str) -> int:
     """The highest number of a folder; 0 if there is none."""
     return max(numbered(storage, folder), default=0)
+
+
+def check_risen(storage: Storage, folder: str, before: int) -> None:
+    """After a number above `before` was taken by another writer: see that it is there.
+
+    Raises:
+        CorruptStoreError: it is not, so something else has its name, or numbers have come to their end.
+    """
+    if newest(storage, folder) <= before:
+        raise CorruptStoreError(
+            f"{storage.url}/{folder}/{number_name(before + 1)} is in the way, and is no pointer: move it away"
+        )
 
 
 def ranges(numbers: Sequence[int], most: int = 6) -> str:

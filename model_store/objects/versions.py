@@ -8,7 +8,7 @@ import re
 
 from model_store.errors import CorruptStoreError, InvalidRequestError
 from model_store.objects import keys
-from model_store.objects.numbered import newest, numbered
+from model_store.objects.numbered import check_risen, newest, numbered
 from model_store.objects.times import now_text
 from model_store.storage.storage import Entry, Storage
 from model_store.version.ref import check_name
@@ -78,6 +78,7 @@ def commit_version(storage: Storage, name: str, aliased: int | None, digest: str
             return last, False
         if storage.create(keys.version(name, last + 1), f"{digest}\n".encode()):
             return last + 1, True
+        check_risen(storage, keys.versions(name), last)
 
 
 def bury(storage: Storage, name: str, number: int, reason: str) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from model_store.errors import InvalidRequestError
@@ -38,15 +39,18 @@ def most_bytes() -> int:
 
 def touch(cache: LocalStorage, digest: str) -> None:
     """Note that a view was opened."""
-    os.utime(cache.path(f"{keys.VIEWS}/{digest}"))
+    with suppress(FileNotFoundError):  # another process may be clearing the cache
+        os.utime(cache.path(f"{keys.VIEWS}/{digest}"))
 
 
 def evict(cache: LocalStorage, limit_bytes: int) -> None:
     """Delete the views opened longest ago, and blobs that no view has, until the cache is small enough."""
-    views = sorted(
-        (cache.path(f"{keys.VIEWS}/{digest}").stat().st_mtime, cache.path(f"{keys.VIEWS}/{digest}"))
-        for digest in cache.folders(keys.VIEWS)
-    )
+    views = []
+    for digest in cache.folders(keys.VIEWS):
+        with suppress(FileNotFoundError):
+            path = cache.path(f"{keys.VIEWS}/{digest}")
+            views.append((path.stat().st_mtime, path))
+    views.sort()
     while _drop_unlinked(cache) > limit_bytes and views:
         opened, oldest = views.pop(0)
         if opened > time.time() - _IN_USE_SECONDS:
@@ -59,7 +63,10 @@ def _drop_unlinked(cache: LocalStorage) -> int:
     total = 0
     for prefix in cache.folders(keys.BLOBS):
         for path in cache.path(f"{keys.BLOBS}/{prefix}").iterdir():
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
             if status.st_nlink == 1 and status.st_mtime < time.time() - _IN_USE_SECONDS:
                 path.unlink(missing_ok=True)
             else:

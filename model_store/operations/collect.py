@@ -6,22 +6,26 @@ age in quarantine and goes at once; on object storage its age begins anew, and a
 that a publisher has put or found young is never deleted before the publisher has committed, nor after.
 """
 
+import fcntl
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.errors import CorruptStoreError, UnknownSchemaError
+from model_store.errors import CorruptStoreError, StoreAccessError, UnknownSchemaError
 from model_store.objects import keys
 from model_store.objects.aliases import named_versions
 from model_store.objects.blobs import GRACE_SECONDS, read_manifest
 from model_store.objects.numbered import numbered
 from model_store.objects.versions import live_versions, model_names, read_version
 from model_store.operations.place import Place
+from model_store.storage.files import make_folder
 from model_store.storage.storage import Storage
 
+_LOCK = ".collection.lock"  # in the store's folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,6 +48,25 @@ def collect(
         CorruptStoreError: a pointer or a manifest cannot be read, so nobody knows what is needed; nothing is deleted.
         UnknownSchemaError: a newer program wrote one; nothing is deleted.
     """
+    with ExitStack() as stack:
+        if not (place.remote or dry_run):
+            stack.enter_context(_alone(place.local.root))
+        return _collect(place, dry_run=dry_run, grace_seconds=grace_seconds, say=say)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Of several collections in one folder, the later ones are refused: one would move what another has moved back."""
+    make_folder(root)
+    with (root / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreAccessError(f"another collection is at work in {root}: let it finish") from None
+        yield
+
+
+def _collect(place: Place, *, dry_run: bool, grace_seconds: float, say: Callable[[str], None]) -> list[Garbage]:
     storage, limit = place.storage, time.time() - grace_seconds
     say("looking for what versions need")
     needed = _needed(storage)
@@ -58,7 +81,8 @@ def collect(
     if dry_run:
         return found
     for each in found:
-        if each.kind == "blob" and storage.stat(keys.blob(each.name)) is not None:
+        there = storage.stat(keys.blob(each.name)) if each.kind == "blob" else None
+        if there is not None and there.modified < limit:  # a publisher may have made it young since
             say(f"into quarantine: {each.name[:12]}")
             storage.move(keys.blob(each.name), keys.quarantined(each.name))
     needed = _needed(storage)  # again: a version may have been published meanwhile

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from model_store.errors import CorruptStoreError
 from model_store.objects import keys
@@ -47,7 +48,7 @@ def downloaded(
     make_folder(workplace)
     partial = workplace / f"{file.sha256}{PARTIAL}"
     while True:
-        with partial.open("a+b") as target:
+        with _opened(partial) as target:
             fcntl.flock(target, fcntl.LOCK_EX)  # let go of when the file is closed, however this process ends
             if os.fstat(target.fileno()).st_nlink == 0:
                 continue  # the one before is done with it
@@ -70,10 +71,20 @@ def downloaded(
             if size != file.size or digest.hexdigest() != file.sha256:
                 partial.unlink()
                 raise _bad(storage, file, "is not what its name says")
+            os.utime(target.fileno())  # what is linked from here is new, however old the part was that it began with
             partial.chmod(0o444)
             yield partial
             partial.unlink()
             return
+
+
+def _opened(partial: Path) -> BinaryIO:
+    """A part, to be read and gone on with, also one that was left when it was whole already."""
+    try:
+        return partial.open("a+b")
+    except PermissionError:
+        partial.chmod(0o644)
+        return partial.open("a+b")
 
 
 def _bad(storage: Storage, file: FileEntry, what: str) -> CorruptStoreError:

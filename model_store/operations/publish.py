@@ -117,7 +117,7 @@ def commit(
     if not place.remote:
         # Now, because loaders may see the store on a read-only disk; and before an alias points to the version.
         open_view(place, manifest, digest, f"{name}:{version}", trusted=files)
-    if created and version == 1:
+    if version == 1:  # also where whoever made it was killed before it came to this
         first_move(storage, name, DEFAULT_ALIAS, version, "the first version")
     if alias is not None:
         move_alias(storage, name, alias, version, reason)

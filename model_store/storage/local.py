@@ -77,10 +77,16 @@ class LocalStorage:
     def entries(self, folder: str) -> list[Entry]:
         """The objects directly below a folder, by name; none if it does not exist."""
         try:
-            with os.scandir(self.path(folder)) as found:
-                files = [(each.name, each.stat(follow_symlinks=False)) for each in found if not each.is_dir()]
+            with os.scandir(self.path(folder)) as scan:
+                found = [each for each in scan if not each.is_dir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        files = []
+        for each in found:
+            try:
+                files.append((each.name, each.stat(follow_symlinks=False)))
+            except FileNotFoundError:  # it has just gone; the others are there
+                continue
         files.sort(key=lambda pair: pair[0])
         return [Entry(name=name, size=status.st_size, modified=status.st_mtime) for name, status in files]
 

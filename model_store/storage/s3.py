@@ -27,6 +27,7 @@ PROBED = "probed"  # a file in the cache: this storage excludes
 
 _RETRY_S = 60.0
 _READERS = 32  # small objects read at once
+_RANGE_BYTES = 16 << 20  # of a download, each a request with a time limit of its own
 _PART_BYTES = 16 << 20  # of an upload; S3 allows 10,000 parts, so objects of 160 GB
 
 _P = ParamSpec("_P")
@@ -87,7 +88,7 @@ class S3Storage:
                 parts.netloc,
                 prefix=parts.path.strip("/") or None,
                 config={"endpoint": found} if found else None,
-                client_options={"allow_http": found.startswith("http://"), "connect_timeout": "5s"},
+                client_options={"allow_http": found.startswith("http://"), "connect_timeout": "5s", "timeout": "120s"},
                 retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=_retry_s())},
             )
         except BaseError as error:
@@ -188,14 +189,15 @@ class S3Storage:
         known = self.stat(key)
         if known is None:
             raise FileNotFoundError(f"{self.url}/{key} is not there")
-        if offset >= known.size:
-            return
-        try:
-            options = {"range": {"offset": offset}} if offset else None
-            for piece in self._obstore.get(self._store, key, options=options).stream(min_chunk_size=CHUNK_BYTES):
-                yield bytes(piece)
-        except self.errors.BaseError as error:
-            raise self.named(error) from error
+        while offset < known.size:
+            length = min(_RANGE_BYTES, known.size - offset)
+            try:
+                data = bytes(self._obstore.get_range(self._store, key, start=offset, length=length))
+            except self.errors.BaseError as error:
+                raise self.named(error) from error
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield data[start : start + CHUNK_BYTES]
+            offset += len(data)
 
     @_naming_errors
     def put(self, key: str, file: Path) -> None:

@@ -64,7 +64,9 @@ def _names(folder: Path) -> list[str]:
 def _numbers(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         return {}
-    named = {int(path.name): path for path in folder.iterdir() if re.fullmatch(r"[0-9]{6,}", path.name)}
+    named = {
+        int(path.name): path for path in folder.iterdir() if re.fullmatch(r"[0-9]{6,}", path.name) and path.is_file()
+    }
     return {number: named[number] for number in sorted(named) if number and named[number].name == f"{number:06d}"}
 
 

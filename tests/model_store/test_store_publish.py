@@ -2,17 +2,19 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForSeq2SeqLM
 
-from model_store.errors import InvalidRequestError, NotFoundError, StoreAccessError
+from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError, StoreAccessError
 from model_store.objects.versions import commit_version
 from model_store.storage.storage import Storage
 from model_store.store import Store
 from model_store.version.manifest import Lineage
+from tests.model_store.aging import age
 
 
 def test_publish_then_read_back(store: Store, model_dir: Path) -> None:
@@ -227,3 +229,44 @@ def test_what_a_collection_took_is_linked_again(store: Store, model_dir: Path, m
     store.publish("g2p", model_dir)
     assert store.verify() == []
     assert len(store.list()) == 1
+
+
+def test_a_name_in_the_way_of_the_next_number_is_told(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir)
+    (store.root / "models/g2p/versions/000002").mkdir()
+    with pytest.raises(CorruptStoreError, match=r"versions/000002 is in the way"):
+        store.publish("g2p", model_dir, metrics={"n": 2.0})
+    (store.root / "models/g2p/aliases/live/000001").mkdir(parents=True)
+    with pytest.raises(CorruptStoreError, match=r"live/000001 is in the way"):
+        store.tag("g2p:1", "live")
+
+
+def test_one_collection_at_a_time(store: Store, model_dir: Path) -> None:
+    store.publish("g2p", model_dir)
+    refused: list[str] = []
+
+    def second(step: str) -> None:
+        with pytest.raises(StoreAccessError, match="another collection is at work") as raised:
+            store.collect()
+        refused.append(str(raised.value))
+
+    store.collect(say=second)
+    assert refused
+    assert store.collect() == []
+
+
+def test_what_a_copy_went_on_with_is_as_young_as_the_copy(store: Store, model_dir: Path, tmp_path: Path) -> None:
+    """A part that was left days ago must not make a blob that a collection takes at once."""
+    store.publish("g2p", model_dir)
+    target = Store(tmp_path / "target")
+    (target.root / "tmp").mkdir(parents=True)
+    for file in store.resolve("g2p").manifest.files:
+        part = target.root / "tmp" / f"{file.sha256}.part"
+        part.write_bytes((model_dir / file.path).read_bytes())
+        part.chmod(0o444)
+    age(target.root)
+    store.copy_to(target, "g2p")
+    assert target.collect() == []
+    assert all(
+        path.stat().st_mtime > time.time() - 3600 for path in (target.root / "blobs").rglob("*") if path.is_file()
+    )
