@@ -23,6 +23,7 @@ from model_store.objects import keys
 from model_store.objects.aliases import (
     AliasMove,
     alias_names,
+    alias_version,
     history,
     move_alias,
     named_versions,
@@ -47,7 +48,7 @@ from model_store.operations.collect import Garbage, collect
 from model_store.operations.fetch import Progress
 from model_store.operations.place import Place
 from model_store.operations.publish import Publication, Published, publish
-from model_store.operations.remove import check_unnamed, remove
+from model_store.operations.remove import Removal, removable, remove
 from model_store.operations.resolve import find_version
 from model_store.operations.transfer import Transfer
 from model_store.operations.verify import Problem, verify_store, verify_version
@@ -225,9 +226,11 @@ class Store:
             NotFoundError: there is no such version.
         """
         check_name(alias, "alias")
-        version = self.resolve(ref)
-        move_alias(self._storage, version.name, alias, version.version, reason)
-        return self.resolve(version.ref)
+        check(self._storage)
+        ref = _parsed(ref)
+        number = find_version(self._storage, ref)  # no more than that: this also mends an alias that cannot be read
+        move_alias(self._storage, ref.name, alias, number, reason)
+        return self.resolve(Ref(name=ref.name, version=number))
 
     @_naming_disk_errors
     def untag(self, name: str, alias: str, reason: str = "untag") -> None:
@@ -272,31 +275,30 @@ class Store:
         return {each: history(self._storage, name, each) for each in (known if alias is None else [alias])}
 
     @_naming_disk_errors
-    def removable(self, ref: Ref | str) -> StoredVersion:
-        """The version that `remove` would remove.
+    def removable(self, ref: Ref | str) -> Removal:
+        """What `remove` would remove. Its manifest need not be readable: removing it is then the remedy.
 
         Raises:
             InvalidRequestError: the reference names no single version by its number, or an alias names it.
             NotFoundError: there is no such version.
         """
+        check(self._storage)
         ref = _parsed(ref)
         if ref.version is None:
             raise InvalidRequestError(f"{ref} can move: name the version by its number, as in {ref.name}:7")
-        version = self.resolve(ref)
-        check_unnamed(self._storage, version.name, version.version)
-        return version
+        return removable(self._storage, ref.name, find_version(self._storage, ref))
 
     @_naming_disk_errors
-    def remove(self, ref: Ref | str, reason: str = "rm") -> StoredVersion:
+    def remove(self, ref: Ref | str, reason: str = "rm") -> Removal:
         """Remove a version; `collect` frees its space. Its number never comes back. Return what it was.
 
         Raises:
             InvalidRequestError: the reference names no single version by its number, or an alias names it.
             NotFoundError: there is no such version.
         """
-        version = self.removable(ref)
-        remove(self._storage, version.name, version.version, reason)
-        return version
+        removal = self.removable(ref)
+        remove(self._storage, removal.name, removal.version, reason)
+        return removal
 
     @_naming_disk_errors
     def collect(
@@ -434,10 +436,12 @@ class Store:
         check_name(alias, "alias")
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
-        """The aliases of a model, by the version number they name now."""
+        """The aliases of a model, by the version number they name now; `verify` names those that cannot be read."""
         aliases: dict[int, tuple[str, ...]] = {}
-        for alias, number in named_versions(self._storage, name).items():
-            aliases[number] = (*aliases.get(number, ()), alias)
+        for alias in alias_names(self._storage, name):
+            number = alias_version(self._storage, name, alias)
+            if number is not None:
+                aliases[number] = (*aliases.get(number, ()), alias)
         return aliases
 
     def _manifests(self, digests: Sequence[str]) -> dict[str, Manifest]:

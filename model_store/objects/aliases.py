@@ -108,9 +108,11 @@ def roll_back(storage: Storage, name: str, alias: str) -> AliasMove:
 
     Raises:
         NotFoundError: there is no such alias.
+        CorruptStoreError: its last move cannot be read.
         InvalidRequestError: nothing stood before that move, or what stood was removed, or the alias moved meanwhile.
     """
     number = newest(storage, keys.alias(name, alias)) + 1
+    read_alias(storage, name, alias)  # what cannot be read cannot be taken back
     moves = history(storage, name, alias)
     if not moves:
         raise NotFoundError(f"model {name!r} has no alias {alias!r}: `nash models history {name}` lists what moved")

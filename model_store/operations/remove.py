@@ -1,10 +1,43 @@
 """Remove a version: it gets a tombstone, and a later collection takes what only it needed."""
 
-from model_store.errors import InvalidRequestError
+from contextlib import suppress
+from dataclasses import dataclass
+
+from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
 from model_store.objects import keys
 from model_store.objects.aliases import named_versions
-from model_store.objects.versions import bury
+from model_store.objects.blobs import read_manifest
+from model_store.objects.versions import bury, read_version
 from model_store.storage.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """A version that can be removed, or was."""
+
+    name: str
+    version: int
+    digest: str | None  # None if its pointer cannot be read
+    size: int | None  # bytes of its weights; None if its manifest cannot be read
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+def removable(storage: Storage, name: str, version: int) -> Removal:
+    """What is known of a live version that is to be removed.
+
+    Raises:
+        InvalidRequestError: an alias names it.
+        CorruptStoreError: an alias cannot be read, so it might name it.
+    """
+    check_unnamed(storage, name, version)
+    digest = size = None
+    with suppress(CorruptStoreError, UnknownSchemaError):
+        digest = read_version(storage, name, version)
+        size = read_manifest(storage, digest).spec.bytes
+    return Removal(name=name, version=version, digest=digest, size=size)
 
 
 def remove(storage: Storage, name: str, version: int, reason: str) -> None:

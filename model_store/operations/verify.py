@@ -9,7 +9,7 @@ from model_store.model.safetensors_header import read_header
 from model_store.objects.aliases import alias_names, read_alias
 from model_store.objects.blobs import blob_key, damage, read_manifest
 from model_store.objects.records import read_records
-from model_store.objects.versions import live_versions, model_names, read_version
+from model_store.objects.versions import live_version, live_versions, model_names, read_version
 from model_store.operations.place import Place
 from model_store.version.manifest import FileEntry
 
@@ -34,7 +34,7 @@ def verify_store(place: Place) -> Iterator[tuple[str, list[Problem]]]:
         for version in live:
             yield f"{name}:{version}", verify_version(place, name, version)
         for alias in alias_names(storage, name):
-            yield f"{name}@{alias}", list(_alias_problems(place, name, alias, list(live)))
+            yield f"{name}@{alias}", list(_alias_problems(place, name, alias))
 
 
 def verify_version(place: Place, name: str, version: int) -> list[Problem]:
@@ -72,13 +72,15 @@ def _file_problem(place: Place, file: FileEntry) -> str | None:
     return None
 
 
-def _alias_problems(place: Place, name: str, alias: str, live: list[int]) -> Iterator[Problem]:
+def _alias_problems(place: Place, name: str, alias: str) -> Iterator[Problem]:
     ref = f"{name}@{alias}"
     try:
         move = read_alias(place.storage, name, alias)
     except CorruptStoreError as error:
         yield Problem(ref=ref, file="alias pointer", what=str(error))
         return
-    if move is not None and move.version is not None and move.version not in live:
+    if move is None or move.version is None:
+        return
+    if live_version(place.storage, name, move.version) is None:  # now: it may be younger than this verification
         what = f"names version {move.version}, which does not exist"
         yield Problem(ref=ref, file="alias pointer", what=what)

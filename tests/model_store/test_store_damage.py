@@ -165,3 +165,19 @@ def test_checkout_is_read_only_and_loads(store: Store, model_dir: Path) -> None:
     ours, theirs = (AutoModelForSeq2SeqLM.from_pretrained(folder).state_dict() for folder in (view, model_dir))
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
     assert AutoTokenizer.from_pretrained(view)("abc")["input_ids"] == [3, 4, 5, 1]
+
+
+def test_the_remedies_work(store: Store, model_dir: Path) -> None:
+    """An alias that cannot be read is tagged again, a version that cannot be read is removed; the rest is seen."""
+    for number in (1.0, 2.0, 3.0):
+        store.publish("g2p", model_dir, metrics={"n": number}, alias="live")
+    overwrite(store.root / "models/g2p/aliases/live/000003", b"{")
+    assert [version.aliases for version in store.list()] == [("default",), (), ()]
+    with pytest.raises(CorruptStoreError, match="cannot be read: tag the alias again"):
+        store.rollback("g2p", "live")
+    assert store.tag("g2p:2", "live").aliases == ("live",)
+    overwrite(store.root / "models/g2p/versions/000003", b"torn")
+    assert store.remove("g2p:3").digest is None
+    assert [version.version for version in store.list()] == [1, 2]
+    assert store.verify() == []
+    assert store.collect() == []

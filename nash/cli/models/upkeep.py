@@ -32,13 +32,14 @@ def remove(
     """Remove a version, given by its number, that no alias names. `gc` frees its space later."""
     opened = open_store(store)
     if not yes:
-        version = opened.removable(ref)
-        _ask(f"remove {version.ref} ({size_text(version.manifest.spec.bytes)}) from {store}? It cannot be brought back")
-    version = opened.remove(ref)
+        planned = opened.removable(ref)
+        size = "of unknown size" if planned.size is None else size_text(planned.size)
+        _ask(f"remove {planned.ref} ({size}) from {store}? It cannot be brought back")
+    removed = opened.remove(ref)
     if as_json:
-        print_json({"name": version.name, "version": version.version, "digest": version.digest})
+        print_json({"name": removed.name, "version": removed.version, "digest": removed.digest})
         return
-    say(f"{version.ref} is removed: `nash models gc` frees what only it needed")
+    say(f"{removed.ref} is removed: `nash models gc` frees what only it needed")
 
 
 def collect(
