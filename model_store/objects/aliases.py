@@ -7,6 +7,7 @@ move it undoes. What stands then is what stood before that one.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError
@@ -163,6 +164,7 @@ def _parsed(storage: Storage, key: str, number: int, data: bytes | None) -> Alia
         whole = all(value is None or (type(value) is int and value > 0) for value in (version, undoes))
         if not whole or not isinstance(reason, str) or not isinstance(at, str):
             raise TypeError
+        datetime.fromisoformat(at)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CorruptStoreError(f"the alias pointer {storage.url}/{key} cannot be read: tag the alias again") from None
     return AliasMove(generation=number, version=version, reason=reason, at=at, undoes=undoes)

@@ -57,6 +57,7 @@ def downloaded(
             while piece := target.read(CHUNK_BYTES):
                 digest.update(piece)
                 size += len(piece)
+            begun = size > 0
             progress(size)
             try:
                 for piece in storage.stream(blob_key(storage, file.sha256), size):
@@ -70,6 +71,8 @@ def downloaded(
             os.fsync(target.fileno())
             if size != file.size or digest.hexdigest() != file.sha256:
                 partial.unlink()
+                if begun:
+                    continue  # what was left may have been spoilt here: once more from the start
                 raise _bad(storage, file, "is not what its name says")
             os.utime(target.fileno())  # what is linked from here is new, however old the part was that it began with
             partial.chmod(0o444)

@@ -94,7 +94,7 @@ class LocalStorage:
         """The names of the folders directly below a folder, sorted."""
         try:
             with os.scandir(self.path(folder)) as found:
-                return sorted(each.name for each in found if each.is_dir(follow_symlinks=False))
+                return sorted(each.name for each in found if each.is_dir())  # also one that was moved and linked to
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -38,8 +38,16 @@ class LatencyRecord:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self | None:
-        """The record that `document` was made from; None if it is another kind of record, or lacks a field."""
-        names = [field.name for field in fields(cls)]
-        if document.get("kind") != KIND or not all(name in document for name in names):
+        """The record that `document` was made from; None if it is another kind of record, or a field does not fit."""
+        values: dict[str, Any] = {field.name: document.get(field.name) for field in fields(cls)}
+        if document.get("kind") != KIND or not all(_fits(field.type, values[field.name]) for field in fields(cls)):
             return None
-        return cls(**{name: document[name] for name in names})
+        return cls(**values)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    return isinstance(value, str)

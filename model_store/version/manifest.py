@@ -19,6 +19,9 @@ Kind = Literal["dense", "pruned"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -28,7 +31,7 @@ class FileEntry(_Record):
 
     path: Annotated[str, Field(pattern=rf"^{FILE_NAME}$")]
     sha256: Sha256
-    size: Annotated[int, Field(ge=0)]  # bytes
+    size: Size  # bytes
 
 
 class SpecSummary(_Record):
@@ -44,8 +47,8 @@ class SpecSummary(_Record):
     dense_encoder_layers: int
     dense_decoder_layers: int
     encoder_sparsity: float
-    parameters: int
-    bytes: int  # of the weights as stored
+    parameters: Size
+    bytes: Size  # of the weights as stored
     dtype: str
 
 

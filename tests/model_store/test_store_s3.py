@@ -150,9 +150,7 @@ def test_a_download_that_was_spoilt_is_thrown_away(store: Store, built_t5: Path)
     partial = store.root / "tmp" / f"{weights.sha256}.part"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"x" * 100_000)
-    with pytest.raises(CorruptStoreError, match=r"model\.safetensors\) is not what its name says"):
-        store.checkout("g2p")
-    assert store.checkout("g2p").is_dir()
+    assert (store.checkout("g2p") / "model.safetensors").stat().st_size == weights.size
 
 
 def test_a_damaged_blob_is_named_and_healed_by_publishing(store: Store, built_t5: Path) -> None:

@@ -78,16 +78,19 @@ def show(ref: RefArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
 
 def _record_row(record: Mapping[str, Any]) -> tuple[str, str, str]:
     """One measurement in a line of three cells."""
+    from model_store.version.latency import LatencyRecord
+
+    latency = LatencyRecord.of(record)
     match record["kind"]:
         case "quality":
             figure = f"{record['metric'].replace('_', ' ')} {record['value']:.2f} %"
             figure += f", {record['rows']} rows of {record['split']}"
             return f"quality in {record['dtype']}", f"{record['engine']} on {record['device']}", figure
-        case "latency":
-            what = f"latency in {record['dtype']}, batch {record['batch']}"
-            what += f", {record['source_tokens']} in, {record['new_tokens']} out"
-            where = f"{record['processor']}, {record['threads']} threads"
-            figure = f"{record['encode_ms']:.2f} + {record['step_ms']:.3f} a step = {record['total_ms']:.2f} ms"
+        case _ if latency is not None:
+            what = f"latency in {latency.dtype}, batch {latency.batch}"
+            what += f", {latency.source_tokens} in, {latency.new_tokens} out"
+            where = f"{latency.processor}, {latency.threads} threads"
+            figure = f"{latency.encode_ms:.2f} + {latency.step_ms:.3f} a step = {latency.total_ms:.2f} ms"
             return what, where, figure
         case other:
             return str(other), "", json.dumps(dict(record))[:200]

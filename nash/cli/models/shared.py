@@ -65,7 +65,7 @@ def summary(version: "StoredVersion") -> dict[str, Any]:
 
 def say(text: str) -> None:
     """One line of a result."""
-    result_console().print(text, markup=False, soft_wrap=True)
+    result_console().print(_printable(text), markup=False, soft_wrap=True)
 
 
 def size_text(size_bytes: int) -> str:
@@ -105,4 +105,9 @@ def print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]], *, rig
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     sides = [">" if heading in right else "<" for heading in headings]
     line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    print("\n".join(line.format(*row).rstrip() for row in (headings, *rows)))
+    print("\n".join(_printable(line.format(*row).rstrip()) for row in (headings, *rows)))
+
+
+def _printable(text: str) -> str:
+    """A text that cannot move the cursor: what a store holds may come from anybody."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -35,9 +35,12 @@ def pull(
 
 
 def _copy(ref: str, source: str, target: str, alias: str | None, *, as_json: bool) -> None:
+    from nash.errors import RequestError
     from nash.run.progress import Stage
 
     opened, other = open_store(source), open_store(target)
+    if opened.url == other.url:
+        raise RequestError(f"{other.url} is the store that {ref} is in: name another one")
     version = opened.resolve(ref)
     total = math.ceil(version.manifest.stored_bytes / 1e6)
     with Stage(f"copying {version.ref} to {other.url}", progress_console(), total, unit="MB") as stage:

@@ -1,11 +1,14 @@
 """`nash models verify`, `rm` and `gc`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nash.cli.models.shared import RefArgument, YesOption, open_store, print_columns, print_table, say, size_text
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console
+
+if TYPE_CHECKING:
+    from model_store.store import Store
 
 
 def verify(
@@ -15,7 +18,7 @@ def verify(
 ) -> None:
     """Read every stored byte and name the bad files; exit with code 1 if there are any."""
     console = progress_console()
-    problems = open_store(store).verify(ref, say=lambda checked: console.print(f"read {checked}", soft_wrap=True))
+    problems = _existing(store).verify(ref, say=lambda checked: console.print(f"read {checked}", soft_wrap=True))
     if as_json:
         print_json({"problems": [{"ref": p.ref, "file": p.file, "what": p.what} for p in problems]})
     elif problems:
@@ -58,7 +61,7 @@ def collect(
     as_json: JsonOption = False,
 ) -> None:
     """Free what no version needs: blobs of removed versions, and what killed processes left."""
-    opened, console = open_store(store), progress_console()
+    opened, console = _existing(store), progress_console()
     grace_s = older_than * 3600
     if not (dry_run or yes):
         planned = opened.collect(dry_run=True, grace_seconds=grace_s)
@@ -80,6 +83,16 @@ def collect(
     say(f"{len(found)} things {did}, {size_text(size)}")
     if waiting:
         say(f"{len(waiting)} of them wait in quarantine: a collection after {older_than:g} hours deletes them")
+
+
+def _existing(store: str) -> "Store":
+    """The store, unless there is none: a misspelt place must not look as if all were well with it."""
+    from model_store.errors import NotFoundError
+
+    opened = open_store(store)
+    if not opened.exists():
+        raise NotFoundError(f"there is no store at {store}: check --store and NASH_STORE")
+    return opened
 
 
 def _ask(question: str) -> None:

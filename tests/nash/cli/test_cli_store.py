@@ -267,3 +267,30 @@ def test_the_shell_completes_refs(store: Store, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "argv", ["nash"])
     outcome = nash()
     assert outcome.out.split() == ["g2p@default", "g2p@dense", "g2p@pruned"]
+
+
+def test_a_store_that_is_not_there_is_not_called_well(tmp_path: Path) -> None:
+    for command in ("verify", "gc"):
+        outcome = nash("models", command, "--store", tmp_path / "typo")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "there is no store at" in outcome.err
+
+
+def test_a_copy_into_the_same_store_is_refused(store: Store) -> None:
+    outcome = shown(store, "push", "g2p:1", store.url)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "is the store that g2p:1 is in" in outcome.err
+
+
+def test_what_anybody_may_have_written_is_shown_harmlessly(run: Run, store: Store) -> None:
+    store.tag("g2p:3", "pruned", reason="\x1b[31mred\nX")
+    text = shown(store, "history", "g2p", "pruned").out
+    assert "\x1b" not in text
+    assert "\\x1b[31mred\\nX" in text
+    folder = store.root / "models/g2p/measurements" / store.resolve("g2p:1").digest
+    folder.mkdir(parents=True)
+    for number, record in enumerate(({"kind": "latency"}, {"kind": "latency", "total_ms": "x", "dtype": []}, {"a": 1})):
+        (folder / f"{number}".zfill(64)).write_text(json.dumps(record))
+    assert len(run("show", "g2p:1")["measurements"]) == 3
+    assert shown(store, "show", "g2p:1").code == 0
+    assert run("diff", "g2p:1", "g2p:2")["latency"] == []
