@@ -73,11 +73,14 @@ def read_manifest(storage: Storage, digest: str) -> Manifest:
     data = storage.read(keys.blob(digest), LARGEST_MANIFEST_BYTES)
     if data is None:
         data = storage.read(keys.quarantined(digest), LARGEST_MANIFEST_BYTES)
-    return parse_manifest(storage, digest, data)
+    manifest = parse_manifest(storage, digest, data)
+    if manifest.canonical_bytes() != data:
+        raise CorruptStoreError(f"the manifest {storage.url}/{keys.blob(digest)} is not in canonical form: {REPAIR}")
+    return manifest
 
 
 def parse_manifest(storage: Storage, digest: str, data: bytes | None) -> Manifest:
-    """The manifest in a blob's bytes; None stands for a blob that is missing.
+    """The manifest in a blob's bytes, whatever its form; None stands for a blob that is missing.
 
     Raises:
         CorruptStoreError: it is missing, or its bytes do not match the digest.
@@ -89,6 +92,6 @@ def parse_manifest(storage: Storage, digest: str, data: bytes | None) -> Manifes
     if hashlib.sha256(data).hexdigest() != digest:
         raise CorruptStoreError(f"the manifest {where} does not match the sha256 in its name: {REPAIR}")
     try:
-        return Manifest.parse_known(data)
+        return Manifest.parse(data)
     except (CorruptStoreError, UnknownSchemaError) as error:
         raise type(error)(f"{where}: {error}") from None

@@ -24,7 +24,7 @@ BLOBS = "blobs/sha256"
 QUARANTINE = "quarantine"
 VIEWS = "views"
 
-_NUMBER = re.compile(r"[0-9]{6,12}")
+_NUMBER = re.compile(r"(?!0{6})[0-9]{6}|[1-9][0-9]{6,11}")  # from 1, with six digits at least
 
 
 def number_name(number: int) -> str:
@@ -34,9 +34,7 @@ def number_name(number: int) -> str:
 
 def parse_number(name: str) -> int | None:
     """The inverse of `number_name`; None for an object that is not a numbered pointer."""
-    if not _NUMBER.fullmatch(name) or (number := int(name)) == 0 or number_name(number) != name:
-        return None
-    return number
+    return int(name) if _NUMBER.fullmatch(name) else None
 
 
 def blob(sha256: str) -> str:

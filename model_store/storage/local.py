@@ -15,6 +15,7 @@ from model_store.errors import CorruptStoreError, StoreAccessError
 from model_store.storage.files import CHUNK_BYTES, link_if_absent, make_folder, sync_folder, write_new
 from model_store.storage.storage import LARGEST_POINTER_BYTES, Entry
 
+_SMALL_BYTES = 1 << 14  # read at once; most objects have fewer
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK)
 
 
@@ -54,9 +55,12 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
+            data = os.read(descriptor, _SMALL_BYTES)
+            if len(data) < _SMALL_BYTES:
+                return data  # whole: a regular file is short only at its end, and objects never change
             size = os.fstat(descriptor).st_size
             if size <= most_bytes:
-                return os.read(descriptor, size)  # whole: objects never change
+                return data + os.read(descriptor, size - len(data))
         finally:
             os.close(descriptor)
         raise CorruptStoreError(f"{self.path(key)} has more than {most_bytes} bytes: it is not what its name says")

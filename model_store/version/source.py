@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from model_store.errors import InvalidRequestError
 from model_store.model.finite import check_finite
 from model_store.model.int4 import check_int4_file
@@ -198,6 +196,8 @@ def _check_dtypes(model: Model) -> None:
 
 
 def _check_tokenizer(path: Path, spec: ModelSpec) -> None:
+    from tokenizers import Tokenizer  # here, for listing a store needs none of it
+
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001  tokenizers raises nothing more specific

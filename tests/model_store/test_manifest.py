@@ -1,4 +1,6 @@
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
+from model_store.objects import keys
+from model_store.objects.blobs import read_manifest
+from model_store.storage.local import LocalStorage
 from model_store.version.manifest import FileEntry, Lineage, Manifest, SpecSummary
 
 GOLDEN = (
@@ -99,7 +104,8 @@ def test_round_trip(metrics: dict[str, float], recipe: dict[str, Any]) -> None:
         ({"metrics": {"per": float("inf")}}, r"metrics\.per"),
         ({"metrics": {"per": "low"}}, r"metrics\.per"),
         ({"kind": "sparse"}, "kind"),
-        ({"files": (FileEntry(path="b", sha256="1" * 64, size=1),) * 2}, "files"),
+        ({"files": (FileEntry(path="config.json", sha256="1" * 64, size=1),) * 2}, "files: .* ascending"),
+        ({"files": ()}, r"files: there is no config\.json"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -122,9 +128,6 @@ def edited(**changes: object) -> bytes:
         b"\x80\x04K\x01.",
         b"[" * 100_000,
         GOLDEN[:-1],
-        GOLDEN + b"\n",
-        GOLDEN.replace(b'"MIT"', b'"MIT" '),
-        GOLDEN.replace(b"38.0", b"38"),
         edited(colour="red"),
         edited(kind=None),
         edited(metrics={"per": "low"}),
@@ -134,13 +137,26 @@ def edited(**changes: object) -> bytes:
             edited(files=[{"path": path, "sha256": "1" * 64, "size": 1}])
             for path in ("../config.json", "/etc/passwd", "a/b", "", ".", "..", "a\n", "a" * 129, "a\\b")
         ),
-        edited(files=[{"path": "a", "sha256": "1" * 63, "size": 1}]),
-        edited(files=[{"path": "a", "sha256": "1" * 64, "size": -1}]),
+        edited(files=[{"path": "config.json", "sha256": "1" * 63, "size": 1}]),
+        edited(files=[{"path": "config.json", "sha256": "1" * 64, "size": -1}]),
+        edited(files=[{"path": "config.json", "sha256": "1" * 64, "size": 1}] * 2),
+        edited(files=[{"path": "model.safetensors", "sha256": "1" * 64, "size": 1}]),
+        edited(files=[]),
     ],
 )
 def test_what_is_no_manifest(data: bytes) -> None:
     with pytest.raises(CorruptStoreError):
         Manifest.parse(data)
+
+
+@pytest.mark.parametrize(
+    "data", [GOLDEN + b"\n", GOLDEN.replace(b'"MIT"', b'"MIT" '), GOLDEN.replace(b"38.0", b"38")]
+)
+def test_only_one_form_is_stored(data: bytes, tmp_path: Path) -> None:
+    storage, digest = LocalStorage(tmp_path), hashlib.sha256(data).hexdigest()
+    storage.create(keys.blob(digest), data)
+    with pytest.raises(CorruptStoreError, match="not in canonical form"):
+        read_manifest(storage, digest)
 
 
 def test_newer_schema_is_not_called_damage() -> None:
