@@ -45,7 +45,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     if [ -n "$TORCH_INDEX_URL" ]; then \
         pip --python /opt/venv/bin/python install --index-url "$TORCH_INDEX_URL" --no-deps -c constraints.txt torch; \
     fi \
-    && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > /tmp/requirements.txt \
+    && python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["s3"], sep="\n")' > /tmp/requirements.txt \
     && pip --python /opt/venv/bin/python install -c constraints.txt -r /tmp/requirements.txt
 COPY pyproject.toml setup.py README.md ./
 COPY model_store ./model_store
@@ -56,7 +56,9 @@ RUN --mount=type=cache,target=/root/.cache/pip pip --python /opt/venv/bin/python
 # Last, so that a build without --target makes it.
 FROM runtime AS server
 COPY --from=server-build /opt/venv /opt/venv
-ENV PATH="/opt/venv/bin:$PATH" NASH_STORE=/store
+# A volume that is mounted there belongs to the user who is to write it.
+RUN install -d -o nash -g nash /cache
+ENV PATH="/opt/venv/bin:$PATH" NASH_STORE=/store NASH_CACHE=/cache
 EXPOSE 8000
 USER 10001:10001
 # Ready is when every model is loaded. Not through a proxy, whatever the environment says: hence no urllib.

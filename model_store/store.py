@@ -8,14 +8,21 @@ import builtins
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from model_store.collector import collector_paused
-from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError, StoreAccessError
+from model_store.errors import (
+    CorruptStoreError,
+    InvalidRequestError,
+    ModelStoreError,
+    NotFoundError,
+    StoreAccessError,
+    UnknownSchemaError,
+)
 from model_store.model.config import spec_of
 from model_store.model.model import CONFIG
 from model_store.model.spec import ModelSpec
@@ -24,6 +31,7 @@ from model_store.objects.aliases import (
     AliasMove,
     alias_names,
     alias_version,
+    check_reason,
     history,
     move_alias,
     named_versions,
@@ -178,31 +186,45 @@ class Store:
         return _stored(ref.name, number, digest, manifest, aliases, pointer.modified)
 
     @_naming_disk_errors
-    def list(self) -> builtins.list[StoredVersion]:
-        """All live versions, by name and number."""
+    def list(self, *, unreadable: Callable[[str], None] | None = None) -> builtins.list[StoredVersion]:
+        """All live versions, by name and number. Of one that cannot be read, `unreadable` hears instead, if given.
+
+        Raises:
+            CorruptStoreError, UnknownSchemaError: a version cannot be read, and there is no `unreadable`.
+        """
         check(self._storage)
         with collector_paused():
-            return self._list()
+            return self._list(unreadable)
 
-    def _list(self) -> builtins.list[StoredVersion]:
+    def _list(self, unreadable: Callable[[str], None] | None) -> builtins.list[StoredVersion]:
         found: builtins.list[StoredVersion] = []
         for name in model_names(self._storage):
             aliases = self._aliases(name)
             live = live_versions(self._storage, name)
             pointers = [keys.version(name, number) for number in live]
             read = self._storage.read_all(pointers)
-            digests = [parse_version(self._storage, key, data) for key, data in zip(pointers, read, strict=True)]
-            manifests = self._manifests(digests)
-            for (number, pointer), digest in zip(live.items(), digests, strict=True):
-                found.append(
-                    _stored(name, number, digest, manifests[digest], aliases.get(number, ()), pointer.modified)
-                )
+            digests: dict[int, str] = {}
+            for number, key, data in zip(live, pointers, read, strict=True):
+                try:
+                    digests[number] = parse_version(self._storage, key, data)
+                except CorruptStoreError as error:
+                    _tell(unreadable, f"{name}:{number}", error)
+            manifests = self._manifests(set(digests.values()))
+            for number, digest in digests.items():
+                manifest = manifests[digest]
+                if isinstance(manifest, Manifest):
+                    modified = live[number].modified
+                    found.append(_stored(name, number, digest, manifest, aliases.get(number, ()), modified))
+                else:
+                    _tell(unreadable, f"{name}:{number}", manifest)
         return found
 
     def parent_of(self, version: StoredVersion) -> StoredVersion | None:
         """The version that another one was made from, if the store has it."""
         digest = version.manifest.lineage.parent
-        return next((each for each in self.list() if each.digest == digest), None) if digest else None
+        if digest is None:
+            return None
+        return next((each for each in self.list(unreadable=lambda _: None) if each.digest == digest), None)
 
     @_naming_disk_errors
     def spec(self, version: StoredVersion) -> ModelSpec:
@@ -226,6 +248,7 @@ class Store:
             NotFoundError: there is no such version.
         """
         check_name(alias, "alias")
+        check_reason(reason)
         check(self._storage)
         ref = _parsed(ref)
         number = find_version(self._storage, ref)  # no more than that: this also mends an alias that cannot be read
@@ -240,6 +263,7 @@ class Store:
             InvalidRequestError: the name or the alias is malformed.
             NotFoundError: there is no such alias, or it names nothing already.
         """
+        check_reason(reason)
         self._check_alias(name, alias)
         move = read_alias(self._storage, name, alias)
         if move is None or move.version is None:
@@ -248,15 +272,16 @@ class Store:
         move_alias(self._storage, name, alias, None, reason)
 
     @_naming_disk_errors
-    def rollback(self, name: str, alias: str) -> AliasMove:
+    def rollback(self, name: str, alias: str, reason: str | None = None) -> AliasMove:
         """Take back the last move of an alias that was not taken back yet, so that two rollbacks go two moves back.
 
         Raises:
             NotFoundError: there is no such alias.
             InvalidRequestError: nothing stood before that move, what stood was removed, or it moved meanwhile.
         """
+        check_reason(reason)
         self._check_alias(name, alias)
-        return roll_back(self._storage, name, alias)
+        return roll_back(self._storage, name, alias, reason)
 
     @_naming_disk_errors
     def history(self, name: str, alias: str | None = None) -> dict[str, builtins.list[AliasMove]]:
@@ -267,9 +292,8 @@ class Store:
         """
         check(self._storage)
         check_name(name, "model name")
+        self._check_model(name)
         known = alias_names(self._storage, name)
-        if name not in model_names(self._storage):
-            raise NotFoundError(f"model {name!r} is not in the store {self.url}: `nash models ls` lists what is")
         if alias is not None and alias not in known:
             raise NotFoundError(f"model {name!r} has no alias {alias!r}: it has {', '.join(known) or 'none'}")
         return {each: history(self._storage, name, each) for each in (known if alias is None else [alias])}
@@ -296,6 +320,7 @@ class Store:
             InvalidRequestError: the reference names no single version by its number, or an alias names it.
             NotFoundError: there is no such version.
         """
+        check_reason(reason)
         removal = self.removable(ref)
         remove(self._storage, removal.name, removal.version, reason)
         return removal
@@ -344,6 +369,8 @@ class Store:
             CorruptStoreError: a file is not what was published; the message names it. Load nothing then.
         """
         version = self.resolve(ref)
+        if self._place.remote:
+            touch(self._place.local, version.digest)  # first, so that nobody clears it while it is verified
         view = open_view(self._place, version.manifest, version.digest, version.ref)
         if self._place.remote:
             touch(self._place.local, version.digest)
@@ -434,6 +461,11 @@ class Store:
         check(self._storage)
         check_name(name, "model name")
         check_name(alias, "alias")
+        self._check_model(name)
+
+    def _check_model(self, name: str) -> None:
+        if name not in model_names(self._storage):
+            raise NotFoundError(f"model {name!r} is not in the store {self.url}: `nash models ls` lists what is")
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
         """The aliases of a model, by the version number they name now; `verify` names those that cannot be read."""
@@ -444,16 +476,20 @@ class Store:
                 aliases[number] = (*aliases.get(number, ()), alias)
         return aliases
 
-    def _manifests(self, digests: Sequence[str]) -> dict[str, Manifest]:
-        """Many manifests by digest, each read once."""
-        wanted = sorted(set(digests))
-        read = self._storage.read_all([keys.blob(digest) for digest in wanted], LARGEST_MANIFEST_BYTES)
-        return {
-            digest: read_manifest(self._storage, digest)
-            if data is None
-            else parse_manifest(self._storage, digest, data)
-            for digest, data in zip(wanted, read, strict=True)
-        }
+    def _manifests(self, digests: Collection[str]) -> dict[str, Manifest | ModelStoreError]:
+        """Many manifests by digest, or why one cannot be read."""
+        read = self._storage.read_all([keys.blob(digest) for digest in digests], LARGEST_MANIFEST_BYTES)
+        found: dict[str, Manifest | ModelStoreError] = {}
+        for digest, data in zip(digests, read, strict=True):
+            try:
+                found[digest] = (
+                    read_manifest(self._storage, digest)  # which also looks in quarantine
+                    if data is None
+                    else parse_manifest(self._storage, digest, data)
+                )
+            except (CorruptStoreError, UnknownSchemaError) as error:
+                found[digest] = error
+        return found
 
 
 def _stored(
@@ -467,6 +503,12 @@ def _stored(
         aliases=aliases,
         created_at=utc_text(modified),
     )
+
+
+def _tell(unreadable: Callable[[str], None] | None, ref: str, error: ModelStoreError) -> None:
+    if unreadable is None:
+        raise error
+    unreadable(f"{ref} cannot be read: {error}")
 
 
 def _parsed(ref: Ref | str) -> Ref:

@@ -17,6 +17,8 @@ from model_store.objects.times import now_text
 from model_store.objects.versions import live_version, names_in
 from model_store.storage.storage import Storage
 
+MOST_REASON = 1000  # characters
+
 
 @dataclass(frozen=True, kw_only=True)
 class AliasMove:
@@ -27,6 +29,16 @@ class AliasMove:
     reason: str
     at: str
     undoes: int | None = None  # the generation that this one, a rollback, took back
+
+
+def check_reason(reason: str | None) -> None:
+    """Refuse a reason that would make a pointer too large.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
+    if reason is not None and len(reason) > MOST_REASON:
+        raise InvalidRequestError(f"the reason has {len(reason)} characters: at most {MOST_REASON}")
 
 
 def alias_names(storage: Storage, name: str) -> list[str]:
@@ -104,7 +116,7 @@ def first_move(storage: Storage, name: str, alias: str, version: int, reason: st
         _create(storage, name, alias, 2, None, f"{name}:{version} was removed meanwhile", undoes=1)
 
 
-def roll_back(storage: Storage, name: str, alias: str) -> AliasMove:
+def roll_back(storage: Storage, name: str, alias: str, reason: str | None = None) -> AliasMove:
     """Take back the last move of an alias that is not itself taken back; return the new move.
 
     Raises:
@@ -127,7 +139,7 @@ def roll_back(storage: Storage, name: str, alias: str) -> AliasMove:
             f"{name}@{alias} was {name}:{before.version} before, which was removed: "
             f"`nash models tag {name}:VERSION {alias}` points it to another"
         )
-    reason = f"rollback of move {last.generation}"
+    reason = reason or f"rollback of move {last.generation}"
     if not _create(storage, name, alias, number, before.version, reason, undoes=last.generation):
         raise InvalidRequestError(f"{name}@{alias} was moved by someone else at this moment: look, and try again")
     return AliasMove(generation=number, version=before.version, reason=reason, at=now_text(), undoes=last.generation)

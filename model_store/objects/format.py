@@ -45,7 +45,7 @@ def check(storage: Storage) -> None:
         raise InvalidRequestError(
             f"{storage.url} holds a {str(name)[:80]!r}, not a model store: choose another --store"
         )
-    if type(version) is not int or version > FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise UnknownSchemaError(
             f"{storage.url} has store format {str(version)[:20]}, this program reads {FORMAT_VERSION}: "
             "update the program"

@@ -3,6 +3,7 @@
 store.json                                  that this is a store, and the version of its format
 blobs/sha256/ab/<hex>                       write-once bytes: model files and manifests
 quarantine/<hex>                            blobs that no version needs, before they are deleted
+collections/000001                          on object storage: a collection is at work
 models/<name>/versions/000007               names a manifest digest: the commit point
 models/<name>/aliases/<alias>/000012        {version, reason, at}; the highest generation counts
 models/<name>/tombstones/000003             version 3 was removed
@@ -23,6 +24,7 @@ MODELS = "models"
 BLOBS = "blobs/sha256"
 QUARANTINE = "quarantine"
 VIEWS = "views"
+COLLECTIONS = "collections"
 
 _NUMBER = re.compile(r"(?!0{6})[0-9]{6}|[1-9][0-9]{6,11}")  # from 1, with six digits at least
 
@@ -45,6 +47,11 @@ def blob(sha256: str) -> str:
 def quarantined(sha256: str) -> str:
     """The key of a blob that no version needed when it was moved there."""
     return f"{QUARANTINE}/{sha256}"
+
+
+def collection(number: int) -> str:
+    """The key of the object that says that a collection is at work."""
+    return f"{COLLECTIONS}/{number_name(number)}"
 
 
 def versions(name: str) -> str:

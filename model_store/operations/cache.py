@@ -39,7 +39,7 @@ def most_bytes() -> int:
 
 def touch(cache: LocalStorage, digest: str) -> None:
     """Note that a view was opened."""
-    with suppress(FileNotFoundError):  # another process may be clearing the cache
+    with suppress(FileNotFoundError):  # the first time, or another process has just cleared it
         os.utime(cache.path(f"{keys.VIEWS}/{digest}"))
 
 

@@ -6,26 +6,25 @@ age in quarantine and goes at once; on object storage its age begins anew, and a
 that a publisher has put or found young is never deleted before the publisher has committed, nor after.
 """
 
-import fcntl
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_store.errors import CorruptStoreError, StoreAccessError, UnknownSchemaError
+from model_store.errors import CorruptStoreError, UnknownSchemaError
 from model_store.objects import keys
 from model_store.objects.aliases import named_versions
 from model_store.objects.blobs import GRACE_SECONDS, read_manifest
 from model_store.objects.numbered import numbered
 from model_store.objects.versions import live_versions, model_names, read_version
+from model_store.operations.lease import Hold, alone
 from model_store.operations.place import Place
-from model_store.storage.files import make_folder
-from model_store.storage.storage import Storage
+from model_store.storage.storage import Entry, Storage
 
-_LOCK = ".collection.lock"  # in the store's folder
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,59 +46,67 @@ def collect(
     Raises:
         CorruptStoreError: a pointer or a manifest cannot be read, so nobody knows what is needed; nothing is deleted.
         UnknownSchemaError: a newer program wrote one; nothing is deleted.
+        StoreAccessError: another collection is at work.
     """
-    with ExitStack() as stack:
-        if not (place.remote or dry_run):
-            stack.enter_context(_alone(place.local.root))
-        return _collect(place, dry_run=dry_run, grace_seconds=grace_seconds, say=say)
+    limit = time.time() - grace_seconds
+    if dry_run:
+        say("looking for what versions need")
+        return _found(place, limit)
+    with alone(place) as hold:
+        return _collect(place, limit, say, hold)
 
 
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Of several collections in one folder, the later ones are refused: one would move what another has moved back."""
-    make_folder(root)
-    with (root / _LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreAccessError(f"another collection is at work in {root}: let it finish") from None
-        yield
-
-
-def _collect(place: Place, *, dry_run: bool, grace_seconds: float, say: Callable[[str], None]) -> list[Garbage]:
-    storage, limit = place.storage, time.time() - grace_seconds
-    say("looking for what versions need")
-    needed = _needed(storage)
-    found = [
+def _found(place: Place, limit: float) -> list[Garbage]:
+    """What would go now."""
+    needed = _needed(place.storage)
+    return [
         *_old_blobs(place, needed, limit),
-        *(Garbage(kind="view", name=digest, size=0, deleted=True) for digest in _unneeded_views(place, needed, limit)),
+        *(Garbage(kind="view", name=path.name, size=0, deleted=True) for path in _unneeded_views(place, needed, limit)),
         *(
             Garbage(kind="leftover", name=path.name, size=_size(path), deleted=True)
             for path in _leftovers(place.local.workplace, limit)
         ),
     ]
-    if dry_run:
-        return found
+
+
+def _collect(place: Place, limit: float, say: Callable[[str], None], hold: Hold) -> list[Garbage]:
+    storage = place.storage
+    say("looking for what versions need")
+    found = list(_old_blobs(place, _needed(storage), limit))
     for each in found:
-        there = storage.stat(keys.blob(each.name)) if each.kind == "blob" else None
+        there = storage.stat(keys.blob(each.name))
         if there is not None and there.modified < limit:  # a publisher may have made it young since
             say(f"into quarantine: {each.name[:12]}")
+            hold()
             storage.move(keys.blob(each.name), keys.quarantined(each.name))
     needed = _needed(storage)  # again: a version may have been published meanwhile
     # Where a move gives no age, what has just been moved is as young as can be, whatever the resolution of its clock.
-    moved = {each.name for each in found if place.remote and not each.deleted}
-    deleted = set(_empty_quarantine(storage, needed | moved, needed, limit))
-    for digest in _unneeded_views(place, needed, limit):
-        shutil.rmtree(place.local.path(f"{keys.VIEWS}/{digest}"), ignore_errors=True)
-    for path in _leftovers(place.local.workplace, limit):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    done = []
-    for each in found:
-        if each.kind != "blob":
-            done.append(each)
-        elif each.name not in needed:
-            done.append(Garbage(kind="blob", name=each.name, size=each.size, deleted=each.name in deleted))
+    moved = {each.name for each in found if not each.deleted}
+    deleted = set(_empty_quarantine(storage, needed | moved, needed, limit, hold))
+    done = [
+        Garbage(kind="blob", name=each.name, size=each.size, deleted=each.name in deleted)
+        for each in found
+        if each.name not in needed
+    ]
+    paths = [("view", path) for path in _unneeded_views(place, needed, limit)]
+    paths += [("leftover", path) for path in _leftovers(place.local.workplace, limit)]
+    for kind, path in paths:
+        size = 0 if kind == "view" else _size(path)
+        if _cleared(path):
+            done.append(Garbage(kind=kind, name=path.name, size=size, deleted=True))
+        else:
+            say(f"{path} cannot be deleted: delete it as a user who can")
     return done
+
+
+def _cleared(path: Path) -> bool:
+    """Delete a file or a folder; return whether it is gone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+    return not os.path.lexists(path)
 
 
 def _needed(storage: Storage) -> set[str]:
@@ -130,14 +137,19 @@ def _old_blobs(place: Place, needed: set[str], limit: float) -> Iterator[Garbage
             ours = _SHA256.fullmatch(entry.name) and entry.name.startswith(prefix)
             if ours and entry.name not in needed and entry.modified < limit:
                 yield Garbage(kind="blob", name=entry.name, size=entry.size, deleted=not place.remote)
-    for entry in storage.entries(keys.QUARANTINE):
+    for entry in _quarantined(storage):
         if entry.name not in needed and entry.modified < limit:
             yield Garbage(kind="blob", name=entry.name, size=entry.size, deleted=True)
 
 
-def _empty_quarantine(storage: Storage, kept: set[str], needed: set[str], limit: float) -> Iterator[str]:
+def _quarantined(storage: Storage) -> list[Entry]:
+    return [entry for entry in storage.entries(keys.QUARANTINE) if _SHA256.fullmatch(entry.name)]
+
+
+def _empty_quarantine(storage: Storage, kept: set[str], needed: set[str], limit: float, hold: Hold) -> Iterator[str]:
     """Bring back what is needed, delete what is old and not to be kept; yield the names of the latter."""
-    for entry in storage.entries(keys.QUARANTINE):
+    for entry in _quarantined(storage):
+        hold()
         key, place = keys.quarantined(entry.name), keys.blob(entry.name)
         if entry.name in needed:
             if storage.stat(place) is None:
@@ -149,13 +161,9 @@ def _empty_quarantine(storage: Storage, kept: set[str], needed: set[str], limit:
             yield entry.name
 
 
-def _unneeded_views(place: Place, needed: set[str], limit: float) -> list[str]:
-    old = (
-        digest
-        for digest in place.local.folders(keys.VIEWS)
-        if _newest(place.local.path(f"{keys.VIEWS}/{digest}")) < limit
-    )
-    return [digest for digest in old if digest not in needed]
+def _unneeded_views(place: Place, needed: set[str], limit: float) -> list[Path]:
+    views = [place.local.path(f"{keys.VIEWS}/{digest}") for digest in place.local.folders(keys.VIEWS)]
+    return [path for path in views if path.name not in needed and _newest(path) < limit]
 
 
 def _leftovers(workplace: Path, limit: float) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,10 @@ def sealed(folder: Path, files: Sequence[FileEntry]) -> Iterator[Path]:
             (work / file.path).symlink_to(f"/proc/self/fd/{descriptor}")
         yield work
         for descriptor, looks, file in opened:
-            if _looks(descriptor) != looks:  # a link to it was made or removed, or it was written to
+            now = _looks(descriptor)
+            if now[:2] != looks[:2]:  # even if it was written back since
+                raise CorruptStoreError(f"{folder / file.path} was written to while it was loaded: {REPAIR}")
+            if now != looks:  # a link to it was made or removed, or its times were set
                 _verified(descriptor, folder / file.path, file)
 
 
@@ -52,6 +56,8 @@ def _looks(descriptor: int) -> tuple[int, int, int]:
 
 def _verified(descriptor: int, path: Path, file: FileEntry) -> tuple[int, int, int]:
     """Read a whole file and compare; return how it looked before."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise CorruptStoreError(f"{path} is not a regular file: {REPAIR}")
     looks, digest, size = _looks(descriptor), hashlib.sha256(), 0
     while piece := os.pread(descriptor, CHUNK_BYTES, size):
         digest.update(piece)

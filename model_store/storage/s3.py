@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
-from model_store.storage.files import CHUNK_BYTES, make_folder
+from model_store.storage.files import CHUNK_BYTES, make_folder, private_folder
 from model_store.storage.storage import LARGEST_POINTER_BYTES, Entry
 
 SCHEME = "s3://"
@@ -28,6 +28,7 @@ PROBED = "probed"  # a file in the cache: this storage excludes
 _RETRY_S = 60.0
 _READERS = 32  # small objects read at once
 _RANGE_BYTES = 16 << 20  # of a download, each a request with a time limit of its own
+_LARGEST_COPY_BYTES = 5 << 30  # of one request to copy within the storage
 _PART_BYTES = 16 << 20  # of an upload; S3 allows 10,000 parts, so objects of 160 GB
 
 _P = ParamSpec("_P")
@@ -139,7 +140,7 @@ class S3Storage:
         try:
             self._obstore.put(self._store, key, data, mode="create", use_multipart=False)
         except (self.errors.AlreadyExistsError, self.errors.PreconditionError):
-            return False
+            return self.read(key) == data  # a request whose answer was lost is sent again, and finds its own object
         return True
 
     @_naming_errors
@@ -211,12 +212,25 @@ class S3Storage:
     @_naming_errors
     def move(self, key: str, new_key: str) -> bool:
         """Copy an object, then delete the original; the copy's time is the present."""
+        known = self.stat(key)
+        if known is None:
+            return False
         try:
-            self._obstore.copy(self._store, key, new_key)
+            if known.size <= _LARGEST_COPY_BYTES:
+                self._obstore.copy(self._store, key, new_key)
+            else:
+                self._copy_by_way_of_here(key, new_key)
         except (FileNotFoundError, self.errors.NotFoundError):
             return False
         self.delete(key)
         return True
+
+    def _copy_by_way_of_here(self, key: str, new_key: str) -> None:
+        with private_folder(self.workplace) as folder:
+            local = folder / "object"
+            with local.open("wb") as file:
+                file.writelines(self.stream(key))
+            self.put(new_key, local)
 
     @_naming_errors
     def delete(self, key: str) -> bool:
@@ -228,6 +242,8 @@ class S3Storage:
     def named(self, error: Exception) -> StoreAccessError:
         """One line for an error of the storage."""
         first = " ".join(str(error).split())[:300]
+        if "NoSuchBucket" in str(error):
+            return StoreAccessError(f"{self.url}: there is no such bucket: create it, or check the name and the region")
         if isinstance(error, (self.errors.PermissionDeniedError, self.errors.UnauthenticatedError)):
             return StoreAccessError(
                 f"{self.url}: access denied ({first}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's "

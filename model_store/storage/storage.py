@@ -29,7 +29,10 @@ class Storage(Protocol):
         """A local folder for work in progress, from which `put` takes files; it need not exist yet."""
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create a small object unless the key is taken; return whether it did. Of several writers, one wins."""
+        """Create a small object unless the key is taken; return whether it did.
+
+        Of several writers one wins; those that bring equal bytes may all be told that they did.
+        """
 
     def read(self, key: str, most_bytes: int = LARGEST_POINTER_BYTES) -> bytes | None:
         """The bytes of an object, or None if there is none.

@@ -9,7 +9,7 @@ import json
 from operator import ge
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
 from model_store.model.model import CONFIG
@@ -85,13 +85,14 @@ class Manifest(_Record):
     measured_on: MeasuredOn | None = None
     licence: str | None = None
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Check what no single field shows: names of their own in ascending order, and what the shape is read from."""
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
         paths = [file.path for file in self.files]
         if any(map(ge, paths, paths[1:])):
             raise ValueError("files: paths must be unique and in ascending order")
         if CONFIG not in paths:
             raise ValueError(f"files: there is no {CONFIG}")
+        return self
 
     @classmethod
     def create(cls, **fields: Any) -> Self:

@@ -49,7 +49,8 @@ class Ref:
             name, number = text.split(":", 1)
             if not _VERSION.fullmatch(number) or int(number) == 0:
                 raise InvalidRequestError(
-                    f"version {number!r} in {text!r} is not valid: use a whole number from 1, as in {name}:7"
+                    f"version {number!r} in {text!r} is not valid: use a whole number of at most 12 digits from 1, "
+                    f"as in {name}:7"
                 )
             return cls(name=check_name(name, "model name"), version=int(number))
         return cls(name=check_name(text, "model name"))

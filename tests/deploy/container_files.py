@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}")
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
@@ -73,12 +73,16 @@ def _matches(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch(name, pattern)
 
 
+def plain(name: str) -> str:
+    """A Compose file without Compose's own tag, which other readers of YAML do not know."""
+    return (ROOT / name).read_text(encoding="utf-8").replace(" !override", "")
+
+
 def compose(*names: str, **environment: str) -> dict[str, Any]:
     """Compose files, later ones over earlier ones, `${NAME:-default}` filled in."""
     merged: dict[str, Any] = {}
     for name in names or ("docker-compose.yml",):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        merged = _merge(merged, yaml.safe_load(_VARIABLE.sub(lambda m: environment.get(m[1], m[2] or ""), text)))
+        merged = _merge(merged, yaml.safe_load(_VARIABLE.sub(lambda m: environment.get(m[1], m[2] or ""), plain(name))))
     return merged
 
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from server.settings import Settings, parse_settings
-from tests.deploy.container_files import ROOT, compose, health_check, image_environment, instructions, stages
+from tests.deploy.container_files import ROOT, compose, health_check, image_environment, instructions, plain, stages
 
-FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
+BASE, GPU, S3 = FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.s3.yml")
 SERVICES = ("server", "prometheus", "grafana", "locust")
 PUBLISHED = {"server": "8000", "grafana": "3000", "locust": "8089"}
 
@@ -52,19 +52,23 @@ def seconds(text: str) -> float:
     return float(match[1])
 
 
-def test_the_schema_of_compose() -> None:
-    command = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", *FILES]
+def test_the_schema_of_compose(tmp_path: Path) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text(plain(name), encoding="utf-8")
+    paths = [str(tmp_path / name) for name in FILES]
+    command = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", *paths]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_services_and_what_the_overlay_changes() -> None:
+def test_services_and_what_the_overlays_change() -> None:
     assert tuple(compose()["services"]) == SERVICES
-    assert set(yaml.safe_load((ROOT / FILES[1]).read_text())["services"]) <= set(SERVICES)
+    for overlay in (GPU, S3):
+        assert set(yaml.safe_load(plain(overlay))["services"]) == {"server"}
     assert [name for name in SERVICES if "profiles" in service(name)] == ["locust"]
 
 
-@pytest.mark.parametrize("files", [FILES[:1], FILES])
+@pytest.mark.parametrize("files", [(BASE,), (BASE, GPU), (BASE, S3)])
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_confined(name: str, files: tuple[str, ...]) -> None:
     found = service(name, *files)
@@ -133,11 +137,22 @@ def test_the_server_serves_the_store_that_is_mounted() -> None:
 
 
 def test_the_overlay_runs_the_same_models_on_a_gpu() -> None:
-    settings = server_settings(*FILES)
+    settings = server_settings(BASE, GPU)
     assert [model.ref for model in settings.models] == [model.ref for model in server_settings().models]
     assert {(model.engine.device, model.engine.dtype) for model in settings.models} == {("cuda", "bfloat16")}
-    [device] = service("server", *FILES)["deploy"]["resources"]["reservations"]["devices"]
+    [device] = service("server", BASE, GPU)["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_the_overlay_reads_the_store_from_object_storage() -> None:
+    settings = server_settings(BASE, S3, NASH_STORE="s3://models/prod")
+    assert str(settings.store) == "s3://models/prod"
+    found = service("server", BASE, S3)
+    [volume] = found["volumes"]
+    assert volume["target"] == image_environment("server")["NASH_CACHE"]
+    assert volume["source"] in compose(BASE, S3)["volumes"]
+    passed = {name for name, value in found["environment"].items() if value is None}  # from the host, if it is set
+    assert passed > {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"}
 
 
 def test_how_to_open_it_to_others_as_the_comment_says() -> None:

@@ -109,7 +109,9 @@ def test_dependencies_come_before_the_sources() -> None:
     assert ("ARG", 'TORCH_INDEX_URL=""') in found
 
 
-@pytest.mark.parametrize(("stage", "expected"), [("server-build", "torch"), ("loadtest-build", "locust")])
+@pytest.mark.parametrize(
+    ("stage", "expected"), [("server-build", "torch"), ("server-build", "obstore"), ("loadtest-build", "locust")]
+)
 def test_requirements_are_read_from_the_project_and_pinned(stage: str, expected: str, tmp_path: Path) -> None:
     [rest] = [rest for word, rest in stages()[stage] if word == "RUN" and "tomllib" in rest]
     [program] = re.findall(r"python -c ('.*?') > /tmp/requirements\.txt", rest)

@@ -149,9 +149,7 @@ def test_what_is_no_manifest(data: bytes) -> None:
         Manifest.parse(data)
 
 
-@pytest.mark.parametrize(
-    "data", [GOLDEN + b"\n", GOLDEN.replace(b'"MIT"', b'"MIT" '), GOLDEN.replace(b"38.0", b"38")]
-)
+@pytest.mark.parametrize("data", [GOLDEN + b"\n", GOLDEN.replace(b'"MIT"', b'"MIT" '), GOLDEN.replace(b"38.0", b"38")])
 def test_only_one_form_is_stored(data: bytes, tmp_path: Path) -> None:
     storage, digest = LocalStorage(tmp_path), hashlib.sha256(data).hexdigest()
     storage.create(keys.blob(digest), data)

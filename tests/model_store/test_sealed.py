@@ -1,6 +1,7 @@
 """What is loaded is what was verified, whatever happens to the files meanwhile."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,33 @@ def test_a_file_that_is_exchanged_meanwhile_is_not_seen(published: Store) -> Non
 
 def test_a_file_that_is_written_to_meanwhile_is_found_out(published: Store) -> None:
     view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
-    with pytest.raises(CorruptStoreError, match=r"model\.safetensors has sha256"), sealed(view, files):
+    with pytest.raises(CorruptStoreError, match=r"model\.safetensors was written to"), sealed(view, files):
         flip(blob_of(published, "g2p", "model.safetensors"))
+
+
+def test_a_file_that_was_written_back_is_found_out_too(published: Store) -> None:
+    view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
+    blob = blob_of(published, "g2p", "model.safetensors")
+
+    def flip_twice() -> None:
+        flip(blob)
+        flip(blob)
+
+    with pytest.raises(CorruptStoreError, match=r"model\.safetensors was written to"), sealed(view, files):
+        flip_twice()
+
+
+def test_a_file_whose_times_were_set_back_is_read_again(published: Store) -> None:
+    view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
+    blob = blob_of(published, "g2p", "model.safetensors")
+    before = blob.stat()
+
+    def flip_secretly() -> None:
+        flip(blob)
+        os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(CorruptStoreError, match=r"model\.safetensors has sha256"), sealed(view, files):
+        flip_secretly()
 
 
 def test_a_new_link_to_a_file_is_no_damage(published: Store, model_dir: Path) -> None:
@@ -46,7 +72,7 @@ def test_a_new_link_to_a_file_is_no_damage(published: Store, model_dir: Path) ->
         published.publish("other", model_dir)
 
 
-@pytest.mark.parametrize("what", ["flipped", "missing", "link"])
+@pytest.mark.parametrize("what", ["flipped", "missing", "link", "folder"])
 def test_what_is_bad_before(what: str, published: Store, tmp_path: Path) -> None:
     view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
     path = view / "tokenizer.json"
@@ -56,5 +82,7 @@ def test_what_is_bad_before(what: str, published: Store, tmp_path: Path) -> None
         path.rename(tmp_path / "elsewhere")
         if what == "link":
             path.symlink_to(tmp_path / "elsewhere")
+        elif what == "folder":
+            path.mkdir()
     with pytest.raises(CorruptStoreError, match=r"tokenizer\.json"), sealed(view, files):
         raise AssertionError("it must not be opened")

@@ -1,6 +1,7 @@
 """Damage on the disk: it is found, named, never loaded, and healed by publishing again."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from model_store.errors import CorruptStoreError, UnknownSchemaError
+from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
+from model_store.objects import keys
+from model_store.objects.records import add_record
+from model_store.storage.local import LocalStorage
 from model_store.store import Store
 
 
@@ -85,6 +89,38 @@ def test_torn_version_pointer(store: Store, model_dir: Path) -> None:
     again = store.publish("g2p", model_dir)
     assert (again.version, again.created) == (2, True)
     assert store.resolve("g2p:2").version == 2
+
+
+def test_the_others_are_listed_beside_one_that_cannot_be_read(store: Store, model_dir: Path) -> None:
+    for number in range(3):
+        store.publish("g2p", model_dir, metrics={"n": float(number)})
+    flip(store.root / keys.blob(store.resolve("g2p:2").digest))
+    (store.root / keys.version("g2p", 3)).write_bytes(b"")
+    heard: list[str] = []
+    assert [version.version for version in store.list(unreadable=heard.append)] == [1]
+    assert len(heard) == 2
+    assert all(any(f"g2p:{number} cannot be read: " in line for line in heard) for number in (2, 3))
+    with pytest.raises(CorruptStoreError):
+        store.list()
+
+
+def test_records_that_are_too_large_or_copied(store: Store, model_dir: Path, tmp_path: Path) -> None:
+    store.publish("g2p", model_dir)
+    storage, digest = LocalStorage(store.root), store.resolve("g2p").digest
+    folder = store.root / keys.measurements("g2p", digest)
+    for number, at in enumerate(("2026-11-29T10:00:00Z", "2026-11-28T10:00:00Z")):  # copied the other way round
+        assert add_record(storage, "g2p", digest, {"kind": "new", "at": at}, {"n": number})
+        made = 1_000_000_000 + number
+        for path in folder.iterdir():
+            if path.read_text().find(at) >= 0:
+                os.utime(path, (made, made))
+    assert [record["at"] for record in store.records("g2p")] == ["2026-11-28T10:00:00Z", "2026-11-29T10:00:00Z"]
+    with pytest.raises(InvalidRequestError, match="at most 65536"):
+        add_record(storage, "g2p", digest, {"kind": "x" * (1 << 16)}, {"n": 3})
+    (folder / ("f" * 64)).write_bytes(b"x" * ((1 << 16) + 1))
+    [problem] = store.verify("g2p")
+    assert (problem.file, "too many for a record: remove it" in problem.what) == ("measurement", True)
+    assert len(store.records("g2p")) == 2
 
 
 def test_torn_alias_pointer(store: Store, model_dir: Path) -> None:

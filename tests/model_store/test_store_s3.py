@@ -14,6 +14,7 @@ import pytest
 from model_store.errors import CorruptStoreError, InvalidRequestError, NotFoundError, StoreAccessError
 from model_store.find import find_model
 from model_store.objects import keys
+from model_store.storage import s3
 from model_store.storage.s3 import S3Storage
 from model_store.store import Store
 from tests.model_store.cut_network import Relay
@@ -199,12 +200,53 @@ def test_storage_that_does_not_exclude_is_refused(
     assert store.list() == []
 
 
+def test_a_request_sent_again_finds_its_own_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer was lost, so the client asks twice, and the storage refuses the second as a conflict."""
+    real, storage = obstore.put, storage_of(store)
+    storage.check_exclusion()
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        real(*args, **kwargs)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(obstore, "put", twice)
+    assert storage.create("models/g2p/versions/000001", b"one")
+    assert not storage.create("models/g2p/versions/000001", b"two")
+    assert storage.read("models/g2p/versions/000001") == b"one"
+
+
+def test_an_object_too_large_to_be_copied_is_moved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, data = storage_of(store), os.urandom(1 << 20)
+    monkeypatch.setattr(s3, "_LARGEST_COPY_BYTES", 1 << 19)
+    obstore.put(storage._store, "blobs/one", data)
+    assert storage.move("blobs/one", "quarantine/one")
+    assert storage.stat("blobs/one") is None
+    assert storage.read("quarantine/one", 1 << 20) == data
+    assert not storage.move("blobs/one", "quarantine/one")
+
+
+def test_two_collections_do_not_work_at_once(store: Store, built_t5: Path) -> None:
+    store.publish("g2p", built_t5)
+    again: list[str] = []
+
+    def collect_too(_: str) -> None:
+        with pytest.raises(StoreAccessError, match="another collection is at work") as refused:
+            Store(store.url).collect()
+        again.append(str(refused.value))
+
+    store.collect(say=collect_too)
+    assert again
+    assert storage_of(store).entries(keys.COLLECTIONS) == []
+    assert store.collect() == []
+
+
 @pytest.mark.parametrize(
     ("url", "variables", "message"),
     [
         ("s3://", {}, "is not the URL of a store"),
         (f"s3://{BUCKET}?x=1", {}, "is not the URL of a store"),
         ("gs://bucket", {}, "give a folder, or s3://BUCKET/PREFIX"),
+        ("s3://other-bucket/x", {}, "there is no such bucket: create it"),
         (f"s3://{BUCKET}/x", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "access denied"),
     ],
 )
@@ -288,6 +330,7 @@ KILLED: dict[str, Callable[[Store, Path], dict[str, Any]]] = {
     "rm": lambda store, model: {"op": "rm", "ref": "g2p:3"},
     "gc": lambda store, model: {"op": "gc", "grace_s": -1.0},
     "pull": lambda store, model: {"op": "copy", "ref": "g2p:2"},
+    "push": lambda store, model: {"op": "copy", "ref": "g2p:1", "alias": "live"},
 }
 
 
@@ -299,26 +342,35 @@ def test_kill_at_every_point(operation: str, built_t5: Path, storage: dict[str, 
         for number in range(1, 5):
             store.publish("g2p", built_t5, metrics={"n": float(number)})
         store.remove("g2p:4")
+        job = KILLED[operation](store, built_t5) | {"s3": storage}
+        if operation == "push":
+            return job | {"store": str(filled.root), "target": store.url}
         target = {"target": str(tmp_path / name)} if operation == "pull" else {}
-        return KILLED[operation](store, built_t5) | {"store": store.url, "s3": storage} | target
+        return job | {"store": store.url} | target
 
+    def changed(job: dict[str, Any]) -> Store:
+        return Store(job["target" if operation == "push" else "store"])
+
+    filled = Store(tmp_path / "filled")
+    filled.publish("g2p", built_t5, alias="dense", metrics={"n": 9.0})
     [counted] = drive([prepared("counted") | {"count": True}])
     points = counted["points"]
     jobs = [prepared(str(point)) | {"kill_at": point} for point in range(points)]
     assert drive(jobs, at_once=4) == ["killed"] * points
     for killed in jobs:
-        store = Store(killed["store"])
+        store = changed(killed)
         assert store.verify() == []
         for version in store.list():
             assert store.checkout(version.ref).is_dir()
     again = drive([{key: value for key, value in each.items() if key != "kill_at"} for each in jobs], at_once=4)
     for killed, result in zip(jobs, again, strict=True):
         assert not isinstance(result, dict) or operation == "rm", result
-        store = Store(killed["store"])
+        store = changed(killed)
         assert store.verify() == []
-        assert [version.version for version in store.list()] == {"publish": [1, 2, 3, 5], "rm": [1, 2]}.get(
-            operation, [1, 2, 3]
-        )
+        live = {"publish": [1, 2, 3, 5], "push": [1, 2, 3, 5], "rm": [1, 2]}.get(operation, [1, 2, 3])
+        assert [version.version for version in store.list()] == live
+        if operation in ("publish", "push"):
+            assert store.resolve("g2p@live").version == 5
         if operation == "pull":
             assert Store(killed["target"]).verify() == []
             assert len(Store(killed["target"]).list()) == 1

@@ -8,6 +8,7 @@ import typer
 from nash.cli.models.shared import (
     AliasArgument,
     NameArgument,
+    ReasonOption,
     RefArgument,
     age_text,
     open_store,
@@ -19,10 +20,14 @@ from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json
 
 
 def tag(
-    ref: RefArgument, alias: AliasArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+    ref: RefArgument,
+    alias: AliasArgument,
+    reason: ReasonOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Point an alias at a version."""
-    version = open_store(store).tag(ref, alias)
+    version = open_store(store).tag(ref, alias, reason or "tag")
     if as_json:
         print_json(summary(version))
         return
@@ -30,10 +35,14 @@ def tag(
 
 
 def untag(
-    name: NameArgument, alias: AliasArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+    name: NameArgument,
+    alias: AliasArgument,
+    reason: ReasonOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Let an alias name nothing; `rollback` brings it back."""
-    open_store(store).untag(name, alias)
+    open_store(store).untag(name, alias, reason or "untag")
     if as_json:
         print_json({"name": name, "alias": alias, "version": None})
         return
@@ -41,10 +50,14 @@ def untag(
 
 
 def rollback(
-    name: NameArgument, alias: AliasArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+    name: NameArgument,
+    alias: AliasArgument,
+    reason: ReasonOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Take back an alias's last move. Done twice, it goes two moves back."""
-    move = open_store(store).rollback(name, alias)
+    move = open_store(store).rollback(name, alias, reason)
     if as_json:
         print_json({"name": name, "alias": alias, **asdict(move)})
         return

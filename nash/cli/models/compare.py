@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nash.cli.models.shared import RefArgument, open_store, print_columns, say, size_text, summary
+from nash.cli.models.shared import RefArgument, open_store, print_columns, say, size_text, summary, warn
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def lineage(ref: RefArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonO
 
     opened = open_store(store)
     asked = opened.resolve(ref)
-    versions = opened.list()
+    versions = opened.list(unreadable=warn)
     by_digest: dict[str, list[StoredVersion]] = {}
     for version in versions:
         by_digest.setdefault(version.digest, []).append(version)

@@ -1,8 +1,10 @@
 """`nash models ls` and `show`."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from nash.cli.models.shared import (
     RefArgument,
@@ -12,12 +14,16 @@ from nash.cli.models.shared import (
     print_table,
     size_text,
     summary,
+    warn,
 )
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json
 
+if TYPE_CHECKING:
+    from model_store.store import StoredVersion
+
 
 def list_versions(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List all versions of all models."""
+    """List all versions of all models; exit with code 1 if one cannot be read."""
     from model_store.collector import collector_paused
 
     with collector_paused():
@@ -25,13 +31,21 @@ def list_versions(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = Fals
 
 
 def _list_versions(store: str, *, as_json: bool) -> None:
-    versions = open_store(store).list()
+    unreadable: list[str] = []
+    versions = open_store(store).list(unreadable=unreadable.append)
     if as_json:
         print_json([summary(version) for version in versions])
-        return
-    if not versions:
+    elif versions:
+        _print_versions(versions)
+    elif not unreadable:
         print(f"{store} has no models: `nash models publish NAME DIR` adds one")
-        return
+    for why in unreadable:
+        warn(why)
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def _print_versions(versions: Sequence["StoredVersion"]) -> None:
     rows = []
     for version in versions:
         spec = version.manifest.spec

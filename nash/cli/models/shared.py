@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nash.cli.output import DEFAULT_STORE, result_console
+from nash.cli.output import DEFAULT_STORE, progress_console, result_console
 
 if TYPE_CHECKING:
     from model_store.store import Store, StoredVersion
@@ -23,7 +23,7 @@ def open_store(store: str) -> "Store":
 def complete_ref(context: typer.Context, incomplete: str) -> list[str]:
     """The REFs of a store that begin with what was typed, for the shell."""
     try:
-        versions = open_store(context.params.get("store") or DEFAULT_STORE).list()
+        versions = open_store(context.params.get("store") or DEFAULT_STORE).list(unreadable=lambda _: None)
     except Exception:  # noqa: BLE001  whatever is wrong, a completion only stays silent
         return []
     known = {version.name for version in versions} | {version.ref for version in versions}
@@ -43,6 +43,7 @@ NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The model's name in the store.", autocompletion=complete_name)
 ]
 AliasArgument = Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the history.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -66,6 +67,11 @@ def summary(version: "StoredVersion") -> dict[str, Any]:
 def say(text: str) -> None:
     """One line of a result."""
     result_console().print(_printable(text), markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """One line about what is wrong beside the result."""
+    progress_console().print(_printable(text), markup=False, soft_wrap=True)
 
 
 def size_text(size_bytes: int) -> str:

@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nash.cli.models.shared import RefArgument, YesOption, open_store, print_columns, print_table, say, size_text
+from nash.cli.models.shared import (
+    ReasonOption,
+    RefArgument,
+    YesOption,
+    open_store,
+    print_columns,
+    print_table,
+    say,
+    size_text,
+)
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console
 
 if TYPE_CHECKING:
@@ -30,7 +39,11 @@ def verify(
 
 
 def remove(
-    ref: RefArgument, yes: YesOption = False, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False
+    ref: RefArgument,
+    yes: YesOption = False,
+    reason: ReasonOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove a version, given by its number, that no alias names. `gc` frees its space later."""
     opened = open_store(store)
@@ -38,7 +51,7 @@ def remove(
         planned = opened.removable(ref)
         size = "of unknown size" if planned.size is None else size_text(planned.size)
         _ask(f"remove {planned.ref} ({size}) from {store}? It cannot be brought back")
-    removed = opened.remove(ref)
+    removed = opened.remove(ref, reason or "rm")
     if as_json:
         print_json({"name": removed.name, "version": removed.version, "digest": removed.digest})
         return

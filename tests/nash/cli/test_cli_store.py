@@ -89,6 +89,32 @@ def test_untag_rollback_and_history(run: Run, store: Store) -> None:
     assert "nothing" in text
 
 
+def test_reasons_are_in_the_history(run: Run, store: Store) -> None:
+    run("tag", "g2p:3", "pruned", "--reason", "better on Tuesdays")
+    run("rollback", "g2p", "pruned", "--reason", "it was not")
+    run("untag", "g2p", "pruned", "--reason", "retired")
+    reasons = [move["reason"] for move in run("history", "g2p", "pruned")]
+    assert reasons == ["publish", "better on Tuesdays", "it was not", "retired"]
+    refused = shown(store, "tag", "g2p:3", "pruned", "--reason", "x" * 1001)
+    assert (refused.code, "at most 1000" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["untag", "rollback", "history"])
+def test_a_model_that_is_not_there(command: str, store: Store) -> None:
+    outcome = shown(store, command, "other", "live")
+    assert "model 'other' is not in the store" in outcome.err
+
+
+def test_ls_shows_the_others_beside_one_that_cannot_be_read(store: Store) -> None:
+    (store.root / "models/g2p/versions/000002").write_text("")
+    outcome = shown(store, "ls")
+    assert outcome.code == 1
+    assert ["g2p:1" in outcome.out, "g2p:2" in outcome.out, "g2p:3" in outcome.out] == [True, False, True]
+    assert "g2p:2 cannot be read: " in outcome.err
+    lineage = shown(store, "lineage", "g2p:1")
+    assert (lineage.code, "g2p:2 cannot be read: " in lineage.err) == (0, True)
+
+
 def test_rm_names_what_stands_in_the_way(store: Store) -> None:
     for ref, message in (
         ("g2p@pruned", "g2p@pruned can move: name the version by its number"),
@@ -106,6 +132,9 @@ def test_rm_then_gc(run: Run, store: Store) -> None:
     digest = store.resolve("g2p:3").digest
     assert run("rm", "g2p:3", "--yes") == {"name": "g2p", "version": 3, "digest": digest}
     assert run("gc", "--yes")["things"] == []  # it is too young
+    foreign = store.root / "quarantine" / "notes.txt"
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("not a blob")
     age(store.root)
     planned = run("gc", "--dry-run")
     assert planned["dry_run"]
@@ -120,6 +149,7 @@ def test_rm_then_gc(run: Run, store: Store) -> None:
     done = run("gc", "--yes")
     assert done["things"] == planned["things"]
     assert not (store.root / "views" / digest).exists()
+    assert foreign.exists()
     assert store.verify() == []
 
 
