@@ -37,6 +37,7 @@ from model_store.objects.aliases import (
     named_versions,
     read_alias,
     roll_back,
+    usable_versions,
 )
 from model_store.objects.blobs import (
     GRACE_SECONDS,
@@ -49,7 +50,7 @@ from model_store.objects.blobs import (
 from model_store.objects.format import check, prepare
 from model_store.objects.records import add_record, read_qualities, read_records
 from model_store.objects.times import utc_text
-from model_store.objects.versions import live_versions, model_names, parse_version, read_version
+from model_store.objects.versions import Burial, burials, model_names, parse_version, read_version
 from model_store.operations.cache import evict, most_bytes, touch
 from model_store.operations.checkout import open_view
 from model_store.operations.collect import Garbage, collect
@@ -200,7 +201,7 @@ class Store:
         found: builtins.list[StoredVersion] = []
         for name in model_names(self._storage):
             aliases = self._aliases(name)
-            live = live_versions(self._storage, name)
+            live = usable_versions(self._storage, name, aliases)
             pointers = [keys.version(name, number) for number in live]
             read = self._storage.read_all(pointers)
             digests: dict[int, str] = {}
@@ -284,11 +285,14 @@ class Store:
         return roll_back(self._storage, name, alias, reason)
 
     @_naming_disk_errors
-    def history(self, name: str, alias: str | None = None) -> dict[str, builtins.list[AliasMove]]:
-        """The moves of one alias of a model, or of all, the first one first.
+    def history(
+        self, name: str, alias: str | None = None, *, unreadable: Callable[[str], None] | None = None
+    ) -> dict[str, builtins.list[AliasMove]]:
+        """The moves of one alias of a model, or of all, the first one first. `unreadable` is as in `list`.
 
         Raises:
             NotFoundError: there is no such model or alias.
+            CorruptStoreError: a move cannot be read, and there is no `unreadable`.
         """
         check(self._storage)
         check_name(name, "model name")
@@ -296,7 +300,27 @@ class Store:
         known = alias_names(self._storage, name)
         if alias is not None and alias not in known:
             raise NotFoundError(f"model {name!r} has no alias {alias!r}: it has {', '.join(known) or 'none'}")
-        return {each: history(self._storage, name, each) for each in (known if alias is None else [alias])}
+        moves: dict[str, builtins.list[AliasMove]] = {}
+        for each in known if alias is None else [alias]:
+            moves[each] = []
+            for move in history(self._storage, name, each).values():
+                if isinstance(move, AliasMove):
+                    moves[each].append(move)
+                else:
+                    _tell(unreadable, f"a move of {name}@{each}", move)
+        return moves
+
+    @_naming_disk_errors
+    def removed(self, name: str) -> builtins.list[Burial]:
+        """The removed versions of a model, ascending.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        check(self._storage)
+        check_name(name, "model name")
+        self._check_model(name)
+        return burials(self._storage, name)
 
     @_naming_disk_errors
     def removable(self, ref: Ref | str) -> Removal:
@@ -369,12 +393,13 @@ class Store:
             CorruptStoreError: a file is not what was published; the message names it. Load nothing then.
         """
         version = self.resolve(ref)
+        limit_bytes = most_bytes()
         if self._place.remote:
             touch(self._place.local, version.digest)  # first, so that nobody clears it while it is verified
         view = open_view(self._place, version.manifest, version.digest, version.ref)
         if self._place.remote:
             touch(self._place.local, version.digest)
-            evict(self._place.local, most_bytes())
+            evict(self._place.local, limit_bytes)
         return view
 
     @_naming_disk_errors
@@ -386,6 +411,7 @@ class Store:
         alias: str | None = None,
         reason: str = "copy",
         progress: Progress = lambda _: None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Published:
         """Copy a version and its measurements to another store, where it gets the next number of its name.
 
@@ -397,6 +423,9 @@ class Store:
         """
         if alias is not None:
             check_name(alias, "alias")
+        check_reason(reason)
+        if self.is_same_place(target):
+            raise InvalidRequestError(f"{target.url} is the store that {ref} is in: name another one")
         version = self.resolve(ref)
         return Transfer(
             source=self._place,
@@ -406,7 +435,14 @@ class Store:
             alias=alias,
             reason=reason,
             progress=progress,
+            warn=warn,
         ).run()
+
+    def is_same_place(self, other: "Store") -> bool:
+        """Whether two stores are one, however they are written."""
+        if self._place.remote or other._place.remote:
+            return self.url == other.url
+        return self.root.resolve() == other.root.resolve()
 
     @_naming_disk_errors
     def add_quality(self, ref: Ref | str, record: QualityRecord) -> bool:

@@ -5,7 +5,8 @@ move it undoes. What stands then is what stood before that one.
 """
 
 import json
-from collections.abc import Mapping
+import uuid
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from model_store.objects import keys
 from model_store.objects.numbered import check_risen, newest, numbered
 from model_store.objects.times import now_text
 from model_store.objects.versions import live_version, names_in
-from model_store.storage.storage import Storage
+from model_store.storage.storage import Content, Entry, Storage, whole
 
 MOST_REASON = 1000  # characters
 
@@ -75,17 +76,27 @@ def alias_version(storage: Storage, name: str, alias: str) -> int | None:
     return None if move is None else move.version
 
 
-def history(storage: Storage, name: str, alias: str) -> list[AliasMove]:
-    """Every move of an alias, the first one first; those that cannot be read are left out."""
+def history(storage: Storage, name: str, alias: str) -> dict[int, AliasMove | CorruptStoreError]:
+    """Every move of an alias by its number, ascending, or why it cannot be read."""
     numbers = list(numbered(storage, keys.alias(name, alias)))
     read = [keys.generation(name, alias, number) for number in numbers]
-    moves = []
+    moves: dict[int, AliasMove | CorruptStoreError] = {}
     for number, key, data in zip(numbers, read, storage.read_all(read), strict=True):
         try:
-            moves.append(_parsed(storage, key, number, data))
-        except CorruptStoreError:
-            continue
+            moves[number] = _parsed(storage, key, number, data)
+        except CorruptStoreError as error:
+            moves[number] = error
     return moves
+
+
+def usable_versions(storage: Storage, name: str, named: Collection[int]) -> dict[int, Entry]:
+    """The pointers of a model's live versions, and of those that aliases name (`named`) although they were removed.
+
+    Who removed one of the latter died, or was held up, before seeing that an alias had been moved to it.
+    """
+    buried = numbered(storage, keys.tombstones(name)).keys() - set(named)
+    known = numbered(storage, keys.versions(name))
+    return {number: entry for number, entry in known.items() if number not in buried}
 
 
 def move_alias(storage: Storage, name: str, alias: str, version: int | None, reason: str) -> None:
@@ -121,16 +132,19 @@ def roll_back(storage: Storage, name: str, alias: str, reason: str | None = None
 
     Raises:
         NotFoundError: there is no such alias.
-        CorruptStoreError: its last move cannot be read.
+        CorruptStoreError: its last move cannot be read, or one after that which would stand then.
         InvalidRequestError: nothing stood before that move, or what stood was removed, or the alias moved meanwhile.
     """
-    number = newest(storage, keys.alias(name, alias)) + 1
-    read_alias(storage, name, alias)  # what cannot be read cannot be taken back
-    moves = history(storage, name, alias)
-    if not moves:
+    found = history(storage, name, alias)
+    moves = [move for move in found.values() if isinstance(move, AliasMove)]
+    if not found:
         raise NotFoundError(f"model {name!r} has no alias {alias!r}: `nash models history {name}` lists what moved")
     undone = {move.undoes for move in moves}
     standing = [move for move in moves if move.undoes is None and move.generation not in undone]
+    first_sure = standing[-2].generation if len(standing) > 1 else 0
+    for number, move in found.items():
+        if isinstance(move, CorruptStoreError) and number > first_sure:
+            raise move  # it may be what has to be taken back, or what stood before
     if len(standing) < 2:
         raise InvalidRequestError(f"{name}@{alias} has nothing to go back to: its history begins where it is now")
     *_, before, last = standing
@@ -140,6 +154,7 @@ def roll_back(storage: Storage, name: str, alias: str, reason: str | None = None
             f"`nash models tag {name}:VERSION {alias}` points it to another"
         )
     reason = reason or f"rollback of move {last.generation}"
+    number = max(found) + 1
     if not _create(storage, name, alias, number, before.version, reason, undoes=last.generation):
         raise InvalidRequestError(f"{name}@{alias} was moved by someone else at this moment: look, and try again")
     return AliasMove(generation=number, version=before.version, reason=reason, at=now_text(), undoes=last.generation)
@@ -163,20 +178,23 @@ def _create(
     *,
     undoes: int | None = None,
 ) -> bool:
-    fields: dict[str, Any] = {"version": version, "reason": reason, "at": now_text()}
+    # The nonce makes a move unlike any other's, so that no two writers can both take it for theirs.
+    fields: dict[str, Any] = {"version": version, "reason": reason, "at": now_text(), "nonce": uuid.uuid4().hex}
     if undoes is not None:
         fields["undoes"] = undoes
     return storage.create(keys.generation(name, alias, number), json.dumps(fields, sort_keys=True).encode("ascii"))
 
 
-def _parsed(storage: Storage, key: str, number: int, data: bytes | None) -> AliasMove:
+def _parsed(storage: Storage, key: str, number: int, data: Content) -> AliasMove:
     try:
-        fields: Mapping[str, Any] = json.loads(data or b"")
+        fields: Mapping[str, Any] = json.loads(whole(data))
         version, reason, at, undoes = fields["version"], fields["reason"], fields["at"], fields.get("undoes")
-        whole = all(value is None or (type(value) is int and value > 0) for value in (version, undoes))
-        if not whole or not isinstance(reason, str) or not isinstance(at, str):
+        numbers = all(value is None or (type(value) is int and value > 0) for value in (version, undoes))
+        if not numbers or not isinstance(reason, str) or not isinstance(at, str):
             raise TypeError
         datetime.fromisoformat(at)
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CorruptStoreError(f"the alias pointer {storage.url}/{key} cannot be read: tag the alias again") from None
+        raise CorruptStoreError(
+            f"the alias pointer {storage.url}/{key} cannot be read: tag the alias again and delete this object"
+        ) from None
     return AliasMove(generation=number, version=version, reason=reason, at=at, undoes=undoes)

@@ -26,6 +26,8 @@ QUARANTINE = "quarantine"
 VIEWS = "views"
 COLLECTIONS = "collections"
 
+LAST_NUMBER = 10**12 - 1
+
 _NUMBER = re.compile(r"(?!0{6})[0-9]{6}|[1-9][0-9]{6,11}")  # from 1, with six digits at least
 
 

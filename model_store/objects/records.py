@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from model_store.errors import CorruptStoreError, InvalidRequestError
 from model_store.objects import keys
-from model_store.objects.times import utc_text
-from model_store.storage.storage import LARGEST_POINTER_BYTES, Storage
+from model_store.storage.storage import LARGEST_POINTER_BYTES, Content, Storage, whole
 from model_store.version.quality import KIND, QualityRecord
+
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def add_record(storage: Storage, name: str, digest: str, document: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
@@ -24,8 +28,8 @@ def add_record(storage: Storage, name: str, digest: str, document: Mapping[str, 
         raise InvalidRequestError(f"a record of {name} is not JSON: {error}") from None
     if len(data) > LARGEST_POINTER_BYTES:
         raise InvalidRequestError(f"a record of {name} has {len(data)} bytes: at most {LARGEST_POINTER_BYTES}")
-    folder = keys.measurements(name, digest)
-    return storage.create(f"{folder}/{hashlib.sha256(identity).hexdigest()}", data)
+    place = f"{keys.measurements(name, digest)}/{hashlib.sha256(identity).hexdigest()}"
+    return storage.stat(place) is None and storage.create(place, data)
 
 
 def read_records(storage: Storage, name: str, digest: str) -> Iterator[tuple[str, dict[str, Any] | CorruptStoreError]]:
@@ -35,21 +39,24 @@ def read_records(storage: Storage, name: str, digest: str) -> Iterator[tuple[str
     """
     folder = keys.measurements(name, digest)
     entries = {f"{folder}/{entry.name}": entry for entry in storage.entries(folder)}
-    readable = [key for key, entry in entries.items() if entry.size <= LARGEST_POINTER_BYTES]
-    data = dict(zip(readable, storage.read_all(readable), strict=True))
     found = []
-    for key, entry in entries.items():
+    for (key, entry), data in zip(entries.items(), storage.read_all(list(entries)), strict=True):
         content: dict[str, Any] | CorruptStoreError
         try:
-            if key not in data:
-                raise CorruptStoreError(f"{storage.url}/{key} has {entry.size} bytes, too many for a record: remove it")
-            content = _parsed(storage, key, data[key])
+            content = _parsed(storage, key, data)
         except CorruptStoreError as error:
             content = error
-        at = None if isinstance(content, CorruptStoreError) else content.get("at")
-        found.append((at if isinstance(at, str) else utc_text(entry.modified), key, content))
+        found.append((_made(content, entry.modified), key, content))
     for _, key, content in sorted(found, key=lambda each: each[:2]):
         yield key, content
+
+
+def _made(content: dict[str, Any] | CorruptStoreError, modified: float) -> float:
+    """When a record was made, in seconds since the epoch."""
+    with suppress(ValueError, KeyError, TypeError, OverflowError):
+        if isinstance(content, dict):
+            return datetime.fromisoformat(content["at"]).timestamp()
+    return modified
 
 
 def read_qualities(storage: Storage, name: str, digest: str) -> list[QualityRecord]:
@@ -67,10 +74,12 @@ def read_qualities(storage: Storage, name: str, digest: str) -> list[QualityReco
     return found
 
 
-def _parsed(storage: Storage, key: str, data: bytes | None) -> dict[str, Any]:
+def _parsed(storage: Storage, key: str, data: Content) -> dict[str, Any]:
     where = f"{storage.url}/{key}"
+    if not _ID.fullmatch(key.rpartition("/")[2]):
+        raise CorruptStoreError(f"{where} does not have the name of a record: remove it")
     try:
-        record = json.loads(data or b"")
+        record = json.loads(whole(data))
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{where} is not JSON ({error}): remove it") from None
     if not isinstance(record, dict):

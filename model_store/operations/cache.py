@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model_store.errors import InvalidRequestError
 from model_store.objects import keys
+from model_store.storage.files import in_use
 from model_store.storage.local import LocalStorage
 from model_store.storage.s3 import endpoint
 
@@ -55,6 +56,8 @@ def evict(cache: LocalStorage, limit_bytes: int) -> None:
         opened, oldest = views.pop(0)
         if opened > time.time() - _IN_USE_SECONDS:
             return
+        if in_use(oldest):  # by a server, whose worker may be started again
+            continue
         shutil.rmtree(oldest, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAcce
 from model_store.model.model import is_weights
 from model_store.model.safetensors_header import read_header
 from model_store.objects import keys
-from model_store.objects.blobs import REPAIR, blob_key, damage
+from model_store.objects.blobs import REPAIR, blob_damage, blob_key, damage
 from model_store.operations.fetch import fetch_blob
 from model_store.operations.place import Place
 from model_store.version.manifest import FileEntry, Manifest
@@ -56,10 +56,18 @@ def _link(place: Place, files: Sequence[FileEntry], folder: str, ref: str, trust
     """Link verified blobs into a view, replacing whatever is there."""
     local = place.local
     for file in files:
-        key = blob_key(local, file.sha256)
-        what = None if file.sha256 in trusted else damage(local, key, file.sha256, file.size)
-        if what is not None and place.remote:
-            key, what = fetch_blob(place, file), None
-        if what is not None:
-            raise CorruptStoreError(f"{ref}: {file.path} {what} ({local.path(key)}): {REPAIR}")
-        local.put(f"{folder}/{file.path}", local.path(key))
+        for last in (False, False, True):
+            if file.sha256 in trusted:
+                key, what = blob_key(local, file.sha256), None
+            else:
+                key, what = blob_damage(local, file.sha256, file.size)
+            if what is not None and place.remote:
+                key, what = fetch_blob(place, file), None
+            if what is not None:
+                raise CorruptStoreError(f"{ref}: {file.path} {what} ({local.path(key)}): {REPAIR}")
+            try:
+                local.put(f"{folder}/{file.path}", local.path(key))
+                break
+            except FileNotFoundError:  # a collection has just moved it
+                if last:
+                    raise

@@ -20,11 +20,13 @@ from model_store.objects import keys
 from model_store.objects.aliases import named_versions
 from model_store.objects.blobs import GRACE_SECONDS, read_manifest
 from model_store.objects.numbered import numbered
-from model_store.objects.versions import live_versions, model_names, read_version
+from model_store.objects.versions import model_names, parse_version
 from model_store.operations.lease import Hold, alone
 from model_store.operations.place import Place
+from model_store.storage.files import in_use
 from model_store.storage.storage import Entry, Storage
 
+_READ_AT_ONCE = 256  # pointers
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,7 +60,7 @@ def collect(
 
 def _found(place: Place, limit: float) -> list[Garbage]:
     """What would go now."""
-    needed = _needed(place.storage)
+    needed = _needed(place.storage, limit, lambda: None)
     return [
         *_old_blobs(place, needed, limit),
         *(Garbage(kind="view", name=path.name, size=0, deleted=True) for path in _unneeded_views(place, needed, limit)),
@@ -72,14 +74,14 @@ def _found(place: Place, limit: float) -> list[Garbage]:
 def _collect(place: Place, limit: float, say: Callable[[str], None], hold: Hold) -> list[Garbage]:
     storage = place.storage
     say("looking for what versions need")
-    found = list(_old_blobs(place, _needed(storage), limit))
+    found = list(_old_blobs(place, _needed(storage, limit, hold), limit))
     for each in found:
         there = storage.stat(keys.blob(each.name))
         if there is not None and there.modified < limit:  # a publisher may have made it young since
             say(f"into quarantine: {each.name[:12]}")
             hold()
             storage.move(keys.blob(each.name), keys.quarantined(each.name))
-    needed = _needed(storage)  # again: a version may have been published meanwhile
+    needed = _needed(storage, limit, hold)  # again: a version may have been published meanwhile
     # Where a move gives no age, what has just been moved is as young as can be, whatever the resolution of its clock.
     moved = {each.name for each in found if not each.deleted}
     deleted = set(_empty_quarantine(storage, needed | moved, needed, limit, hold))
@@ -109,24 +111,40 @@ def _cleared(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def _needed(storage: Storage) -> set[str]:
-    """The sha256 of every blob that a version needs: of those that are live, and of those that an alias names."""
+def _needed(storage: Storage, limit: float, hold: Hold) -> set[str]:
+    """The sha256 of every blob that a version needs.
+
+    Of the versions that were removed, those that an alias names still count, and those removed after `limit`: whoever
+    removes one, or names it at that moment, may not have looked yet what the other did.
+    """
     needed: set[str] = set()
+    expanded: set[str] = set()  # a manifest may be needed as the file of another version, and still have files itself
     for name in model_names(storage):
-        wanted = {*live_versions(storage, name), *named_versions(storage, name).values()}
-        for number in sorted(wanted & numbered(storage, keys.versions(name)).keys()):
-            digest = read_version(storage, name, number)
-            if digest in needed:
-                continue
-            try:
-                manifest = read_manifest(storage, digest)
-            except (CorruptStoreError, UnknownSchemaError) as error:
-                raise type(error)(
-                    f"nothing is collected, for {name}:{number} might need anything: {error}, "
-                    f"or remove it with `nash models rm {name}:{number}`"
-                ) from None
-            needed.add(digest)
-            needed.update(file.sha256 for file in manifest.files)
+        named = set(named_versions(storage, name).values())
+        tombstones = numbered(storage, keys.tombstones(name))
+        buried = {number: entry for number, entry in tombstones.items() if number not in named}
+        long_buried = {number for number, entry in buried.items() if entry.modified < limit}
+        wanted = sorted(numbered(storage, keys.versions(name)).keys() - long_buried)
+        for first in range(0, len(wanted), _READ_AT_ONCE):
+            hold()
+            numbers = wanted[first : first + _READ_AT_ONCE]
+            pointers = [keys.version(name, number) for number in numbers]
+            for number, key, data in zip(numbers, pointers, storage.read_all(pointers), strict=True):
+                try:
+                    digest = parse_version(storage, key, data)
+                    if digest in expanded:
+                        continue
+                    manifest = read_manifest(storage, digest)
+                except (CorruptStoreError, UnknownSchemaError) as error:
+                    if number in buried:
+                        continue  # removing it was the remedy
+                    raise type(error)(
+                        f"nothing is collected, for {name}:{number} might need anything: {error}; or remove it with "
+                        f"`nash models rm {name}:{number}`, after `nash models untag` if an alias names it"
+                    ) from None
+                expanded.add(digest)
+                needed.add(digest)
+                needed.update(file.sha256 for file in manifest.files)
     return needed
 
 
@@ -163,14 +181,14 @@ def _empty_quarantine(storage: Storage, kept: set[str], needed: set[str], limit:
 
 def _unneeded_views(place: Place, needed: set[str], limit: float) -> list[Path]:
     views = [place.local.path(f"{keys.VIEWS}/{digest}") for digest in place.local.folders(keys.VIEWS)]
-    return [path for path in views if path.name not in needed and _newest(path) < limit]
+    return [path for path in views if path.name not in needed and _newest(path) < limit and not in_use(path)]
 
 
 def _leftovers(workplace: Path, limit: float) -> list[Path]:
     """Work in progress of processes that are no more, judged by its age."""
     if not workplace.is_dir():
         return []
-    return [path for path in workplace.iterdir() if _newest(path) < limit]
+    return [path for path in workplace.iterdir() if _newest(path) < limit and not in_use(path)]
 
 
 def _newest(path: Path) -> float:

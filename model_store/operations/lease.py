@@ -64,19 +64,17 @@ def _locked(root: Path) -> Iterator[None]:
 class _Lease:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._owner: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "lease": uuid.uuid4().hex,
-        }
+        self._owner = _this_process() | {"lease": uuid.uuid4().hex}
         # Before, so that one that begins now is not disturbed; and after, in the storage's own time.
         self._check(numbered(storage, keys.COLLECTIONS), time.time())
         self._number = newest(storage, keys.COLLECTIONS) + 1
-        if not self._create():
+        if not self._create(self._number):
             raise self._refused()
         try:
             others = numbered(storage, keys.COLLECTIONS)
-            self._check(others, others.pop(self._number).modified)
+            if (own := others.pop(self._number, None)) is None:
+                raise self._refused()
+            self._check(others, own.modified)
         except BaseException:
             self.end()
             raise
@@ -89,13 +87,16 @@ class _Lease:
         Raises:
             StoreAccessError: it ran out, or another process has taken it.
         """
-        age = time.monotonic() - self._since
+        age = _now() - self._since
         if age > LEASE_SECONDS / 2:
             raise StoreAccessError(f"{self._storage.url}: the collection was held up for too long: begin it again")
         if age > LEASE_SECONDS / 10:
             before = self._number
-            for self._number in range(before + 1, before + _TRIES):
-                if self._create():
+            if self._storage.stat(keys.collection(before)) is None:
+                raise self._refused()
+            for number in range(before + 1, before + _TRIES):
+                if self._create(number):
+                    self._number = number
                     self._storage.delete(keys.collection(before))
                     return
             raise self._refused()
@@ -106,11 +107,11 @@ class _Lease:
         with suppress(StoreAccessError):
             self._storage.delete(keys.collection(self._number))
 
-    def _create(self) -> bool:
-        since = time.monotonic()
+    def _create(self, number: int) -> bool:
+        since = _now()
         data = json.dumps(self._owner, sort_keys=True).encode("ascii")
         _held.add(self._owner["lease"])
-        created = self._storage.create(keys.collection(self._number), data)
+        created = self._storage.create(keys.collection(number), data)
         if created:
             self._since = since
         return created
@@ -127,18 +128,48 @@ class _Lease:
         return StoreAccessError(f"another collection is at work in {self._storage.url}: {remedy}")
 
 
+def _now() -> float:
+    """Seconds, those that the machine slept included."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _this_process() -> dict[str, Any]:
+    """What tells a process from all others, wherever they run: containers may share a host's name and numbers."""
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "namespace": _link("/proc/self/ns/pid"),
+    }
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return str(Path(path).readlink())
+    except OSError:
+        return ""
+
+
 def _is_over(data: bytes | None) -> bool:
     """Whether the process of a lease was on this machine and is no more; also if the lease has just gone."""
     if data is None:
         return True
     try:
         owner = json.loads(data)
-        host, process = owner["host"], owner["process"]
-        if host != socket.gethostname() or type(process) is not int or process < 1:
+        process, here = owner["process"], _this_process()
+        same_place = all(owner.get(key) == here[key] for key in ("host", "boot", "namespace"))
+        if not same_place or not here["boot"] or type(process) is not int or process < 1:
             return False
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, PermissionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, PermissionError):
         return False
     return process == os.getpid() and owner.get("lease") not in _held  # of an earlier process with this one's number

@@ -32,8 +32,10 @@ class Place:
         if text.startswith(SCHEME):
             cache = cache_folder(text)
             return cls(storage=S3Storage(text, cache), local=LocalStorage(cache))
-        if "://" in text:
+        if "://" in text or text.startswith("s3:"):
             raise InvalidRequestError(f"{text!r} is no place for a store: give a folder, or s3://BUCKET/PREFIX")
+        if Path(store).is_file():
+            raise InvalidRequestError(f"{store} is a file: give the folder of a store, or s3://BUCKET/PREFIX")
         local = LocalStorage(Path(store))
         return cls(storage=local, local=local)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from model_store.errors import InvalidRequestError, StoreAccessError
 from model_store.model.model import Model
 from model_store.objects import keys
-from model_store.objects.aliases import alias_version, first_move, move_alias
+from model_store.objects.aliases import alias_version, check_reason, first_move, move_alias
 from model_store.objects.blobs import Bring, store_blob
 from model_store.objects.format import check, prepare
 from model_store.objects.versions import commit_version
@@ -50,6 +50,7 @@ class Publication:
         check_name(self.name, "model name")
         if self.alias is not None:
             check_name(self.alias, "alias")
+        check_reason(self.reason)
 
 
 def publish(place: Place, publication: Publication) -> Published:

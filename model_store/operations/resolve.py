@@ -3,7 +3,8 @@
 from typing import NoReturn
 
 from model_store.errors import NotFoundError
-from model_store.objects.aliases import alias_names, read_alias
+from model_store.objects import keys
+from model_store.objects.aliases import alias_names, alias_version, read_alias
 from model_store.objects.numbered import ranges
 from model_store.objects.versions import live_version, live_versions
 from model_store.storage.storage import Storage
@@ -20,9 +21,17 @@ def find_version(storage: Storage, ref: Ref) -> int:
         CorruptStoreError: the alias cannot be read.
     """
     number = _named(storage, ref)
-    if number is None or live_version(storage, ref.name, number) is None:
+    if number is None or not _is_usable(storage, ref.name, number):
         _refuse(storage, ref, number)
     return number
+
+
+def _is_usable(storage: Storage, name: str, number: int) -> bool:
+    """As `usable_versions`, without listing them."""
+    if live_version(storage, name, number) is not None:
+        return True
+    named = number in (alias_version(storage, name, alias) for alias in alias_names(storage, name))
+    return named and storage.stat(keys.version(name, number)) is not None
 
 
 def _named(storage: Storage, ref: Ref) -> int | None:

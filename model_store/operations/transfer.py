@@ -1,14 +1,14 @@
 """Copy a version from one store to another: push and pull are the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_store.errors import CorruptStoreError
-from model_store.objects import keys
-from model_store.objects.blobs import REPAIR, blob_key, damage, read_manifest
-from model_store.objects.format import check
+from model_store.objects.blobs import REPAIR, blob_damage, read_manifest
+from model_store.objects.format import check, prepare
+from model_store.objects.records import read_records
 from model_store.objects.versions import read_version
 from model_store.operations.fetch import Progress, downloaded
 from model_store.operations.place import Place
@@ -27,6 +27,7 @@ class Transfer:
     alias: str | None  # to point at the version in the target
     reason: str  # for the alias's history
     progress: Progress = lambda _: None  # hears of bytes that need not be moved any more
+    warn: Callable[[str], None] = lambda _: None  # hears of measurements that cannot be copied
 
     def run(self) -> Published:
         """Copy the version and its measurements; it gets the next number of its name in the target.
@@ -48,9 +49,9 @@ class Transfer:
             with self._bring(files[sha256]) as path:
                 yield path
 
-        done = commit(self.target, manifest, files, bring, self.name, self.alias, self.reason, self.progress)
-        self._copy_records(digest)
-        return done
+        prepare(target)
+        self._copy_records(digest)  # before an alias moves, since they decide in which dtype a server runs it
+        return commit(self.target, manifest, files, bring, self.name, self.alias, self.reason, self.progress)
 
     @contextmanager
     def _bring(self, file: FileEntry) -> Iterator[Path]:
@@ -59,15 +60,15 @@ class Transfer:
             with downloaded(self.source.storage, file, self.target.storage.workplace, self.progress) as path:
                 yield path
             return
-        key = blob_key(self.source.local, file.sha256)
-        if (what := damage(self.source.local, key, file.sha256, file.size)) is not None:
+        key, what = blob_damage(self.source.local, file.sha256, file.size)
+        if what is not None:
             raise CorruptStoreError(f"{self.name}:{self.version}: {file.path} {what}: {REPAIR}")
         yield self.source.local.path(key)
         self.progress(file.size)
 
     def _copy_records(self, digest: str) -> None:
-        source, folder = self.source.storage, keys.measurements(self.name, digest)
-        places = [f"{folder}/{entry.name}" for entry in source.entries(folder)]
-        for key, data in zip(places, source.read_all(places), strict=True):
-            if data is not None:
+        for key, record in read_records(self.source.storage, self.name, digest):
+            if isinstance(record, CorruptStoreError):
+                self.warn(f"a measurement is not copied: {record}")
+            elif (data := self.source.storage.read(key)) is not None:
                 self.target.storage.create(key, data)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
 from model_store.model.model import is_weights
 from model_store.model.safetensors_header import read_header
-from model_store.objects.aliases import alias_names, read_alias
-from model_store.objects.blobs import blob_key, damage, read_manifest
+from model_store.objects import keys
+from model_store.objects.aliases import AliasMove, alias_names, alias_version, history, usable_versions
+from model_store.objects.blobs import blob_damage, read_manifest
 from model_store.objects.records import read_records
-from model_store.objects.versions import live_version, live_versions, model_names, read_version
+from model_store.objects.versions import model_names, read_version
 from model_store.operations.place import Place
 from model_store.version.manifest import FileEntry
 
@@ -30,10 +31,11 @@ def verify_store(place: Place) -> Iterator[tuple[str, list[Problem]]]:
     """What is wrong with each version and alias of a whole store: its name and the bad files, one after the other."""
     storage = place.storage
     for name in model_names(storage):
-        live = live_versions(storage, name)
-        for version in live:
+        aliases = alias_names(storage, name)
+        named = [number for alias in aliases if (number := alias_version(storage, name, alias)) is not None]
+        for version in usable_versions(storage, name, named):
             yield f"{name}:{version}", verify_version(place, name, version)
-        for alias in alias_names(storage, name):
+        for alias in aliases:
             yield f"{name}@{alias}", list(_alias_problems(place, name, alias))
 
 
@@ -60,8 +62,8 @@ def verify_version(place: Place, name: str, version: int) -> list[Problem]:
 
 
 def _file_problem(place: Place, file: FileEntry) -> str | None:
-    key = blob_key(place.storage, file.sha256)
-    if (what := damage(place.storage, key, file.sha256, file.size)) is not None:
+    key, what = blob_damage(place.storage, file.sha256, file.size)
+    if what is not None:
         return f"{what} ({place.storage.url}/{key})"
     if place.remote or not is_weights(file.path):
         return None
@@ -74,13 +76,14 @@ def _file_problem(place: Place, file: FileEntry) -> str | None:
 
 def _alias_problems(place: Place, name: str, alias: str) -> Iterator[Problem]:
     ref = f"{name}@{alias}"
-    try:
-        move = read_alias(place.storage, name, alias)
-    except CorruptStoreError as error:
-        yield Problem(ref=ref, file="alias pointer", what=str(error))
+    moves = history(place.storage, name, alias)
+    for move in moves.values():
+        if isinstance(move, CorruptStoreError):
+            yield Problem(ref=ref, file="alias pointer", what=str(move))
+    last = moves[max(moves)] if moves else None
+    if not isinstance(last, AliasMove) or last.version is None:
         return
-    if move is None or move.version is None:
-        return
-    if live_version(place.storage, name, move.version) is None:  # now: it may be younger than this verification
-        what = f"names version {move.version}, which does not exist"
+    # Now: it may be younger than this verification.
+    if place.storage.stat(keys.version(name, last.version)) is None:
+        what = f"names version {last.version}, which does not exist: `nash models untag {name} {alias}`"
         yield Problem(ref=ref, file="alias pointer", what=what)

@@ -1,5 +1,6 @@
 """File system operations: durable folders, write-once files, create-if-absent, copies that are hashed on the way."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -46,10 +47,37 @@ def private_folder(tmp: Path) -> Iterator[Path]:
     make_folder(tmp)
     folder = tmp / uuid.uuid4().hex
     folder.mkdir()
+    with held(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Say that a folder is in use, to every process on this machine, until the context or this process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield folder
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
     finally:
-        shutil.rmtree(folder)
+        os.close(descriptor)
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process of this machine holds a folder; a file is never held."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model_store.errors import CorruptStoreError, StoreAccessError
 from model_store.storage.files import CHUNK_BYTES, link_if_absent, make_folder, sync_folder, write_new
-from model_store.storage.storage import LARGEST_POINTER_BYTES, Entry
+from model_store.storage.storage import LARGEST_POINTER_BYTES, Content, Entry
 
 _SMALL_BYTES = 1 << 14  # read at once; most objects have fewer
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK)
@@ -61,13 +61,21 @@ class LocalStorage:
             size = os.fstat(descriptor).st_size
             if size <= most_bytes:
                 return data + os.read(descriptor, size - len(data))
+        except IsADirectoryError:
+            raise CorruptStoreError(f"{self.path(key)} is a folder, not an object: move it away") from None
         finally:
             os.close(descriptor)
         raise CorruptStoreError(f"{self.path(key)} has more than {most_bytes} bytes: it is not what its name says")
 
-    def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[bytes | None]:
+    def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[Content]:
         """`read` for many keys."""
-        return [self.read(key, most_bytes) for key in keys]
+        return [self._content(key, most_bytes) for key in keys]
+
+    def _content(self, key: str, most_bytes: int) -> Content:
+        try:
+            return self.read(key, most_bytes)
+        except CorruptStoreError as error:
+            return error
 
     def stat(self, key: str) -> Entry | None:
         """One object's entry, or None if there is none."""

@@ -7,6 +7,7 @@ Uploads that were cut off are not visible as objects; a lifecycle rule of the bu
 """
 
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,16 @@ from datetime import timedelta
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, StoreAccessError
 from model_store.storage.files import CHUNK_BYTES, make_folder, private_folder
-from model_store.storage.storage import LARGEST_POINTER_BYTES, Entry
+from model_store.storage.storage import LARGEST_POINTER_BYTES, Content, Entry
 
 SCHEME = "s3://"
 RETRY_VARIABLE = "NASH_S3_RETRY_S"
 PROBED = "probed"  # a file in the cache: this storage excludes
 
+_URL = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<prefix>(/[^?#\[\]]*)?)")
 _RETRY_S = 60.0
 _READERS = 32  # small objects read at once
 _RANGE_BYTES = 16 << 20  # of a download, each a request with a time limit of its own
@@ -39,9 +40,12 @@ def _retry_s() -> float:
     """How long a request is tried again before the work fails."""
     text = os.environ.get(RETRY_VARIABLE) or str(_RETRY_S)
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise InvalidRequestError(f"{RETRY_VARIABLE} is {text!r}: give a number of seconds") from None
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise InvalidRequestError(f"{RETRY_VARIABLE} is {text!r}: give a number of seconds")
+    return seconds
 
 
 def endpoint() -> str:
@@ -76,18 +80,19 @@ class S3Storage:
             from obstore.store import S3Store
         except ImportError:
             raise InvalidRequestError(f"{url} needs obstore: pip install 'nash[s3]'") from None
-        parts = urlsplit(url)
-        if not parts.netloc or parts.query or parts.fragment:
+        match = _URL.fullmatch(url)
+        if match is None:
             raise InvalidRequestError(f"{url!r} is not the URL of a store: write s3://BUCKET or s3://BUCKET/PREFIX")
-        self.url = url.rstrip("/")
+        bucket, prefix = match["bucket"], "/".join(filter(None, match["prefix"].split("/")))
+        self.url = f"{SCHEME}{bucket}/{prefix}".rstrip("/")
         self._cache = cache
         self._obstore: Any = obstore
         self.errors: Any = obstore.exceptions
         found = endpoint()
         try:
             self._store = S3Store(
-                parts.netloc,
-                prefix=parts.path.strip("/") or None,
+                bucket,
+                prefix=prefix or None,
                 config={"endpoint": found} if found else None,
                 client_options={"allow_http": found.startswith("http://"), "connect_timeout": "5s", "timeout": "120s"},
                 retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=_retry_s())},
@@ -156,12 +161,18 @@ class S3Storage:
         except (FileNotFoundError, self.errors.NotFoundError):
             return None
 
-    def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[bytes | None]:
+    def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[Content]:
         """`read` for many keys at once."""
         if len(keys) < 2:
-            return [self.read(key, most_bytes) for key in keys]
+            return [self._content(key, most_bytes) for key in keys]
         with ThreadPoolExecutor(min(_READERS, len(keys))) as pool:
-            return list(pool.map(lambda key: self.read(key, most_bytes), keys))
+            return list(pool.map(lambda key: self._content(key, most_bytes), keys))
+
+    def _content(self, key: str, most_bytes: int) -> Content:
+        try:
+            return self.read(key, most_bytes)
+        except CorruptStoreError as error:
+            return error
 
     @_naming_errors
     def stat(self, key: str) -> Entry | None:

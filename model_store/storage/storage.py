@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from model_store.errors import CorruptStoreError
+
 LARGEST_POINTER_BYTES = 1 << 16  # of the small objects that name others; none of ours has over 4 KiB
 
 
@@ -17,6 +19,20 @@ class Entry(NamedTuple):  # not a dataclass: a listing makes ten thousand
     name: str  # the last part of its key
     size: int  # bytes
     modified: float  # when it was made, in seconds since the epoch by the storage's clock
+
+
+Content = bytes | CorruptStoreError | None  # of an object, why it cannot be read, or that there is none
+
+
+def whole(content: Content) -> bytes:
+    """What was read, or nothing where there is none.
+
+    Raises:
+        CorruptStoreError: it could not be read.
+    """
+    if isinstance(content, CorruptStoreError):
+        raise content
+    return content or b""
 
 
 class Storage(Protocol):
@@ -38,11 +54,11 @@ class Storage(Protocol):
         """The bytes of an object, or None if there is none.
 
         Raises:
-            CorruptStoreError: it is larger than `most_bytes`.
+            CorruptStoreError: it is larger than `most_bytes`, or no object but a folder.
         """
 
-    def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[bytes | None]:
-        """`read` for many keys, at once where the storage is far away."""
+    def read_all(self, keys: Sequence[str], most_bytes: int = LARGEST_POINTER_BYTES) -> list[Content]:
+        """`read` for many keys, at once where the storage is far away; an error of one key stands in its place."""
 
     def stat(self, key: str) -> Entry | None:
         """One object's entry, or None if there is none."""

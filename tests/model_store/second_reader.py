@@ -29,15 +29,17 @@ def read_store(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"versions": {}, "aliases": {}}
     models = root / "models"
     for name in _names(models):
-        removed = _numbers(models / name / "tombstones")
-        for number, pointer in _numbers(models / name / "versions").items():
-            if number not in removed:
-                found["versions"][f"{name}:{number}"] = _version(root, pointer.read_bytes())
+        named = set()
         aliases = models / name / "aliases"
         for alias in _names(aliases):
             moves = _numbers(aliases / alias)
             if moves and (version := json.loads(moves[max(moves)].read_bytes())["version"]) is not None:
                 found["aliases"][f"{name}@{alias}"] = version
+                named.add(version)
+        removed = _numbers(models / name / "tombstones")
+        for number, pointer in _numbers(models / name / "versions").items():
+            if number not in removed or number in named:
+                found["versions"][f"{name}:{number}"] = _version(root, pointer.read_bytes())
     return found
 
 

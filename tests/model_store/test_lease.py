@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +12,8 @@ import pytest
 
 from model_store.errors import StoreAccessError
 from model_store.objects import keys
-from model_store.operations.lease import LEASE_SECONDS, alone
+from model_store.operations import lease
+from model_store.operations.lease import LEASE_SECONDS, _this_process, alone
 from model_store.operations.place import Place
 from model_store.storage.local import LocalStorage
 
@@ -77,7 +77,7 @@ def test_of_many_at_one_moment_one_at_a_time_works(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "owner", [{"host": "elsewhere", "process": 1}, {"host": socket.gethostname(), "process": os.getppid()}, {}]
+    "owner", [{"host": "elsewhere", "process": 1}, _this_process() | {"process": os.getppid()}, {}]
 )
 def test_one_that_may_be_at_work_counts_for_an_hour(owner: dict[str, object], place: Place) -> None:
     key = left_behind(place, LEASE_SECONDS - 60, **owner)
@@ -92,28 +92,46 @@ def test_one_that_may_be_at_work_counts_for_an_hour(owner: dict[str, object], pl
 
 
 def test_one_of_a_dead_process_of_this_machine_is_over(place: Place) -> None:
-    left_behind(place, 1, host=socket.gethostname(), process=dead_process())
+    left_behind(place, 1, **_this_process() | {"process": dead_process()})
     with alone(place):
         assert leases(place) == ["000005"]
+
+
+@pytest.mark.parametrize("other", ["host", "boot", "namespace"])
+def test_one_of_a_process_that_cannot_be_seen_from_here_counts(other: str, place: Place) -> None:
+    left_behind(place, 1, **_this_process() | {"process": dead_process(), other: "another"})
+    with pytest.raises(StoreAccessError, match="another collection is at work"), alone(place):
+        raise AssertionError("two at once")
 
 
 def test_it_is_renewed_while_the_work_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with alone(place) as hold:
         hold()
         assert leases(place) == ["000001"]
-        now = time.monotonic()
-        monkeypatch.setattr("model_store.operations.lease.time.monotonic", lambda: now + LEASE_SECONDS / 5)
+        now = lease._now()
+        monkeypatch.setattr(lease, "_now", lambda: now + LEASE_SECONDS / 5)
         hold()
         assert leases(place) == ["000002"]
         place.storage.create(keys.collection(3), b"{}")  # of one that is about to give up
-        monkeypatch.setattr("model_store.operations.lease.time.monotonic", lambda: now + LEASE_SECONDS / 2)
+        monkeypatch.setattr(lease, "_now", lambda: now + LEASE_SECONDS / 2)
         hold()
         assert leases(place) == ["000003", "000004"]
 
 
 def test_after_a_long_sleep_nothing_is_deleted_any_more(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with alone(place) as hold:
-        now = time.monotonic()
-        monkeypatch.setattr("model_store.operations.lease.time.monotonic", lambda: now + LEASE_SECONDS)
+        now = lease._now()
+        monkeypatch.setattr(lease, "_now", lambda: now + LEASE_SECONDS)
         with pytest.raises(StoreAccessError, match="held up for too long"):
             hold()
+
+
+def test_whoever_lost_it_stops_and_leaves_the_other_ones(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with alone(place) as hold:
+        place.storage.delete(keys.collection(1))
+        left_behind(place, 1, host="elsewhere", process=1)
+        now = lease._now()
+        monkeypatch.setattr(lease, "_now", lambda: now + LEASE_SECONDS / 5)
+        with pytest.raises(StoreAccessError, match="another collection is at work"):
+            hold()
+    assert leases(place) == ["000004"]

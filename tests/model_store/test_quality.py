@@ -75,7 +75,7 @@ def test_the_first_record_of_a_task_and_dtype_stays(tmp_path: Path, model_dir: P
     assert store.add_quality("g2p", replace(first, dtype="float32"))
     assert store.add_quality("g2p", replace(first, data="e" * 64))
     (folder,) = (tmp_path / "store/models/g2p/measurements").iterdir()
-    (folder / "another").write_text('{"kind": "latency", "step_ms": 1.0}')  # what a later program may measure
+    (folder / ("0" * 64)).write_text('{"kind": "latency", "step_ms": 1.0}')  # what a later program may measure
     assert [(each.dtype, each.value) for each in store.quality("g2p")] == [
         ("int8", 79.0),
         ("float32", 79.0),

@@ -9,6 +9,7 @@ import pytest
 from model_store.errors import CorruptStoreError
 from model_store.operations.sealed import sealed
 from model_store.store import Store
+from tests.model_store.aging import age
 from tests.model_store.test_store_damage import blob_of, flip
 
 
@@ -37,20 +38,8 @@ def test_a_file_that_is_exchanged_meanwhile_is_not_seen(published: Store) -> Non
 
 def test_a_file_that_is_written_to_meanwhile_is_found_out(published: Store) -> None:
     view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
-    with pytest.raises(CorruptStoreError, match=r"model\.safetensors was written to"), sealed(view, files):
+    with pytest.raises(CorruptStoreError, match=r"model\.safetensors has sha256"), sealed(view, files):
         flip(blob_of(published, "g2p", "model.safetensors"))
-
-
-def test_a_file_that_was_written_back_is_found_out_too(published: Store) -> None:
-    view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
-    blob = blob_of(published, "g2p", "model.safetensors")
-
-    def flip_twice() -> None:
-        flip(blob)
-        flip(blob)
-
-    with pytest.raises(CorruptStoreError, match=r"model\.safetensors was written to"), sealed(view, files):
-        flip_twice()
 
 
 def test_a_file_whose_times_were_set_back_is_read_again(published: Store) -> None:
@@ -68,6 +57,7 @@ def test_a_file_whose_times_were_set_back_is_read_again(published: Store) -> Non
 
 def test_a_new_link_to_a_file_is_no_damage(published: Store, model_dir: Path) -> None:
     view, files = published.checkout("g2p"), published.resolve("g2p").manifest.files
+    age(published.root)  # so that a publish renews what it finds there
     with sealed(view, files):
         published.publish("other", model_dir)
 

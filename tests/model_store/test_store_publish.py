@@ -118,14 +118,14 @@ def test_a_bare_name_is_default_else_dense_else_the_oldest(store: Store, model_d
 def test_tombstones_are_honoured(store: Store, model_dir: Path) -> None:
     store.publish("g2p", model_dir)
     store.publish("g2p", model_dir, metrics={"n": 2.0}, alias="live")
+    store.untag("g2p", "live")
     tombstone = store.root / "models/g2p/tombstones/000002"
     tombstone.parent.mkdir()
     tombstone.touch()
     assert [version.version for version in store.list()] == [1]
     assert store.resolve("g2p").version == 1
-    for ref in ("g2p:2", "g2p@live"):
-        with pytest.raises(NotFoundError, match="no version 2"):
-            store.resolve(ref)
+    with pytest.raises(NotFoundError, match="no version 2"):
+        store.resolve("g2p:2")
     again = store.publish("g2p", model_dir, metrics={"n": 2.0})
     assert (again.version, again.created) == (3, True)
 
@@ -188,7 +188,7 @@ def test_too_little_space(store: Store, model_dir: Path, monkeypatch: pytest.Mon
 
 def test_a_store_that_is_a_file(tmp_path: Path, model_dir: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
-    with pytest.raises(StoreAccessError, match="store"):
+    with pytest.raises(InvalidRequestError, match="is a file: give the folder of a store"):
         Store(tmp_path / "store").publish("g2p", model_dir)
 
 

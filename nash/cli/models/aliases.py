@@ -1,7 +1,7 @@
 """`nash models tag`, `untag`, `rollback` and `history`."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,15 @@ from nash.cli.models.shared import (
     print_columns,
     say,
     summary,
+    warn,
 )
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from model_store.objects.aliases import AliasMove
+    from model_store.objects.versions import Burial
 
 
 def tag(
@@ -71,11 +78,23 @@ def history(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """List every move of a model's aliases, the first one first."""
-    moves = open_store(store).history(name, alias)
+    """List every move of a model's aliases, the first one first, and what was removed."""
+    opened = open_store(store)
+    unreadable: list[str] = []
+    moves = opened.history(name, alias, unreadable=unreadable.append)
+    removed = opened.removed(name) if alias is None else []
     if as_json:
-        print_json([{"alias": each, **asdict(move)} for each, known in moves.items() for move in known])
-        return
+        documents = [{"alias": each, **asdict(move)} for each, known in moves.items() for move in known]
+        print_json(documents + [{"alias": None, "removed": True, **asdict(each)} for each in removed])
+    else:
+        _print_history(name, moves, removed)
+    for why in unreadable:
+        warn(why)
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def _print_history(name: str, moves: "Mapping[str, Sequence[AliasMove]]", removed: "Sequence[Burial]") -> None:
     rows = [
         (
             f"{name}@{each}",
@@ -88,4 +107,5 @@ def history(
         for each, known in moves.items()
         for move in known
     ]
+    rows += [("", "", f"{name}:{each.version} removed", each.reason, each.at, age_text(each.at)) for each in removed]
     print_columns(("ALIAS", "MOVE", "NAMES", "REASON", "AT", "AGE"), rows, right=("MOVE",))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from model_store.model.model import Model
-from nash.cli.models.shared import open_store, say
+from nash.cli.models.shared import ReasonOption, open_store, say
 from nash.cli.output import DEFAULT_STORE, JsonOption, StoreOption, print_json, progress_console
 
 
@@ -22,6 +22,7 @@ def publish(
         str | None, typer.Option(metavar="REF", help="The stored version that this one was made from.")
     ] = None,
     licence: Annotated[str | None, typer.Option(help="The licence of the weights, such as Apache-2.0.")] = None,
+    reason: ReasonOption = None,
     calibrate_int4: Annotated[
         Path | None,
         typer.Option(
@@ -69,7 +70,9 @@ def publish(
             quiet_libraries()
             original, folder = folder, stack.enter_context(target.work_folder())
             calibrated_copy(original, RowFile(calibrate_int4, layout), folder, progress_console())
-        done = target.publish(name, folder, kind=kind, alias=alias, lineage=lineage, licence=licence)
+        done = target.publish(
+            name, folder, kind=kind, alias=alias, lineage=lineage, licence=licence, reason=reason or "publish"
+        )
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})
         return
@@ -84,6 +87,7 @@ def import_model(
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Point this alias at the version.")] = None,
     licence: Annotated[str | None, typer.Option(help="The licence of the weights, such as Apache-2.0.")] = None,
+    reason: ReasonOption = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +108,7 @@ def import_model(
     quiet_libraries()
     with importable(place, target) as (found, folder):
         lineage = Lineage(trained_from=found.origin)
-        done = target.publish(name, folder, alias=alias, lineage=lineage, licence=licence, reason="import")
+        done = target.publish(name, folder, alias=alias, lineage=lineage, licence=licence, reason=reason or "import")
     if as_json:
         print_json({"name": done.name, "version": done.version, "digest": done.digest, "created": done.created})
         return

@@ -85,7 +85,9 @@ def size_text(size_bytes: int) -> str:
 
 
 def age_text(created_at: str) -> str:
-    """How long ago a point in time (UTC, ISO) was, in its largest unit."""
+    """How long ago a point in time (UTC, ISO) was, in its largest unit; nothing where there is none."""
+    if not created_at:
+        return ""
     seconds = max(0.0, time.time() - datetime.fromisoformat(created_at).timestamp())
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
