@@ -35,7 +35,7 @@ from nash.recipes.recipe import (
 from nash.recipes.sweep import MethodRecipe, PointRecipe, SweepRecipe
 from server.engine.interface.config import SETTINGS, EngineConfig
 from server.engine.interface.parameters import DECLARATIONS, LARGEST_COUNT
-from server.frontend.request_parameters import RequestParameters, TaskParameters
+from server.frontend.requests.parameters import RequestParameters, TaskParameters
 from server.settings import ENVIRONMENT_PREFIX, STORE_VARIABLE, Settings
 
 # Bounds that only keep libraries from counting too far are not shown.

@@ -7,6 +7,7 @@ printed. SIGINT or SIGTERM drains the server and ends it with exit code 0; a sec
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ from prometheus_client import disable_created_metrics
 
 from model_store.errors import InvalidRequestError, ModelStoreError
 from server.api.app import create_app_over
+from server.api.http.protocol import BoundedHttpProtocol, ClientLimits, bounded_protocol
 from server.errors import SettingsError, StartError
 from server.frontend.service import Service
 from server.settings import parse_settings
@@ -25,6 +27,7 @@ from server.settings import parse_settings
 # How long a connection may stay open after its request has ended, before it is cut: its client may read slowly.
 _CLOSE_S = 1
 _BACKLOG = 2048
+_OTHER_DESCRIPTORS = 64  # of files, workers and what Python opens
 
 
 class _Server(uvicorn.Server):
@@ -55,9 +58,16 @@ async def _serve(service: Service, listener: socket.socket) -> None:
         StartError: a model cannot be loaded.
     """
     stop = _Stop()
+    settings = service.settings
+    limits = ClientLimits(
+        max_header_bytes=settings.max_header_bytes,
+        max_connections=_connections(settings.max_connections),
+        header_s=settings.header_s,
+        transfer_s=settings.transfer_s,
+    )
     config = uvicorn.Config(
         create_app_over(service, starts_service=False),
-        http="httptools",
+        http=bounded_protocol(limits),  # type: ignore[arg-type] # it is called, and nothing more
         ws="none",
         access_log=False,
         log_config=None,
@@ -76,6 +86,10 @@ async def _serve(service: Service, listener: socket.socket) -> None:
             names = ", ".join(variant.ref for variant in service.variants)
             print(f"serving {names} at {_address(listener)}", flush=True)
             await asyncio.wait((asked, serving), return_when=asyncio.FIRST_COMPLETED)
+            service.draining = True
+            for connection in list(server.server_state.connections):
+                if isinstance(connection, BoundedHttpProtocol):
+                    connection.refuse_unfinished()
             await _drain(service, stop)
     finally:
         starting.cancel()
@@ -91,6 +105,22 @@ async def _drain(service: Service, stop: _Stop) -> None:
     await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
     draining.cancel()
     hurry.cancel()
+
+
+def _connections(wanted: int) -> int:
+    """How many connections there are descriptors for, after asking the system for more if it grants them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = wanted + _OTHER_DESCRIPTORS
+    needed = min(wanted + _OTHER_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        soft = needed
+    if soft == resource.RLIM_INFINITY or soft >= wanted + _OTHER_DESCRIPTORS:
+        return wanted
+    most = max(1, soft - _OTHER_DESCRIPTORS)
+    logging.getLogger("server").warning("at most %d connections: the limit of open files is %d", most, soft)
+    return most
 
 
 def _listen(host: str, port: int) -> socket.socket:

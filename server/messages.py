@@ -33,6 +33,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     parameters: GenerationParameters  # with the seed, so that a second run gives the same text
     stream: bool  # report each token as it is made; beams and multiple samples are reported at the end
     arrived_s: float  # time.monotonic(), which all processes of a machine share
+    queued_s: float  # from when its waiting counts: of a second run, later than it arrived
     queue_limit_s: float  # how long it may wait for a slot
 
 
@@ -40,6 +41,14 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Stop this generation and report nothing more about it. Unknown ids are ignored: they may just have ended."""
 
     id: int
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Are you at work? Answered by `Pong` between two steps; only a worker that hangs does not."""
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The answer to `Ping`."""
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -122,8 +131,8 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
     steps_by_path: dict[str, int]  # "graph" and "eager"; empty if the engine has no graphs
 
 
-Command = Load | Submit | Cancel
-Report = Ready | LoadFailed | Tokens | Finished | Failed | Stats
+Command = Load | Submit | Cancel | Ping
+Report = Ready | LoadFailed | Tokens | Finished | Failed | Stats | Pong
 
 
 class ProtocolError(Exception):
@@ -165,10 +174,17 @@ _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Repor
 
 
 def encode(messages: Sequence[Command | Report]) -> bytes:
-    """Encode `messages` as consecutive frames, to be written at once."""
+    """Encode `messages` as consecutive frames, to be written at once.
+
+    An answer that no frame can hold is replaced by its failure, since the other side would close the connection.
+    """
     frames = bytearray()
     for message in messages:
         payload = _encoder.encode(message)
+        if len(payload) > MAX_FRAME_BYTES:
+            assert isinstance(message, Finished), f"a {type(message).__name__} of {len(payload)} bytes"
+            error = f"the answer has {len(payload)} bytes: ask for fewer tokens, sequences or top_n_tokens"
+            payload = _encoder.encode(Failed(id=message.id, kind="validation", error=error))
         frames += len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
     return bytes(frames)
 

@@ -140,13 +140,19 @@ class Settings:
     allow_unauthenticated: bool = _option(
         False, _flag, "serve without keys beyond this machine, and answer to any Host and Origin"
     )
+    max_connections: int = _option(1000, _count, "most open connections; idle ones make room for new ones")
+    max_header_bytes: int = _option(64 * 1024, _count, "most bytes of a request line with its headers")
+    header_s: float = _option(10.0, _pause, "time for a request line with its headers to arrive")
+    transfer_s: float = _option(30.0, _pause, "time for a body to arrive, and for a client to take in an answer")
     max_body_bytes: int = _option(1024 * 1024, _count, "longest request body")
+    max_bodies_bytes: int = _option(64 * 1024 * 1024, _count, "most bytes of bodies that are still arriving, together")
     max_batch_items: int = _option(64, _count, "most texts in one request")
     max_queue: int = _option(256, _count_or_zero, "most generations of a variant that wait for a slot")
     queue_s: float = _option(30.0, _seconds, "longest time that a generation waits for a slot")
     total_s: float = _option(120.0, _seconds, "longest time that a request takes in all")
     keep_alive_s: float = _option(10.0, _pause, "silence in a stream after which a comment is sent")
     drain_s: float = _option(2.5, _seconds, "time that running requests get to finish when the server is stopped")
+    watchdog_s: float = _option(30.0, _pause, "time in which a worker must answer between two steps, or it is ended")
     restart_s: float = _option(0.5, _pause, "first pause before a dead worker is restarted; doubles up to 30 s")
 
     def __post_init__(self) -> None:

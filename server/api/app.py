@@ -19,7 +19,7 @@ from server.api.routes.generate import generate_routes
 from server.api.routes.health import health_routes
 from server.api.routes.models import model_routes
 from server.api.routes.static_page import page_routes
-from server.frontend.request import CompareRequest, GenerateRequest, TaskRequest
+from server.frontend.requests.request import CompareRequest, GenerateRequest, TaskRequest
 from server.frontend.service import Service
 from server.settings import Settings
 from server.version import project_version
@@ -81,7 +81,7 @@ def _middleware(service: Service) -> list[Middleware]:
         Middleware(SameSite, host=settings.host) if same_site else None,
         Middleware(KeyCheck, keys=KeyRing(settings.api_keys)) if settings.api_keys else None,
         Middleware(OpenRequests, service=service),
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_bytes_together=settings.max_bodies_bytes),
     ]
     return [each for each in chain if each is not None]
 

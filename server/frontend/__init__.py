@@ -1,5 +1,5 @@
 """The half of the HTTP process that does not deal with HTTP: variants, their workers, and admission to the queue.
 
-The path of a request: `variant` tokenizes it, `admission` accepts or refuses it, `supervisor` gives it to a worker,
-and its `generation` holds what comes back.
+The path of a request: `requests` says what it may be, `variant` tokenizes it, and in `workers`, `admission` accepts or
+refuses it, `supervisor` gives it to a worker, and its `generation` holds what comes back.
 """

@@ -82,6 +82,8 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens through the engine", "direction")
         self.graph_steps = self._counter("graph_steps", "Decode steps, by whether a graph replayed them", "path")
         self.restarts = self._counter("worker_restarts", "Workers that died and were started again")
+        self.quarantined = self._counter("quarantined", "Generations that killed the worker that ran them alone")
+        self.watchdog_kills = self._counter("watchdog_kills", "Workers that hung and were ended")
         self.running = self._gauge("requests_running", "Generations that hold a slot")
         self.waiting = self._gauge("requests_waiting", "Generations that wait for a slot")
         self.slots = self._gauge("slots", "Generations that can run at once")
@@ -129,6 +131,8 @@ class VariantMetrics:
         self._own = own
         self._graph_steps = metrics.graph_steps
         self._restarts = metrics.restarts.labels(*own)
+        self._quarantined = metrics.quarantined.labels(*own)
+        self._watchdog_kills = metrics.watchdog_kills.labels(*own)
         self._running = metrics.running.labels(*own)
         self._waiting = metrics.waiting.labels(*own)
         self._slots = metrics.slots.labels(*own)
@@ -166,6 +170,14 @@ class VariantMetrics:
         self._waiting.set(0)
         for ratio in self._cache_used.values():
             ratio.set(0.0)
+
+    def quarantined(self) -> None:
+        """Count a generation that killed the worker that ran it alone."""
+        self._quarantined.inc()
+
+    def hung(self) -> None:
+        """Count a worker that hung and was ended."""
+        self._watchdog_kills.inc()
 
     def observe(self, stats: Stats) -> None:
         """Record what a worker has done since its last report."""

@@ -7,6 +7,8 @@ from model_store.errors import ModelStoreError
 from model_store.version.ref import Ref
 from server.errors import InvalidInputError, NotServedError
 
+_LONGEST_REF = 200  # characters; more are not worth repeating in an error
+
 
 class Named(Protocol):
     """What routing needs to know about a loaded variant."""
@@ -38,6 +40,8 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     """
     if ref_text is None:
         return loaded[0]
+    if len(ref_text) > _LONGEST_REF:
+        raise InvalidInputError(f"model has {len(ref_text)} characters: use NAME, NAME@ALIAS or NAME:VERSION")
     try:
         ref = Ref.parse(ref_text)
     except ModelStoreError as error:

@@ -12,8 +12,8 @@ from server.frontend.bounded_lock import BoundedLock
 from server.frontend.metrics import Metrics
 from server.frontend.resolution import resolve_models
 from server.frontend.routing import baseline_of
-from server.frontend.supervisor import ModelState
 from server.frontend.variant import Variant
+from server.frontend.workers.supervisor import ModelState
 from server.settings import Settings
 
 
@@ -37,6 +37,7 @@ class Service:
         # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
         self.draining = False
+        self._started = False
         self._open_requests = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -48,11 +49,13 @@ class Service:
             StartError: a model cannot be loaded.
         """
         await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
+        self._started = True
 
     @property
     def ready(self) -> bool:
-        """Whether every configured variant can take requests."""
-        return not self.draining and all(variant.supervisor.ready for variant in self.variants)
+        """Whether requests can be taken: once every configured variant was loaded, as long as one of them is."""
+        loaded = [variant.supervisor.ready is not None for variant in self.variants]
+        return not self.draining and (any(loaded) if self._started else all(loaded))
 
     def state_of(self, variant: Variant) -> ModelState:
         """The state of a variant, as `/models` reports it."""
@@ -88,4 +91,4 @@ class Service:
     async def stop(self) -> None:
         """End every worker; generations still running fail with an error that says why."""
         self.draining = True
-        await asyncio.gather(*(variant.supervisor.stop() for variant in self.variants))
+        await asyncio.gather(*(variant.stop() for variant in self.variants))

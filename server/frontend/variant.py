@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
+from model_store.storage.files import held
 from server.engine.errors import BadParameterError
 from server.engine.interface.generation_config import with_seed
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.validation import check_parameters
 from server.errors import ApiError, InvalidInputError, UnavailableError
-from server.frontend.generation import Generation, Mode
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
-from server.frontend.request import TextRequest
+from server.frontend.requests.request import TextRequest
 from server.frontend.resolution import ResolvedVariant
-from server.frontend.supervisor import Supervisor
+from server.frontend.workers.generation import Generation, Mode
+from server.frontend.workers.supervisor import Supervisor
 from server.messages import Ready
 from server.settings import Settings
 from server.text.tokenization import TextCodec
@@ -39,6 +41,9 @@ class Variant:
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
         version = resolved.found.version
+        self._holding = ExitStack()
+        if version is not None:  # a collection must leave the files: a worker that is started again reads them again
+            self._holding.enter_context(held(resolved.found.model.folder))
         self.supervisor = Supervisor(
             resolved.ref,
             resolved.found.model.folder,
@@ -47,6 +52,11 @@ class Variant:
             self.metrics,
             files=() if version is None else version.manifest.files,
         )
+
+    async def stop(self) -> None:
+        """End the worker; generations still running fail with an error that says why."""
+        await self.supervisor.stop()
+        self._holding.close()
 
     async def admit(
         self,
@@ -101,10 +111,9 @@ class Variant:
         if truncate is None and task is not None and task.truncates:
             truncate = most
         language = self._language(None if task is None else task.src_lang, "src_lang")
-        return [
-            await self.codec.encode(text, where=where, limit_tokens=most, truncate=truncate, language=language)
-            for text, where in zip(request.texts, request.fields, strict=True)
-        ]
+        return await self.codec.encode(
+            request.texts, fields=request.fields, limit_tokens=most, truncate=truncate, language=language
+        )
 
     def _language(self, code: str | None, name: str) -> int | None:
         return None if code is None else self.codec.language_id(code, where=f"parameters.{name}")
@@ -122,7 +131,11 @@ class Variant:
         if target is not None:
             given["forced_bos_token_id"] = target
         if asked.decoder_input_text:
-            prefix = await self.codec.encode_prefix(asked.decoder_input_text)
+            prefix = await self.codec.encode_prefix(
+                asked.decoder_input_text,
+                where="parameters.decoder_input_text",
+                limit_tokens=ready.limits.max_new_tokens,
+            )
             # A forced first token must come first here too: behind a prefix, nothing else would force it.
             first = given.get("forced_bos_token_id", ready.defaults.parameters.forced_bos_token_id)
             given["prefix_ids"] = tuple(prefix if first is None or prefix[:1] == [first] else [first, *prefix])

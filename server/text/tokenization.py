@@ -1,23 +1,37 @@
 """Text to tokens and back, using only `tokenizers`: the API process does not load torch."""
 
 import asyncio
+import os
 import re
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from model_store.model.model import MARKS
 from server.errors import InvalidInputError, StartError
 
-# Shorter texts are encoded in microseconds, faster than a handover to another thread.
-_LONG_TEXT_CHARACTERS = 4096
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are the engine's
+
+# So few are encoded in a millisecond, about what a handover to another thread may cost.
+_SHORT_CHARACTERS = 1024
+_threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")  # a flood of long texts waits for these
+
+_MOST_CHARACTERS_PER_TOKEN = 32  # white space and rare scripts aside, a token has four to six
+_LEAST_CHARACTERS = 4096
 
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")  # how a vocabulary with byte fallback writes single bytes
 _LANGUAGE = re.compile("__[a-z]{2,8}__|[a-z]{2,3}_[A-Za-z]{2,4}")  # M2M100's __fr__; mBART's fr_XX, NLLB's fra_Latn
 _NAMED_LANGUAGES = 8  # how many an error message lists
+
+
+def most_characters(limit_tokens: int) -> int:
+    """How many characters are read for so many tokens. Without a bound, a long text would be tokenized in vain."""
+    return max(_LEAST_CHARACTERS, _MOST_CHARACTERS_PER_TOKEN * limit_tokens)
 
 
 class TextCodec:
@@ -50,37 +64,60 @@ class TextCodec:
             raise StartError(f"{path} is not a tokenizer: {error}") from error
 
     async def encode(
-        self, text: str, *, where: str, limit_tokens: int, truncate: int | None, language: int | None = None
-    ) -> list[int]:
-        """The source tokens of `text`, with the tokenizer's special tokens around it and an end token.
+        self,
+        texts: Sequence[str],
+        *,
+        fields: Sequence[str],
+        limit_tokens: int,
+        truncate: int | None,
+        language: int | None = None,
+    ) -> list[list[int]]:
+        """The source tokens of each text, with the tokenizer's special tokens around it and an end token.
 
         Args:
-            where: the field that the text came from, for error messages.
+            fields: where each text came from, for error messages.
             limit_tokens: the most tokens that the engine accepts, including those around the text.
             truncate: keep this many tokens, including those around the text; None keeps all.
             language: replaces the tokenizer's own language token; None keeps that.
 
         Raises:
-            InvalidInputError: the text is empty, or longer than `limit_tokens`.
+            InvalidInputError: a text is empty, or longer than `limit_tokens`.
         """
-        if len(text) > _LONG_TEXT_CHARACTERS:
-            source = await asyncio.to_thread(self._encode, text)
-        else:
-            source = self._encode(text)
-        if not source.body:
-            raise InvalidInputError(f"{where} is empty: give at least one character that is not white space")
-        if language is not None:
-            source = source.in_language(language, self._languages.values())
-        ids = source.whole(truncate)
-        if len(ids) > limit_tokens:
-            raise InvalidInputError(
-                f"{where} has {len(ids)} tokens, but the model takes at most {limit_tokens}: "
-                f'shorten it, or set "truncate": {limit_tokens} to use its beginning'
-            )
-        return ids
+        most = most_characters(limit_tokens)
+        if truncate is not None:
+            texts = [text[:most] for text in texts]
+        for text, where in zip(texts, fields, strict=True):
+            if len(text) > most:
+                raise InvalidInputError(
+                    f"{where} has {len(text)} characters, but the model takes at most {limit_tokens} tokens, and no "
+                    f'more than {most} characters are read for them: shorten it, or set "truncate": {limit_tokens} '
+                    "to use its beginning"
+                )
+        sources = []
+        encodings = await self._encodings(texts, add_special_tokens=True)
+        for encoding, where in zip(encodings, fields, strict=True):
+            source = self._parts(encoding)
+            if not source.body:
+                raise InvalidInputError(f"{where} is empty: give at least one character that is not white space")
+            if language is not None:
+                source = source.in_language(language, self._languages.values())
+            ids = source.whole(truncate)
+            if len(ids) > limit_tokens:
+                raise InvalidInputError(
+                    f"{where} has {len(ids)} tokens, but the model takes at most {limit_tokens}: "
+                    f'shorten it, or set "truncate": {limit_tokens} to use its beginning'
+                )
+            sources.append(ids)
+        return sources
 
-    def _encode(self, text: str) -> "_Source":
-        encoding = self._tokenizer.encode(text)
+    async def _encodings(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
+        """Only `encode_batch` lets other threads run meanwhile."""
+        encode = partial(self._tokenizer.encode_batch, list(texts), add_special_tokens=add_special_tokens)
+        if sum(map(len, texts)) <= _SHORT_CHARACTERS:
+            return list(encode())
+        return list(await asyncio.get_running_loop().run_in_executor(_threads, encode))
+
+    def _parts(self, encoding: Encoding) -> "_Source":
         ids: list[int] = encoding.ids
         added: list[int] = encoding.special_tokens_mask  # 1 for what the tokenizer put around the text
         begin = next((i for i, special in enumerate(added) if not special), len(ids))
@@ -93,12 +130,16 @@ class TextCodec:
             after = [*after, self._eos_id]
         return _Source(before=ids[:begin], body=ids[begin:end], after=after)
 
-    async def encode_prefix(self, text: str) -> list[int]:
-        """The tokens of a text for the decoder to continue, with nothing around them."""
-        if len(text) > _LONG_TEXT_CHARACTERS:
-            encoding = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=False)
-        else:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    async def encode_prefix(self, text: str, *, where: str, limit_tokens: int) -> list[int]:
+        """The tokens of a text for the decoder to continue, with nothing around them.
+
+        Raises:
+            InvalidInputError: it has more characters than `limit_tokens` tokens could have.
+        """
+        most = most_characters(limit_tokens)
+        if len(text) > most:
+            raise InvalidInputError(f"{where} has {len(text)} characters: give at most {most}")
+        [encoding] = await self._encodings([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 

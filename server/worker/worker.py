@@ -35,6 +35,8 @@ from server.messages import (
     FrameBuffer,
     Load,
     LoadFailed,
+    Ping,
+    Pong,
     ProtocolError,
     Ready,
     Report,
@@ -155,6 +157,8 @@ class Worker:
                 if self._engine.cancel(command.id):
                     self._drop(command.id)
                     self._stats.changed()
+            case Ping():
+                reports.append(Pong())
             case Load():
                 _logger.error("a second model was sent: one worker holds one")
 
@@ -177,13 +181,13 @@ class Worker:
         return self._jobs.pop(sequence_id)[1]
 
     def _expire(self, reports: list[Report]) -> None:
-        """Fail whatever has waited too long for a slot. The queue is first come, first served: its head is oldest."""
+        """Fail whatever has waited too long for a slot. The queue is in order of submission: its head is oldest."""
         while self._queue:
             job = self._jobs.get(self._queue[0])
             if job is not None and job[1].status is Status.WAITING:
                 submit, sequence = job
                 limit_s = submit.queue_limit_s
-                if time.monotonic() - sequence.arrived_s < limit_s:
+                if time.monotonic() - submit.queued_s < limit_s:
                     return
                 self._engine.cancel(sequence.id)
                 self._drop(sequence.id)

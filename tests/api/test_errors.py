@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.frontend.request_parameters import RequestParameters
+from server.frontend.requests.parameters import RequestParameters
 from tests.running_server import RunningServer
 
 OK = {"inputs": "hello", "parameters": {"max_new_tokens": 2}}

@@ -4,7 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.frontend.request_parameters import RequestParameters, TaskParameters
+from server.frontend.requests.parameters import RequestParameters, TaskParameters
 from tests.api.conftest import Direct
 from tests.api.streams import events_of
 from tests.tiny_models import EOS_ID, build_tokenizer

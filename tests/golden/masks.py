@@ -106,6 +106,11 @@ def moments(where: str) -> Mask:
     )
 
 
+def nonces(where: str) -> Mask:
+    """Of random numbers that make an object unlike all others."""
+    return Mask(where=where, shown="<nonce>", fits=_matches("[0-9a-f]{32}"), why="it is drawn anew each time")
+
+
 def trained(where: str) -> Mask:
     """Of figures of a model that was trained: rounding differs among processors, and a token may with it."""
     return Mask(where=where, shown="<trained>", fits=_is_number, why="training differs in its last bits")

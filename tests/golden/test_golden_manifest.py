@@ -55,4 +55,5 @@ def test_the_files_of_a_store(made: Made, golden: Golden) -> None:
         "manifest/files",
         {"files": [str(path) for path in paths], "pointers": texts, "aliases": aliases},
         masks.moments("aliases.*.at"),
+        masks.nonces("aliases.*.nonce"),
     )

@@ -34,17 +34,32 @@ def test_anything_else_is_refused(path: Path, authorization: str | None) -> None
         KeyRing(path).check(authorization, Scope.INFER)
 
 
-def test_the_file_is_read_again_when_it_changes_and_kept_when_it_breaks(path: Path) -> None:
+def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
     ring = KeyRing(path)
     path.write_text(line("infer", "new"))
     os.utime(path, ns=(1, 1))
     ring.check("Bearer new", Scope.INFER)
     with pytest.raises(UnauthorizedError):
         ring.check("Bearer small", Scope.INFER)
-    path.write_text("nonsense")
-    ring.check("Bearer new", Scope.INFER)
-    path.unlink()
-    ring.check("Bearer new", Scope.INFER)
+    path.write_text("nonsense\n" + line("admin", "great"))
+    ring.check("Bearer great", Scope.ADMIN)
+    with pytest.raises(UnauthorizedError):
+        ring.check("Bearer new", Scope.INFER)
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted", "unreadable"])
+def test_a_file_without_keys_opens_nothing_and_a_new_one_does(how: str, path: Path) -> None:
+    ring = KeyRing(path)
+    ring.check("Bearer small", Scope.INFER)
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if how == "emptied" else b"\xff\xfe")
+    for _ in range(2):
+        with pytest.raises(UnauthorizedError):
+            ring.check("Bearer small", Scope.INFER)
+    path.write_text(line("infer", "small"))
+    ring.check("Bearer small", Scope.INFER)
 
 
 @pytest.mark.parametrize(

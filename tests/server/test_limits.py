@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from server.errors import OverloadedError, TimedOutError
-from server.frontend.admission import Admission
 from server.frontend.bounded_lock import BoundedLock
+from server.frontend.workers.admission import Admission
 
 
 def retry_after(admission: Admission, pending: int) -> float | None:
@@ -25,7 +25,7 @@ def test_slots_and_queue_may_be_full_and_no_more() -> None:
 
 def test_the_time_to_come_back_follows_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("server.frontend.admission.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("server.frontend.workers.admission.time.monotonic", lambda: now_s)
     admission = Admission(slots=2, max_queue=8)
     assert retry_after(admission, 10) == 1, "nothing was measured yet"
     for _ in range(5):  # one in two seconds

@@ -16,6 +16,8 @@ from server.messages import (
     FrameBuffer,
     Load,
     LoadFailed,
+    Ping,
+    Pong,
     ProtocolError,
     Ready,
     Report,
@@ -32,11 +34,14 @@ from server.messages import (
 PARAMETERS = GenerationParameters(
     max_new_tokens=5, logprobs=True, seed=2**64 - 1, bad_words=((3, 4), (5,)), early_stopping=True, temperature=0.5
 )
-SUBMIT = Submit(id=7, source_ids=[3, 4, 1], parameters=PARAMETERS, stream=False, arrived_s=12.5, queue_limit_s=30.0)
+SUBMIT = Submit(
+    id=7, source_ids=[3, 4, 1], parameters=PARAMETERS, stream=False, arrived_s=12.5, queued_s=12.5, queue_limit_s=30.0
+)
 COMMANDS: list[Command] = [
     Load(directory="/models/a", config=EngineConfig(threads=2, dtype="bfloat16")),
     SUBMIT,
     Cancel(id=7),
+    Ping(),
 ]
 REPORTS: list[Report] = [
     Ready(
@@ -53,6 +58,7 @@ REPORTS: list[Report] = [
         load_s=1.5,
     ),
     LoadFailed(error="no"),
+    Pong(),
     Tokens(
         reports=[
             TokenReport(
@@ -149,3 +155,21 @@ def test_a_submit_with_a_wrong_type_still_tells_its_id() -> None:
         decode_command(bad)
     assert id_of_malformed(bad) == 7
     assert id_of_malformed(b"\xc1") is None
+
+
+def test_an_answer_that_no_frame_holds_becomes_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.messages.MAX_FRAME_BYTES", 200)
+    huge = Hypothesis(tokens=[7] * 500, finish_reason=FinishReason.LENGTH, score=None, logprobs=[], top_tokens=[])
+    timings = Timings(
+        queue_ms=0.0,
+        encode_ms=0.0,
+        decode_ms=0.0,
+        total_ms=0.0,
+        time_to_first_token_ms=0.0,
+        time_per_output_token_ms=None,
+    )
+    [payload] = FrameBuffer().feed(encode([Finished(id=7, hypotheses=[huge], timings=timings)]))
+    report = decode_report(payload)
+    assert isinstance(report, Failed)
+    assert (report.id, report.kind) == (7, "validation")
+    assert "ask for fewer tokens" in report.error

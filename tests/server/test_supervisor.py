@@ -21,10 +21,10 @@ from server.errors import (
     TimedOutError,
     UnavailableError,
 )
-from server.frontend.generation import Generation
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
-from server.frontend.supervisor import ModelState, Supervisor
-from server.frontend.worker_process import WorkerProcess
+from server.frontend.workers.generation import Generation
+from server.frontend.workers.supervisor import ModelState, Supervisor
+from server.frontend.workers.worker_process import WorkerProcess
 from server.settings import ModelRequest, Settings
 from server.text.tokenization import TextCodec
 from tests.server.fake_engine import (
@@ -188,7 +188,7 @@ def test_a_watched_generation_that_sent_nothing_is_run_again_from_its_beginning(
             await harness.eventually(lambda: harness.count("nash_requests_running") == 1)
             harness.submit([KILLS_IT_ONCE, 6])
             assert (await watched.result()).tokens == [5] * 10
-            assert watched.runs == 2
+            assert watched.deaths == 1
 
     run(scenario())
 
@@ -269,6 +269,66 @@ def test_what_kills_workers_kills_two_and_no_more(tmp_path: Path, poison: int) -
     run(scenario())
 
 
+@pytest.mark.parametrize("poisons", [1, 2])
+def test_poison_fails_alone_beside_fifty_others(tmp_path: Path, poisons: int) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, restart_s=0.01) as harness:
+            others = harness.submit(*[[6, 7]] * 20)
+            poison = harness.submit(*[[KILLS_THE_WORKER]] * poisons)
+            others += harness.submit(*[[8]] * 30)
+            for generation in poison:
+                assert "while it ran this request alone" in str(await error_of(generation))
+            results = [await each.result() for each in others]
+            (late,) = harness.submit([5])
+            assert [each.tokens for each in results] == [[6, 7, 1]] * 20 + [[8, 1]] * 30
+            assert (await late.result()).tokens == [5, 1]
+            assert harness.outcomes() == {"ok": 51, "error": poisons}
+            assert harness.count("nash_quarantined_total") == poisons
+
+    run(scenario())
+
+
+def test_suspects_that_are_cancelled_or_expire_hold_nobody_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, restart_s=0.01) as harness:
+            slow = harness.submit([RUNS_FOR_EVER])
+            poison = harness.submit([KILLS_THE_WORKER], [KILLS_THE_WORKER, 5])
+            await harness.eventually(lambda: bool(harness.supervisor._suspects and harness.supervisor.ready))
+            (late,) = harness.submit([5])
+            for generation in (*slow, *poison):
+                harness.supervisor.cancel(generation)
+            assert (await late.result()).tokens == [5, 1]
+            assert not harness.supervisor._suspects
+
+    run(scenario())
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_work_done(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, watchdog_s=0.4) as harness:
+            await asyncio.sleep(1.0)  # one that works is left alone
+            assert harness.count("nash_watchdog_kills_total") == 0
+            pid = harness.supervisor.worker_pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            (generation,) = harness.submit([5])
+            assert (await generation.result()).tokens == [5, 1]
+            assert harness.supervisor.worker_pid != pid
+            assert harness.count("nash_watchdog_kills_total") == 1
+
+    run(scenario())
+
+
+def test_waiting_counts_anew_after_a_death(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, queue_s=1.0, restart_s=1.2) as harness:
+            first, second = harness.submit([KILLS_IT_ONCE, 5], [6])
+            assert (await first.result()).tokens == [KILLS_IT_ONCE, 5, 1]
+            assert (await second.result()).tokens == [6, 1]
+
+    run(scenario())
+
+
 def test_a_stream_that_has_begun_is_not_run_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as harness:
@@ -290,7 +350,8 @@ def test_nothing_is_accepted_while_the_worker_is_away(tmp_path: Path) -> None:
             await harness.eventually(lambda: harness.supervisor.state is ModelState.FAILED)
             with pytest.raises(UnavailableError, match="try again in a moment") as caught:
                 harness.submit([5])
-            assert caught.value.retry_after_s == 5.0
+            assert caught.value.retry_after_s is not None
+            assert caught.value.retry_after_s > 5.0  # the pause and the load
 
     run(scenario())
 

@@ -71,9 +71,24 @@ def test_a_character_of_several_tokens_comes_whole(text: str) -> None:
     assert "\ufffd" not in "".join(texts)
 
 
+def encoded(
+    codec: TextCodec,
+    text: str,
+    *,
+    where: str = "inputs",
+    limit_tokens: int = 9,
+    truncate: int | None = None,
+    language: int | None = None,
+) -> list[int]:
+    [ids] = asyncio.run(
+        codec.encode([text], fields=[where], limit_tokens=limit_tokens, truncate=truncate, language=language)
+    )
+    return ids
+
+
 def encode(text: str, *, limit: int = 10, truncate: int | None = None) -> list[int]:
     codec = TextCodec(build_tokenizer(), EOS_ID)
-    return asyncio.run(codec.encode(text, where="inputs[2]", limit_tokens=limit, truncate=truncate))
+    return encoded(codec, text, where="inputs[2]", limit_tokens=limit, truncate=truncate)
 
 
 def test_sources_end_with_the_end_token() -> None:
@@ -81,7 +96,7 @@ def test_sources_end_with_the_end_token() -> None:
     without = build_tokenizer()
     without.post_processor = None
     codec = TextCodec(without, EOS_ID)
-    assert asyncio.run(codec.encode("abc", where="", limit_tokens=9, truncate=None)) == [3, 4, 5, EOS_ID]
+    assert encoded(codec, "abc", truncate=None) == [3, 4, 5, EOS_ID]
 
 
 AROUND = {  # a template, and how a source of three characters is framed; 0 is <pad>, 2 <unk>: two tokens to frame with
@@ -101,7 +116,7 @@ def test_what_a_tokenizer_puts_around_a_text_stays(template: str, expected: list
     codec = TextCodec(tokenizer, EOS_ID)
 
     def encode_framed(text: str, *, truncate: int | None = None) -> list[int]:
-        return asyncio.run(codec.encode(text, where="inputs", limit_tokens=9, truncate=truncate))
+        return encoded(codec, text, where="inputs", truncate=truncate)
 
     assert encode_framed("abc") == expected
     assert encode_framed("abcdefghi", truncate=len(expected)) == expected
@@ -113,8 +128,8 @@ def test_an_end_token_in_the_text_is_not_doubled_without_a_template() -> None:
     tokenizer = build_tokenizer()
     tokenizer.post_processor = None
     codec = TextCodec(tokenizer, EOS_ID)
-    assert asyncio.run(codec.encode("ab</s>", where="", limit_tokens=9, truncate=None)) == [3, 4, EOS_ID]
-    assert asyncio.run(codec.encode("abc</s>", where="", limit_tokens=9, truncate=3)) == [3, 4, EOS_ID]
+    assert encoded(codec, "ab</s>", truncate=None) == [3, 4, EOS_ID]
+    assert encoded(codec, "abc</s>", truncate=3) == [3, 4, EOS_ID]
 
 
 def test_limits_name_the_numbers_and_the_remedy() -> None:
@@ -149,7 +164,7 @@ def test_settings_that_cut_or_pad_sources_are_taken_out_of_the_file(tmp_path: Pa
     tokenizer.enable_padding(length=8)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     codec = TextCodec.load(tmp_path, EOS_ID)
-    ids = asyncio.run(codec.encode("abcd", where="", limit_tokens=9, truncate=None))
+    ids = encoded(codec, "abcd", truncate=None)
     assert ids == [3, 4, 5, 6, EOS_ID]
 
 
@@ -173,8 +188,31 @@ def test_the_text_behind_a_prefix_keeps_the_blank_between_them() -> None:
 
 def test_a_prefix_has_nothing_around_it() -> None:
     codec = TextCodec(build_tokenizer(), EOS_ID)
-    assert asyncio.run(codec.encode_prefix("abc")) == [3, 4, 5]
-    assert asyncio.run(codec.encode_prefix("a" * 5000)) == [3] * 5000
+    assert asyncio.run(codec.encode_prefix("abc", where="x", limit_tokens=9)) == [3, 4, 5]
+    assert asyncio.run(codec.encode_prefix("a" * 4096, where="x", limit_tokens=9)) == [3] * 4096
+    with pytest.raises(InvalidInputError, match="x has 4097 characters: give at most 4096"):
+        asyncio.run(codec.encode_prefix("a" * 4097, where="x", limit_tokens=9))
+
+
+def test_what_cannot_fit_is_not_tokenized() -> None:
+    codec = TextCodec(build_tokenizer(), EOS_ID)
+    with pytest.raises(InvalidInputError, match=r"inputs has 1000000 characters.*no more than 4096"):
+        encoded(codec, "a" * 1_000_000)
+    assert encoded(codec, "a" * 1_000_000, truncate=3) == [3, 3, EOS_ID]
+
+
+def test_others_run_while_a_long_text_is_tokenized() -> None:
+    codec = TextCodec(build_tokenizer(), EOS_ID)
+
+    async def scenario() -> int:
+        work, turns = asyncio.create_task(codec._encodings(["ab " * 400_000], add_special_tokens=True)), 0
+        while not work.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await work
+        return turns
+
+    assert asyncio.run(scenario()) > 100
 
 
 def languages() -> TextCodec:
@@ -195,7 +233,7 @@ def test_languages_have_tokens() -> None:
     assert codec.token_id("c", where="x") == 5
 
     def encode_in(language: int | None) -> list[int]:
-        return asyncio.run(codec.encode("ab", where="x", limit_tokens=9, truncate=None, language=language))
+        return encoded(codec, "ab", where="x", truncate=None, language=language)
 
     assert encode_in(None) == [english, 3, 4, EOS_ID]
     assert encode_in(french) == [french, 3, 4, EOS_ID]

@@ -67,6 +67,7 @@ def submit(request_id: int, source: list[int], *, stream: bool = False, tokens: 
         parameters=GenerationParameters(max_new_tokens=tokens, logprobs=True),
         stream=stream,
         arrived_s=time.monotonic(),
+        queued_s=time.monotonic(),
         queue_limit_s=queue_s,
     )
 

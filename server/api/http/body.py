@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from server.engine.interface.parameters import DECLARATIONS
 from server.errors import ApiError, InvalidInputError
-from server.frontend.request import JSON_TYPES, CompareRequest, GenerateRequest
+from server.frontend.requests.request import JSON_TYPES, CompareRequest, GenerateRequest
 from server.frontend.routing import family_of_first, route
 from server.frontend.service import Service
 from server.frontend.variant import Variant

@@ -43,7 +43,11 @@ class KeyRing:
         """
         self._path = path
         self._stamp = _stamp(path)
-        self._keys = _read(path)
+        self._keys, faults = _read(path)
+        if faults:
+            raise SettingsError(faults[0])
+        if not self._keys:
+            raise SettingsError(f"{path} holds no key: write a line 'infer SHA256' for each")
 
     def check(self, authorization: str | None, needed: Scope) -> None:
         """Check the key of a request.
@@ -65,37 +69,42 @@ class KeyRing:
             raise ForbiddenError("the key is for inference only: use one with the scope admin")
 
     def _reread(self) -> None:
-        try:
-            stamp = _stamp(self._path)
-            if stamp != self._stamp:
-                self._keys, self._stamp = _read(self._path), stamp
-        except SettingsError as error:
-            _logger.warning("%s; the keys read earlier stay in force", error)
+        """Take up a changed file. What it no longer says is no longer a key: a mistake must not leave one in force."""
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        self._keys, faults = _read(self._path)
+        for fault in faults:
+            _logger.error("%s", fault)
+        if not self._keys:
+            _logger.error("%s holds no key any more: every request that needs one is refused", self._path)
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """How the file looks; None if it cannot be seen."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise SettingsError(f"--api-keys {path}: {error.strerror}: give a file that can be read") from error
+    except OSError:
+        return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _read(path: Path) -> tuple[_Key, ...]:
+def _read(path: Path) -> tuple[tuple[_Key, ...], list[str]]:
+    """The keys of the well-formed lines, and what is wrong with the others or the whole."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--api-keys {path}: {error}: give a text file that can be read") from error
-    keys = []
+        return (), [f"--api-keys {path}: {error}: give a text file that can be read"]
+    keys, faults = [], []
     for number, line in enumerate(lines, 1):
         words = line.split(maxsplit=2)
         if not words or words[0].startswith("#"):
             continue
         if len(words) < 2 or words[0] not in set(Scope) or not _SHA256.fullmatch(words[1]):
-            raise SettingsError(
+            faults.append(
                 f"{path}, line {number}: write 'infer SHA256' or 'admin SHA256', optionally followed by a name"
             )
+            continue
         keys.append(_Key(scope=Scope(words[0]), digest=words[1]))
-    if not keys:
-        raise SettingsError(f"{path} holds no key: write a line 'infer SHA256' for each")
-    return tuple(keys)
+    return tuple(keys), faults

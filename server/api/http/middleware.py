@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.http.errors import error_response
 from server.api.http.keys import KeyRing
 from server.api.http.keys import Scope as KeyScope
-from server.errors import ApiError, BodyTooLargeError, ForbiddenError
+from server.errors import ApiError, BodyTooLargeError, ForbiddenError, OverloadedError
 from server.frontend.service import Service
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -133,24 +133,37 @@ class OpenRequests:
 
 
 class BodyLimit:
-    """Limits a body by counting its bytes as they arrive, whatever its headers claim."""
+    """Limits bodies by counting their bytes as they arrive, whatever their headers claim: each, and all together."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_bytes_together: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_bytes_together = max_bytes_together
+        self._arriving_bytes = 0  # of bodies whose end has not come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        received_bytes = 0
+        received_bytes = held_bytes = 0
 
         async def receive_counted() -> Message:
-            nonlocal received_bytes
+            nonlocal received_bytes, held_bytes
             message = await receive()
-            received_bytes += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received_bytes += size
             if received_bytes > self._max_bytes:
                 raise BodyTooLargeError(f"the body has more than {self._max_bytes} bytes: send less at once")
+            held_bytes += size
+            self._arriving_bytes += size
+            if not message.get("more_body", False):
+                self._arriving_bytes -= held_bytes
+                held_bytes = 0
+            elif self._arriving_bytes > self._max_bytes_together:
+                raise OverloadedError("too many long bodies are arriving: try again in a moment", retry_after_s=1)
             return message
 
-        await self._app(scope, receive_counted, send)
+        try:
+            await self._app(scope, receive_counted, send)
+        finally:
+            self._arriving_bytes -= held_bytes

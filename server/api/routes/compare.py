@@ -61,11 +61,11 @@ from server.api.routes.documents import (
     whole_details_document,
 )
 from server.errors import ApiError
-from server.frontend.generation import Generation
-from server.frontend.request import CompareRequest
+from server.frontend.requests.request import CompareRequest
 from server.frontend.routing import dense_or_first
 from server.frontend.service import Service
 from server.frontend.variant import Variant
+from server.frontend.workers.generation import Generation
 from server.messages import Finished
 from server.text.agreement import agreement
 from server.text.answer import Answer

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.engine.interface.results import Timings
-from server.frontend.generation import Generation
 from server.frontend.variant import Variant
+from server.frontend.workers.generation import Generation
 from server.messages import Finished
 from server.text.answer import Answer, AnswerToken
 

@@ -20,10 +20,10 @@ from server.api.routes.documents import (
     token_document,
 )
 from server.errors import InvalidInputError
-from server.frontend.generation import Generation
-from server.frontend.request import GenerateRequest, TaskRequest
+from server.frontend.requests.request import GenerateRequest, TaskRequest
 from server.frontend.service import Service
 from server.frontend.variant import Variant
+from server.frontend.workers.generation import Generation
 from server.messages import Finished
 
 

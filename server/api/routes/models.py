@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.http.json_response import AsciiJsonResponse
-from server.frontend.request_parameters import MOST_STOPS
+from server.frontend.requests.parameters import MOST_STOPS
 from server.frontend.service import Service
 from server.frontend.variant import Variant
 from server.version import project_version

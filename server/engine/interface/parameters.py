@@ -1,7 +1,7 @@
 """How one generation is decoded: each parameter declared once.
 
 A declaration is a field of `GenerationParameters`: its name, its default, its allowed values, and its key in a model's
-generation_config.json. Everything else is derived from it: the request schema (`server.frontend.request_parameters`),
+generation_config.json. Everything else is derived from it: the request schema (`server.frontend.requests.parameters`),
 a model's defaults (`generation_config`), the engine's checks (`validation`). Only a parameter's effect is written
 elsewhere, in one place.
 """

@@ -74,7 +74,7 @@ def served(folder: Path) -> list[Answer]:
     engine = Engine.load(model, EngineConfig(threads=1, dtype="float32", max_source_tokens=64, max_new_tokens=16))
     codec, answers = TextCodec.load(folder, model.spec.eos_id), []
     for text in TEXTS:
-        source = asyncio.run(codec.encode(text, where="text", limit_tokens=64, truncate=None))
+        [source] = asyncio.run(codec.encode([text], fields=["text"], limit_tokens=64, truncate=None))
         [answer] = engine.generate([source], engine.defaults.resolve({}))
         tokens, stream = [token for token in answer.tokens if token != model.spec.eos_id], codec.stream()
         assert "".join([*map(stream.push, tokens[:-1]), stream.finish(tokens[-1])]) == codec.decode(tokens)

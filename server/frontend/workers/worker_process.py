@@ -1,6 +1,7 @@
 """The API process's side of one worker: its process, its socket, its frames."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -81,6 +82,11 @@ class WorkerProcess:
         """Queue commands. If the worker is gone they are dropped; `wait` reports its end."""
         if not self._transport.is_closing():
             self._transport.write(encode(commands))
+
+    def kill(self) -> None:
+        """End the worker by force; `wait` reports it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     async def wait(self) -> str:
         """Wait until the worker is gone; return how it ended."""

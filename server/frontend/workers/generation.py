@@ -56,7 +56,8 @@ class Generation:
         self.streamed = streamed
         # The supervisor uses these.
         self.id = 0  # unique for the life of its worker, once accepted
-        self.runs = 0  # how many workers it was given to
+        self.sent = False  # whether a worker has it
+        self.deaths = 0  # how many workers died while they had it
         self.delivered = False  # whether a token was streamed, after which it cannot be rerun
         self.deadline: asyncio.TimerHandle | None = None
         self._codec = codec
@@ -113,7 +114,7 @@ class Generation:
 
     def begin(self) -> None:
         """Record that a worker gets it, and discard what an earlier worker made."""
-        self.runs += 1
+        self.sent = True
         self._best = self._begun() if self.told_by_token else None
 
     def push(self, report: TokenReport) -> Finished | None:

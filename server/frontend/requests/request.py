@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from server.frontend.request_parameters import RequestParameters, TaskParameters
+from server.frontend.requests.parameters import RequestParameters, TaskParameters
 
 JSON_TYPES: dict[type, str] = {
     str: "a text",

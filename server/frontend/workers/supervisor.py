@@ -1,7 +1,7 @@
 """Keeps one variant's worker alive, and keeps the promises made to its callers.
 
 Every accepted generation ends exactly once. If a worker dies, generations that have sent nothing yet are run again,
-once; the others fail.
+until it is known which of them it dies of (`suspects.py`); the others fail. A worker that hangs is ended.
 """
 
 import asyncio
@@ -24,16 +24,19 @@ from server.errors import (
     TimedOutError,
     UnavailableError,
 )
-from server.frontend.admission import Admission
-from server.frontend.generation import Generation
 from server.frontend.metrics import VariantMetrics
-from server.frontend.worker_process import WorkerProcess
+from server.frontend.workers.admission import Admission
+from server.frontend.workers.generation import Generation
+from server.frontend.workers.suspects import Suspects
+from server.frontend.workers.worker_process import WorkerProcess
 from server.messages import (
     Cancel,
     Failed,
     Finished,
     Load,
     LoadFailed,
+    Ping,
+    Pong,
     Ready,
     Report,
     Stats,
@@ -43,7 +46,6 @@ from server.messages import (
 )
 from server.settings import Settings
 
-_MOST_RUNS = 2
 _LONGEST_PAUSE_S = 30.0
 _ERRORS: dict[str, type[ApiError]] = {
     "validation": InvalidInputError,
@@ -89,8 +91,11 @@ class Supervisor:
         self._admission = Admission(slots=engine.slots, max_queue=settings.max_queue)
         self._ids = count(1)
         self._pending: dict[int, Generation] = {}  # accepted and not ended, in order of arrival
+        self._suspects = Suspects()
+        self._asked_s: float | None = None  # since when the worker owes a Pong
         self._worker: WorkerProcess | None = None
         self._load_error: str | None = None
+        self._load_s = 1.0  # what the last load took
         self._pause_s = settings.restart_s
         self._first_ready: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -131,7 +136,7 @@ class Supervisor:
         if self.ready is None or self._worker is None:
             raise UnavailableError(
                 f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready says when it is ready",
-                retry_after_s=max(1.0, self._pause_s),
+                retry_after_s=self._pause_s + self._load_s,
             )
         self._admission.check(len(self._pending), len(generations))
         loop = asyncio.get_running_loop()
@@ -139,7 +144,8 @@ class Supervisor:
             generation.id = next(self._ids)
             self._pending[generation.id] = generation
             generation.deadline = loop.call_later(self._settings.total_s, self._expire, generation)
-        self._run(generations)
+        if not self._suspects:
+            self._run(generations)
 
     def cancel(self, generation: Generation) -> None:
         """Stop a generation that nobody waits for any more; one that has already ended is left alone."""
@@ -159,6 +165,7 @@ class Supervisor:
             parameters=generation.parameters,
             stream=generation.told_by_token,
             arrived_s=generation.arrived_s,
+            queued_s=time.monotonic() if generation.deaths else generation.arrived_s,
             queue_limit_s=self._settings.queue_s,
         )
 
@@ -166,7 +173,8 @@ class Supervisor:
         assert self._worker is not None
         for generation in generations:
             generation.begin()
-        self._worker.send([self._submission(generation) for generation in generations])
+        if generations:
+            self._worker.send([self._submission(generation) for generation in generations])
 
     def _forget(self, generation: Generation) -> None:
         """Tell the worker to stop this generation, if a loaded worker is running."""
@@ -177,6 +185,16 @@ class Supervisor:
         if self._pending.pop(generation.id, None) is not None:
             self._metrics.ended(error.outcome)
             generation.fail(error)
+            self._after(generation)
+
+    def _after(self, generation: Generation) -> None:
+        """Go on with the suspects once those that ran have ended, and with all others after the last of them."""
+        if self._suspects.ended(generation) and self.ready is not None:
+            self._run_what_may()
+
+    def _run_what_may(self) -> None:
+        suspects = self._suspects.next(self._pending)
+        self._run(suspects or [each for each in self._pending.values() if not each.sent])
 
     def _expire(self, generation: Generation) -> None:
         self._forget(generation)
@@ -196,6 +214,7 @@ class Supervisor:
             case Finished():
                 if (generation := self._pending.pop(report.id, None)) is not None:
                     self._answer(generation, report)
+                    self._after(generation)
             case Failed():
                 if (generation := self._pending.get(report.id)) is not None:
                     self._fail(generation, _ERRORS.get(report.kind, GenerationError)(report.error))
@@ -203,6 +222,8 @@ class Supervisor:
                 self._metrics.observe(report)
             case Ready():
                 self._become_ready(report)
+            case Pong():
+                self._asked_s = None
             case LoadFailed():
                 self._load_error = report.error
 
@@ -211,6 +232,7 @@ class Supervisor:
             self._forget(generation)
             del self._pending[token.id]
             self._answer(generation, stopped)
+            self._after(generation)
 
     def _answer(self, generation: Generation, finished: Finished) -> None:
         self._pause_s = self._settings.restart_s  # the worker works
@@ -226,12 +248,13 @@ class Supervisor:
 
     def _become_ready(self, ready: Ready) -> None:
         self.ready = ready
+        self._load_s = ready.load_s
         self.state = ModelState.READY
         self._metrics.loaded(ready)
         assert self._first_ready is not None
         if not self._first_ready.done():
             self._first_ready.set_result(None)
-        self._run(list(self._pending.values()))
+        self._run_what_may()
 
     async def _keep_alive(self) -> None:
         """Start workers, one after another, as long as the server runs."""
@@ -247,9 +270,10 @@ class Supervisor:
                 return
             _logger.error("%s: its worker %s, the next one starts in %g s", self._ref, how, self._pause_s)
             self._metrics.restarted()
-            self._drop_what_cannot_run_again(how)
+            self._judge(how)
             await asyncio.sleep(self._pause_s)
-            self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+            if not self._suspects:  # deaths by suspects are expected, and do not mean that the model is broken
+                self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
 
     async def _live_once(self) -> str:
         """Run one worker from start to end; return how it ended."""
@@ -258,12 +282,38 @@ class Supervisor:
         except OSError as error:  # out of descriptors, processes or memory: they may become free
             return f"could not be started ({error.strerror})"
         self._worker.send([self._load])
-        return await self._worker.wait()
+        self._asked_s = None
+        watch = asyncio.create_task(self._watch(self._worker))
+        try:
+            return await self._worker.wait()
+        finally:
+            watch.cancel()
 
-    def _drop_what_cannot_run_again(self, how: str) -> None:
-        for generation in list(self._pending.values()):
-            if generation.delivered or generation.runs >= _MOST_RUNS:
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """End a worker that was loaded and does not answer. One that works answers between two steps."""
+        limit_s = self._settings.watchdog_s
+        while True:
+            await asyncio.sleep(limit_s / 4)
+            if self._asked_s is not None and time.monotonic() - self._asked_s > limit_s:
+                _logger.error("%s: its worker has not answered for %g s and is ended", self._ref, limit_s)
+                self._metrics.hung()
+                worker.kill()
+                return
+            if self._asked_s is None and self.ready is not None:
+                self._asked_s = time.monotonic()
+                worker.send([Ping()])
+
+    def _judge(self, how: str) -> None:
+        """Fail what cannot run again, and what is known to have killed the worker; sort the rest."""
+        had = [each for each in self._pending.values() if each.sent]
+        for generation in had:
+            if generation.delivered:
                 self._fail(generation, GenerationError(f"the worker of {self._ref} {how}: send the request again"))
+        culprit = self._suspects.after_a_death([each for each in had if not each.delivered])
+        if culprit is not None:
+            self._metrics.quarantined()
+            error = f"the worker of {self._ref} {how} while it ran this request alone: change the request"
+            self._fail(culprit, GenerationError(error))
 
     def _environment(self) -> dict[str, str]:
         """What a worker's environment must contain before it imports torch."""
