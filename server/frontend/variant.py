@@ -1,7 +1,7 @@
 """One loaded variant: its names, its tokenizer, its worker, its metrics."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -38,6 +38,7 @@ class Variant:
         self.version = resolved.version
         self.ref = resolved.ref
         self.is_default = resolved.is_default
+        self.loaded_at = int(time.time())  # seconds since the epoch
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
         version = resolved.found.version
@@ -52,6 +53,11 @@ class Variant:
             self.metrics,
             files=() if version is None else version.manifest.files,
         )
+
+    def cancel(self, generations: Sequence[Generation]) -> None:
+        """Stop generations that nobody waits for any more; those that have ended are left alone."""
+        for generation in generations:
+            self.supervisor.cancel(generation)
 
     async def stop(self) -> None:
         """End the worker; generations still running fail with an error that says why."""
@@ -107,6 +113,8 @@ class Variant:
 
     async def _sources(self, request: TextRequest, most: int) -> list[list[int]]:
         """The source tokens of each text."""
+        if request.source_ids is not None:
+            return self._checked_ids(request.source_ids, request.fields, most)
         task, truncate = request.task, request.generation.truncate
         if truncate is None and task is not None and task.truncates:
             truncate = most
@@ -114,6 +122,21 @@ class Variant:
         return await self.codec.encode(
             request.texts, fields=request.fields, limit_tokens=most, truncate=truncate, language=language
         )
+
+    def _checked_ids(self, sources: list[list[int]], fields: Sequence[str], most: int) -> list[list[int]]:
+        """Token ids that a caller made: as they are, with the end token behind them if it is not there."""
+        spec = self.resolved.found.model.spec
+        ended = [ids if ids[-1] == spec.eos_id else [*ids, spec.eos_id] for ids in sources]
+        for ids, where in zip(ended, fields, strict=True):
+            if len(ids) > most:
+                raise InvalidInputError(
+                    f"{where} has {len(ids)} tokens, but the model takes at most {most}: send fewer"
+                )
+            if not all(0 <= token < spec.vocab_size for token in ids):
+                raise InvalidInputError(
+                    f"{where} has a token outside the vocabulary: use ids from 0 to {spec.vocab_size - 1}"
+                )
+        return ended
 
     def _language(self, code: str | None, name: str) -> int | None:
         return None if code is None else self.codec.language_id(code, where=f"parameters.{name}")
@@ -148,7 +171,7 @@ class Variant:
                 eos_ids=ready.defaults.eos_ids,
             )
         except BadParameterError as error:
-            raise InvalidInputError(f"parameters.{asked.name_of(error.name)} {error.problem}") from error
+            raise InvalidInputError(f"{request.where(error.name)} {error.problem}") from error
         return parameters
 
 

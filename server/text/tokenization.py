@@ -110,6 +110,27 @@ class TextCodec:
             sources.append(ids)
         return sources
 
+    async def pieces(self, texts: Sequence[str], *, fields: Sequence[str], limit_tokens: int) -> list[list["Piece"]]:
+        """The tokens of each text and where they stand in it, those that the tokenizer puts around it included.
+
+        Raises:
+            InvalidInputError: a text has more characters than are read for `limit_tokens`; it may have more tokens.
+        """
+        most = most_characters(limit_tokens)
+        for text, where in zip(texts, fields, strict=True):
+            if len(text) > most:
+                raise InvalidInputError(f"{where} has {len(text)} characters: send at most {most} at once")
+        found = []
+        for text, encoding in zip(texts, await self._encodings(texts, add_special_tokens=True), strict=True):
+            pieces = []
+            for token, (start, stop), around in zip(
+                encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True
+            ):
+                shown = self.piece(token) if around else text[start:stop]
+                pieces.append(Piece(id=token, text=shown, start=start, stop=stop))
+            found.append(pieces)
+        return found
+
     async def _encodings(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
         """Only `encode_batch` lets other threads run meanwhile."""
         encode = partial(self._tokenizer.encode_batch, list(texts), add_special_tokens=add_special_tokens)
@@ -209,6 +230,16 @@ class TextCodec:
         for token in prefix:
             stream.push(token)
         return stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One token of a text, and where it stands there: from `start` to `stop`, in characters."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, kw_only=True)

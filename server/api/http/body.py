@@ -11,7 +11,8 @@ from pydantic_core import ErrorDetails
 
 from server.engine.interface.parameters import DECLARATIONS
 from server.errors import ApiError, InvalidInputError
-from server.frontend.requests.request import JSON_TYPES, CompareRequest, GenerateRequest
+from server.frontend.requests.completion import CompletionRequest, CompletionTexts
+from server.frontend.requests.request import JSON_TYPES, CompareRequest, GenerateRequest, TokenizeRequest
 from server.frontend.routing import family_of_first, route
 from server.frontend.service import Service
 from server.frontend.variant import Variant
@@ -30,12 +31,48 @@ async def read_generation(request: Request, service: Service, schema: type[G]) -
         content = await request.body()
         arrived_s = time.monotonic()
         body = parse_body(schema, content)
-        most = service.settings.max_batch_items
-        if len(body.texts) > most:
-            raise InvalidInputError(
-                f"inputs has {len(body.texts)} texts, but a request takes at most {most}: send several requests"
-            )
+        _check_count("inputs", len(body.texts), service)
         return body, route(body.model, service.variants), arrived_s
+
+
+async def read_completion(
+    request: Request, service: Service
+) -> tuple[CompletionRequest, CompletionTexts, Variant, float]:
+    """The body of `/v1/completions`, the same in our own terms, and the rest as above.
+
+    Raises:
+        ApiError: as above.
+    """
+    with _counting(service):
+        content = await request.body()
+        arrived_s = time.monotonic()
+        body = parse_body(CompletionRequest, content)
+        try:
+            texts = body.as_texts()
+        except ValidationError as error:
+            raise InvalidInputError(error.errors()[0]["msg"]) from error
+        except ValueError as error:
+            raise InvalidInputError(str(error)) from error
+        _check_count("prompt", len(texts.texts), service)
+        return body, texts, route(body.model, service.variants), arrived_s
+
+
+async def read_texts(request: Request, service: Service) -> tuple[TokenizeRequest, Variant]:
+    """The body of `/tokenize` and the variant whose tokenizer it means.
+
+    Raises:
+        ApiError: as above.
+    """
+    with _counting(service):
+        body = parse_body(TokenizeRequest, await request.body())
+        _check_count("inputs", len(body.texts), service)
+        return body, route(body.model, service.variants)
+
+
+def _check_count(field: str, count: int, service: Service) -> None:
+    most = service.settings.max_batch_items
+    if count > most:
+        raise InvalidInputError(f"{field} has {count} texts, but a request takes at most {most}: send several requests")
 
 
 async def read_comparison(request: Request, service: Service) -> tuple[CompareRequest, list[Variant]]:

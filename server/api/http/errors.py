@@ -1,6 +1,7 @@
 """Turn an error into a response: a status and `{"error", "error_type"}`."""
 
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,24 +15,42 @@ from server.errors import (
     BodyTooLargeError,
     ClientGoneError,
     InternalError,
+    InvalidInputError,
     MethodNotAllowedError,
     NotServedError,
 )
 
+OPENAI_PREFIX = "/v1/"
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_FIELD = re.compile(r"([a-z_]+)[\[. ]")  # what our messages begin with if they are about a field
 
-def error_document(error: ApiError) -> dict[str, Any]:
-    """The error as callers read it, in a body or as an event of a stream."""
-    return {"error": str(error), "error_type": error.error_type}
+
+def error_document(error: ApiError, path: str = "") -> dict[str, Any]:
+    """The error as callers of a path read it, in a body or as an event of a stream."""
+    if not path.startswith(OPENAI_PREFIX):
+        return {"error": str(error), "error_type": error.error_type}
+    field = _FIELD.match(str(error))
+    return {
+        "error": {
+            "message": str(error),
+            "type": _OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error"),
+            "param": field[1] if field and error.status == InvalidInputError.status else None,
+            "code": error.error_type,
+        }
+    }
 
 
-def error_response(error: ApiError) -> Response:
-    """The whole response, with Retry-After if a retry makes sense."""
+def error_response(error: ApiError, path: str = "") -> Response:
+    """The whole response for callers of a path, with Retry-After if a retry makes sense."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, BodyTooLargeError):
         headers["connection"] = "close"  # otherwise the client could go on sending a body that nobody reads
-    return AsciiJsonResponse(error_document(error), status_code=error.status, headers=headers)
+    status = error.status
+    if path.startswith(OPENAI_PREFIX) and status == InvalidInputError.status:
+        status = 400  # as OpenAI's clients expect
+    return AsciiJsonResponse(error_document(error, path), status_code=status, headers=headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -44,7 +63,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -53,17 +72,19 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        response = error_response(MethodNotAllowedError(f"{request.method} {path} is not served: use {allowed}"))
+        response = error_response(MethodNotAllowedError(f"{request.method} {path} is not served: use {allowed}"), path)
         response.headers["allow"] = allowed
         return response
-    return error_response(NotServedError(f"{path} is not served: GET /openapi.json lists what is"))
+    return error_response(NotServedError(f"{path} is not served: GET /openapi.json lists what is"), path)
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
     """The client disconnected while it was still sending; nobody reads this answer."""
-    return error_response(ClientGoneError("the client closed its connection"))
+    return error_response(ClientGoneError("the client closed its connection"), request.url.path)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     """A bug in this program. The log has the traceback; the caller learns no internals."""
-    return error_response(InternalError("an internal error: report it to the operator, the server's log says more"))
+    return error_response(
+        InternalError("an internal error: report it to the operator, the server's log says more"), request.url.path
+    )

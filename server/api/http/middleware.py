@@ -68,7 +68,7 @@ class SameSite:
             try:
                 self._check(Headers(scope=scope))
             except ForbiddenError as error:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -102,7 +102,7 @@ class KeyCheck:
             try:
                 self._keys.check(Headers(scope=scope).get("authorization"), KeyScope.INFER)
             except ApiError as error:
-                response = error_response(error)
+                response = error_response(error, scope["path"])
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
@@ -129,7 +129,7 @@ class OpenRequests:
             with self._service.open_request():
                 await self._app(scope, receive, send)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
 
 
 class BodyLimit:

@@ -28,8 +28,13 @@ class EventStreamResponse(Response):
     later one is sent as the last event. If the client disconnects, the iterator is closed at once.
     """
 
-    def __init__(self, events: AsyncIterator[dict[str, Any]], *, keep_alive_s: float) -> None:
+    def __init__(
+        self, events: AsyncIterator[dict[str, Any]], *, keep_alive_s: float, path: str = "", end: bytes = b""
+    ) -> None:
+        """`path` decides the form of an error; `end` is sent after the last event, unless that is an error."""
         super().__init__()
+        self._path = path
+        self._end = end
         self._events = events
         self._keep_alive_s = keep_alive_s
         self._begun = False
@@ -58,10 +63,12 @@ class EventStreamResponse(Response):
             async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
                 async for event in events:
                     await self._send(send, b"data:" + to_json(event) + b"\n\n")
+            if self._end:
+                await self._send(send, self._end)
         except ApiError as error:
             if not self._begun:
                 raise
-            await self._send(send, b"data:" + to_json(error_document(error)) + b"\n\n")
+            await self._send(send, b"data:" + to_json(error_document(error, self._path)) + b"\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_comments(self, send: Send) -> None:

@@ -79,8 +79,7 @@ async def _results(variant: Variant, generations: Sequence[Generation]) -> list[
     try:
         return [await generation.result() for generation in generations]
     finally:
-        for generation in generations:
-            variant.supervisor.cancel(generation)
+        variant.cancel(generations)
 
 
 def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s: float) -> Response:

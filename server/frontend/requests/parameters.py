@@ -41,7 +41,8 @@ def _stops(value: list[str]) -> list[str]:
     return value
 
 
-def _nothing(value: object) -> object:
+def unavailable(value: object) -> object:
+    """Refuse whatever would change something: the parameter is known, and not available."""
     if value:
         raise PydanticCustomError("field", " is not available here: leave it out")
     return value
@@ -52,12 +53,12 @@ _EarlyStopping = Annotated[
     BeforeValidator(_early_stopping),
     WithJsonSchema({"enum": [True, False, "never", None]}),
 ]
-_Unavailable = Annotated[Any, AfterValidator(_nothing), WithJsonSchema({"enum": [None, False, 0, ""]})]
-_Stops = Annotated[list[str], Field(max_length=MOST_STOPS), AfterValidator(_stops)]
+_Unavailable = Annotated[Any, AfterValidator(unavailable), WithJsonSchema({"enum": [None, False, 0, ""]})]
+Stops = Annotated[list[str], Field(max_length=MOST_STOPS), AfterValidator(_stops)]
 _SourceTokens = Annotated[int, Field(ge=2, le=LARGEST_COUNT)]
 
 
-def _schema_of(declared: Declaration) -> Any:
+def schema_of(declared: Declaration) -> Any:
     """A declared parameter as an optional field of a request."""
     if declared.kind == "early stopping":
         return _EarlyStopping, Field(default=None, description=declared.about)
@@ -88,7 +89,7 @@ def _possible(declared: Declaration) -> Any:
 _EngineParameters: Any = create_model(
     "_EngineParameters",
     __config__=ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False),
-    **{name: _schema_of(declared) for name, declared in DECLARATIONS.items() if declared.in_requests},
+    **{name: schema_of(declared) for name, declared in DECLARATIONS.items() if declared.in_requests},
 )
 
 
@@ -101,7 +102,7 @@ class RequestParameters(_EngineParameters):
     truncate: _SourceTokens | None = Field(
         default=None, description="keep this many source tokens, including those that the tokenizer adds around a text"
     )
-    stop: _Stops | None = Field(default=None, description="the text ends before the first of these that occurs")
+    stop: Stops | None = Field(default=None, description="the text ends before the first of these that occurs")
     best_of: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = Field(
         default=None, description="another name for num_return_sequences"
     )

@@ -63,6 +63,15 @@ class TextRequest(BaseModel):
         return [self.inputs] if isinstance(self.inputs, str) else self.inputs
 
     @property
+    def source_ids(self) -> list[list[int]] | None:
+        """The tokens of the sources, from callers who send those instead of texts."""
+        return None
+
+    def where(self, engine_name: str) -> str:
+        """The name of an engine parameter in error messages."""
+        return f"parameters.{self.generation.name_of(engine_name)}"
+
+    @property
     def fields(self) -> list[str]:
         """The name of each of `texts` in error messages."""
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
@@ -72,6 +81,25 @@ class GenerateRequest(TextRequest):
     """The body of `/generate` and `/generate_stream`."""
 
     model: str | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """The body of `/tokenize`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    inputs: Texts
+    model: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The inputs as a list."""
+        return [self.inputs] if isinstance(self.inputs, str) else self.inputs
+
+    @property
+    def fields(self) -> list[str]:
+        """The name of each of `texts` in error messages."""
+        return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
 
 
 class CompareRequest(TextRequest):
