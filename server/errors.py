@@ -62,6 +62,18 @@ class MethodNotAllowedError(ApiError):
     status, error_type, outcome = 405, "not_found", "client_error"
 
 
+class ConflictError(ApiError):
+    """What is asked for does not fit what is loaded."""
+
+    status, error_type, outcome = 409, "conflict", "client_error"
+
+
+class NoRoomError(ApiError):
+    """There is no memory for it."""
+
+    status, error_type, outcome = 507, "no_room", "client_error"
+
+
 class OverloadedError(ApiError):
     """The queue is full."""
 

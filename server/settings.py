@@ -152,6 +152,8 @@ class Settings:
     total_s: float = _option(120.0, _seconds, "longest time that a request takes in all")
     keep_alive_s: float = _option(10.0, _pause, "silence in a stream after which a comment is sent")
     drain_s: float = _option(2.5, _seconds, "time that running requests get to finish when the server is stopped")
+    memory_bytes: int = _option(0, _count_or_zero, "most memory of all models together; 0: what the machine has")
+    follow_s: float = _option(0.0, _seconds, "time between looks at the aliases, to serve what they name now; 0: never")
     watchdog_s: float = _option(30.0, _pause, "time in which a worker must answer between two steps, or it is ended")
     restart_s: float = _option(0.5, _pause, "first pause before a dead worker is restarted; doubles up to 30 s")
 
@@ -217,11 +219,13 @@ def parse_settings(
             values[name] = options[name].metadata["parse"](text)
         except ValueError as error:
             raise SettingsError(f"{origin}: {error}") from error
-    return Settings(models=_with_threads([ModelRequest.parse(model) for model in models], cores), **values)
+    return Settings(models=with_threads([ModelRequest.parse(model) for model in models], cores), **values)
 
 
-def _with_threads(requests: Sequence[ModelRequest], cores: int | None) -> tuple[ModelRequest, ...]:
-    """Give every model that sets no thread count its share of the cores.
+def with_threads(
+    requests: Sequence[ModelRequest], cores: int | None, pools: int | None = None
+) -> tuple[ModelRequest, ...]:
+    """Give every model that sets no thread count its share of the cores, which so many `pools` share.
 
     If there are more threads than cores, they wait for each other at the end of every operation: on two cores, two
     small models with two threads each answer several times slower than with one each.
@@ -229,7 +233,7 @@ def _with_threads(requests: Sequence[ModelRequest], cores: int | None) -> tuple[
     Raises:
         SettingsError: a model asks for more threads than there are cores.
     """
-    usable, pools = cores or usable_cpus(), max(1, len(requests))
+    usable, pools = cores or usable_cpus(), pools or max(1, len(requests))
     for request in requests:
         if (request.engine.threads or 0) > usable:
             raise SettingsError(

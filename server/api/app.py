@@ -16,13 +16,14 @@ from server.api.http.keys import KeyRing
 from server.api.http.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
 from server.api.routes.compare import compare_routes
 from server.api.routes.completions import completion_routes
+from server.api.routes.control import control_routes
 from server.api.routes.generate import generate_routes
 from server.api.routes.health import health_routes
 from server.api.routes.models import model_routes
 from server.api.routes.static_page import page_routes
 from server.api.routes.tokenize import tokenize_routes
 from server.frontend.requests.completion import CompletionRequest
-from server.frontend.requests.request import CompareRequest, GenerateRequest, TaskRequest, TokenizeRequest
+from server.frontend.requests.request import CompareRequest, GenerateRequest, LoadRequest, TaskRequest, TokenizeRequest
 from server.frontend.service import Service
 from server.settings import Settings
 from server.version import project_version
@@ -34,6 +35,8 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/": TaskRequest,
     "/tokenize": TokenizeRequest,
     "/v1/completions": CompletionRequest,
+    "/models": LoadRequest,
+    "/models/{ref}": TaskRequest,
 }
 
 
@@ -72,6 +75,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     app.include_router(completion_routes(service))
     app.include_router(tokenize_routes(service))
     app.include_router(model_routes(service))
+    app.include_router(control_routes(service))
     app.include_router(health_routes(service))
     app.include_router(page_routes())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -5,9 +5,11 @@ Read headline ratios from `_sum / _count`, which is exact; the buckets resolve a
 
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 from server.engine.interface.results import Timings
 from server.messages import Ready, Stats
@@ -18,6 +20,7 @@ PATHS = ("graph", "eager")  # of a decode step, if the engine records graphs
 UNKNOWN = "_unknown"  # model and variant labels of requests refused before their variant was known
 
 _LABELS = ("model", "variant")
+_M = TypeVar("_M", bound=MetricWrapperBase)
 
 
 def geometric_buckets(least: float, most: float, factor: float = 1.2) -> tuple[float, ...]:
@@ -64,6 +67,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._labelled: list[MetricWrapperBase] = []  # by model and variant
         ProcessCollector(registry=registry)
         self.requests = self._counter("requests", "Generations, by outcome", "outcome")
         self.duration = self._histogram(
@@ -90,18 +94,29 @@ class Metrics:
         self.cache_used = self._gauge("cache_used_ratio", "Used part of the attention caches", "kind")
         self.memory = self._gauge("model_memory_bytes", "Memory of the model's worker", "kind")
         self.load = self._gauge("model_load_seconds", "Time that the last load took, imports included")
-        self.info = Info("nash_model", "What is loaded", _LABELS, registry=registry)
+        self.info = self._kept(Info("nash_model", "What is loaded", _LABELS, registry=registry))
         for outcome in OUTCOMES:
             self.requests.labels(UNKNOWN, UNKNOWN, outcome)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry)
+        return self._kept(Counter(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry)
+        return self._kept(Gauge(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry))
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry, buckets=buckets)
+        return self._kept(
+            Histogram(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry, buckets=buckets)
+        )
+
+    def _kept(self, metric: _M) -> _M:
+        self._labelled.append(metric)
+        return metric
+
+    def remove(self, model: str, variant: str) -> None:
+        """Drop every child with these labels."""
+        for metric in self._labelled:
+            metric.remove_by_labels({"model": model, "variant": variant})
 
     def refused(self, outcome: str) -> None:
         """Count a request that ended before its variant was known."""
@@ -115,7 +130,7 @@ class Metrics:
 class VariantMetrics:
     """The metric children of one loaded variant."""
 
-    def __init__(self, metrics: Metrics, model: str, variant: str, description: ModelDescription) -> None:
+    def __init__(self, metrics: Metrics, model: str, variant: str) -> None:
         own = (model, variant)
         self._requests = {outcome: metrics.requests.labels(*own, outcome) for outcome in OUTCOMES}
         self._duration = {mode: metrics.duration.labels(*own, mode) for mode in MODES}
@@ -139,7 +154,15 @@ class VariantMetrics:
         self._cache_used = {kind: metrics.cache_used.labels(*own, kind) for kind in ("self", "cross")}
         self._memory = {kind: metrics.memory.labels(*own, kind) for kind in ("weights", "cache", "peak")}
         self._load = metrics.load.labels(*own)
-        metrics.info.labels(*own).info(description.labels)
+        self._metrics = metrics
+
+    def describe(self, description: ModelDescription) -> None:
+        """Say which version it is."""
+        self._metrics.info.labels(*self._own).info(description.labels)
+
+    def remove(self) -> None:
+        """Forget everything about the variant: it is not loaded any more."""
+        self._metrics.remove(*self._own)
 
     def ended(self, outcome: str, generations: int = 1) -> None:
         """Count generations that ended in `outcome`, refused ones included."""

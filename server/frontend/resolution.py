@@ -27,6 +27,7 @@ class ResolvedVariant:
     model: str
     variant: str
     found: FoundModel
+    asked: ModelRequest  # as it was asked for
     request: ModelRequest  # as it will be loaded: dtype is never "auto", lengths are within the model's positions
     dtype_why: str  # why this dtype
     engine: str  # what will run it: `native-SET` or `torch`
@@ -66,27 +67,39 @@ def resolve_models(requests: tuple[ModelRequest, ...], store: Store) -> tuple[Re
     """
     resolved: dict[str, ResolvedVariant] = {}
     for request in requests:
-        variant = _resolve(request, store)
+        variant = resolve_model(request, store)
         if variant.ref in resolved:
             other = resolved[variant.ref].request.ref
             raise SettingsError(f"{request.ref} and {other} are both {variant.ref}: give one")
         resolved[variant.ref] = variant
-        config = variant.request.engine
-        _logger.info("%s runs in %s on %s (%s)", variant.ref, config.dtype, variant.engine, variant.dtype_why)
     return tuple(resolved.values())
 
 
-def _resolve(request: ModelRequest, store: Store) -> ResolvedVariant:
-    found = find_model(request.ref, store)
+def resolve_model(request: ModelRequest, store: Store) -> ResolvedVariant:
+    """Find and verify one model, and say in the log how it will run.
+
+    Raises:
+        ModelStoreError, SettingsError: as above.
+    """
+    asked, found = request, find_model(request.ref, store)
     ref, name, variant = _labels(found)
     records: Sequence[QualityRecord] = ()
     # A named dtype needs no records, so a damaged one does not matter then.
     if found.version is not None and request.engine.dtype == AUTO:
         records = store.quality(found.version.ref)
     request, why, engine = _settled(request, found, records)
-    return ResolvedVariant(
-        ref=ref, model=name, variant=variant, found=found, request=request, dtype_why=why, engine=engine
+    resolved = ResolvedVariant(
+        ref=ref,
+        model=name,
+        variant=variant,
+        found=found,
+        asked=asked,
+        request=request,
+        dtype_why=why,
+        engine=engine,
     )
+    _logger.info("%s runs in %s on %s (%s)", ref, request.engine.dtype, engine, why)
+    return resolved
 
 
 def _labels(found: FoundModel) -> tuple[str, str, str]:

@@ -6,12 +6,10 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
-from model_store.store import Store
 from server.errors import UnavailableError
 from server.frontend.bounded_lock import BoundedLock
+from server.frontend.fleet import Fleet
 from server.frontend.metrics import Metrics
-from server.frontend.resolution import resolve_models
-from server.frontend.routing import baseline_of
 from server.frontend.variant import Variant
 from server.frontend.workers.supervisor import ModelState
 from server.settings import Settings
@@ -29,11 +27,7 @@ class Service:
         """
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
-        models = resolve_models(settings.models, Store(settings.store))
-        self.variants = tuple(
-            Variant(resolved, settings, self.metrics, baseline=resolved is baseline_of(resolved.model, models))
-            for resolved in models
-        )
+        self.fleet = Fleet(settings, self.metrics)
         # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
         self.draining = False
@@ -48,8 +42,13 @@ class Service:
         Raises:
             StartError: a model cannot be loaded.
         """
-        await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
+        await self.fleet.start()
         self._started = True
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants that requests may name."""
+        return self.fleet.variants
 
     @property
     def ready(self) -> bool:
@@ -91,4 +90,4 @@ class Service:
     async def stop(self) -> None:
         """End every worker; generations still running fail with an error that says why."""
         self.draining = True
-        await asyncio.gather(*(variant.stop() for variant in self.variants))
+        await self.fleet.stop()

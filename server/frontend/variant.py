@@ -1,5 +1,6 @@
 """One loaded variant: its names, its tokenizer, its worker, its metrics."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,11 +15,14 @@ from server.errors import ApiError, InvalidInputError, UnavailableError
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.requests.request import TextRequest
 from server.frontend.resolution import ResolvedVariant
+from server.frontend.room import needed_bytes
 from server.frontend.workers.generation import Generation, Mode
 from server.frontend.workers.supervisor import Supervisor
 from server.messages import Ready
 from server.settings import Settings
 from server.text.tokenization import TextCodec
+
+_LOOK_S, _QUIET_LOOKS = 0.05, 4
 
 
 class Variant:
@@ -40,7 +44,9 @@ class Variant:
         self.is_default = resolved.is_default
         self.loaded_at = int(time.time())  # seconds since the epoch
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
-        self.metrics = VariantMetrics(metrics, self.model, self.variant, _description(resolved, baseline))
+        self.baseline = baseline
+        self.metrics = VariantMetrics(metrics, self.model, self.variant)
+        self._entering = 0  # requests that are being admitted
         version = resolved.found.version
         self._holding = ExitStack()
         if version is not None:  # a collection must leave the files: a worker that is started again reads them again
@@ -58,6 +64,28 @@ class Variant:
         """Stop generations that nobody waits for any more; those that have ended are left alone."""
         for generation in generations:
             self.supervisor.cancel(generation)
+
+    def describe(self) -> None:
+        """Let the metrics say which version is served under these names."""
+        self.metrics.describe(_description(self.resolved, self.baseline))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes, or is expected to take while it is not loaded yet."""
+        ready = self.supervisor.ready
+        return needed_bytes(self.resolved) if ready is None else sum(ready.memory_bytes.values())
+
+    async def finish(self, limit_s: float) -> None:
+        """Let what was accepted end, for at most so long, then stop."""
+        try:
+            async with asyncio.timeout(limit_s):
+                quiet = 0
+                while quiet < _QUIET_LOOKS:  # a request that was routed here a moment ago may not have been admitted
+                    quiet = 0 if self._entering or self.supervisor.pending else quiet + 1
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            pass  # `stop` ends the rest
+        await self.stop()
 
     async def stop(self) -> None:
         """End the worker; generations still running fail with an error that says why."""
@@ -87,6 +115,7 @@ class Variant:
             UnavailableError: the model is not loaded right now.
             OverloadedError: the queue has no room.
         """
+        self._entering += 1
         try:
             ready = self.supervisor.ready
             if ready is None:
@@ -109,6 +138,8 @@ class Variant:
         except ApiError as error:
             self.metrics.ended(error.outcome, len(request.texts))
             raise
+        finally:
+            self._entering -= 1
         return generations
 
     async def _sources(self, request: TextRequest, most: int) -> list[list[int]]:

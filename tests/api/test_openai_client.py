@@ -121,7 +121,12 @@ def test_a_stop_string_ends_the_text(client_of_openai: openai.OpenAI, client: ht
 @pytest.mark.parametrize(
     ("arguments", "error", "param", "message"),
     [
-        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens", "max_tokens is 0: should be greater than or equal to 1"),
+        (
+            {"max_tokens": 0},
+            openai.BadRequestError,
+            "max_tokens",
+            "max_tokens is 0: should be greater than or equal to 1",
+        ),
         ({"max_tokens": 100_000}, openai.BadRequestError, "max_tokens", "max_tokens is 100000"),
         ({"temperature": -1}, openai.BadRequestError, "temperature", "temperature"),
         ({"prompt": ""}, openai.BadRequestError, "prompt", "prompt is empty"),

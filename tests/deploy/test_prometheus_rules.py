@@ -93,7 +93,9 @@ def exposition() -> bytes:
             queue_ms=1.0, encode_ms=1.0, decode_ms=1.0, total_ms=3.0, time_to_first_token_ms=2.0,
             time_per_output_token_ms=1.0,
         )  # fmt: skip
-        VariantMetrics(metrics, "g2p", variant, description).answered("unary", 0.003, timings, source=3, generated=2)
+        served = VariantMetrics(metrics, "g2p", variant)
+        served.describe(description)
+        served.answered("unary", 0.003, timings, source=3, generated=2)
     return metrics.exposition()
 
 

@@ -10,22 +10,12 @@ from server.engine.engine import Engine
 from server.engine.interface.config import EngineConfig
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.sequence import Sequence
-from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
+from server.frontend.metrics import Metrics, VariantMetrics
 from server.messages import FrameBuffer, Stats, decode_report, encode
 from server.worker.stats import StatsCollector
 from tests.tiny_models import build_tiny_t5
 
 CONFIG = EngineConfig(slots=2, max_source_tokens=16, max_new_tokens=16, threads=1)
-DESCRIPTION = ModelDescription(
-    version="1",
-    digest="",
-    parent="",
-    decoder_layers=3,
-    encoder_sparsity=0.0,
-    dtype="float32",
-    baseline=True,
-    engine="torch",
-)
 
 
 def steps_by_path(directory: Path, config: EngineConfig) -> dict[str, float]:
@@ -41,7 +31,7 @@ def steps_by_path(directory: Path, config: EngineConfig) -> dict[str, float]:
     stats = decode_report(payload)
     assert isinstance(stats, Stats)
     registry = CollectorRegistry()
-    VariantMetrics(Metrics(registry), "m", "v", DESCRIPTION).observe(stats)
+    VariantMetrics(Metrics(registry), "m", "v").observe(stats)
     samples = [sample for family in registry.collect() for sample in family.samples]
     return {s.labels["path"]: s.value for s in samples if s.name == "nash_graph_steps_total"}
 

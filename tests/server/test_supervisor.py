@@ -21,7 +21,7 @@ from server.errors import (
     TimedOutError,
     UnavailableError,
 )
-from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
+from server.frontend.metrics import Metrics, VariantMetrics
 from server.frontend.workers.generation import Generation
 from server.frontend.workers.supervisor import ModelState, Supervisor
 from server.frontend.workers.worker_process import WorkerProcess
@@ -50,22 +50,12 @@ class Harness:
     def __init__(self, directory: Path, **settings: Any) -> None:
         self._registry = CollectorRegistry()
         model = ModelRequest(ref="m@v", engine=EngineConfig(slots=LIMITS.slots))
-        description = ModelDescription(
-            version="1",
-            digest="d",
-            parent="",
-            decoder_layers=1,
-            encoder_sparsity=0.0,
-            dtype="float32",
-            baseline=True,
-            engine="torch",
-        )
         self.supervisor = Supervisor(
             "m@v",
             directory,
             model.engine,
             Settings(models=(model,), **{"restart_s": 0.05, **settings}),
-            VariantMetrics(Metrics(self._registry), "m", "v", description),
+            VariantMetrics(Metrics(self._registry), "m", "v"),
             worker_module="tests.server.fake_engine",
         )
 

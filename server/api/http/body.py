@@ -21,8 +21,12 @@ G = TypeVar("G", bound=GenerateRequest)
 B = TypeVar("B", bound=BaseModel)
 
 
-async def read_generation(request: Request, service: Service, schema: type[G]) -> tuple[G, Variant, float]:
+async def read_generation(
+    request: Request, service: Service, schema: type[G], ref: str | None = None
+) -> tuple[G, Variant, float]:
     """The body of a generating route, the variant it goes to, and when the whole body had arrived (time.monotonic()).
+
+    `ref` is the model that the path names; the body may then name none, or the same.
 
     Raises:
         ApiError: the body is too large or invalid, or names a model that is not loaded.
@@ -32,7 +36,9 @@ async def read_generation(request: Request, service: Service, schema: type[G]) -
         arrived_s = time.monotonic()
         body = parse_body(schema, content)
         _check_count("inputs", len(body.texts), service)
-        return body, route(body.model, service.variants), arrived_s
+        if ref is not None and body.model not in (None, ref):
+            raise InvalidInputError(f"model is not {ref!r}, which the path names: leave it out")
+        return body, route(body.model if ref is None else ref, service.variants), arrived_s
 
 
 async def read_completion(

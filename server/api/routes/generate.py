@@ -49,15 +49,24 @@ def generate_routes(service: Service) -> APIRouter:
     @router.post("/")
     async def generate_for_task(request: Request) -> Response:
         """The route of huggingface_hub's InferenceClient: always returns a list, with the key that each task reads."""
-        body, variant, arrived_s = await read_generation(request, service, TaskRequest)
-        if body.stream:
-            return _stream(service, variant, body, arrived_s)
-        documents, headers = await unless_gone(request, _answers(variant, body, arrived_s))
-        for document in documents:
-            document["summary_text"] = document["translation_text"] = document["generated_text"]
-        return AsciiJsonResponse(documents, headers=headers)
+        return await _for_task(request, service, None)
+
+    @router.post("/models/{ref}")
+    async def generate_on(request: Request, ref: str) -> Response:
+        """The same on one variant: a base URL for clients that cannot name a model."""
+        return await _for_task(request, service, ref)
 
     return router
+
+
+async def _for_task(request: Request, service: Service, ref: str | None) -> Response:
+    body, variant, arrived_s = await read_generation(request, service, TaskRequest, ref)
+    if body.stream:
+        return _stream(service, variant, body, arrived_s)
+    documents, headers = await unless_gone(request, _answers(variant, body, arrived_s))
+    for document in documents:
+        document["summary_text"] = document["translation_text"] = document["generated_text"]
+    return AsciiJsonResponse(documents, headers=headers)
 
 
 async def _answers(

@@ -19,8 +19,9 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/models")
     async def models() -> Response:
-        """Every configured variant, in the order of the command line."""
-        return AsciiJsonResponse([_model_document(service, variant) for variant in service.variants])
+        """Every variant in the order in which it was loaded, then those that are about to go."""
+        variants = (*service.variants, *service.fleet.leaving)
+        return AsciiJsonResponse([model_document(service, variant) for variant in variants])
 
     @router.get("/info")
     async def info() -> Response:
@@ -30,7 +31,8 @@ def model_routes(service: Service) -> APIRouter:
     return router
 
 
-def _model_document(service: Service, variant: Variant) -> dict[str, Any]:
+def model_document(service: Service, variant: Variant) -> dict[str, Any]:
+    """A row of `/models`."""
     ready = variant.supervisor.ready
     spec = variant.resolved.found.model.spec
     return {

@@ -1,46 +1,12 @@
 """How much memory a device has left."""
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import torch
 
-_MEMINFO = Path("/proc/meminfo")
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
+from server.engine.machine import host_memory
 
 
 def available_bytes(device: torch.device) -> int:
     """Memory that can be allocated now: the device's, or for the CPU the machine's within this process's limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min([_machine_bytes(), *_group_bytes()])
-
-
-def _machine_bytes() -> int:
-    if _MEMINFO.exists():
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _group_bytes() -> Iterator[int]:
-    """What each cgroup (version 2) around this process has left: a container may have less than its machine."""
-    try:
-        lines = _OWN_GROUP.read_text().splitlines()
-    except OSError:  # another system, or /proc is not mounted
-        return
-    for own in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
-        path = _GROUPS / own
-        for group in (path, *path.parents):
-            if group.is_relative_to(_GROUPS):
-                try:
-                    most = (group / "memory.max").read_text().strip()
-                    used = int((group / "memory.current").read_text())
-                    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                except OSError:  # this group counts no memory
-                    continue
-                if most != "max":  # cached files count as used, but can be evicted
-                    yield max(0, int(most) - used + int(stat["inactive_file"]))
+    return host_memory.available_bytes()

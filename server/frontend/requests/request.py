@@ -102,6 +102,14 @@ class TokenizeRequest(BaseModel):
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
 
 
+class LoadRequest(BaseModel):
+    """The body of `POST /models`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=1000, description="REF[,key=value...], as --model takes it")]
+
+
 class CompareRequest(TextRequest):
     """The body of `/compare`."""
 

@@ -101,6 +101,11 @@ class Supervisor:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def pending(self) -> int:
+        """How many generations were accepted and have not ended."""
+        return len(self._pending)
+
+    @property
     def worker_pid(self) -> int | None:
         """The id of the current worker process, if there is one."""
         return None if self._worker is None else self._worker.pid
@@ -249,7 +254,8 @@ class Supervisor:
     def _become_ready(self, ready: Ready) -> None:
         self.ready = ready
         self._load_s = ready.load_s
-        self.state = ModelState.READY
+        if self.state is not ModelState.DRAINING:
+            self.state = ModelState.READY
         self._metrics.loaded(ready)
         assert self._first_ready is not None
         if not self._first_ready.done():
@@ -260,10 +266,13 @@ class Supervisor:
         """Start workers, one after another, as long as the server runs."""
         assert self._first_ready is not None
         while True:
-            self.state, self._load_error = ModelState.LOADING, None
+            self._load_error = None
+            if self.state is not ModelState.DRAINING:
+                self.state = ModelState.LOADING
             how = await self._live_once()
             self._worker = self.ready = None
-            self.state = ModelState.FAILED
+            if self.state is not ModelState.DRAINING:
+                self.state = ModelState.FAILED
             reason = self._load_error or f"its worker {how}; the lines above say more"
             if not self._first_ready.done():
                 self._first_ready.set_exception(StartError(f"{self._ref} cannot be loaded: {reason}"))

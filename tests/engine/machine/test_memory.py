@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine.machine import memory
+from server.engine.machine import host_memory, memory
 
 CPU = torch.device("cpu")
 
@@ -16,9 +16,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
     (tmp_path / "own").write_text("1:name=systemd:/else\n0::/outer/inner\n")
     (tmp_path / "groups" / "outer" / "inner").mkdir(parents=True)
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "own")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(host_memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(host_memory, "_GROUPS", tmp_path / "groups")
     return tmp_path
 
 

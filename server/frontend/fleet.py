@@ -1,0 +1,225 @@
+"""The loaded variants, and how they come and go while requests are served.
+
+A variant takes requests from when its worker is ready until it is retired. Retiring lets what it has accepted finish.
+A swap loads the new version beside the old one, puts it in its place in one step, and then retires the old one, so
+that no request fails.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError
+from model_store.store import Store
+from server.errors import ApiError, ConflictError, InvalidInputError, NotServedError, SettingsError, StartError
+from server.frontend.metrics import Metrics
+from server.frontend.resolution import ResolvedVariant, resolve_model, resolve_models
+from server.frontend.room import check_room
+from server.frontend.routing import baseline_of
+from server.frontend.variant import Variant
+from server.frontend.workers.supervisor import ModelState
+from server.settings import ModelRequest, Settings, with_threads
+
+_logger = logging.getLogger(__name__)
+
+
+class Fleet:
+    """All variants of one server, in the order in which they were asked for."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Find and verify the models of the settings; no worker is started yet.
+
+        Raises:
+            ModelStoreError, SettingsError: a model is not available, or two have the same name.
+            StartError: a model has no readable tokenizer.
+        """
+        self._settings = settings
+        self._metrics = metrics
+        self._store = Store(settings.store)
+        models = resolve_models(settings.models, self._store)
+        self._loaded = {
+            resolved.ref: self._variant(resolved, baseline=resolved is baseline_of(resolved.model, models))
+            for resolved in models
+        }
+        self._leaving: list[Variant] = []  # retired, and not yet at an end
+        self._changes = asyncio.Lock()  # of two changes at once, the second must see what the first has done
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Those that requests may name, loading ones included."""
+        return tuple(self._loaded.values())
+
+    @property
+    def leaving(self) -> tuple[Variant, ...]:
+        """Those that take no more requests and finish what they have."""
+        return tuple(self._leaving)
+
+    async def start(self) -> None:
+        """Start all workers and wait until every model is loaded.
+
+        Raises:
+            StartError: a model cannot be loaded.
+        """
+        await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
+        if self._settings.follow_s:
+            self._spawn(self._follow())
+
+    async def stop(self) -> None:
+        """End every worker; generations still running fail with an error that says why."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(variant.stop() for variant in (*self.variants, *self.leaving)))
+
+    async def load(self, text: str, *, wait: bool) -> Variant:
+        """Load one more model, `REF[,key=value...]`; with `wait`, return only when it is ready.
+
+        Raises:
+            InvalidInputError: the text is malformed, or this machine lacks what it asks for.
+            NotServedError: the store has no such model.
+            ConflictError: it is loaded already, or cannot be loaded.
+            NoRoomError: its memory is not there.
+        """
+        async with self._changes:
+            resolved = await self._resolved(self._asked(text))
+            if resolved.ref in self._loaded:
+                raise ConflictError(f"{resolved.ref} is loaded already: unload it first, or swap it")
+            self._check_room(resolved)
+            others = [variant.resolved for variant in self.variants]
+            variant = self._variant(resolved, baseline=resolved is baseline_of(resolved.model, [*others, resolved]))
+            self._loaded[resolved.ref] = variant
+        starting = self._spawn(self._begin(variant))
+        if wait:
+            await asyncio.shield(starting)
+        return variant
+
+    async def unload(self, ref: str) -> Variant:
+        """Take no more requests for a variant, and end it in the background once it has finished what it has.
+
+        Raises:
+            NotServedError: no such variant is loaded.
+            ConflictError: it is the only one.
+        """
+        async with self._changes:
+            variant = self._find(ref)
+            if len(self._loaded) == 1:
+                raise ConflictError(f"{ref} is the only model: load another one first, or stop the server")
+            del self._loaded[ref]
+            self._retire(variant, gone=True)
+        return variant
+
+    async def swap(self, ref: str) -> tuple[str | None, str | None]:
+        """Take up the version that a variant's alias names now; return the digests before and after.
+
+        Raises:
+            NotServedError: no such variant is loaded, or the store has it no longer.
+            ConflictError: the new version cannot be loaded; the old one stays.
+            NoRoomError: there is no memory for both at once.
+        """
+        async with self._changes:
+            old = self._find(ref)
+            resolved = await self._resolved(old.resolved.asked)
+            if resolved.digest == old.resolved.digest and resolved.digest is not None:
+                return old.resolved.digest, old.resolved.digest
+            self._check_room(resolved)
+            new = self._variant(resolved, baseline=old.baseline, describe=False)
+            try:
+                await new.supervisor.start()
+            except BaseException as error:
+                await new.stop()
+                if isinstance(error, StartError):
+                    raise ConflictError(f"{error}; {old.ref} stays as it was") from error
+                raise
+            new.describe()
+            self._loaded = {name: new if each is old else each for name, each in self._loaded.items()}
+            self._retire(old, gone=False)
+            _logger.info("%s: %s is served now, %s before", ref, new.resolved.digest, old.resolved.digest)
+            return old.resolved.digest, resolved.digest
+
+    def behind(self, variant: Variant) -> str | None:
+        """The digest that a variant's alias names now, if that is not what is served; None if it cannot be told.
+
+        Raises:
+            ModelStoreError: the store cannot be read.
+        """
+        if variant.resolved.found.version is None:
+            return None
+        digest = self._store.resolve(variant.resolved.found.ref).digest
+        return None if digest == variant.resolved.digest else digest
+
+    async def _follow(self) -> None:
+        """Look at the aliases from time to time, and swap in what they name."""
+        while True:
+            await asyncio.sleep(self._settings.follow_s)
+            for variant in self.variants:
+                try:
+                    if await asyncio.to_thread(self.behind, variant) is not None:
+                        await self.swap(variant.ref)
+                except (ApiError, ModelStoreError, OSError) as error:
+                    _logger.error("%s stays as it is: %s", variant.ref, error)
+
+    async def _begin(self, variant: Variant) -> None:
+        try:
+            await variant.supervisor.start()
+        except StartError as error:
+            _logger.error("%s", error)
+            if self._loaded.get(variant.ref) is variant:
+                del self._loaded[variant.ref]
+            await variant.stop()
+            variant.metrics.remove()
+            raise ConflictError(str(error)) from error
+
+    def _retire(self, variant: Variant, *, gone: bool) -> None:
+        variant.supervisor.state = ModelState.DRAINING
+        self._leaving.append(variant)
+        self._spawn(self._end(variant, gone=gone))
+
+    async def _end(self, variant: Variant, *, gone: bool) -> None:
+        await variant.finish(self._settings.total_s)
+        self._leaving.remove(variant)
+        if gone:
+            variant.metrics.remove()
+
+    def _find(self, ref: str) -> Variant:
+        if ref not in self._loaded:
+            raise NotServedError(f"{ref!r} is not loaded: use one of {', '.join(self._loaded)}")
+        return self._loaded[ref]
+
+    def _asked(self, text: str) -> ModelRequest:
+        try:
+            [request] = with_threads([ModelRequest.parse(text)], None, pools=len(self._loaded) + 1)
+        except SettingsError as error:
+            raise InvalidInputError(str(error)) from error
+        return request
+
+    async def _resolved(self, asked: ModelRequest) -> ResolvedVariant:
+        """Find and verify a model in another thread: that reads all its bytes."""
+        try:
+            return await asyncio.to_thread(resolve_model, asked, self._store)
+        except (SettingsError, InvalidRequestError) as error:
+            refusal = NotServedError if isinstance(error, NotFoundError) else InvalidInputError
+            raise refusal(f"model: {error}") from error
+        except ModelStoreError as error:
+            raise ConflictError(f"model: {error}") from error
+
+    def _variant(self, resolved: ResolvedVariant, *, baseline: bool, describe: bool = True) -> Variant:
+        variant = Variant(resolved, self._settings, self._metrics, baseline=baseline)
+        if describe:
+            variant.describe()
+        return variant
+
+    def _check_room(self, resolved: ResolvedVariant) -> None:
+        taken = [variant.memory_bytes for variant in (*self.variants, *self.leaving)]
+        check_room(resolved, taken, self._settings.memory_bytes)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits has it; if nobody does, the log has said it
