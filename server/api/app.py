@@ -23,7 +23,14 @@ from server.api.routes.models import model_routes
 from server.api.routes.static_page import page_routes
 from server.api.routes.tokenize import tokenize_routes
 from server.frontend.requests.completion import CompletionRequest
-from server.frontend.requests.request import CompareRequest, GenerateRequest, LoadRequest, TaskRequest, TokenizeRequest
+from server.frontend.requests.request import (
+    CompareRequest,
+    GenerateRequest,
+    LoadRequest,
+    TaskRequest,
+    TokenizeRequest,
+    TrafficRequest,
+)
 from server.frontend.service import Service
 from server.settings import Settings
 from server.version import project_version
@@ -36,6 +43,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/tokenize": TokenizeRequest,
     "/v1/completions": CompletionRequest,
     "/models": LoadRequest,
+    "/models/{model}/traffic": TrafficRequest,
     "/models/{ref}": TaskRequest,
 }
 
@@ -107,5 +115,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
     for path, schema in _BODIES.items():
         content = {"application/json": {"schema": names[(schema, "validation")]}}
-        document["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
+        method = document["paths"][path]
+        method.get("post", method.get("put"))["requestBody"] = {"required": True, "content": content}
     return document

@@ -7,7 +7,7 @@ that no request fails.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError
@@ -16,7 +16,7 @@ from server.errors import ApiError, ConflictError, InvalidInputError, NotServedE
 from server.frontend.metrics import Metrics
 from server.frontend.resolution import ResolvedVariant, resolve_model, resolve_models
 from server.frontend.room import check_room
-from server.frontend.routing import baseline_of
+from server.frontend.traffic.routing import baseline_of
 from server.frontend.variant import Variant
 from server.frontend.workers.supervisor import ModelState
 from server.settings import ModelRequest, Settings, with_threads
@@ -27,8 +27,8 @@ _logger = logging.getLogger(__name__)
 class Fleet:
     """All variants of one server, in the order in which they were asked for."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Find and verify the models of the settings; no worker is started yet.
+    def __init__(self, settings: Settings, metrics: Metrics, *, on_request: Callable[[], None]) -> None:
+        """Find and verify the models of the settings; no worker is started yet. `on_request` hears of each request.
 
         Raises:
             ModelStoreError, SettingsError: a model is not available, or two have the same name.
@@ -36,6 +36,7 @@ class Fleet:
         """
         self._settings = settings
         self._metrics = metrics
+        self._on_request = on_request
         self._store = Store(settings.store)
         models = resolve_models(settings.models, self._store)
         self._loaded = {
@@ -205,6 +206,7 @@ class Fleet:
 
     def _variant(self, resolved: ResolvedVariant, *, baseline: bool, describe: bool = True) -> Variant:
         variant = Variant(resolved, self._settings, self._metrics, baseline=baseline)
+        variant.supervisor.on_request = self._on_request
         if describe:
             variant.describe()
         return variant

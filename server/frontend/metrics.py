@@ -16,6 +16,7 @@ from server.messages import Ready, Stats
 
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "cancelled", "error")
 MODES = ("unary", "stream", "compare")
+AGREEMENTS = ("exact", "close", "different")
 PATHS = ("graph", "eager")  # of a decode step, if the engine records graphs
 UNKNOWN = "_unknown"  # model and variant labels of requests refused before their variant was known
 
@@ -39,6 +40,7 @@ def decimal_buckets(most: int) -> tuple[float, ...]:
 
 _REQUEST_BUCKETS = geometric_buckets(0.001, 10.0)
 _TOKEN_BUCKETS = geometric_buckets(0.0001, 1.0)
+_RATIO_BUCKETS = geometric_buckets(0.1, 100.0)
 _COUNT_BUCKETS = decimal_buckets(10_000)
 
 
@@ -88,6 +90,10 @@ class Metrics:
         self.restarts = self._counter("worker_restarts", "Workers that died and were started again")
         self.quarantined = self._counter("quarantined", "Generations that killed the worker that ran them alone")
         self.watchdog_kills = self._counter("watchdog_kills", "Workers that hung and were ended")
+        self.shadow_requests = self._counter("shadow_requests", "Pairs run in the shadow, by agreement", "agreement")
+        self.shadow_speedup = self._histogram(
+            "shadow_speedup", "Time of the variant that answers over this one's, in a pair", _RATIO_BUCKETS
+        )
         self.running = self._gauge("requests_running", "Generations that hold a slot")
         self.waiting = self._gauge("requests_waiting", "Generations that wait for a slot")
         self.slots = self._gauge("slots", "Generations that can run at once")
@@ -112,6 +118,12 @@ class Metrics:
     def _kept(self, metric: _M) -> _M:
         self._labelled.append(metric)
         return metric
+
+    def shadowed(self, model: str, variant: str, agreement: str, speedup: float) -> None:
+        """Count a pair; `variant` is the one that was tried."""
+        for each in AGREEMENTS:
+            self.shadow_requests.labels(model, variant, each).inc(each == agreement)
+        self.shadow_speedup.labels(model, variant).observe(speedup)
 
     def remove(self, model: str, variant: str) -> None:
         """Drop every child with these labels."""

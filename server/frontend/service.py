@@ -10,6 +10,7 @@ from server.errors import UnavailableError
 from server.frontend.bounded_lock import BoundedLock
 from server.frontend.fleet import Fleet
 from server.frontend.metrics import Metrics
+from server.frontend.traffic.traffic import Traffic
 from server.frontend.variant import Variant
 from server.frontend.workers.supervisor import ModelState
 from server.settings import Settings
@@ -27,7 +28,8 @@ class Service:
         """
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
-        self.fleet = Fleet(settings, self.metrics)
+        self.fleet = Fleet(settings, self.metrics, on_request=self._on_request)
+        self.traffic = Traffic(self.metrics, lambda: self.fleet.variants)
         # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
         self.draining = False
@@ -43,7 +45,11 @@ class Service:
             StartError: a model cannot be loaded.
         """
         await self.fleet.start()
+        self.traffic.shadow.start()
         self._started = True
+
+    def _on_request(self) -> None:
+        self.traffic.shadow.interrupt()
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -90,4 +96,5 @@ class Service:
     async def stop(self) -> None:
         """End every worker; generations still running fail with an error that says why."""
         self.draining = True
+        await self.traffic.shadow.stop()
         await self.fleet.stop()

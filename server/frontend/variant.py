@@ -136,7 +136,8 @@ class Variant:
             ]
             self.supervisor.accept(generations)
         except ApiError as error:
-            self.metrics.ended(error.outcome, len(request.texts))
+            if mode != "shadow":
+                self.metrics.ended(error.outcome, len(request.texts))
             raise
         finally:
             self._entering -= 1

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from server.errors import InvalidInputError, NotServedError
-from server.frontend.routing import baseline_of, dense_or_first, family_of_first, route
+from server.frontend.traffic.routing import baseline_of, dense_or_first, family_of_first, route
 
 
 @dataclass(frozen=True)

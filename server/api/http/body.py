@@ -13,8 +13,8 @@ from server.engine.interface.parameters import DECLARATIONS
 from server.errors import ApiError, InvalidInputError
 from server.frontend.requests.completion import CompletionRequest, CompletionTexts
 from server.frontend.requests.request import JSON_TYPES, CompareRequest, GenerateRequest, TokenizeRequest
-from server.frontend.routing import family_of_first, route
 from server.frontend.service import Service
+from server.frontend.traffic.routing import family_of_first, route
 from server.frontend.variant import Variant
 
 G = TypeVar("G", bound=GenerateRequest)
@@ -38,7 +38,7 @@ async def read_generation(
         _check_count("inputs", len(body.texts), service)
         if ref is not None and body.model not in (None, ref):
             raise InvalidInputError(f"model is not {ref!r}, which the path names: leave it out")
-        return body, route(body.model if ref is None else ref, service.variants), arrived_s
+        return body, _chosen(request, service, body.model if ref is None else ref), arrived_s
 
 
 async def read_completion(
@@ -60,7 +60,7 @@ async def read_completion(
         except ValueError as error:
             raise InvalidInputError(str(error)) from error
         _check_count("prompt", len(texts.texts), service)
-        return body, texts, route(body.model, service.variants), arrived_s
+        return body, texts, _chosen(request, service, body.model), arrived_s
 
 
 async def read_texts(request: Request, service: Service) -> tuple[TokenizeRequest, Variant]:
@@ -73,6 +73,10 @@ async def read_texts(request: Request, service: Service) -> tuple[TokenizeReques
         body = parse_body(TokenizeRequest, await request.body())
         _check_count("inputs", len(body.texts), service)
         return body, route(body.model, service.variants)
+
+
+def _chosen(request: Request, service: Service, ref: str | None) -> Variant:
+    return service.traffic.choose(ref, request.headers.get("x-session-id"))
 
 
 def _check_count(field: str, count: int, service: Service) -> None:
@@ -143,7 +147,7 @@ def _fields_at(schema: type[BaseModel], path: tuple[int | str, ...]) -> list[str
     for part in path:
         inner = get_args(schema.model_fields[str(part)].annotation)  # of `Schema | None`
         schema = next(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))
-    return list(schema.model_fields)
+    return [field.alias or name for name, field in schema.model_fields.items()]
 
 
 def _shown(value: object) -> str:

@@ -62,8 +62,8 @@ from server.api.routes.documents import (
 )
 from server.errors import ApiError
 from server.frontend.requests.request import CompareRequest
-from server.frontend.routing import dense_or_first
 from server.frontend.service import Service
+from server.frontend.traffic.routing import dense_or_first
 from server.frontend.variant import Variant
 from server.frontend.workers.generation import Generation
 from server.messages import Finished

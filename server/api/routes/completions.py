@@ -15,8 +15,8 @@ from server.api.http.sse import EventStreamResponse
 from server.engine.interface.results import FinishReason
 from server.errors import InvalidInputError, NotServedError
 from server.frontend.requests.completion import CompletionRequest, CompletionTexts
-from server.frontend.routing import route
 from server.frontend.service import Service
+from server.frontend.traffic.routing import route
 from server.frontend.variant import Variant
 from server.frontend.workers.generation import Generation
 from server.messages import Finished
@@ -31,7 +31,7 @@ def completion_routes(service: Service) -> APIRouter:
     async def complete(request: Request) -> Response:
         """Answer each prompt, as OpenAI's completions do; with `stream`, token by token."""
         body, texts, variant, arrived_s = await read_completion(request, service)
-        call = _Call(variant, body, texts, arrived_s)
+        call = _Call(service, variant, body, texts, arrived_s)
         if body.stream:
             if (body.best_of or 1) > body.answers:
                 raise InvalidInputError("best_of is more than n, which cannot stream: leave best_of or stream out")
@@ -66,7 +66,15 @@ def _model_document(variant: Variant) -> dict[str, Any]:
 class _Call:
     """One request on its way: what its answer and its events have in common."""
 
-    def __init__(self, variant: Variant, body: CompletionRequest, texts: CompletionTexts, arrived_s: float) -> None:
+    def __init__(
+        self,
+        service: Service,
+        variant: Variant,
+        body: CompletionRequest,
+        texts: CompletionTexts,
+        arrived_s: float,
+    ) -> None:
+        self._service = service
         self._variant = variant
         self._body = body
         self._texts = texts
@@ -82,6 +90,7 @@ class _Call:
             finished = [await generation.result() for generation in generations]
         finally:
             self._variant.cancel(generations)
+        self._service.traffic.answered(self._variant, self._texts)
         choices = []
         for i, (generation, each) in enumerate(zip(generations, finished, strict=True)):
             answers = generation.answers(each, by_token=logprobs)[: self._body.answers]

@@ -1,7 +1,12 @@
-"""Models that come and go while the server serves: `POST /models`, `DELETE /models/{ref}`, `POST /models/{ref}/swap`.
+"""What changes while the server serves: models that come and go, versions that are swapped, traffic that is divided.
+
+`POST /models`, `DELETE /models/{ref}`, `POST /models/{ref}/swap`, `PUT /models/{model}/traffic`.
 
 Where there are keys, these need one with the scope `admin`.
 """
+
+import math
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -10,8 +15,10 @@ from server.api.http.body import parse_body
 from server.api.http.disconnect import unless_gone
 from server.api.http.json_response import AsciiJsonResponse
 from server.api.routes.models import model_document
-from server.frontend.requests.request import LoadRequest
+from server.frontend.metrics import AGREEMENTS
+from server.frontend.requests.request import LoadRequest, TrafficRequest
 from server.frontend.service import Service
+from server.frontend.traffic.weights import ShadowPlan
 
 
 def control_routes(service: Service) -> APIRouter:
@@ -36,4 +43,30 @@ def control_routes(service: Service) -> APIRouter:
         old, new = await service.fleet.swap(ref)
         return AsciiJsonResponse({"ref": ref, "old": old, "new": new})
 
+    @router.get("/models/{model}/traffic")
+    async def traffic(model: str) -> Response:
+        """How a model's requests are divided, and what its shadow has shown."""
+        return AsciiJsonResponse(_traffic_document(service, model))
+
+    @router.put("/models/{model}/traffic")
+    async def set_traffic(request: Request, model: str) -> Response:
+        """Divide the requests that name only a model among its variants, and run a share of them on another one."""
+        body = parse_body(TrafficRequest, await request.body())
+        shadow = None
+        if body.shadow is not None:
+            shadow = ShadowPlan(source=body.shadow.source, target=body.shadow.target, fraction=body.shadow.fraction)
+        service.traffic.set(model, body.weights, shadow)
+        return AsciiJsonResponse(_traffic_document(service, model))
+
     return router
+
+
+def _traffic_document(service: Service, model: str) -> dict[str, Any]:
+    plan, figures = service.traffic.plan(model), service.traffic.figures(model)
+    shadow = plan.shadow and {"from": plan.shadow.source, "to": plan.shadow.target, "fraction": plan.shadow.fraction}
+    seen = {
+        "pairs": figures.pairs,
+        "agreement": {name: figures.agreement[name] for name in AGREEMENTS},
+        "speedup": round(math.exp(figures.log_speedups / figures.pairs), 4) if figures.pairs else None,
+    }
+    return {"model": model, "weights": dict(plan.weights), "shadow": shadow, "seen": seen if shadow else None}

@@ -37,7 +37,7 @@ def generate_routes(service: Service) -> APIRouter:
         body, variant, arrived_s = await read_generation(request, service, GenerateRequest)
         if body.stream:
             return _stream(service, variant, body, arrived_s)
-        documents, headers = await unless_gone(request, _answers(variant, body, arrived_s))
+        documents, headers = await unless_gone(request, _answers(service, variant, body, arrived_s))
         return AsciiJsonResponse(documents if isinstance(body.inputs, list) else documents[0], headers=headers)
 
     @router.post("/generate_stream")
@@ -63,19 +63,20 @@ async def _for_task(request: Request, service: Service, ref: str | None) -> Resp
     body, variant, arrived_s = await read_generation(request, service, TaskRequest, ref)
     if body.stream:
         return _stream(service, variant, body, arrived_s)
-    documents, headers = await unless_gone(request, _answers(variant, body, arrived_s))
+    documents, headers = await unless_gone(request, _answers(service, variant, body, arrived_s))
     for document in documents:
         document["summary_text"] = document["translation_text"] = document["generated_text"]
     return AsciiJsonResponse(documents, headers=headers)
 
 
 async def _answers(
-    variant: Variant, body: GenerateRequest, arrived_s: float
+    service: Service, variant: Variant, body: GenerateRequest, arrived_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The answer to each text, and the headers for all of them."""
     details = bool(body.generation.details)
     generations = await variant.admit(body, "unary", arrived_s=arrived_s, logprobs=details)
     finished = await _results(variant, generations)
+    service.traffic.answered(variant, body)
     documents = [
         answer_document(variant, generation, each, details=details)
         for generation, each in zip(generations, finished, strict=True)
@@ -95,10 +96,12 @@ def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s
     if isinstance(body.inputs, list):
         variant.metrics.ended("client_error", len(body.inputs))
         raise InvalidInputError("inputs is a list, which cannot stream: send one text, or leave stream out")
-    return EventStreamResponse(_events(variant, body, arrived_s), keep_alive_s=service.settings.keep_alive_s)
+    return EventStreamResponse(_events(service, variant, body, arrived_s), keep_alive_s=service.settings.keep_alive_s)
 
 
-async def _events(variant: Variant, body: GenerateRequest, arrived_s: float) -> AsyncIterator[dict[str, Any]]:
+async def _events(
+    service: Service, variant: Variant, body: GenerateRequest, arrived_s: float
+) -> AsyncIterator[dict[str, Any]]:
     """One event per token; the last one also has the whole text, the details and the timings."""
     (generation,) = await variant.admit(body, "stream", arrived_s=arrived_s, logprobs=True, streamed=True)
     try:
@@ -121,6 +124,7 @@ async def _events(variant: Variant, body: GenerateRequest, arrived_s: float) -> 
                 event |= {**names_document(variant), "timings": timings_document(finished.timings)}
                 if generation.several:
                     event["sequences"] = sequence_documents(answers)
+                service.traffic.answered(variant, body)
             yield event
     finally:
         variant.supervisor.cancel(generation)  # no-op unless the caller stopped early

@@ -102,6 +102,27 @@ class TokenizeRequest(BaseModel):
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
 
 
+class ShadowRequest(BaseModel):
+    """What of one variant's answers is run on another one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    source: str = Field(alias="from", description="the variant that answers")
+    target: str = Field(alias="to", description="the variant that is tried")
+    fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class TrafficRequest(BaseModel):
+    """The body of `PUT /models/{model}/traffic`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="shares of the requests that name only the model, by variant"
+    )
+    shadow: ShadowRequest | None = None
+
+
 class LoadRequest(BaseModel):
     """The body of `POST /models`."""
 

@@ -12,7 +12,8 @@ from server.messages import Finished, TokenReport
 from server.text.answer import Answer, AnswerToken
 from server.text.tokenization import TextCodec
 
-Mode = Literal["unary", "stream", "compare"]  # the label of nash_request_duration_seconds
+# The label of nash_request_duration_seconds; what runs in the shadow counts there nowhere.
+Mode = Literal["unary", "stream", "compare", "shadow"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
@@ -82,6 +82,7 @@ class Supervisor:
         """`files` are those of a version in the store, whose bytes every worker verifies as it loads them."""
         self.state = ModelState.LOADING
         self.ready: Ready | None = None  # what the current worker reported after loading; None until then
+        self.on_request: Callable[[], None] = lambda: None  # hears of what callers send
         self._ref = ref
         named = tuple((file.path, file.sha256, file.size) for file in files)
         self._load = Load(directory=str(directory), config=engine, files=named)
@@ -144,6 +145,8 @@ class Supervisor:
                 retry_after_s=self._pause_s + self._load_s,
             )
         self._admission.check(len(self._pending), len(generations))
+        if any(generation.mode != "shadow" for generation in generations):
+            self.on_request()
         loop = asyncio.get_running_loop()
         for generation in generations:
             generation.id = next(self._ids)
@@ -188,7 +191,8 @@ class Supervisor:
 
     def _fail(self, generation: Generation, error: ApiError) -> None:
         if self._pending.pop(generation.id, None) is not None:
-            self._metrics.ended(error.outcome)
+            if generation.mode != "shadow":
+                self._metrics.ended(error.outcome)
             generation.fail(error)
             self._after(generation)
 
@@ -242,13 +246,14 @@ class Supervisor:
     def _answer(self, generation: Generation, finished: Finished) -> None:
         self._pause_s = self._settings.restart_s  # the worker works
         self._admission.finished()
-        self._metrics.answered(
-            generation.mode,
-            time.monotonic() - generation.arrived_s,
-            finished.timings,
-            source=len(generation.source_ids),
-            generated=len(finished.tokens),
-        )
+        if generation.mode != "shadow":
+            self._metrics.answered(
+                generation.mode,
+                time.monotonic() - generation.arrived_s,
+                finished.timings,
+                source=len(generation.source_ids),
+                generated=len(finished.tokens),
+            )
         generation.finish(finished)
 
     def _become_ready(self, ready: Ready) -> None:

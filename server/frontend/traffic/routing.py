@@ -28,6 +28,15 @@ class Named(Protocol):
 V = TypeVar("V", bound=Named)
 
 
+def named_model(ref_text: str | None) -> str | None:
+    """The model that a text names without saying which variant; None if it says, or is not a REF."""
+    try:
+        ref = Ref.parse(ref_text or "")
+    except ModelStoreError:
+        return None
+    return ref.name if ref.variant is None else None
+
+
 def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     """The variant that a request's `model` names; without a model, the first one.
 

@@ -1,0 +1,1 @@
+"""Which variant of a model answers, and what others would have answered: weights, sticky callers, shadows."""

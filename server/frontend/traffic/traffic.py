@@ -1,0 +1,82 @@
+"""The traffic of all models of one server: which variant a request goes to, and what is run in its shadow."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from server.errors import InvalidInputError, NotServedError
+from server.frontend.metrics import Metrics
+from server.frontend.requests.request import TextRequest
+from server.frontend.traffic.routing import named_model, route
+from server.frontend.traffic.shadow import Shadow, ShadowFigures
+from server.frontend.traffic.weights import NO_PLAN, ShadowPlan, TrafficPlan
+from server.frontend.variant import Variant
+
+
+class Traffic:
+    """What operators have set, by model."""
+
+    def __init__(self, metrics: Metrics, variants: Callable[[], Sequence[Variant]]) -> None:
+        self._variants = variants
+        self._plans: dict[str, TrafficPlan] = {}
+        self.shadow = Shadow(metrics, variants)
+
+    def choose(self, ref: str | None, session: str | None) -> Variant:
+        """The variant for one request; `session` is what the caller gave to stay with one.
+
+        Raises:
+            InvalidInputError: `ref` is not a REF.
+            NotServedError: nothing of that name is loaded.
+        """
+        loaded = self._variants()
+        model = named_model(ref)
+        plan = NO_PLAN if model is None else self._plans.get(model, NO_PLAN)
+        chosen = plan.choose([each for each in loaded if each.model == model], session)
+        return route(ref, loaded) if chosen is None else chosen
+
+    def answered(self, variant: Variant, request: TextRequest) -> None:
+        """A variant has answered a request: perhaps it runs in the shadow too."""
+        plan = self._plans.get(variant.model, NO_PLAN).shadow
+        if plan is None or plan.source != variant.variant:
+            return
+        for target in self._variants():
+            if (target.model, target.variant) == (variant.model, plan.target):
+                self.shadow.offer(variant, target, request, plan)
+
+    def plan(self, model: str) -> TrafficPlan:
+        """What is set for a model.
+
+        Raises:
+            NotServedError: it is not loaded.
+        """
+        self._variants_of(model)
+        return self._plans.get(model, NO_PLAN)
+
+    def figures(self, model: str) -> ShadowFigures:
+        """What the shadow of a model has shown for its present target."""
+        plan = self._plans.get(model, NO_PLAN).shadow
+        return ShadowFigures() if plan is None else self.shadow.figures.get((model, plan.target), ShadowFigures())
+
+    def set(self, model: str, weights: Mapping[str, float], shadow: ShadowPlan | None) -> None:
+        """Divide a model's requests anew.
+
+        Raises:
+            NotServedError: the model is not loaded.
+            InvalidInputError: a variant is not loaded, or no weight is above 0 although there are some.
+        """
+        names = self._variants_of(model)
+        shadowed = () if shadow is None else (shadow.source, shadow.target)
+        for name in (*weights, *shadowed):
+            if name not in names:
+                raise InvalidInputError(f"variant {name!r} of {model} is not loaded: use one of {', '.join(names)}")
+        if weights and not any(weights.values()):
+            raise InvalidInputError("weights are all 0: give at least one above 0, or an empty object for none")
+        if shadow is not None and shadow.source == shadow.target:
+            raise InvalidInputError("shadow.to is the variant that answers: name another one")
+        if shadow is not None:
+            self.shadow.figures.pop((model, shadow.target), None)
+        self._plans[model] = TrafficPlan(weights=dict(weights), shadow=shadow)
+
+    def _variants_of(self, model: str) -> list[str]:
+        names = [variant.variant for variant in self._variants() if variant.model == model]
+        if not names:
+            raise NotServedError(f"model {model!r} is not loaded: GET /models lists what is")
+        return names
