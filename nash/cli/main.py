@@ -22,11 +22,19 @@ _COMMANDS = (
     "export",
     "bench",
     "serve",
+    "generate",
+    "admin",
+    "rollout",
     "info",
     "loadtest",
     "demo",
     "models",
 )
+
+_GROUPS = {
+    "models": "Publish, list, compare, move and remove stored models.",
+    "admin": "Load, unload and swap a running server's models, and divide its requests.",
+}
 
 
 def build(command: str | None = None) -> typer.Typer:
@@ -40,8 +48,8 @@ def build(command: str | None = None) -> typer.Typer:
     program.callback()(_options)
     for name in (command,) if command in _COMMANDS else _COMMANDS:
         module = importlib.import_module(f"nash.cli.{name}")
-        if name == "models":
-            program.add_typer(module.app, name=name, help="Publish, list, compare, move and remove stored models.")
+        if name in _GROUPS:
+            program.add_typer(module.app, name=name, help=_GROUPS[name])
         else:
             settings = module.PASS_EVERYTHING if name == "loadtest" else None
             program.command(name, context_settings=settings)(module.command)

@@ -1,0 +1,1 @@
+"""`nash generate`: answers to the rows of a file, without a server."""
