@@ -22,6 +22,7 @@ from server.api.routes.health import health_routes
 from server.api.routes.models import model_routes
 from server.api.routes.static_page import page_routes
 from server.api.routes.tokenize import tokenize_routes
+from server.api.routes.translate import translate_routes
 from server.frontend.requests.completion import CompletionRequest
 from server.frontend.requests.request import (
     CompareRequest,
@@ -31,6 +32,7 @@ from server.frontend.requests.request import (
     TokenizeRequest,
     TrafficRequest,
 )
+from server.frontend.requests.translation import TranslateRequest
 from server.frontend.service import Service
 from server.settings import Settings
 from server.version import project_version
@@ -42,6 +44,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/": TaskRequest,
     "/tokenize": TokenizeRequest,
     "/v1/completions": CompletionRequest,
+    "/translate": TranslateRequest,
     "/models": LoadRequest,
     "/models/{model}/traffic": TrafficRequest,
     "/models/{ref}": TaskRequest,
@@ -69,11 +72,12 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
         finally:
             await asyncio.shield(service.stop())
 
+    keys = KeyRing(service.settings.api_keys) if service.settings.api_keys else None
     app = FastAPI(
         title="nash",
         version=project_version(),
         lifespan=lifespan,
-        middleware=_middleware(service),
+        middleware=_middleware(service, keys),
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
     )
@@ -82,6 +86,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     app.include_router(compare_routes(service))
     app.include_router(completion_routes(service))
     app.include_router(tokenize_routes(service))
+    app.include_router(translate_routes(service, keys))
     app.include_router(model_routes(service))
     app.include_router(control_routes(service))
     app.include_router(health_routes(service))
@@ -90,7 +95,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     return app
 
 
-def _middleware(service: Service) -> list[Middleware]:
+def _middleware(service: Service, keys: KeyRing | None) -> list[Middleware]:
     """In the order in which a request passes through them."""
     settings = service.settings
     same_site = settings.is_loopback and not settings.allow_unauthenticated
@@ -98,7 +103,7 @@ def _middleware(service: Service) -> list[Middleware]:
         Middleware(RequestId),
         Middleware(HeadAsGet),
         Middleware(SameSite, host=settings.host) if same_site else None,
-        Middleware(KeyCheck, keys=KeyRing(settings.api_keys)) if settings.api_keys else None,
+        Middleware(KeyCheck, keys=keys) if keys else None,
         Middleware(OpenRequests, service=service),
         Middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_bytes_together=settings.max_bodies_bytes),
     ]

@@ -150,7 +150,9 @@ class Variant:
         task, truncate = request.task, request.generation.truncate
         if truncate is None and task is not None and task.truncates:
             truncate = most
-        language = self._language(None if task is None else task.src_lang, "src_lang")
+        language = request.source_language
+        if language is None:
+            language = self._language(None if task is None else task.src_lang, "src_lang")
         return await self.codec.encode(
             request.texts, fields=request.fields, limit_tokens=most, truncate=truncate, language=language
         )

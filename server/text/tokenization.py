@@ -1,6 +1,7 @@
 """Text to tokens and back, using only `tokenizers`: the API process does not load torch."""
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -14,6 +15,7 @@ from tokenizers.decoders import DecodeStream
 
 from model_store.model.model import MARKS
 from server.errors import InvalidInputError, StartError
+from server.text.languages import Languages
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are the engine's
 
@@ -37,7 +39,8 @@ def most_characters(limit_tokens: int) -> int:
 class TextCodec:
     """One model's tokenizer: sources in, generated tokens out."""
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos_id: int, pair: tuple[str, str] | None = None) -> None:
+        """`pair`: the languages of a model that translates from one to one other."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -45,6 +48,7 @@ class TextCodec:
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special) | {eos_id}
         self._languages = {str(token.content): i for i, token in added.items() if _LANGUAGE.fullmatch(token.content)}
+        self.languages = Languages.of(self._languages, pair)
         vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
         self._byte_ids = frozenset(i for piece, i in vocabulary.items() if _BYTE_PIECE.fullmatch(piece))
 
@@ -59,7 +63,7 @@ class TextCodec:
         if not path.is_file():
             raise StartError(f"{path} is missing: save the model with a fast tokenizer (save_pretrained writes it)")
         try:
-            return cls(Tokenizer.from_file(str(path)), eos_id)
+            return cls(Tokenizer.from_file(str(path)), eos_id, _pair(directory / "tokenizer_config.json"))
         except Exception as error:
             raise StartError(f"{path} is not a tokenizer: {error}") from error
 
@@ -230,6 +234,16 @@ class TextCodec:
         for token in prefix:
             stream.push(token)
         return stream
+
+
+def _pair(path: Path) -> tuple[str, str] | None:
+    """The languages that a Marian's tokenizer names."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        source, target = config.get("source_lang"), config.get("target_lang")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return (source, target) if isinstance(source, str) and isinstance(target, str) and source and target else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,15 @@ from server.errors import (
 )
 
 OPENAI_PREFIX = "/v1/"
+TRANSLATE_PATHS = ("/translate", "/languages")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _FIELD = re.compile(r"([a-z_]+)[\[. ]")  # what our messages begin with if they are about a field
 
 
 def error_document(error: ApiError, path: str = "") -> dict[str, Any]:
     """The error as callers of a path read it, in a body or as an event of a stream."""
+    if path in TRANSLATE_PATHS:
+        return {"error": str(error)}
     if not path.startswith(OPENAI_PREFIX):
         return {"error": str(error), "error_type": error.error_type}
     field = _FIELD.match(str(error))
@@ -48,8 +51,8 @@ def error_response(error: ApiError, path: str = "") -> Response:
     if isinstance(error, BodyTooLargeError):
         headers["connection"] = "close"  # otherwise the client could go on sending a body that nobody reads
     status = error.status
-    if path.startswith(OPENAI_PREFIX) and status == InvalidInputError.status:
-        status = 400  # as OpenAI's clients expect
+    if (path.startswith(OPENAI_PREFIX) or path in TRANSLATE_PATHS) and status == InvalidInputError.status:
+        status = 400  # as these clients expect
     return AsciiJsonResponse(error_document(error, path), status_code=status, headers=headers)
 
 

@@ -67,6 +67,11 @@ class TextRequest(BaseModel):
         """The tokens of the sources, from callers who send those instead of texts."""
         return None
 
+    @property
+    def source_language(self) -> int | None:
+        """The token of the sources' language, where the body does not name it by `src_lang`."""
+        return None
+
     def where(self, engine_name: str) -> str:
         """The name of an engine parameter in error messages."""
         return f"parameters.{self.generation.name_of(engine_name)}"

@@ -1,0 +1,128 @@
+"""`POST /translate` and `GET /languages`: what clients of LibreTranslate call."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.api.http.body import parse_body
+from server.api.http.disconnect import unless_gone
+from server.api.http.json_response import AsciiJsonResponse
+from server.api.http.keys import KeyRing, Scope
+from server.errors import InvalidInputError
+from server.frontend.requests.translation import TranslateRequest, form_fields, translation
+from server.frontend.service import Service
+from server.frontend.variant import Variant
+from server.text.languages import language_name
+from server.text.markup import Markup
+
+_FORM = "application/x-www-form-urlencoded"
+
+
+def translate_routes(service: Service, keys: KeyRing | None) -> APIRouter:
+    """LibreTranslate's routes over one service. `keys`: their `api_key` in a body counts as a bearer key."""
+    router = APIRouter()
+
+    @router.post("/translate")
+    async def translate(request: Request) -> Response:
+        """Translate a text or a list of texts, with tags kept if `format` is html."""
+        body = await _read(request)
+        if keys is not None:
+            bearer = f"Bearer {body.api_key}" if body.api_key else request.headers.get("authorization")
+            keys.check(bearer, Scope.INFER)
+        most = service.settings.max_batch_items
+        if len(body.texts) > most:
+            raise InvalidInputError(f"q has {len(body.texts)} texts, but a request takes at most {most}")
+        variant = _variant(request, service, body)
+        return AsciiJsonResponse(await unless_gone(request, _translated(variant, body)))
+
+    @router.get("/languages")
+    async def languages() -> Response:
+        """What can be translated to what, by any loaded model."""
+        targets: dict[str, set[str]] = {}
+        for variant in service.variants:
+            for source, others in variant.codec.languages.targets.items():
+                targets.setdefault(source, set()).update(others)
+        return AsciiJsonResponse(
+            [
+                {"code": code, "name": language_name(code), "targets": sorted(others)}
+                for code, others in sorted(targets.items())
+            ]
+        )
+
+    return router
+
+
+async def _read(request: Request) -> TranslateRequest:
+    content, kind = await request.body(), request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == _FORM:
+        content = json.dumps(form_fields(content)).encode("ascii")
+    elif kind.startswith("multipart/"):
+        raise InvalidInputError(
+            "the body is a multipart form: send JSON, or a form as application/x-www-form-urlencoded"
+        )
+    return parse_body(TranslateRequest, content)
+
+
+def _variant(request: Request, service: Service, body: TranslateRequest) -> Variant:
+    """The first family that translates so; within it, as its traffic is divided."""
+    able = [each for each in service.variants if each.codec.languages.translates(body.source, body.target)]
+    if not able:
+        known = sorted({code for each in service.variants for code in each.codec.languages.targets})
+        hint = (
+            f"the sources are {', '.join(known[:20])}; GET /languages says more" if known else "no model has languages"
+        )
+        if body.source == "auto":
+            raise InvalidInputError(f"source is 'auto', and no language is detected here: name it ({hint})")
+        raise InvalidInputError(f"{body.source!r:.40} cannot be translated to {body.target!r:.40}: {hint}")
+    chosen = service.traffic.choose(able[0].model, request.headers.get("x-session-id"))
+    return chosen if chosen in able else able[0]
+
+
+async def _translated(variant: Variant, body: TranslateRequest) -> dict[str, Any]:
+    marked = [Markup(text) for text in body.texts] if body.format == "html" else None
+    if marked is None:
+        texts = list(zip(body.fields, body.texts, strict=True))
+    else:
+        texts = [(field, text) for field, each in zip(body.fields, marked, strict=True) for text in each.texts]
+    found = await _answers(variant, texts, body)
+    if marked is None:
+        whole = found
+    else:  # each text's pieces together again, for the best answer and for each further one
+        whole, rest = [], iter(found)
+        for each in marked:
+            pieces = [next(rest) for _ in each.texts]
+            ranks = range(1 + body.alternatives)
+            whole.append([each.with_texts([piece[min(rank, len(piece) - 1)] for piece in pieces]) for rank in ranks])
+    document: dict[str, Any] = {"translatedText": [best for best, *_ in whole]}
+    if body.alternatives:
+        document["alternatives"] = [list(dict.fromkeys(others)) for _, *others in whole]
+    return document if isinstance(body.q, list) else {name: values[0] for name, values in document.items()}
+
+
+async def _answers(variant: Variant, texts: Sequence[tuple[str, str]], body: TranslateRequest) -> list[list[str]]:
+    """For each text, which stands behind its field's name, its translations, best first.
+
+    White space is what it is in every language.
+    """
+    spoken = [i for i, (_, text) in enumerate(texts) if text.strip()]
+    found = [[text] * (1 + body.alternatives) for _, text in texts]
+    if not spoken:
+        return found
+    tokens = variant.codec.languages.tokens
+    parameters: dict[str, Any] = {}
+    if body.alternatives:
+        count = 1 + body.alternatives
+        parameters = {"num_beams": max(count, 4), "num_return_sequences": count, "do_sample": False}
+    fields, sources = zip(*(texts[i] for i in spoken), strict=True)
+    asked = translation(list(sources), list(fields), parameters, tokens.get(body.source), tokens.get(body.target))
+    generations = await variant.admit(asked, "unary")
+    try:
+        for i, generation in zip(spoken, generations, strict=True):
+            finished = await generation.result()
+            found[i] = [answer.text for answer in generation.answers(finished, by_token=False)]
+    finally:
+        variant.cancel(generations)
+    return found

@@ -1,0 +1,39 @@
+"""Translate what stands between the tags of an HTML text, and leave the tags as they are."""
+
+import html
+import re
+from collections.abc import Sequence
+
+_TAG = re.compile(r"(<!--.*?-->|<[^>]*>)", re.DOTALL)
+_OPENING = re.compile(r"<\s*([a-zA-Z0-9]+)")
+_CLOSING = re.compile(r"<\s*/\s*([a-zA-Z0-9]+)")
+_LEFT = frozenset({"script", "style", "code"})  # what stands in these is no text
+_SPACES = re.compile(r"(\s*)(.*?)(\s*)", re.DOTALL)
+
+
+class Markup:
+    """One HTML text, taken apart."""
+
+    def __init__(self, text: str) -> None:
+        self._parts = _TAG.split(text)
+        self._places: list[int] = []
+        self.texts: list[str] = []  # between the tags, without the spaces around them and with entities resolved
+        left: str | None = None
+        for i, part in enumerate(self._parts):
+            if i % 2:
+                if left is None and (match := _OPENING.match(part)) and match[1].lower() in _LEFT:
+                    left = match[1].lower()
+                elif left is not None and (match := _CLOSING.match(part)) and match[1].lower() == left:
+                    left = None
+            elif left is None and part.strip():
+                self._places.append(i)
+                self.texts.append(html.unescape(part.strip()))
+
+    def with_texts(self, texts: Sequence[str]) -> str:
+        """The whole again, with these in the places of its texts."""
+        parts = list(self._parts)
+        for i, text in zip(self._places, texts, strict=True):
+            match = _SPACES.fullmatch(parts[i])
+            assert match is not None, "every text is spaces, a middle and spaces"
+            parts[i] = f"{match[1]}{html.escape(text, quote=False)}{match[3]}"
+        return "".join(parts)
