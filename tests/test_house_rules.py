@@ -25,7 +25,7 @@ ALLOWED = {
     "server.frontend": {
         *("server.frontend", "server.text", "server.messages", "server.settings", "server.errors", "model_store"),
         *("server.engine.interface", "server.engine.errors"),
-        *("server.engine.capabilities", "server.engine.dtype_choice"),
+        *("server.engine.capabilities", "server.engine.dtype_choice", "server.engine.machine.host_memory"),
     },
     "server": {"server", "model_store"},
     "nash": {"nash", "model_store", "server.engine"},

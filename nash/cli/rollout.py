@@ -11,7 +11,7 @@ from nash.cli.admin import DEFAULT_SERVER, KeyOption, ServerOption
 from nash.cli.output import JsonOption, print_json, progress_console, result_console
 from nash.errors import RequestError
 from nash.remote.server import RemoteServer
-from nash.rollout.rollout import Plan, Rollout
+from nash.rollout.rollout import Rollout, RolloutPlan
 from nash.rollout.slo import Slo
 
 
@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Move a model's requests to another variant; roll back by itself if a bound is broken. Exit code 1 then."""
     bounds = Slo() if slo is None else Slo.read(slo)
-    plan = Plan(
+    plan = RolloutPlan(
         model=name,
         source=source,
         target=target,

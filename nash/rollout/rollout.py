@@ -14,7 +14,7 @@ _LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RolloutPlan:
     """What is to be done. `steps` are the new variant's shares in percent, ascending."""
 
     model: str
@@ -29,7 +29,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class RolloutStep:
     """One step, as it went. `why` names the bound that was broken, or what did not come; None: it went well."""
 
     percent: float
@@ -48,13 +48,13 @@ class Step:
 class Rollout:
     """One rollout on one server."""
 
-    def __init__(self, server: RemoteServer, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, server: RemoteServer, plan: RolloutPlan, say: Callable[[str], None]) -> None:
         self._server = server
         self._plan = plan
         self._say = say
         self._path = f"/models/{in_path(plan.model)}/traffic"
 
-    def run(self) -> list[Step]:
+    def run(self) -> list[RolloutStep]:
         """Go through the steps. If one fails it is the last one of the list, and the traffic is as it was before.
 
         Whatever ends it early, an interrupt included, puts the traffic back.
@@ -63,7 +63,7 @@ class Rollout:
             NashError: the server refuses, or cannot be reached.
         """
         before = self._server.call("GET", self._path)
-        done: list[Step] = []
+        done: list[RolloutStep] = []
         try:
             for percent in self._plan.steps:
                 done.append(self._step(percent))
@@ -77,7 +77,7 @@ class Rollout:
             self._say(f"rolled back: {done[-1].why}")
         return done
 
-    def _step(self, percent: float) -> Step:
+    def _step(self, percent: float) -> RolloutStep:
         plan = self._plan
         self._set(percent)
         began, first = time.monotonic(), self._server.metrics()
@@ -98,11 +98,11 @@ class Rollout:
     def _judges_pairs(self) -> bool:
         return self._plan.slo.min_speedup is not None or self._plan.slo.min_agreement is not None
 
-    def _look(self, percent: float, first: Any, seconds: float) -> Step:
+    def _look(self, percent: float, first: Any, seconds: float) -> RolloutStep:
         plan = self._plan
         seen = self._server.call("GET", self._path)["seen"] or {"pairs": 0, "agreement": {}, "speedup": None}
         pairs, alike = seen["pairs"], seen["agreement"]
-        step = Step(
+        step = RolloutStep(
             percent=percent,
             seconds=seconds,
             window=window(first, self._server.metrics(), plan.model, plan.target),
@@ -113,7 +113,7 @@ class Rollout:
         )
         return _with_reason(step, self._broken(step))
 
-    def _broken(self, step: Step) -> str | None:
+    def _broken(self, step: RolloutStep) -> str | None:
         """The bound that a step breaks, once there is enough to judge by."""
         slo, least = self._plan.slo, self._plan.requests
         requests = step.window.answered + step.window.failed
@@ -142,5 +142,5 @@ class Rollout:
             raise NashError(f"the traffic could not be put back ({error}): `nash admin traffic` sets it") from error
 
 
-def _with_reason(step: Step, why: str | None) -> Step:
-    return Step(**{**vars(step), "why": why})
+def _with_reason(step: RolloutStep, why: str | None) -> RolloutStep:
+    return RolloutStep(**{**vars(step), "why": why})
