@@ -147,6 +147,8 @@ class Settings:
     max_body_bytes: int = _option(1024 * 1024, _count, "longest request body")
     max_bodies_bytes: int = _option(64 * 1024 * 1024, _count, "most bytes of bodies that are still arriving, together")
     max_batch_items: int = _option(64, _count, "most texts in one request")
+    max_reported_tokens: int = _option(20_000, _count, "most tokens that the details of an answer could have")
+    max_pieces: int = _option(256, _count, "most pieces that the texts of one request are split into")
     max_queue: int = _option(256, _count_or_zero, "most generations of a variant that wait for a slot")
     queue_s: float = _option(30.0, _seconds, "longest time that a generation waits for a slot")
     total_s: float = _option(120.0, _seconds, "longest time that a request takes in all")

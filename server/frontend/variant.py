@@ -18,9 +18,9 @@ from server.frontend.resolution import ResolvedVariant
 from server.frontend.room import needed_bytes
 from server.frontend.workers.generation import Generation, Mode
 from server.frontend.workers.supervisor import Supervisor
-from server.messages import Ready
+from server.messages import Finished, Ready
 from server.settings import Settings
-from server.text.tokenization import TextCodec
+from server.text.tokenization import EncodedText, TextCodec
 
 _LOOK_S, _QUIET_LOOKS = 0.05, 4
 
@@ -46,6 +46,7 @@ class Variant:
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.baseline = baseline
         self.metrics = VariantMetrics(metrics, self.model, self.variant)
+        self._most_reported = settings.max_reported_tokens
         self._entering = 0  # requests that are being admitted
         version = resolved.found.version
         self._holding = ExitStack()
@@ -59,6 +60,17 @@ class Variant:
             self.metrics,
             files=() if version is None else version.manifest.files,
         )
+
+    async def results(self, generations: Sequence[Generation]) -> list[Finished]:
+        """Wait for all. If one fails or the caller is cancelled, the others are cancelled.
+
+        Raises:
+            ApiError: one failed.
+        """
+        try:
+            return [await generation.result() for generation in generations]
+        finally:
+            self.cancel(generations)
 
     def cancel(self, generations: Sequence[Generation]) -> None:
         """Stop generations that nobody waits for any more; those that have ended are left alone."""
@@ -122,17 +134,19 @@ class Variant:
                 raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
             given = {"logprobs": logprobs} if seed is None else {"logprobs": logprobs, "seed": seed}
             parameters = await self._parameters(request, given, ready)
+            _check_reported(parameters, request, streamed=streamed, most=self._most_reported)
             generations = [
                 Generation(
-                    source_ids,
+                    source.ids,
                     with_seed(parameters),  # a fresh seed for each if none was given
                     self.codec,
                     mode=mode,
                     arrived_s=time.monotonic() if arrived_s is None else arrived_s,
                     stops=request.generation.stop or (),
                     streamed=streamed,
+                    truncated=source.truncated,
                 )
-                for source_ids in await self._sources(request, ready.limits.max_source_tokens)
+                for source in await self._sources(request, ready.limits.max_source_tokens)
             ]
             self.supervisor.accept(generations)
         except ApiError as error:
@@ -143,10 +157,10 @@ class Variant:
             self._entering -= 1
         return generations
 
-    async def _sources(self, request: TextRequest, most: int) -> list[list[int]]:
+    async def _sources(self, request: TextRequest, most: int) -> list[EncodedText]:
         """The source tokens of each text."""
         if request.source_ids is not None:
-            return self._checked_ids(request.source_ids, request.fields, most)
+            return [EncodedText(ids=ids) for ids in self._checked_ids(request.source_ids, request.fields, most)]
         task, truncate = request.task, request.generation.truncate
         if truncate is None and task is not None and task.truncates:
             truncate = most
@@ -207,6 +221,20 @@ class Variant:
         except BadParameterError as error:
             raise InvalidInputError(f"{request.where(error.name)} {error.problem}") from error
         return parameters
+
+
+def _check_reported(parameters: GenerationParameters, request: TextRequest, *, streamed: bool, most: int) -> None:
+    """Refuse an answer that would be many megabytes, of which other callers would have to wait for the encoding.
+
+    Raises:
+        InvalidInputError: it could report more than `most` tokens.
+    """
+    each = parameters.num_return_sequences * parameters.max_new_tokens * (1 + parameters.top_n_tokens)
+    if parameters.logprobs and not streamed and len(request.texts) * each > most:
+        raise InvalidInputError(
+            f"the details could have {len(request.texts) * each} tokens, but an answer reports at most {most}: ask for "
+            "fewer texts, sequences, tokens or top_n_tokens, or for no details"
+        )
 
 
 def _description(resolved: ResolvedVariant, baseline: bool) -> ModelDescription:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -16,6 +17,7 @@ from tokenizers.decoders import DecodeStream
 from model_store.model.model import MARKS
 from server.errors import InvalidInputError, StartError
 from server.text.languages import Languages
+from server.text.splitting import TextPiece, fitting, sentences, windows
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are the engine's
 
@@ -23,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the other cores are 
 _SHORT_CHARACTERS = 1024
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")  # a flood of long texts waits for these
 
+_WINDOW_CHARACTERS_PER_TOKEN = 8  # read for one window of a text that is split
 _MOST_CHARACTERS_PER_TOKEN = 32  # white space and rare scripts aside, a token has four to six
 _LEAST_CHARACTERS = 4096
 
@@ -34,6 +37,9 @@ _NAMED_LANGUAGES = 8  # how many an error message lists
 def most_characters(limit_tokens: int) -> int:
     """How many characters are read for so many tokens. Without a bound, a long text would be tokenized in vain."""
     return max(_LEAST_CHARACTERS, _MOST_CHARACTERS_PER_TOKEN * limit_tokens)
+
+
+Split = Literal["sentences", "windows"]
 
 
 class TextCodec:
@@ -75,7 +81,7 @@ class TextCodec:
         limit_tokens: int,
         truncate: int | None,
         language: int | None = None,
-    ) -> list[list[int]]:
+    ) -> list["EncodedText"]:
         """The source tokens of each text, with the tokenizer's special tokens around it and an end token.
 
         Args:
@@ -106,12 +112,13 @@ class TextCodec:
             if language is not None:
                 source = source.in_language(language, self._languages.values())
             ids = source.whole(truncate)
+            cut = len(source.whole(None)) - len(ids)
             if len(ids) > limit_tokens:
                 raise InvalidInputError(
                     f"{where} has {len(ids)} tokens, but the model takes at most {limit_tokens}: "
                     f'shorten it, or set "truncate": {limit_tokens} to use its beginning'
                 )
-            sources.append(ids)
+            sources.append(EncodedText(ids=ids, truncated=cut))
         return sources
 
     async def pieces(self, texts: Sequence[str], *, fields: Sequence[str], limit_tokens: int) -> list[list["Piece"]]:
@@ -134,6 +141,35 @@ class TextCodec:
                 pieces.append(Piece(id=token, text=shown, start=start, stop=stop))
             found.append(pieces)
         return found
+
+    async def split(self, text: str, how: Split, limit_tokens: int) -> list[TextPiece]:
+        """A text in pieces that the model takes: its sentences, or windows as long as fit; in another thread."""
+        room = partial(self._room, limit_tokens=limit_tokens)
+
+        def work() -> list[TextPiece]:
+            return windows(text, room) if how == "windows" else list(fitting(sentences(text), room))
+
+        if len(text) <= _SHORT_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(_threads, work)
+
+    def _room(self, text: str, limit_tokens: int) -> int:
+        """How many characters of the beginning of a text have at most so many tokens, with those around them."""
+        stop = min(len(text), _WINDOW_CHARACTERS_PER_TOKEN * limit_tokens)
+        while stop > 0:
+            [encoding] = self._tokenizer.encode_batch([text[:stop]])
+            source = self._parts(encoding)
+            over = len(source.whole(None)) - limit_tokens
+            if over <= 0:
+                return stop
+            body = [
+                end
+                for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+                if not special
+            ]
+            kept = body[: max(0, len(body) - over)]
+            stop = min(stop - 1, kept[-1] if kept else 0)
+        return 0
 
     async def _encodings(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoding]:
         """Only `encode_batch` lets other threads run meanwhile."""
@@ -234,6 +270,14 @@ class TextCodec:
         for token in prefix:
             stream.push(token)
         return stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """A source's tokens, and how many of those read were cut from its end."""
+
+    ids: list[int]
+    truncated: int = 0
 
 
 def _pair(path: Path) -> tuple[str, str] | None:

@@ -83,7 +83,7 @@ def encoded(
     [ids] = asyncio.run(
         codec.encode([text], fields=[where], limit_tokens=limit_tokens, truncate=truncate, language=language)
     )
-    return ids
+    return ids.ids
 
 
 def encode(text: str, *, limit: int = 10, truncate: int | None = None) -> list[int]:

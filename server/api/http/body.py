@@ -93,6 +93,8 @@ async def read_comparison(request: Request, service: Service) -> tuple[CompareRe
     """
     with _counting(service):
         body = parse_body(CompareRequest, await request.body())
+        if body.generation.split not in (None, "none"):
+            raise InvalidInputError("parameters.split is not available in comparisons: leave it out")
         if body.models is None:
             return body, family_of_first(service.variants)
         return body, list(dict.fromkeys(route(ref, service.variants) for ref in body.models))

@@ -33,6 +33,8 @@ def answer_document(variant: Variant, generation: Generation, finished: Finished
         **names_document(variant),
         "timings": timings_document(finished.timings),
     }
+    if generation.truncated:
+        document["truncated_tokens"] = generation.truncated
     if generation.several:
         document["sequences"] = sequence_documents([best, *others])
     if details:
@@ -77,6 +79,7 @@ def timing_headers(generations: Sequence[Generation], finished: Sequence[Finishe
     queue_ms = max(each.timings.queue_ms for each in finished)
     inference_ms = max(each.timings.total_ms - each.timings.queue_ms for each in finished)
     generated = sum(len(each.tokens) for each in finished)
+    truncated = sum(each.truncated for each in generations)
     return {
         "x-total-time": str(round(total_ms)),
         "x-queue-time": str(round(queue_ms)),
@@ -84,4 +87,5 @@ def timing_headers(generations: Sequence[Generation], finished: Sequence[Finishe
         "x-time-per-token": str(round(inference_ms / generated)),
         "x-prompt-tokens": str(sum(len(each.source_ids) for each in generations)),
         "x-generated-tokens": str(generated),
+        **({"x-truncated-tokens": str(truncated)} if truncated else {}),
     }

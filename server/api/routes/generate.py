@@ -1,6 +1,6 @@
 """`POST /generate`, `/generate_stream` and `/`: text in, text out, in the formats of text-generation-inference."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,12 +19,11 @@ from server.api.routes.documents import (
     timings_document,
     token_document,
 )
+from server.api.routes.split import split_answers
 from server.errors import InvalidInputError
 from server.frontend.requests.request import GenerateRequest, TaskRequest
 from server.frontend.service import Service
 from server.frontend.variant import Variant
-from server.frontend.workers.generation import Generation
-from server.messages import Finished
 
 
 def generate_routes(service: Service) -> APIRouter:
@@ -73,9 +72,11 @@ async def _answers(
     service: Service, variant: Variant, body: GenerateRequest, arrived_s: float
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The answer to each text, and the headers for all of them."""
+    if body.generation.split not in (None, "none"):
+        return await split_answers(service, variant, body, arrived_s)
     details = bool(body.generation.details)
     generations = await variant.admit(body, "unary", arrived_s=arrived_s, logprobs=details)
-    finished = await _results(variant, generations)
+    finished = await variant.results(generations)
     service.traffic.answered(variant, body)
     documents = [
         answer_document(variant, generation, each, details=details)
@@ -84,18 +85,13 @@ async def _answers(
     return documents, timing_headers(generations, finished)
 
 
-async def _results(variant: Variant, generations: Sequence[Generation]) -> list[Finished]:
-    """Wait for all. If one fails or the caller is cancelled, the others are cancelled."""
-    try:
-        return [await generation.result() for generation in generations]
-    finally:
-        variant.cancel(generations)
-
-
 def _stream(service: Service, variant: Variant, body: GenerateRequest, arrived_s: float) -> Response:
     if isinstance(body.inputs, list):
         variant.metrics.ended("client_error", len(body.inputs))
         raise InvalidInputError("inputs is a list, which cannot stream: send one text, or leave stream out")
+    if body.generation.split not in (None, "none"):
+        variant.metrics.ended("client_error")
+        raise InvalidInputError("parameters.split cannot stream: leave one of the two out")
     return EventStreamResponse(_events(service, variant, body, arrived_s), keep_alive_s=service.settings.keep_alive_s)
 
 
@@ -120,6 +116,8 @@ async def _events(
                 finished = await generation.result()
                 answers = generation.answers(finished, by_token=False)
                 event["generated_text"] = answers[0].text
+                if generation.truncated:
+                    event["truncated_tokens"] = generation.truncated
                 event["details"] = details_document(generation, answers[0])
                 event |= {**names_document(variant), "timings": timings_document(finished.timings)}
                 if generation.several:

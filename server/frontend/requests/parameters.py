@@ -112,6 +112,9 @@ class RequestParameters(_EngineParameters):
     decoder_input_text: str | None = Field(
         default=None, description="the answer continues this text and does not repeat it"
     )
+    split: Literal["none", "sentences", "windows"] | None = Field(
+        default=None, description="divide a text, answer each piece alone, and join the answers; pieces tells them"
+    )
     details: bool | None = Field(
         default=None, description="also return tokens, log-probabilities, the seed and the finish reason"
     )

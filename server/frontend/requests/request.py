@@ -82,6 +82,17 @@ class TextRequest(BaseModel):
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
 
 
+class PieceRequest(TextRequest):
+    """Pieces of texts, each named after the field that its text stands in."""
+
+    named: list[str]
+
+    @property
+    def fields(self) -> list[str]:
+        """The name of each piece in error messages."""
+        return self.named
+
+
 class GenerateRequest(TextRequest):
     """The body of `/generate` and `/generate_stream`."""
 

@@ -41,6 +41,7 @@ class Generation:
         arrived_s: float,
         stops: Sequence[str] = (),
         streamed: bool = False,
+        truncated: int = 0,
     ) -> None:
         """A generation that has not been accepted yet.
 
@@ -49,7 +50,9 @@ class Generation:
             arrived_s: time.monotonic(); all times that callers or operators see count from here.
             stops: an answer ends before the first of these strings.
             streamed: whether the caller reads the tokens as they are made.
+            truncated: how many tokens were cut from the source's end.
         """
+        self.truncated = truncated
         self.source_ids = source_ids
         self.parameters = parameters
         self.mode = mode

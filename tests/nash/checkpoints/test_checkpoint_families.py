@@ -75,7 +75,7 @@ def served(folder: Path) -> list[Answer]:
     codec, answers = TextCodec.load(folder, model.spec.eos_id), []
     for text in TEXTS:
         [source] = asyncio.run(codec.encode([text], fields=["text"], limit_tokens=64, truncate=None))
-        [answer] = engine.generate([source], engine.defaults.resolve({}))
+        [answer] = engine.generate([source.ids], engine.defaults.resolve({}))
         tokens, stream = [token for token in answer.tokens if token != model.spec.eos_id], codec.stream()
         assert "".join([*map(stream.push, tokens[:-1]), stream.finish(tokens[-1])]) == codec.decode(tokens)
         answers.append((tokens, codec.decode(tokens)))
