@@ -154,6 +154,9 @@ class Settings:
     total_s: float = _option(120.0, _seconds, "longest time that a request takes in all")
     keep_alive_s: float = _option(10.0, _pause, "silence in a stream after which a comment is sent")
     drain_s: float = _option(2.5, _seconds, "time that running requests get to finish when the server is stopped")
+    cache_bytes: int = _option(
+        0, _count_or_zero, "memory of each variant for answers that equal requests get again; 0: none is kept"
+    )
     memory_bytes: int = _option(0, _count_or_zero, "most memory of all models together; 0: what the machine has")
     follow_s: float = _option(0.0, _seconds, "time between looks at the aliases, to serve what they name now; 0: never")
     watchdog_s: float = _option(30.0, _pause, "time in which a worker must answer between two steps, or it is ended")

@@ -52,7 +52,7 @@ class GenerateClient:
             concurrency=concurrency,
             connection_timeout=TIMEOUT_S,
             network_timeout=TIMEOUT_S,
-            headers={"Content-Type": "application/json", **headers},
+            headers={"Content-Type": "application/json", "Cache-Control": "no-cache", **headers},
         )
 
     def generate(self, ref: str, source: str) -> Reply:

@@ -88,6 +88,9 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens through the engine", "direction")
         self.graph_steps = self._counter("graph_steps", "Decode steps, by whether a graph replayed them", "path")
         self.restarts = self._counter("worker_restarts", "Workers that died and were started again")
+        self.cache_requests = self._counter(
+            "cache_requests", "Requests that looked for an earlier answer", "kind", "outcome"
+        )
         self.quarantined = self._counter("quarantined", "Generations that killed the worker that ran them alone")
         self.watchdog_kills = self._counter("watchdog_kills", "Workers that hung and were ended")
         self.shadow_requests = self._counter("shadow_requests", "Pairs run in the shadow, by agreement", "agreement")
@@ -205,6 +208,10 @@ class VariantMetrics:
         self._waiting.set(0)
         for ratio in self._cache_used.values():
             ratio.set(0.0)
+
+    def looked_up(self, outcome: str) -> None:
+        """Count a request that looked for an earlier answer: "hit", "miss", or "joined" to one that was running."""
+        self._metrics.cache_requests.labels(*self._own, "answer", outcome).inc()
 
     def quarantined(self) -> None:
         """Count a generation that killed the worker that ran it alone."""

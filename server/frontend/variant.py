@@ -12,6 +12,7 @@ from server.engine.interface.generation_config import with_seed
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.validation import check_parameters
 from server.errors import ApiError, InvalidInputError, UnavailableError
+from server.frontend.answer_cache import AnswerCache
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.requests.request import TextRequest
 from server.frontend.resolution import ResolvedVariant
@@ -60,6 +61,7 @@ class Variant:
             self.metrics,
             files=() if version is None else version.manifest.files,
         )
+        self._cache = AnswerCache(settings.cache_bytes, self.metrics, self._run)
 
     async def results(self, generations: Sequence[Generation]) -> list[Finished]:
         """Wait for all. If one fails or the caller is cancelled, the others are cancelled.
@@ -76,6 +78,11 @@ class Variant:
         """Stop generations that nobody waits for any more; those that have ended are left alone."""
         for generation in generations:
             self.supervisor.cancel(generation)
+            if self._cache.on:
+                self._cache.leave(generation)
+
+    def _run(self, generation: Generation) -> None:
+        self.supervisor.accept([generation])
 
     def describe(self) -> None:
         """Let the metrics say which version is served under these names."""
@@ -113,6 +120,7 @@ class Variant:
         logprobs: bool = False,
         streamed: bool = False,
         seed: int | None = None,
+        reuse: bool = False,
     ) -> list[Generation]:
         """Tokenize every text and accept all of them, or none; refusals are counted.
 
@@ -121,6 +129,7 @@ class Variant:
             logprobs: whether to report tokens with log-probabilities, and the top alternatives if requested.
             streamed: whether the caller reads the tokens as they are made.
             seed: replaces the request's own.
+            reuse: whether the answer of an earlier, equal request may be given.
 
         Raises:
             InvalidInputError: a text or a parameter is outside what the model accepts.
@@ -148,7 +157,7 @@ class Variant:
                 )
                 for source in await self._sources(request, ready.limits.max_source_tokens)
             ]
-            self.supervisor.accept(generations)
+            self._accept(generations, parameters, reuse=reuse)
         except ApiError as error:
             if mode != "shadow":
                 self.metrics.ended(error.outcome, len(request.texts))
@@ -156,6 +165,23 @@ class Variant:
         finally:
             self._entering -= 1
         return generations
+
+    def _accept(self, generations: Sequence[Generation], parameters: GenerationParameters, *, reuse: bool) -> None:
+        """Run those that are not answered by earlier ones; all, or none."""
+        if not (reuse and self._cache.on):
+            self.supervisor.accept(generations)
+            return
+        keys = [(generation, self._cache.key(generation, parameters)) for generation in generations]
+        new = [(each, key) for each, key in keys if key is None or not self._cache.answered(each, key)]
+        try:
+            self.supervisor.accept([each for each, _ in new])
+        except ApiError:
+            for each, _ in keys:
+                self._cache.leave(each)
+            raise
+        for each, key in new:
+            if key is not None:
+                self._cache.runs(each, key)
 
     async def _sources(self, request: TextRequest, most: int) -> list[EncodedText]:
         """The source tokens of each text."""

@@ -75,6 +75,12 @@ async def read_texts(request: Request, service: Service) -> tuple[TokenizeReques
         return body, route(body.model, service.variants)
 
 
+def may_reuse(request: Request) -> bool:
+    """Whether the caller takes the answer of an earlier request, as HTTP says it of caches."""
+    asked = request.headers.get("cache-control", "").lower()
+    return "no-cache" not in asked and "no-store" not in asked
+
+
 def _chosen(request: Request, service: Service, ref: str | None) -> Variant:
     return service.traffic.choose(ref, request.headers.get("x-session-id"))
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.http.body import read_completion
+from server.api.http.body import may_reuse, read_completion
 from server.api.http.disconnect import unless_gone
 from server.api.http.json_response import AsciiJsonResponse
 from server.api.http.sse import EventStreamResponse
@@ -31,7 +31,7 @@ def completion_routes(service: Service) -> APIRouter:
     async def complete(request: Request) -> Response:
         """Answer each prompt, as OpenAI's completions do; with `stream`, token by token."""
         body, texts, variant, arrived_s = await read_completion(request, service)
-        call = _Call(service, variant, body, texts, arrived_s)
+        call = _Call(service, variant, body, texts, arrived_s, reuse=may_reuse(request))
         if body.stream:
             if (body.best_of or 1) > body.answers:
                 raise InvalidInputError("best_of is more than n, which cannot stream: leave best_of or stream out")
@@ -73,7 +73,10 @@ class _Call:
         body: CompletionRequest,
         texts: CompletionTexts,
         arrived_s: float,
+        *,
+        reuse: bool,
     ) -> None:
+        self._reuse = reuse
         self._service = service
         self._variant = variant
         self._body = body
@@ -85,7 +88,9 @@ class _Call:
     async def document(self) -> dict[str, Any]:
         """The whole answer."""
         logprobs = self._body.logprobs is not None
-        generations = await self._variant.admit(self._texts, "unary", arrived_s=self._arrived_s, logprobs=logprobs)
+        generations = await self._variant.admit(
+            self._texts, "unary", arrived_s=self._arrived_s, logprobs=logprobs, reuse=self._reuse
+        )
         try:
             finished = [await generation.result() for generation in generations]
         finally:
@@ -102,7 +107,12 @@ class _Call:
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """One event per token; where a prompt has several answers, one per answer."""
         generations = await self._variant.admit(
-            self._texts, "stream", arrived_s=self._arrived_s, logprobs=self._body.logprobs is not None, streamed=True
+            self._texts,
+            "stream",
+            arrived_s=self._arrived_s,
+            logprobs=self._body.logprobs is not None,
+            streamed=True,
+            reuse=self._reuse,
         )
         finished: list[Finished] = []
         try:

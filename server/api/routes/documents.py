@@ -33,8 +33,7 @@ def answer_document(variant: Variant, generation: Generation, finished: Finished
         **names_document(variant),
         "timings": timings_document(finished.timings),
     }
-    if generation.truncated:
-        document["truncated_tokens"] = generation.truncated
+    document |= notes_document(generation)
     if generation.several:
         document["sequences"] = sequence_documents([best, *others])
     if details:
@@ -44,6 +43,12 @@ def answer_document(variant: Variant, generation: Generation, finished: Finished
                 {"generated_text": other.text, **whole_details_document(generation, other)} for other in others
             ]
     return document
+
+
+def notes_document(generation: Generation) -> dict[str, Any]:
+    """What is said only where it is so: that the source was cut, that the answer is an earlier one's."""
+    notes: dict[str, Any] = {"truncated_tokens": generation.truncated} if generation.truncated else {}
+    return notes | ({"cached": True} if generation.cached else {})
 
 
 def sequence_documents(answers: Sequence[Answer]) -> list[dict[str, Any]]:

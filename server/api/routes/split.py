@@ -13,7 +13,7 @@ from server.text.splitting import TextPiece
 
 
 async def split_answers(
-    service: Service, variant: Variant, body: GenerateRequest, arrived_s: float
+    service: Service, variant: Variant, body: GenerateRequest, arrived_s: float, *, reuse: bool
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The answer to each text, joined from those to its pieces, and the headers for all of them.
 
@@ -31,7 +31,7 @@ async def split_answers(
         parameters=body.generation,
         named=[body.fields[i] for i, _ in places],
     )
-    generations = await variant.admit(asked, "unary", arrived_s=arrived_s)
+    generations = await variant.admit(asked, "unary", arrived_s=arrived_s, reuse=reuse)
     finished = await variant.results(generations)
     documents = []
     for i in range(len(divided)):

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.http.body import parse_body
+from server.api.http.body import may_reuse, parse_body
 from server.api.http.disconnect import unless_gone
 from server.api.http.json_response import AsciiJsonResponse
 from server.api.http.keys import KeyRing, Scope
@@ -36,7 +36,7 @@ def translate_routes(service: Service, keys: KeyRing | None) -> APIRouter:
         if len(body.texts) > most:
             raise InvalidInputError(f"q has {len(body.texts)} texts, but a request takes at most {most}")
         variant = _variant(request, service, body)
-        return AsciiJsonResponse(await unless_gone(request, _translated(variant, body)))
+        return AsciiJsonResponse(await unless_gone(request, _translated(variant, body, may_reuse(request))))
 
     @router.get("/languages")
     async def languages() -> Response:
@@ -81,13 +81,13 @@ def _variant(request: Request, service: Service, body: TranslateRequest) -> Vari
     return chosen if chosen in able else able[0]
 
 
-async def _translated(variant: Variant, body: TranslateRequest) -> dict[str, Any]:
+async def _translated(variant: Variant, body: TranslateRequest, reuse: bool) -> dict[str, Any]:
     marked = [Markup(text) for text in body.texts] if body.format == "html" else None
     if marked is None:
         texts = list(zip(body.fields, body.texts, strict=True))
     else:
         texts = [(field, text) for field, each in zip(body.fields, marked, strict=True) for text in each.texts]
-    found = await _answers(variant, texts, body)
+    found = await _answers(variant, texts, body, reuse)
     if marked is None:
         whole = found
     else:  # each text's pieces together again, for the best answer and for each further one
@@ -102,7 +102,9 @@ async def _translated(variant: Variant, body: TranslateRequest) -> dict[str, Any
     return document if isinstance(body.q, list) else {name: values[0] for name, values in document.items()}
 
 
-async def _answers(variant: Variant, texts: Sequence[tuple[str, str]], body: TranslateRequest) -> list[list[str]]:
+async def _answers(
+    variant: Variant, texts: Sequence[tuple[str, str]], body: TranslateRequest, reuse: bool
+) -> list[list[str]]:
     """For each text, which stands behind its field's name, its translations, best first.
 
     White space is what it is in every language.
@@ -118,7 +120,7 @@ async def _answers(variant: Variant, texts: Sequence[tuple[str, str]], body: Tra
         parameters = {"num_beams": max(count, 4), "num_return_sequences": count, "do_sample": False}
     fields, sources = zip(*(texts[i] for i in spoken), strict=True)
     asked = translation(list(sources), list(fields), parameters, tokens.get(body.source), tokens.get(body.target))
-    generations = await variant.admit(asked, "unary")
+    generations = await variant.admit(asked, "unary", reuse=reuse)
     try:
         for i, generation in zip(spoken, generations, strict=True):
             finished = await generation.result()

@@ -1,7 +1,8 @@
 """One accepted generation, as the API process sees it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,7 +66,9 @@ class Generation:
         self.delivered = False  # whether a token was streamed, after which it cannot be rerun
         self.deadline: asyncio.TimerHandle | None = None
         self._codec = codec
-        self._stops = stops
+        self.stops = stops
+        self.cached = False  # whether its answer is that of an earlier, equal request
+        self._when_done: Callable[[], None] = lambda: None
         self._best: Answer | None = None  # the best answer, if its tokens are reported one by one
         self._first_ms = 0.0  # when its first token was made
         self._finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
@@ -74,7 +77,7 @@ class Generation:
     @property
     def told_by_token(self) -> bool:
         """Whether its worker reports every token: a caller reads them, or a stop string may end the text."""
-        return self.streamed or bool(self._stops)
+        return self.streamed or bool(self.stops)
 
     @property
     def several(self) -> bool:
@@ -108,7 +111,7 @@ class Generation:
         answers = []
         for rank, hypothesis in enumerate(finished.hypotheses):
             answer = self._best if rank == 0 else None
-            if answer is None and not by_token and not self._stops:
+            if answer is None and not by_token and not self.stops:
                 answer = Answer.whole(self._codec, self.parameters.prefix_ids, hypothesis)
             else:
                 answer = answer or self._begun()
@@ -137,6 +140,7 @@ class Generation:
         self._end()
         if not self._finished.done():  # it is done already if the waiting task was cancelled
             self._finished.set_result(finished)
+        self._when_done()
 
     def fail(self, error: ApiError) -> None:
         """End it with an error."""
@@ -144,9 +148,35 @@ class Generation:
         if not self._finished.done():
             self._finished.set_exception(error)
             self._finished.exception()  # mark it as retrieved: if nobody waits any more, asyncio must not log it
+        self._when_done()
+
+    def reuse(self, finished: Finished) -> None:
+        """End it with the answer of an equal one: no time was spent in the queue or the engine."""
+        total_ms = 1e3 * (time.monotonic() - self.arrived_s)
+        timings = Timings(
+            queue_ms=0.0,
+            encode_ms=0.0,
+            decode_ms=0.0,
+            total_ms=total_ms,
+            time_to_first_token_ms=total_ms,
+            time_per_output_token_ms=None,
+        )
+        self.cached = True
+        self.begin()
+        self.finish(Finished(id=self.id, hypotheses=finished.hypotheses, timings=timings))
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call it once it has ended, in whatever way."""
+        self._when_done = call
+
+    @property
+    def answer_or_none(self) -> Finished | None:
+        """Its result; None if it failed or has not ended."""
+        done = self._finished.done() and not self._finished.cancelled()
+        return self._finished.result() if done and self._finished.exception() is None else None
 
     def _begun(self) -> Answer:
-        return Answer(self._codec, self.parameters.prefix_ids, self._stops)
+        return Answer(self._codec, self.parameters.prefix_ids, self.stops)
 
     def _end(self) -> None:
         if self.deadline is not None:
