@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the Multi30k example's data and tokenizers.")
     parser.add_argument("--from", dest="source", type=Path, required=True, help="a copy of Multi30k's repository")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data", help="default: %(default)s")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY_SIZE, help="pieces; default: %(default)s")
     arguments = parser.parse_args()
     below = arguments.source / IN_REPOSITORY
     source = below if below.is_dir() else arguments.source
@@ -83,7 +84,7 @@ def main() -> None:
                 )
             if split == "train":
                 texts = (text for pair in found for text in pair)
-                tokenizer = train_tokenizer(texts, VOCABULARY_SIZE, lower_case=True)
+                tokenizer = train_tokenizer(texts, arguments.vocabulary, lower_case=True)
                 save_tokenizer(tokenizer, out / "tokenizer", LONGEST_TOKENS)
             written = [json.dumps({"source": s, "target": t}, ensure_ascii=False) + "\n" for s, t in found if s and t]
             (out / f"{split}.jsonl").write_text("".join(written), encoding="utf-8")
