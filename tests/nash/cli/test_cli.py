@@ -196,7 +196,7 @@ def test_finetune(model_dir: Path, tmp_path: Path) -> None:
     )
     unwritable = nash("finetune", recipe, "--out", tmp_path / "out", "--store", recipe, "--name", "rev")
     assert unwritable.code != 0
-    assert "check the path" in unwritable.err
+    assert "is a file: give the folder of a store" in unwritable.err
     assert not (tmp_path / "out" / "model").exists(), "told before there is any training"
     arguments = ["finetune", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store", "--json"]
     endless = Path(shutil.copytree(model_dir, tmp_path / "endless"))

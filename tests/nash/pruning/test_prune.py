@@ -393,7 +393,7 @@ def test_a_store_that_cannot_be_written_is_told_before_training(task: Task, tmp_
     outcome = nash("prune", task.recipe(), "--out", out, "--store", store)
     assert outcome.code != 0
     assert f"{store}" in outcome.err
-    assert "check the path, its permissions and the space left" in outcome.err
+    assert "is a file: give the folder of a store" in outcome.err
     assert not list(out.glob("prune_log*")), "nothing was trained"
     store.unlink()
     assert nash("prune", task.recipe(), "--out", out, "--store", store).code == 0, "the run goes on once it can"

@@ -330,7 +330,7 @@ def test_a_store_that_cannot_be_written_is_told_before_training(task: Task, tmp_
     store.write_text("not a folder")
     outcome = nash("sweep", task.recipe("sweep", SWEEP), "--out", out, "--store", store)
     assert outcome.code != 0
-    assert "check the path, its permissions and the space left" in outcome.err
+    assert "is a file: give the folder of a store" in outcome.err
     assert not (out / "points").exists()
 
 
