@@ -15,7 +15,7 @@ from tests.running_server import RunningServer, publish_tiny_models
 
 HEADER_BYTES = 8192
 CONNECTIONS = 12
-SLOW_S = 1.0  # the server's patience
+SLOW_S = 0.5  # the server's patience
 HEAD = b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
 
 
@@ -98,11 +98,11 @@ def test_a_body_behind_short_headers_in_one_packet_is_no_header(strict: RunningS
     ("begun", "status", "told"),
     [
         (b"", 0, ""),
-        (b"\r\n", 408, "the headers did not arrive within 1 s"),
-        (b"GET /health HT", 408, "the headers did not arrive within 1 s"),
-        (HEAD, 408, "the headers did not arrive within 1 s"),
-        (HEAD + b'content-length: 100\r\n\r\n{"inputs"', 408, "the body did not arrive within 1 s"),
-        (HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n", 408, "the body did not arrive within 1 s"),
+        (b"\r\n", 408, "the headers did not arrive within 0.5 s"),
+        (b"GET /health HT", 408, "the headers did not arrive within 0.5 s"),
+        (HEAD, 408, "the headers did not arrive within 0.5 s"),
+        (HEAD + b'content-length: 100\r\n\r\n{"inputs"', 408, "the body did not arrive within 0.5 s"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n", 408, "the body did not arrive within 0.5 s"),
         (b"nonsense\r\n\r\n", 400, "this is not HTTP"),
     ],
 )
