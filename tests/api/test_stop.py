@@ -99,7 +99,8 @@ def test_a_stopped_generation_frees_its_slot_and_counts_as_ok(client: httpx.Clie
     assert response.headers["x-generated-tokens"] == str(16 * made)
     for _ in range(100):
         after = samples(client)
-        if after[f"nash_requests_running{{{LABELS}}}"] == 0:
+        generated = grown(before, after, f'nash_tokens_total{{direction="generated",{LABELS}}}')
+        if after[f"nash_requests_running{{{LABELS}}}"] == 0 and generated:  # it was 0 before, too
             break
         time.sleep(0.02)
     assert after[f"nash_requests_running{{{LABELS}}}"] == 0
