@@ -6,10 +6,11 @@ content therefore has an equal digest wherever and whenever it was published.
 
 import hashlib
 import json
+import math
 from operator import ge
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+import msgspec
 
 from model_store.errors import CorruptStoreError, InvalidRequestError, UnknownSchemaError
 from model_store.model.model import CONFIG
@@ -18,25 +19,26 @@ SCHEMA_VERSION: Literal[1] = 1
 FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 Kind = Literal["dense", "pruned"]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
-Size = Annotated[int, Field(ge=0, lt=2**63)]
+# Not pydantic, as elsewhere: a listing reads ten thousand manifests, and most commands need nothing else of it.
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    def document(self) -> dict[str, Any]:
+        """All its fields as JSON has them, defaults included."""
+        return {name: _plain(getattr(self, name)) for name in self.__struct_fields__}
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class FileEntry(_Record):
+class FileEntry(_Record, frozen=True, kw_only=True):
     """One file of a version."""
 
-    path: Annotated[str, Field(pattern=rf"^{FILE_NAME}$")]
+    path: Annotated[str, msgspec.Meta(pattern=rf"\A{FILE_NAME}\Z")]
     sha256: Sha256
     size: Size  # bytes
 
 
-class SpecSummary(_Record):
+class SpecSummary(_Record, frozen=True, kw_only=True):
     """The shape in the few numbers that people compare; the whole shape is in `config.json`."""
 
     family: str
@@ -54,45 +56,44 @@ class SpecSummary(_Record):
     dtype: str
 
 
-class Lineage(_Record):
+class Lineage(_Record, frozen=True, kw_only=True):
     """Where a version came from; unknown fields are left out."""
 
     parent: Sha256 | None = None  # digest of the version that this one was made from
-    data: dict[str, Sha256] = Field(default_factory=dict)  # the data files by name
-    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    data: dict[str, Sha256] = {}  # the data files by name
+    recipe: dict[str, Any] = {}  # JSON
     seed: int | None = None
     code_version: str | None = None
-    precision: dict[str, str] = Field(default_factory=dict)  # of each training phase, even if the recipe left it open
+    precision: dict[str, str] = {}  # of each training phase, even if the recipe left it open
     trained_from: str | None = None  # the initial weights, if they are not in the store
 
 
-class MeasuredOn(_Record):
+class MeasuredOn(_Record, frozen=True, kw_only=True):
     """The rows that a version's metrics are of."""
 
     split: str  # "test" or "validation"
-    rows: Annotated[int, Field(gt=0)]
+    rows: Annotated[int, msgspec.Meta(gt=0)]
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True, kw_only=True):
     """One version, as stored."""
 
     schema_version: Literal[1]
     kind: Kind
     files: tuple[FileEntry, ...]  # sorted by path
     spec: SpecSummary
-    lineage: Lineage = Field(default_factory=Lineage)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    lineage: Lineage = msgspec.field(default_factory=Lineage)
+    metrics: dict[str, float] = {}
     measured_on: MeasuredOn | None = None
     licence: str | None = None
 
-    @model_validator(mode="after")
-    def _check_files(self) -> Self:
+    def __post_init__(self) -> None:
+        """Check what no single field shows. Called for what is read; `create` calls it by reading what it made."""
         paths = [file.path for file in self.files]
         if any(map(ge, paths, paths[1:])):
             raise ValueError("files: paths must be unique and in ascending order")
         if CONFIG not in paths:
             raise ValueError(f"files: there is no {CONFIG}")
-        return self
 
     @classmethod
     def create(cls, **fields: Any) -> Self:
@@ -101,16 +102,24 @@ class Manifest(_Record):
         Raises:
             InvalidRequestError: a field cannot be stored, such as a metric that is not a number.
         """
+        for name, value in fields.get("metrics", {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidRequestError(f"cannot be published: metrics.{name} is {value!r}: give a finite number")
+        # -0.0 equals 0.0, its bytes do not.
+        metrics = {name: float(value) + 0.0 for name, value in fields.pop("metrics", {}).items()}
+        given = fields | {"metrics": metrics, "schema_version": SCHEMA_VERSION}
         try:
-            manifest = cls(schema_version=SCHEMA_VERSION, **fields)
-        except ValidationError as error:
-            raise InvalidRequestError(f"cannot be published: {_first_line(error)}") from None
-        metrics = {name: value + 0.0 for name, value in manifest.metrics.items()}  # -0.0 equals 0.0, its bytes do not
-        return manifest.model_copy(update={"metrics": metrics})
+            plain = {name: _plain(value) for name, value in given.items()}
+            json.dumps(plain, allow_nan=False)  # what is nested in a recipe too
+            return msgspec.convert(plain, cls)
+        except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+            raise InvalidRequestError(f"cannot be published: {error}") from None
 
     def canonical_bytes(self) -> bytes:
         """The only byte form. Fields at their default are left out, so that adding a field changes no digest."""
-        fields = self.model_dump(mode="json", exclude_defaults=True)
+        fields = msgspec.to_builtins(self)
+        if not fields["lineage"]:
+            del fields["lineage"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return text.encode("ascii")
 
@@ -133,12 +142,24 @@ class Manifest(_Record):
             CorruptStoreError: the bytes are not a manifest.
         """
         try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
+            return _decoder.decode(data)  # type: ignore[return-value] # there are no subclasses
+        except msgspec.ValidationError as error:
             _refuse_newer(data)
-            raise CorruptStoreError(f"not a manifest: {_first_line(error)}") from None
-        except (ValueError, RecursionError):
+            raise CorruptStoreError(f"not a manifest: {error}") from None
+        except (msgspec.DecodeError, ValueError, RecursionError):
             raise CorruptStoreError("not a manifest: the bytes are not JSON") from None
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a field's value."""
+    if isinstance(value, _Record):
+        return value.document()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _refuse_newer(data: bytes) -> None:
@@ -151,8 +172,3 @@ def _refuse_newer(data: bytes) -> None:
         raise UnknownSchemaError(
             f"a manifest has schema {schema}, this program reads {SCHEMA_VERSION}: update the program"
         )
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the manifest'}: {first['msg']}"

@@ -64,7 +64,7 @@ def _node(digest: str, by_digest: "dict[str, list[StoredVersion]]", asked: str, 
         "digest": digest,
         "versions": [version.ref for version in by_digest.get(digest, [])],
         "asked": digest == asked,
-        "lineage": by_digest[digest][0].manifest.lineage.model_dump(mode="json") if digest in by_digest else None,
+        "lineage": by_digest[digest][0].manifest.lineage.document() if digest in by_digest else None,
         "children": [_node(each, by_digest, asked, seen) for each in children],
     }
 
@@ -96,7 +96,7 @@ def diff(ref: RefArgument, other: RefArgument, store: StoreOption = DEFAULT_STOR
     latencies = _latencies(opened, sides)
     if as_json:
         documents = [
-            summary(side) | {"spec": side.manifest.spec.model_dump(mode="json"), "layers": spec.layer_config()}
+            summary(side) | {"spec": side.manifest.spec.document(), "layers": spec.layer_config()}
             for side, spec in zip(sides, specs, strict=True)
         ]
         print_json({"first": documents[0], "second": documents[1], "latency": latencies})

@@ -69,7 +69,7 @@ def show(ref: RefArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     """Show one version: its files, shape, lineage and measurements."""
     opened = open_store(store)
     version = opened.resolve(ref)
-    manifest = version.manifest.model_dump(mode="json")
+    manifest = version.manifest.document()
     details = {key: manifest[key] for key in ("files", "spec", "lineage", "licence", "measured_on")}
     records = opened.records(version.ref)
     if as_json:

@@ -36,6 +36,8 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Store a model directory as the next version of NAME."""
+    from msgspec.structs import replace
+
     from model_store.version.manifest import Lineage
     from model_store.version.ref import check_name
     from nash.checkpoints.folder import can_be_completed
@@ -53,7 +55,7 @@ def publish(
 
             place = directory if names_a_hub_model(directory) else str(folder.absolute())
             found = stack.enter_context(open_model(place, target))
-            folder, lineage = found.model.folder, lineage.model_copy(update={"trained_from": found.origin})
+            folder, lineage = found.model.folder, replace(lineage, trained_from=found.origin)
         if calibrate_int4 is not None:
             from nash.preflight import check_files, check_rows
             from nash.recipes.recipe import DataLayout
