@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import T5Config, T5ForConditionalGeneration
@@ -93,7 +94,7 @@ def many_versions(root: Path, model: Path, count: int) -> None:
     store.publish("model", model, alias="live", metrics={"number": 1.0})
     first = store.resolve("model").manifest
     for number in range(2, count + 1):
-        data = first.model_copy(update={"metrics": {"number": float(number)}}).canonical_bytes()
+        data = replace(first, metrics={"number": float(number)}).canonical_bytes()
         digest = hashlib.sha256(data).hexdigest()
         blob = root / keys.blob(digest)
         blob.parent.mkdir(parents=True, exist_ok=True)
