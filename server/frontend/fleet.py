@@ -43,6 +43,8 @@ class Fleet:
             resolved.ref: self._variant(resolved, baseline=resolved is baseline_of(resolved.model, models))
             for resolved in models
         }
+        for variant in self.variants:
+            variant.describe()
         self._leaving: list[Variant] = []  # retired, and not yet at an end
         self._changes = asyncio.Lock()  # of two changes at once, the second must see what the first has done
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,7 +90,8 @@ class Fleet:
                 raise ConflictError(f"{resolved.ref} is loaded already: unload it first, or swap it")
             self._check_room(resolved)
             others = [variant.resolved for variant in self.variants]
-            variant = self._variant(resolved, baseline=resolved is baseline_of(resolved.model, [*others, resolved]))
+            variant = self._one_more(resolved, baseline=resolved is baseline_of(resolved.model, [*others, resolved]))
+            variant.describe()
             self._loaded[resolved.ref] = variant
         starting = self._spawn(self._begin(variant))
         if wait:
@@ -124,7 +127,7 @@ class Fleet:
             if resolved.digest == old.resolved.digest and resolved.digest is not None:
                 return old.resolved.digest, old.resolved.digest
             self._check_room(resolved)
-            new = self._variant(resolved, baseline=old.baseline, describe=False)
+            new = self._one_more(resolved, baseline=old.baseline)
             try:
                 await new.supervisor.start()
             except BaseException as error:
@@ -168,7 +171,7 @@ class Fleet:
             if self._loaded.get(variant.ref) is variant:
                 del self._loaded[variant.ref]
             await variant.stop()
-            variant.metrics.remove()
+            self._forget(variant)
             raise ConflictError(str(error)) from error
 
     def _retire(self, variant: Variant, *, gone: bool) -> None:
@@ -180,6 +183,11 @@ class Fleet:
         await variant.finish(self._settings.total_s)
         self._leaving.remove(variant)
         if gone:
+            self._forget(variant)
+
+    def _forget(self, variant: Variant) -> None:
+        """Drop its metrics, unless one of the same names has been loaded since."""
+        if all((each.model, each.variant) != (variant.model, variant.variant) for each in self.variants):
             variant.metrics.remove()
 
     def _find(self, ref: str) -> Variant:
@@ -204,11 +212,15 @@ class Fleet:
         except ModelStoreError as error:
             raise ConflictError(f"model: {error}") from error
 
-    def _variant(self, resolved: ResolvedVariant, *, baseline: bool, describe: bool = True) -> Variant:
+    def _one_more(self, resolved: ResolvedVariant, *, baseline: bool) -> Variant:
+        try:
+            return self._variant(resolved, baseline=baseline)
+        except StartError as error:
+            raise ConflictError(f"{resolved.ref} cannot be loaded: {error}") from error
+
+    def _variant(self, resolved: ResolvedVariant, *, baseline: bool) -> Variant:
         variant = Variant(resolved, self._settings, self._metrics, baseline=baseline)
         variant.supervisor.on_request = self._on_request
-        if describe:
-            variant.describe()
         return variant
 
     def _check_room(self, resolved: ResolvedVariant) -> None:
@@ -223,5 +235,6 @@ class Fleet:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waits has it; if nobody does, the log has said it
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ApiError):  # those are told to whoever asked
+            _logger.error("a change of what is served failed", exc_info=error)

@@ -216,3 +216,38 @@ def test_only_admin_keys_change_anything(tmp_path: Path) -> None:
                 assert httpx.request(method, f"{server.url}{path}", json=body).status_code == 401
             for method, path, body in changes:
                 assert admin.request(method, path, params={"wait": True}, json=body).status_code in (200, 201, 202)
+
+
+def test_what_is_unloaded_while_it_loads_tells_whoever_waits(http: httpx.Client, controlled: RunningServer) -> None:
+    answers: list[httpx.Response] = []
+
+    def load() -> None:
+        with httpx.Client(base_url=controlled.url, timeout=60) as client:
+            answers.append(client.post("/models", params={"wait": True}, json={"model": "tiny@pruned,threads=1"}))
+
+    loader = threading.Thread(target=load)
+    loader.start()
+    for _ in range(400):
+        if "tiny@pruned" in states(http):
+            break
+        time.sleep(0.01)
+    assert http.delete("/models/tiny@pruned").status_code == 202
+    loader.join(30)
+    assert not loader.is_alive()
+    assert (answers[0].status_code, "stopped while it was loading" in answers[0].text) == (409, True)
+    until_gone(http, "tiny@pruned")
+
+
+def test_what_is_loaded_again_while_it_leaves_keeps_its_metrics(http: httpx.Client) -> None:
+    request = {"model": "tiny@pruned,threads=1"}
+    assert http.post("/models", params={"wait": True}, json=request).status_code == 201
+    assert http.delete("/models/tiny@pruned").status_code == 202
+    assert http.post("/models", params={"wait": True}, json=request).status_code == 201
+    for _ in range(200):
+        if [row["state"] for row in http.get("/models").json()] == ["ready", "ready"]:
+            break
+        time.sleep(0.05)
+    assert text_of(http, "tiny@pruned")
+    assert 'nash_requests_total{model="tiny",outcome="ok",variant="pruned"}' in http.get("/metrics").text
+    assert http.delete("/models/tiny@pruned").status_code == 202
+    until_gone(http, "tiny@pruned")

@@ -106,6 +106,10 @@ def test_round_trip(metrics: dict[str, float], recipe: dict[str, Any]) -> None:
         ({"kind": "sparse"}, "kind"),
         ({"files": (FileEntry(path="config.json", sha256="1" * 64, size=1),) * 2}, "files: .* ascending"),
         ({"files": ()}, r"files: there is no config\.json"),
+        ({"licence": "half a character: \udcff"}, "cannot be published"),
+        ({"lineage": Lineage(recipe={"x": [float("nan")]})}, "cannot be published"),
+        ({"lineage": Lineage(recipe={"x": object()})}, "cannot be published"),
+        ({"lineage": Lineage(parent="no digest")}, "parent"),
         ({"colour": "red"}, "colour"),
     ],
 )

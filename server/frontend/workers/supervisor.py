@@ -128,6 +128,9 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self.ready = None
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_exception(StartError(f"{self._ref} was stopped while it was loading"))
+            self._first_ready.exception()  # whoever waits gets it; if nobody does, asyncio must not log it
         self.end_all(UnavailableError("the server is shutting down: send the request again in a moment"))
         if self._worker is not None:
             await self._worker.stop()
