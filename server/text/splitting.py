@@ -8,13 +8,17 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+# Possessive, and only from the first mark of a run on: each character is looked at once, whatever the text.
 _END = re.compile(
-    r"[.!?\u2026]+[\"'\u00bb\u201d\u2019)\]]*(?=\s+[^\sa-z])|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\u2019)]*|\n\s*\n"
+    r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u00bb\u201d\u2019)\]]*+(?=\s++[^\sa-z])"
+    r"|[\u3002\uff01\uff1f]++[\u300d\u300f\u201d\u2019)]*+"
+    r"|\n[^\S\n]*+\n"
 )
 _NO_END = re.compile(
     r"(?:^|[\s(])(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|No|Nr|vs|etc|e\.g|i\.e|z\.B|d\.h|bzw|ca|cf|Fig|Inc|Ltd|Jr|Sr)\.$"
 )
-
+LONGEST_WINDOW = 1 << 16  # characters; more are not looked at for one
+_LONGEST_ABBREVIATION = 6  # with what stands before it and its full stop
 
 Room = Callable[[str], int]  # how many characters of the beginning of a text fit; 0 if not even one does
 
@@ -32,20 +36,19 @@ def sentences(text: str) -> list[TextPiece]:
     """The sentences of a text; none if it is white space."""
     pieces, begin = [], 0
     for match in _END.finditer(text):
-        if not _NO_END.search(text[begin : match.end()]):
+        if not _NO_END.search(text, max(begin, match.end() - _LONGEST_ABBREVIATION), match.end()):
             pieces += _piece(text, begin, match.end())
             begin = match.end()
     return pieces + _piece(text, begin, len(text))
 
 
-def windows(text: str, room: Room) -> list[TextPiece]:
+def windows(text: str, room: Room) -> Iterator[TextPiece]:
     """Pieces as long as there is room for, cut at white space where there is any."""
-    pieces, begin = [], 0
+    begin = 0
     while begin < len(text):
-        stop = _end(text, begin, begin + max(1, room(text[begin:])))
-        pieces += _piece(text, begin, stop)
+        stop = _end(text, begin, begin + max(1, room(text[begin : begin + LONGEST_WINDOW])))
+        yield from _piece(text, begin, stop)
         begin = stop
-    return pieces
 
 
 def fitting(pieces: list[TextPiece], room: Room) -> Iterator[TextPiece]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -142,12 +143,15 @@ class TextCodec:
             found.append(pieces)
         return found
 
-    async def split(self, text: str, how: Split, limit_tokens: int) -> list[TextPiece]:
-        """A text in pieces that the model takes: its sentences, or windows as long as fit; in another thread."""
+    async def split(self, text: str, how: Split, limit_tokens: int, most: int) -> list[TextPiece]:
+        """A text in pieces that the model takes: its sentences, or windows as long as fit; in another thread.
+
+        No more than `most` are made: whoever gets so many refuses the text.
+        """
         room = partial(self._room, limit_tokens=limit_tokens)
 
         def work() -> list[TextPiece]:
-            return windows(text, room) if how == "windows" else list(fitting(sentences(text), room))
+            return list(islice(windows(text, room) if how == "windows" else fitting(sentences(text), room), most))
 
         if len(text) <= _SHORT_CHARACTERS:
             return work()

@@ -213,6 +213,14 @@ def test_only_admin_keys_change_anything(tmp_path: Path) -> None:
                 refused = infer.request(method, path, json=body)
                 assert refused.status_code == 403, path
                 assert "scope admin" in refused.json()["error"]
+                for written in (
+                    f"{path}%0A",
+                    f"{path}/",
+                    path.replace("/models", "//models"),
+                    path.replace("m", "%6D"),
+                ):
+                    assert infer.request(method, written, json=body).status_code in (307, 403, 404, 405, 422), written
+                assert [row["ref"] for row in infer.get("/models").json()] == ["tiny@dense"]
                 assert httpx.request(method, f"{server.url}{path}", json=body).status_code == 401
             for method, path, body in changes:
                 assert admin.request(method, path, params={"wait": True}, json=body).status_code in (200, 201, 202)

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.text.markup import Markup
 from server.text.splitting import fitting, sentences, windows
 
 
@@ -31,7 +32,7 @@ def test_nothing_is_lost_and_everything_fits(text: str, most: int) -> None:
     def room(part: str) -> int:
         return min(len(part), most)
 
-    for pieces in (sentences(text), windows(text, room), list(fitting(sentences(text), room))):
+    for pieces in (sentences(text), list(windows(text, room)), list(fitting(sentences(text), room))):
         assert all(text[piece.start : piece.stop] == piece.text == piece.text.strip() != "" for piece in pieces)
         assert [p.start for p in pieces] == sorted(p.start for p in pieces)
         assert "".join("".join(piece.text for piece in pieces).split()) == "".join(text.split())
@@ -40,7 +41,16 @@ def test_nothing_is_lost_and_everything_fits(text: str, most: int) -> None:
 
 
 def test_windows_end_between_words() -> None:
-    pieces = windows("one two three four", lambda part: 9)
+    pieces = list(windows("one two three four", lambda part: 9))
     assert [piece.text for piece in pieces] == ["one two", "three", "four"]
     assert [piece.text for piece in windows("abcdefgh", lambda part: 3)] == ["abc", "def", "gh"]
     assert [piece.text for piece in windows("ab", lambda part: 0)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("unit", [".", "A. ", "...", "\n", ". ", "Dr. A", "<", "<!--", "<a", "&", " ", '.")'])
+def test_hostile_texts_take_no_longer_than_others(unit: str) -> None:
+    """Quadratic, each of these would take minutes; the suite's own limit would end it."""
+    text = unit * (1_000_000 // len(unit))
+    assert "".join(piece.text for piece in sentences(text)).replace(" ", "") == "".join(text.split())
+    markup = Markup(text)
+    assert len(markup.with_texts(markup.texts)) >= len(text)

@@ -16,7 +16,6 @@ from server.frontend.service import Service
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _OPEN_PATHS = ("/", "/health", "/health/ready")  # readable without a key, like every path with the prefix below
 _OPEN_PREFIX = "/page/"
-_CONTROL = re.compile(r"POST /models/?|POST /models/[^/]+/swap/?|DELETE /models/.*|PUT .*")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -101,18 +100,13 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_open(scope):
             try:
-                self._keys.check(Headers(scope=scope).get("authorization"), _needed_scope(scope))
+                self._keys.check(Headers(scope=scope).get("authorization"), KeyScope.INFER)
             except ApiError as error:
                 response = error_response(error, scope["path"])
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def _needed_scope(scope: Scope) -> KeyScope:
-    """What changes the server is for its operators."""
-    return KeyScope.ADMIN if _CONTROL.fullmatch(f"{scope['method']} {scope['path']}") else KeyScope.INFER
 
 
 def _is_open(scope: Scope) -> bool:

@@ -61,15 +61,15 @@ async def _divided(service: Service, variant: Variant, body: GenerateRequest) ->
     if (parameters.num_return_sequences or parameters.best_of or 1) > 1:
         raise InvalidInputError("parameters.num_return_sequences is more than 1, which cannot be joined: leave it out")
     limit = variant.resolved.request.engine.max_source_tokens
-    divided = []
+    divided: list[list[TextPiece]] = []
+    most = service.settings.max_pieces
     for text, where in zip(body.texts, body.fields, strict=True):
-        pieces = await variant.codec.split(text, how, limit)
+        pieces = await variant.codec.split(text, how, limit, most + 1)
         if not pieces:
             raise InvalidInputError(f"{where} is empty: give at least one character that is not white space")
         divided.append(pieces)
-    count, most = sum(map(len, divided)), service.settings.max_pieces
-    if count > most:
-        raise InvalidInputError(f"inputs has {count} pieces, but a request takes at most {most}: send less at once")
+        if sum(map(len, divided)) > most:
+            raise InvalidInputError(f"inputs has more than {most} pieces, the most of a request: send less at once")
     return divided
 
 
