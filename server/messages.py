@@ -33,7 +33,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     parameters: GenerationParameters  # with the seed, so that a second run gives the same text
     stream: bool  # report each token as it is made; beams and multiple samples are reported at the end
     arrived_s: float  # time.monotonic(), which all processes of a machine share
-    queued_s: float  # from when its waiting counts: of a second run, later than it arrived
+    queued_s: float  # when it was sent, from which its waiting counts
     queue_limit_s: float  # how long it may wait for a slot
 
 

@@ -76,7 +76,10 @@ def command(
                 line += f"; {step.pairs} pairs, {step.speedup:.2f} times as fast, {step.agreement:.0%} agree"
             result_console().print(line, soft_wrap=True)
         result_console().print(
-            f"rolled back: {done[-1].why}" if done[-1].why else f"{name} is answered by {target} now", soft_wrap=True
+            f"rolled back: {done[-1].why}"
+            if done[-1].why
+            else f"{done[-1].percent:g} % of {name} is answered by {target} now",
+            soft_wrap=True,
         )
     if done[-1].why is not None:
         sys.stdout.flush()

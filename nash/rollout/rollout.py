@@ -75,11 +75,14 @@ class Rollout:
         if done[-1].why is not None:
             self._put_back(before)
             self._say(f"rolled back: {done[-1].why}")
+        else:
+            self._set(done[-1].percent, before["shadow"])
         return done
 
     def _step(self, percent: float) -> RolloutStep:
         plan = self._plan
-        self._set(percent)
+        shadow = {"from": plan.source, "to": plan.target, "fraction": plan.shadow} if plan.shadow else None
+        self._set(percent, shadow)
         began, first = time.monotonic(), self._server.metrics()
         self._say(f"{percent:g} % of {plan.model} goes to {plan.target}")
         while True:
@@ -129,10 +132,9 @@ class Rollout:
                 return f"{step.agreement:.1%} of the answers agree, {slo.min_agreement:.1%} is the least"
         return None
 
-    def _set(self, percent: float) -> None:
+    def _set(self, percent: float, shadow: dict[str, Any] | None) -> None:
         plan = self._plan
         weights = {plan.target: percent} | ({plan.source: 100 - percent} if percent < 100 else {})
-        shadow = {"from": plan.source, "to": plan.target, "fraction": plan.shadow} if plan.shadow else None
         self._server.call("PUT", self._path, {"weights": weights, "shadow": shadow})
 
     def _put_back(self, before: dict[str, Any]) -> None:

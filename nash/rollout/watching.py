@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
-_FAILED = ("error", "timeout")
+_FAILED = ("error", "timeout", "rejected")  # whatever is not the caller's fault
 _OK = "ok"
 
 

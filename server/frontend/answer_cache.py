@@ -5,13 +5,14 @@ is still being answered waits for it instead of being computed again. What is ke
 goes with it.
 """
 
+import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from server.engine.interface.parameters import GenerationParameters
-from server.engine.interface.results import FinishReason
-from server.errors import ApiError, ClientGoneError
+from server.errors import ApiError, ClientGoneError, GenerationError, TimedOutError
 from server.frontend.metrics import VariantMetrics
 from server.frontend.workers.generation import Generation
 from server.messages import Finished
@@ -31,9 +32,12 @@ class CacheKey(NamedTuple):
 class AnswerCache:
     """The answers of one variant, the least recently used ones dropped first."""
 
-    def __init__(self, most_bytes: int, metrics: VariantMetrics, run: Callable[[Generation], None]) -> None:
-        """`run` accepts a generation, or raises `ApiError`."""
+    def __init__(
+        self, most_bytes: int, total_s: float, metrics: VariantMetrics, run: Callable[[Generation], None]
+    ) -> None:
+        """`total_s`: the longest that a request may wait; `run` accepts a generation, or raises `ApiError`."""
         self._most_bytes = most_bytes
+        self._total_s = total_s
         self._metrics = metrics
         self._run = run
         self._kept: OrderedDict[CacheKey, tuple[Finished, int]] = OrderedDict()
@@ -51,52 +55,63 @@ class AnswerCache:
             return None
         return CacheKey(tuple(generation.source_ids), given, tuple(generation.stops))
 
-    def answered(self, generation: Generation, key: CacheKey) -> bool:
-        """Whether it need not run: it has its answer, or will have that of one that runs.
+    def knows(self, key: CacheKey) -> bool:
+        """Whether an equal request was answered before, or is being answered."""
+        return key in self._kept or key in self._running
 
-        If not, it is to be run now, and others may wait for it.
-        """
+    def answer(self, generation: Generation, key: CacheKey) -> None:
+        """Give a generation the answer of an equal one, which is known: now, or when that one has it."""
         if (kept := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
             self._metrics.looked_up("hit")
             self._reuse(generation, kept[0])
-            return True
-        if (waiting := self._running.get(key)) is not None:
-            self._metrics.looked_up("joined")
-            waiting.append(generation)
-            return True
-        self._metrics.looked_up("miss")
-        return False
+            return
+        self._metrics.looked_up("joined")
+        self._running[key].append(generation)
+        left_s = self._total_s - (time.monotonic() - generation.arrived_s)
+        generation.deadline = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expire, generation)
 
     def runs(self, generation: Generation, key: CacheKey) -> None:
-        """A generation was accepted: its answer will be kept, and given to those that wait for it."""
-        self._running.setdefault(key, [])
-        generation.when_done(lambda: self._done(generation, key))
+        """A new one was accepted: its answer will be kept, and given to those that wait for it."""
+        self._metrics.looked_up("miss")
+        self._follow(generation, key)
 
-    def leave(self, generation: Generation) -> None:
-        """Nobody waits for a generation any more."""
+    def leave(self, generation: Generation, error: ApiError) -> None:
+        """Take a generation from those that wait; others are left alone."""
         for waiting in self._running.values():
             if generation in waiting:
                 waiting.remove(generation)
-                self._fail(generation, ClientGoneError("the client closed its connection"))
+                self._fail(generation, error)
+
+    def _expire(self, generation: Generation) -> None:
+        self.leave(generation, TimedOutError(f"the request took more than {self._total_s:g} s: try again later"))
+
+    def _follow(self, generation: Generation, key: CacheKey) -> None:
+        self._running.setdefault(key, [])
+        generation.when_done(lambda: self._done(generation, key))
 
     def _done(self, generation: Generation, key: CacheKey) -> None:
         waiting = self._running.pop(key, [])
-        finished = generation.answer_or_none
-        if finished is not None:
-            self._keep(key, finished)
+        outcome = generation.outcome
+        if isinstance(outcome, Finished):
+            self._keep(key, outcome)
             for each in waiting:
-                self._reuse(each, finished)
-        elif waiting:  # its caller has gone, or it failed: the next one tries for itself
+                self._reuse(each, outcome)
+            return
+        # What befell this caller alone, the others try for themselves; the request's own fault is theirs too.
+        its_own = isinstance(outcome, ClientGoneError | TimedOutError) or generation.delivered
+        if its_own and waiting:
             first, *rest = waiting
             try:
                 self._run(first)
             except ApiError as error:
-                for each in waiting:
-                    self._fail(each, error)
+                outcome = error
+            else:
+                self._follow(first, key)
+                self._running[key] += rest
                 return
-            self.runs(first, key)
-            self._running[key] += rest
+        for each in waiting:
+            self._fail(each, outcome if isinstance(outcome, ApiError) else GenerationError(str(outcome)))
 
     def _reuse(self, generation: Generation, finished: Finished) -> None:
         self._metrics.ended("ok")  # and nothing of its times: the engine had none
@@ -107,9 +122,6 @@ class AnswerCache:
         generation.fail(error)
 
     def _keep(self, key: CacheKey, finished: Finished) -> None:
-        # What a stop string ended has no log-probabilities here: its tokens were reported one by one.
-        if key.parameters.logprobs and any(each.finish_reason is FinishReason.STOP for each in finished.hypotheses):
-            return
         tokens = len(key.source_ids) + sum(
             len(each.tokens) + len(each.logprobs) + 3 * sum(map(len, each.top_tokens)) for each in finished.hypotheses
         )

@@ -15,7 +15,7 @@ from model_store.store import Store
 from server.errors import ApiError, ConflictError, InvalidInputError, NotServedError, SettingsError, StartError
 from server.frontend.metrics import Metrics
 from server.frontend.resolution import ResolvedVariant, resolve_model, resolve_models
-from server.frontend.room import check_room
+from server.frontend.room import check_budget, check_room, on_cpu
 from server.frontend.traffic.routing import baseline_of
 from server.frontend.variant import Variant
 from server.frontend.workers.supervisor import ModelState
@@ -45,6 +45,7 @@ class Fleet:
         }
         for variant in self.variants:
             variant.describe()
+        check_budget([variant.resolved for variant in self.variants], settings.memory_bytes)
         self._leaving: list[Variant] = []  # retired, and not yet at an end
         self._changes = asyncio.Lock()  # of two changes at once, the second must see what the first has done
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,6 +59,14 @@ class Fleet:
     def leaving(self) -> tuple[Variant, ...]:
         """Those that take no more requests and finish what they have."""
         return tuple(self._leaving)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs, loads or is about to: what is measured now would be slower than alone."""
+        everything = (*self.variants, *self.leaving)
+        return self._changes.locked() or any(
+            each.supervisor.pending or each.supervisor.state is ModelState.LOADING for each in everything
+        )
 
     async def start(self) -> None:
         """Start all workers and wait until every model is loaded.
@@ -90,7 +99,8 @@ class Fleet:
                 raise ConflictError(f"{resolved.ref} is loaded already: unload it first, or swap it")
             self._check_room(resolved)
             others = [variant.resolved for variant in self.variants]
-            variant = self._one_more(resolved, baseline=resolved is baseline_of(resolved.model, [*others, resolved]))
+            baseline = resolved is baseline_of(resolved.model, [*others, resolved])
+            variant = await asyncio.to_thread(self._one_more, resolved, baseline=baseline)
             variant.describe()
             self._loaded[resolved.ref] = variant
         starting = self._spawn(self._begin(variant))
@@ -103,12 +113,12 @@ class Fleet:
 
         Raises:
             NotServedError: no such variant is loaded.
-            ConflictError: it is the only one.
+            ConflictError: no other one is ready.
         """
         async with self._changes:
             variant = self._find(ref)
-            if len(self._loaded) == 1:
-                raise ConflictError(f"{ref} is the only model: load another one first, or stop the server")
+            if not any(each.supervisor.ready for each in self.variants if each is not variant):
+                raise ConflictError(f"{ref} is the only model that is ready: load another one first")
             del self._loaded[ref]
             self._retire(variant, gone=True)
         return variant
@@ -123,11 +133,13 @@ class Fleet:
         """
         async with self._changes:
             old = self._find(ref)
+            if old.supervisor.state is ModelState.LOADING:
+                raise ConflictError(f"{ref} is loading: swap it once it is ready")
             resolved = await self._resolved(old.resolved.asked)
             if resolved.digest == old.resolved.digest and resolved.digest is not None:
                 return old.resolved.digest, old.resolved.digest
             self._check_room(resolved)
-            new = self._one_more(resolved, baseline=old.baseline)
+            new = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
             try:
                 await new.supervisor.start()
             except BaseException as error:
@@ -136,7 +148,7 @@ class Fleet:
                     raise ConflictError(f"{error}; {old.ref} stays as it was") from error
                 raise
             new.describe()
-            self._loaded = {name: new if each is old else each for name, each in self._loaded.items()}
+            self._loaded[ref] = new  # in the same place
             self._retire(old, gone=False)
             _logger.info("%s: %s is served now, %s before", ref, new.resolved.digest, old.resolved.digest)
             return old.resolved.digest, resolved.digest
@@ -153,15 +165,20 @@ class Fleet:
         return None if digest == variant.resolved.digest else digest
 
     async def _follow(self) -> None:
-        """Look at the aliases from time to time, and swap in what they name."""
+        """Look at the aliases from time to time, and swap in what they name; what failed once is not tried again."""
+        failed: dict[str, str] = {}
         while True:
             await asyncio.sleep(self._settings.follow_s)
             for variant in self.variants:
+                wanted = None
                 try:
-                    if await asyncio.to_thread(self.behind, variant) is not None:
+                    wanted = await asyncio.to_thread(self.behind, variant)
+                    if wanted is not None and failed.get(variant.ref) != wanted:
                         await self.swap(variant.ref)
                 except (ApiError, ModelStoreError, OSError) as error:
                     _logger.error("%s stays as it is: %s", variant.ref, error)
+                    if isinstance(error, ConflictError) and wanted is not None:
+                        failed[variant.ref] = wanted
 
     async def _begin(self, variant: Variant) -> None:
         try:
@@ -224,7 +241,7 @@ class Fleet:
         return variant
 
     def _check_room(self, resolved: ResolvedVariant) -> None:
-        taken = [variant.memory_bytes for variant in (*self.variants, *self.leaving)]
+        taken = [variant.memory_bytes for variant in (*self.variants, *self.leaving) if on_cpu(variant.resolved)]
         check_room(resolved, taken, self._settings.memory_bytes)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from server.engine.machine.host_memory import available_bytes
-from server.errors import NoRoomError
+from server.errors import NoRoomError, SettingsError
 from server.frontend.resolution import ResolvedVariant
 
-_PROCESS_BYTES = 350_000_000  # a worker before it has loaded anything: Python and torch
+PROCESS_BYTES = 350_000_000  # a worker before it has loaded anything: Python and torch
 _BYTES_OF_A_WEIGHT = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.6}
 
 
@@ -18,7 +18,26 @@ def needed_bytes(resolved: ResolvedVariant) -> int:
     parameters = resolved.parameters or stored // 2
     positions = config.slots * (config.max_source_tokens + config.max_new_tokens)
     caches = positions * len(spec.decoder) * 2 * spec.d_model * max(2, min(weight, 4))
-    return int(_PROCESS_BYTES + parameters * weight + caches)
+    return int(PROCESS_BYTES + parameters * weight + caches)
+
+
+def on_cpu(resolved: ResolvedVariant) -> bool:
+    """Whether it takes the machine's memory."""
+    return resolved.request.engine.device == "cpu"
+
+
+def check_budget(models: Iterable[ResolvedVariant], budget_bytes: int) -> None:
+    """Refuse models that together exceed a budget; 0 is none.
+
+    Raises:
+        SettingsError: they do.
+    """
+    needed = sum(needed_bytes(each) for each in models if on_cpu(each))
+    if budget_bytes and needed > budget_bytes:
+        raise SettingsError(
+            f"the models take about {needed / 1e6:.0f} MB, and --memory-bytes allows {budget_bytes / 1e6:.0f} MB: "
+            "serve fewer, with fewer slots, or in smaller dtypes"
+        )
 
 
 def check_room(resolved: ResolvedVariant, loaded_bytes: Iterable[int], budget_bytes: int) -> None:
@@ -29,7 +48,7 @@ def check_room(resolved: ResolvedVariant, loaded_bytes: Iterable[int], budget_by
     Raises:
         NoRoomError: it cannot.
     """
-    if resolved.request.engine.device != "cpu":
+    if not on_cpu(resolved):
         return
     needed = needed_bytes(resolved)
     used = sum(loaded_bytes)

@@ -29,7 +29,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
         self.fleet = Fleet(settings, self.metrics, on_request=self._on_request)
-        self.traffic = Traffic(self.metrics, lambda: self.fleet.variants)
+        self.traffic = Traffic(self.metrics, lambda: self.fleet.variants, lambda: self.fleet.busy)
         # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
         self.draining = False

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from model_store.storage.files import held
@@ -11,12 +11,12 @@ from server.engine.errors import BadParameterError
 from server.engine.interface.generation_config import with_seed
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.validation import check_parameters
-from server.errors import ApiError, InvalidInputError, UnavailableError
+from server.errors import ApiError, ClientGoneError, InvalidInputError, UnavailableError
 from server.frontend.answer_cache import AnswerCache
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.requests.request import TextRequest
 from server.frontend.resolution import ResolvedVariant
-from server.frontend.room import needed_bytes
+from server.frontend.room import PROCESS_BYTES, needed_bytes
 from server.frontend.workers.generation import Generation, Mode
 from server.frontend.workers.supervisor import Supervisor
 from server.messages import Finished, Ready
@@ -61,7 +61,7 @@ class Variant:
             self.metrics,
             files=() if version is None else version.manifest.files,
         )
-        self._cache = AnswerCache(settings.cache_bytes, self.metrics, self._run)
+        self._cache = AnswerCache(settings.cache_bytes, settings.total_s, self.metrics, self._run)
 
     async def results(self, generations: Sequence[Generation]) -> list[Finished]:
         """Wait for all. If one fails or the caller is cancelled, the others are cancelled.
@@ -79,10 +79,10 @@ class Variant:
         for generation in generations:
             self.supervisor.cancel(generation)
             if self._cache.on:
-                self._cache.leave(generation)
+                self._cache.leave(generation, ClientGoneError("the client closed its connection"))
 
     def _run(self, generation: Generation) -> None:
-        self.supervisor.accept([generation])
+        self.supervisor.accept([generation], patient=True)
 
     def describe(self) -> None:
         """Let the metrics say which version is served under these names."""
@@ -92,7 +92,21 @@ class Variant:
     def memory_bytes(self) -> int:
         """What it takes, or is expected to take while it is not loaded yet."""
         ready = self.supervisor.ready
-        return needed_bytes(self.resolved) if ready is None else sum(ready.memory_bytes.values())
+        return needed_bytes(self.resolved) if ready is None else PROCESS_BYTES + sum(ready.memory_bytes.values())
+
+    @contextmanager
+    def entering(self) -> Iterator[None]:
+        """Held by a request from when this variant was chosen for it until it is admitted: it must not stop then."""
+        self._entering += 1
+        try:
+            yield
+        finally:
+            self._entering -= 1
+
+    def draws(self, request: TextRequest) -> bool:
+        """Whether it would sample, by the request's own words or by the model's."""
+        ready = self.supervisor.ready
+        return ready is not None and ready.defaults.resolve(request.generation.given()).do_sample
 
     async def finish(self, limit_s: float) -> None:
         """Let what was accepted end, for at most so long, then stop."""
@@ -136,34 +150,47 @@ class Variant:
             UnavailableError: the model is not loaded right now.
             OverloadedError: the queue has no room.
         """
-        self._entering += 1
         try:
-            ready = self.supervisor.ready
-            if ready is None:
-                raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
-            given = {"logprobs": logprobs} if seed is None else {"logprobs": logprobs, "seed": seed}
-            parameters = await self._parameters(request, given, ready)
-            _check_reported(parameters, request, streamed=streamed, most=self._most_reported)
-            generations = [
-                Generation(
-                    source.ids,
-                    with_seed(parameters),  # a fresh seed for each if none was given
-                    self.codec,
-                    mode=mode,
-                    arrived_s=time.monotonic() if arrived_s is None else arrived_s,
-                    stops=request.generation.stop or (),
-                    streamed=streamed,
-                    truncated=source.truncated,
+            with self.entering():
+                return await self._admitted(
+                    request, mode, arrived_s, logprobs=logprobs, streamed=streamed, seed=seed, reuse=reuse
                 )
-                for source in await self._sources(request, ready.limits.max_source_tokens)
-            ]
-            self._accept(generations, parameters, reuse=reuse)
         except ApiError as error:
             if mode != "shadow":
                 self.metrics.ended(error.outcome, len(request.texts))
             raise
-        finally:
-            self._entering -= 1
+
+    async def _admitted(
+        self,
+        request: TextRequest,
+        mode: Mode,
+        arrived_s: float | None,
+        *,
+        logprobs: bool,
+        streamed: bool,
+        seed: int | None,
+        reuse: bool,
+    ) -> list[Generation]:
+        ready = self.supervisor.ready
+        if ready is None:
+            raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
+        given = {"logprobs": logprobs} if seed is None else {"logprobs": logprobs, "seed": seed}
+        parameters = await self._parameters(request, given, ready)
+        _check_reported(parameters, request, streamed=streamed, most=self._most_reported)
+        generations = [
+            Generation(
+                source.ids,
+                with_seed(parameters),  # a fresh seed for each if none was given
+                self.codec,
+                mode=mode,
+                arrived_s=time.monotonic() if arrived_s is None else arrived_s,
+                stops=request.generation.stop or (),
+                streamed=streamed,
+                truncated=source.truncated,
+            )
+            for source in await self._sources(request, ready.limits.max_source_tokens)
+        ]
+        self._accept(generations, parameters, reuse=reuse)
         return generations
 
     def _accept(self, generations: Sequence[Generation], parameters: GenerationParameters, *, reuse: bool) -> None:
@@ -172,13 +199,11 @@ class Variant:
             self.supervisor.accept(generations)
             return
         keys = [(generation, self._cache.key(generation, parameters)) for generation in generations]
-        new = [(each, key) for each, key in keys if key is None or not self._cache.answered(each, key)]
-        try:
-            self.supervisor.accept([each for each, _ in new])
-        except ApiError:
-            for each, _ in keys:
-                self._cache.leave(each)
-            raise
+        known = [(each, key) for each, key in keys if key is not None and self._cache.knows(key)]
+        new = [(each, key) for each, key in keys if key is None or not self._cache.knows(key)]
+        self.supervisor.accept([each for each, _ in new])
+        for each, known_key in known:
+            self._cache.answer(each, known_key)
         for each, key in new:
             if key is not None:
                 self._cache.runs(each, key)

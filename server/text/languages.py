@@ -54,7 +54,9 @@ class Languages:
 
     def translates(self, source: str, target: str) -> bool:
         """Whether it does."""
-        return target in self.targets.get(source, ())
+        if self.pair is not None:
+            return (source, target) == self.pair
+        return source != target and source in self.tokens and target in self.tokens
 
 
 def _short(token: str) -> str:

@@ -171,6 +171,32 @@ def test_requests_one_behind_another_are_all_answered(strict: RunningServer) -> 
     assert data.count(b"HTTP/1.1 200 OK") == 4
 
 
+def test_trailers_are_bounded(strict: RunningServer) -> None:
+    with Raw(strict) as client:
+        client.send(HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        try:
+            for _ in range(100):
+                client.send(b"x: " + b"a" * 1000 + b"\r\n")
+        except ConnectionError:
+            pass
+        assert client.answer()[0] in (0, 431)
+    assert healthy(strict)
+
+
+def test_a_slow_second_request_does_not_spoil_the_first_answer(strict: RunningServer) -> None:
+    body = json.dumps({"inputs": "abc", "parameters": {"max_new_tokens": 256, "min_new_tokens": 255}}).encode()
+    slow = HEAD + b"content-length: 100\r\n\r\n"
+    with Raw(strict) as client:
+        client.send(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body + slow)
+        first = client.socket.recv(1 << 20)
+        assert first.startswith(b"HTTP/1.1 200 OK")
+        rest = first.partition(b"\r\n\r\n")[2]
+        while not rest.endswith(b"}"):
+            rest += client.socket.recv(1 << 20)
+        assert json.loads(rest)["generated_text"]
+        assert client.answer()[0] == 408
+
+
 def test_half_sent_requests_hold_no_stop_up(tmp_path: Path) -> None:
     store = publish_tiny_models(tmp_path)
     with RunningServer("--store", str(store), "--model", "tiny@dense,threads=1", "--drain-s", "20") as server:

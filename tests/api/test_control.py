@@ -102,7 +102,7 @@ def test_without_waiting_it_is_seen_loading(http: httpx.Client) -> None:
         ("POST", "/models", {}, 422, "validation", "model is missing"),
         ("POST", "/models", {"model": "tiny:2,slots=100000000"}, 507, "no_room", "MB are free"),
         ("DELETE", "/models/tiny@other", None, 404, "not_found", "use one of tiny@dense"),
-        ("DELETE", "/models/tiny@dense", None, 409, "conflict", "is the only model"),
+        ("DELETE", "/models/tiny@dense", None, 409, "conflict", "is the only model that is ready"),
         ("POST", "/models/tiny@other/swap", None, 404, "not_found", "use one of tiny@dense"),
         ("POST", "/models/tiny@other", {"inputs": "abc"}, 404, "not_found", "is not loaded"),
         ("POST", "/models/tiny@dense", {"inputs": "abc", "model": "x"}, 422, "validation", "which the path names"),

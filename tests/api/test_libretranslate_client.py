@@ -114,6 +114,13 @@ def test_refusals_have_its_shape(body: dict[str, Any], told: str, http: httpx.Cl
     assert told in answer.json()["error"]
 
 
+def test_pieces_are_translated_between_the_languages_that_the_whole_names(http: httpx.Client) -> None:
+    parameters = {"src_lang": "en_XX", "tgt_lang": "fr_XX", "split": "sentences"}
+    answer = http.post("/", json={"inputs": "hello", "parameters": parameters, "model": "mbart"}).json()
+    assert answer[0]["translation_text"] == directly(http, "hello", "en", "fr").strip()
+    assert directly(http, "hello", "en", "fr") != directly(http, "hello", "fr", "en")
+
+
 def test_forms_that_are_none(http: httpx.Client) -> None:
     form = {"content-type": "application/x-www-form-urlencoded"}
     for content in (b"", b"q=a&source=en&source=fr&target=en", b"q=%ff&source=en&target=fr", b"nonsense"):

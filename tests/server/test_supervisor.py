@@ -283,6 +283,23 @@ def test_poison_fails_alone_beside_many_others(tmp_path: Path, others_before: in
     run(scenario())
 
 
+def test_the_only_one_that_may_run_again_is_no_culprit_for_that(tmp_path: Path) -> None:
+    """A stream that has delivered killed the worker; what was there beside it at two deaths runs alone, and lives."""
+
+    async def scenario() -> None:
+        async with running(tmp_path, restart_s=0.01) as harness:
+            (innocent,) = harness.submit([RUNS_FOR_EVER], tokens=400)
+            for _ in range(2):
+                await harness.eventually(lambda: harness.count("nash_requests_running") == 1)
+                (stream,) = harness.submit([KILLS_IT_AFTER_A_TOKEN, 5], stream=True)
+                assert isinstance(await error_of(stream), GenerationError)
+                await harness.eventually(lambda: harness.supervisor.ready is not None)
+            assert len((await innocent.result()).tokens) == 400
+            assert harness.count("nash_quarantined_total") == 0
+
+    run(scenario())
+
+
 def test_suspects_that_are_cancelled_or_expire_hold_nobody_up(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path, restart_s=0.01) as harness:

@@ -31,7 +31,7 @@ async def read_generation(
     Raises:
         ApiError: the body is too large or invalid, or names a model that is not loaded.
     """
-    with _counting(service):
+    with counting_refusals(service):
         content = await request.body()
         arrived_s = time.monotonic()
         body = parse_body(schema, content)
@@ -49,7 +49,7 @@ async def read_completion(
     Raises:
         ApiError: as above.
     """
-    with _counting(service):
+    with counting_refusals(service):
         content = await request.body()
         arrived_s = time.monotonic()
         body = parse_body(CompletionRequest, content)
@@ -69,7 +69,7 @@ async def read_texts(request: Request, service: Service) -> tuple[TokenizeReques
     Raises:
         ApiError: as above.
     """
-    with _counting(service):
+    with counting_refusals(service):
         body = parse_body(TokenizeRequest, await request.body())
         _check_count("inputs", len(body.texts), service)
         return body, route(body.model, service.variants)
@@ -97,7 +97,7 @@ async def read_comparison(request: Request, service: Service) -> tuple[CompareRe
     Raises:
         ApiError: as above.
     """
-    with _counting(service):
+    with counting_refusals(service):
         body = parse_body(CompareRequest, await request.body())
         if body.generation.split not in (None, "none"):
             raise InvalidInputError("parameters.split is not available in comparisons: leave it out")
@@ -107,7 +107,8 @@ async def read_comparison(request: Request, service: Service) -> tuple[CompareRe
 
 
 @contextmanager
-def _counting(service: Service) -> Iterator[None]:
+def counting_refusals(service: Service) -> Iterator[None]:
+    """Count a request that is refused before its variant is known."""
     try:
         yield
     except ApiError as error:

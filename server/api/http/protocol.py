@@ -45,6 +45,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._limits = limits
         self._reading = _Reading.NOTHING
         self._head_bytes = 0
+        self._trailer_bytes = 0
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -98,6 +99,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._expect(_Reading.BODY)
         super().on_headers_complete()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading is not _Reading.BODY:
+            super().on_header(name, value)
+            return
+        self._trailer_bytes += len(name) + len(value)  # behind a chunked body, where nobody reads them
+        if self._trailer_bytes > self._limits.max_header_bytes:
+            most = self._limits.max_header_bytes
+            self._refuse(431, "too_large", f"the trailers have more than {most} bytes: send less")
+
     def on_message_complete(self) -> None:
         self._expect(_Reading.NOTHING)
         super().on_message_complete()
@@ -112,13 +122,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
+    def _behind_another(self) -> bool:
+        """Whether what is being read came before an earlier request was answered: its time has not begun."""
+        return bool(self.pipeline) or (self._reading is _Reading.HEAD and self._answering)
+
+    @property
     def idle(self) -> bool:
         """Whether a request was answered and no further one has begun."""
         return self._reading is _Reading.NOTHING and self.cycle is not None and not self._answering
 
     def refuse_unfinished(self) -> None:
         """End a connection whose request has not wholly arrived: the server is about to stop."""
-        if self._reading is not _Reading.NOTHING:
+        if self._reading is not _Reading.NOTHING and not self._behind_another:
             self._refuse(503, "unavailable", "the server is shutting down: send the request again in a moment")
 
     def _close_an_idle_one(self) -> bool:
@@ -133,6 +148,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Begin to read another part, and its time."""
         if reading is not _Reading.BODY:
             self._head_bytes = 0
+        self._trailer_bytes = 0
+        self._trailer_bytes = 0
         self._reading = reading
         if self._read_timer is not None:
             self._read_timer.cancel()
@@ -142,8 +159,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._read_timer = self.loop.call_later(seconds, self._on_slow, seconds)
 
     def _on_slow(self, seconds: float) -> None:
-        if self._reading is _Reading.HEAD and self._answering:
-            self._expect(_Reading.HEAD)  # the next request has begun early: its time counts once this one is answered
+        if self._behind_another:
+            self._expect(self._reading)
             return
         if self._reading is _Reading.HEAD and self._head_bytes == 0:
             self.transport.close()  # it has asked for nothing
@@ -153,7 +170,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, error_type: str, error: str) -> None:
         """Answer, unless an answer has begun, and close."""
-        early = self._reading is _Reading.BODY and not self.cycle.response_started
+        early = self._reading is _Reading.BODY and not self.cycle.response_started and not self._behind_another
         self._expect(_Reading.NOTHING)
         if self.transport.is_closing():
             return

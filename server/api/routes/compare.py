@@ -142,7 +142,10 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
     outcomes: list[_Outcome] = []
     seed: int | None = None  # drawn for the first variant, used for all
     begun = False
-    async with service.comparisons.turn():
+    async with contextlib.AsyncExitStack() as stack:
+        for variant in variants:
+            stack.enter_context(variant.entering())  # none of them may go while it waits for its turn
+        await stack.enter_async_context(service.comparisons.turn())
         for variant in variants:
             names = names_document(variant)
             try:
@@ -156,7 +159,7 @@ async def _events(service: Service, body: CompareRequest, variants: Sequence[Var
                         begun = True
                     finished = await generation.result()
                 finally:
-                    variant.supervisor.cancel(generation)  # no-op unless the caller stopped early
+                    variant.cancel([generation])  # no-op unless the caller stopped early
             except ApiError as error:
                 if not (stream and begun):
                     raise

@@ -120,6 +120,7 @@ class _Call:
                 async for choices in self._choices(i, generation):
                     yield self._envelope(choices) | self._no_usage
                 finished.append(await generation.result())
+            self._service.traffic.answered(self._variant, self._texts)
             if self._with_usage:
                 yield self._envelope([]) | {"usage": _usage(generations, finished)}
         finally:

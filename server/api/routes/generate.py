@@ -127,4 +127,4 @@ async def _events(
                 service.traffic.answered(variant, body)
             yield event
     finally:
-        variant.supervisor.cancel(generation)  # no-op unless the caller stopped early
+        variant.cancel([generation])  # no-op unless the caller stopped early

@@ -20,19 +20,22 @@ async def split_answers(
     Raises:
         ApiError: a text is white space or has too many pieces; or as for whole texts.
     """
-    try:
-        divided = await _divided(service, variant, body)
-    except ApiError as error:
-        variant.metrics.ended(error.outcome, len(body.texts))
-        raise
+    with variant.entering():  # it may be swapped while the texts are divided
+        try:
+            divided = await _divided(service, variant, body)
+        except ApiError as error:
+            variant.metrics.ended(error.outcome, len(body.texts))
+            raise
     places = [(i, piece) for i, pieces in enumerate(divided) for piece in pieces]
     asked = PieceRequest(
         inputs=[piece.text for _, piece in places],
         parameters=body.generation,
+        original=body,
         named=[body.fields[i] for i, _ in places],
     )
     generations = await variant.admit(asked, "unary", arrived_s=arrived_s, reuse=reuse)
     finished = await variant.results(generations)
+    service.traffic.answered(variant, asked)
     documents = []
     for i in range(len(divided)):
         own = [number for number, (text, _) in enumerate(places) if text == i]

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api.http.body import may_reuse, parse_body
+from server.api.http.body import counting_refusals, may_reuse, parse_body
 from server.api.http.disconnect import unless_gone
 from server.api.http.json_response import AsciiJsonResponse
 from server.api.http.keys import KeyRing, Scope
@@ -28,15 +28,16 @@ def translate_routes(service: Service, keys: KeyRing | None) -> APIRouter:
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         """Translate a text or a list of texts, with tags kept if `format` is html."""
-        body = await _read(request)
-        if keys is not None:
-            bearer = f"Bearer {body.api_key}" if body.api_key else request.headers.get("authorization")
-            keys.check(bearer, Scope.INFER)
-        most = service.settings.max_batch_items
-        if len(body.texts) > most:
-            raise InvalidInputError(f"q has {len(body.texts)} texts, but a request takes at most {most}")
-        variant = _variant(request, service, body)
-        return AsciiJsonResponse(await unless_gone(request, _translated(variant, body, may_reuse(request))))
+        with counting_refusals(service):
+            body = await _read(request)
+            if keys is not None:
+                bearer = f"Bearer {body.api_key}" if body.api_key else request.headers.get("authorization")
+                keys.check(bearer, Scope.INFER)
+            most = service.settings.max_batch_items
+            if len(body.texts) > most:
+                raise InvalidInputError(f"q has {len(body.texts)} texts, but a request takes at most {most}")
+            variant = _variant(request, service, body)
+        return AsciiJsonResponse(await unless_gone(request, _translated(service, variant, body, may_reuse(request))))
 
     @router.get("/languages")
     async def languages() -> Response:
@@ -81,13 +82,16 @@ def _variant(request: Request, service: Service, body: TranslateRequest) -> Vari
     return chosen if chosen in able else able[0]
 
 
-async def _translated(variant: Variant, body: TranslateRequest, reuse: bool) -> dict[str, Any]:
+async def _translated(service: Service, variant: Variant, body: TranslateRequest, reuse: bool) -> dict[str, Any]:
     marked = [Markup(text) for text in body.texts] if body.format == "html" else None
     if marked is None:
         texts = list(zip(body.fields, body.texts, strict=True))
     else:
         texts = [(field, text) for field, each in zip(body.fields, marked, strict=True) for text in each.texts]
-    found = await _answers(variant, texts, body, reuse)
+    most = service.settings.max_pieces
+    if len(texts) > most:
+        raise InvalidInputError(f"q has {len(texts)} pieces between its tags, but a request takes at most {most}")
+    found = await _answers(service, variant, texts, body, reuse)
     if marked is None:
         whole = found
     else:  # each text's pieces together again, for the best answer and for each further one
@@ -103,7 +107,7 @@ async def _translated(variant: Variant, body: TranslateRequest, reuse: bool) -> 
 
 
 async def _answers(
-    variant: Variant, texts: Sequence[tuple[str, str]], body: TranslateRequest, reuse: bool
+    service: Service, variant: Variant, texts: Sequence[tuple[str, str]], body: TranslateRequest, reuse: bool
 ) -> list[list[str]]:
     """For each text, which stands behind its field's name, its translations, best first.
 
@@ -121,10 +125,8 @@ async def _answers(
     fields, sources = zip(*(texts[i] for i in spoken), strict=True)
     asked = translation(list(sources), list(fields), parameters, tokens.get(body.source), tokens.get(body.target))
     generations = await variant.admit(asked, "unary", reuse=reuse)
-    try:
-        for i, generation in zip(spoken, generations, strict=True):
-            finished = await generation.result()
-            found[i] = [answer.text for answer in generation.answers(finished, by_token=False)]
-    finally:
-        variant.cancel(generations)
+    finished = await variant.results(generations)
+    service.traffic.answered(variant, asked)
+    for i, generation, each in zip(spoken, generations, finished, strict=True):
+        found[i] = [answer.text for answer in generation.answers(each, by_token=False)]
     return found

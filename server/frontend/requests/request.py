@@ -81,16 +81,34 @@ class TextRequest(BaseModel):
         """The name of each of `texts` in error messages."""
         return ["inputs"] if isinstance(self.inputs, str) else [f"inputs[{i}]" for i in range(len(self.inputs))]
 
+    def alone(self, index: int) -> "TextRequest":
+        """A request for one of the texts, not streamed."""
+        return self.model_copy(update={"inputs": self.texts[index], "stream": None})
+
 
 class PieceRequest(TextRequest):
-    """Pieces of texts, each named after the field that its text stands in."""
+    """Pieces of the texts of another request, each named after the field that its text stands in."""
 
+    original: TextRequest
     named: list[str]
+
+    @property
+    def task(self) -> TaskParameters | None:
+        """What the original's client adds, such as languages."""
+        return self.original.task
+
+    def where(self, engine_name: str) -> str:
+        """The name of an engine parameter in error messages."""
+        return self.original.where(engine_name)
 
     @property
     def fields(self) -> list[str]:
         """The name of each piece in error messages."""
         return self.named
+
+    def alone(self, index: int) -> "PieceRequest":
+        """A request for one of the pieces."""
+        return self.model_copy(update={"inputs": self.texts[index], "named": [self.named[index]]})
 
 
 class GenerateRequest(TextRequest):

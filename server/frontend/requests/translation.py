@@ -52,6 +52,10 @@ class Translation(TextRequest):
         """The name of each text in error messages."""
         return self.named
 
+    def alone(self, index: int) -> "Translation":
+        """A request for one of the texts."""
+        return self.model_copy(update={"inputs": self.texts[index], "named": [self.named[index]]})
+
     @property
     def source_language(self) -> int | None:
         """The token of the sources' language."""

@@ -51,10 +51,11 @@ class ShadowFigures:
 class Shadow:
     """The pairs of one server, one after another."""
 
-    def __init__(self, metrics: Metrics, variants: Callable[[], Sequence[Variant]]) -> None:
-        """`variants` are all that share the machine."""
+    def __init__(self, metrics: Metrics, variants: Callable[[], Sequence[Variant]], busy: Callable[[], bool]) -> None:
+        """`variants` are those that are served; `busy`: whether the machine has something else to do."""
         self._metrics = metrics
         self._variants = variants
+        self._busy = busy
         self._waiting: deque[_Pair] = deque(maxlen=_MOST_WAITING)  # the oldest are dropped
         self._wanted = asyncio.Event()
         self._running: asyncio.Task[float] | None = None
@@ -72,14 +73,11 @@ class Shadow:
 
     def offer(self, source: Variant, target: Variant, request: TextRequest, plan: ShadowPlan) -> None:
         """A request that `source` has answered: perhaps a pair. Sampled answers are not comparable."""
-        parameters = request.generation
-        sampled = parameters.given().get("do_sample", False)
-        if sampled or request.source_ids is not None:
+        if request.source_ids is not None or source.draws(request) or target.draws(request):
             return
-        for text in request.texts:
+        for i in range(len(request.texts)):
             if random.random() < plan.fraction:
-                alone = request.model_copy(update={"inputs": text, "stream": None})
-                self._waiting.append(_Pair(source, target, alone))
+                self._waiting.append(_Pair(source, target, request.alone(i)))
                 self._wanted.set()
 
     def interrupt(self) -> None:
@@ -93,13 +91,13 @@ class Shadow:
             if not self._waiting:
                 self._wanted.clear()
                 continue
-            if any(variant.supervisor.pending for variant in self._variants()):
-                await asyncio.sleep(_REST_S)
-                continue
+            idle_before = not self._busy()
             await asyncio.sleep(_REST_S)
-            if any(variant.supervisor.pending for variant in self._variants()) or not self._waiting:
+            if not idle_before or self._busy() or not self._waiting:
                 continue
             pair = self._waiting.popleft()
+            if not {pair.source, pair.target} <= set(self._variants()):
+                continue  # it was unloaded, or another version is served
             pair.tries += 1
             try:
                 await self._compare(pair)

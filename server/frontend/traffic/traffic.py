@@ -14,10 +14,10 @@ from server.frontend.variant import Variant
 class Traffic:
     """What operators have set, by model."""
 
-    def __init__(self, metrics: Metrics, variants: Callable[[], Sequence[Variant]]) -> None:
+    def __init__(self, metrics: Metrics, variants: Callable[[], Sequence[Variant]], busy: Callable[[], bool]) -> None:
         self._variants = variants
         self._plans: dict[str, TrafficPlan] = {}
-        self.shadow = Shadow(metrics, variants)
+        self.shadow = Shadow(metrics, variants, busy)
 
     def choose(self, ref: str | None, session: str | None) -> Variant:
         """The variant for one request; `session` is what the caller gave to stay with one.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from server.engine.interface.parameters import GenerationParameters
-from server.engine.interface.results import FinishReason, Hypothesis, Timings
-from server.errors import ApiError
+from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
+from server.errors import ApiError, ClientGoneError
 from server.messages import Finished, TokenReport
 from server.text.answer import Answer, AnswerToken
 from server.text.tokenization import TextCodec
@@ -170,10 +170,11 @@ class Generation:
         self._when_done = call
 
     @property
-    def answer_or_none(self) -> Finished | None:
-        """Its result; None if it failed or has not ended."""
-        done = self._finished.done() and not self._finished.cancelled()
-        return self._finished.result() if done and self._finished.exception() is None else None
+    def outcome(self) -> Finished | BaseException:
+        """What it has ended with."""
+        if self._finished.cancelled():
+            return ClientGoneError("the client closed its connection")
+        return self._finished.exception() or self._finished.result()
 
     def _begun(self) -> Answer:
         return Answer(self._codec, self.parameters.prefix_ids, self.stops)
@@ -184,14 +185,18 @@ class Generation:
         self._told.put_nowait(None)
 
     def _stopped(self, best: Answer, last: TokenReport) -> Finished:
-        """The result so far, in a worker's form; only the tokens, since `best` already has everything else."""
+        """The result so far, in a worker's form."""
         gaps = best.generated_tokens - 1
         hypothesis = Hypothesis(
             tokens=[each.id for each in best.tokens],
             finish_reason=FinishReason.STOP,
             score=None,
-            logprobs=[],
-            top_tokens=[],
+            logprobs=[each.logprob or 0.0 for each in best.tokens] if self.parameters.logprobs else [],
+            top_tokens=[
+                [TopToken(id=top.id, logprob=top.logprob or 0.0) for top in each.top_tokens] for each in best.tokens
+            ]
+            if self.parameters.top_n_tokens
+            else [],
         )
         timings = Timings(
             queue_ms=last.queue_ms,

@@ -93,6 +93,7 @@ class Supervisor:
         self._ids = count(1)
         self._pending: dict[int, Generation] = {}  # accepted and not ended, in order of arrival
         self._suspects = Suspects()
+        self._stopped = False
         self._asked_s: float | None = None  # since when the worker owes a Pong
         self._worker: WorkerProcess | None = None
         self._load_error: str | None = None
@@ -123,6 +124,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the worker and fail what still runs on it. Nothing is accepted afterwards."""
+        self._stopped = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -135,14 +137,14 @@ class Supervisor:
         if self._worker is not None:
             await self._worker.stop()
 
-    def accept(self, generations: Sequence[Generation]) -> None:
-        """Accept all of them, or none.
+    def accept(self, generations: Sequence[Generation], *, patient: bool = False) -> None:
+        """Accept all of them, or none. `patient` ones wait for a worker that is about to be started again.
 
         Raises:
-            UnavailableError: the model is not loaded right now.
+            UnavailableError: the model is not loaded right now, or never will be again.
             OverloadedError: the queue has no room.
         """
-        if self.ready is None or self._worker is None:
+        if self._stopped or (not patient and (self.ready is None or self._worker is None)):
             raise UnavailableError(
                 f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready says when it is ready",
                 retry_after_s=self._pause_s + self._load_s,
@@ -154,8 +156,9 @@ class Supervisor:
         for generation in generations:
             generation.id = next(self._ids)
             self._pending[generation.id] = generation
-            generation.deadline = loop.call_later(self._settings.total_s, self._expire, generation)
-        if not self._suspects:
+            left_s = self._settings.total_s - (time.monotonic() - generation.arrived_s)
+            generation.deadline = loop.call_later(max(0.0, left_s), self._expire, generation)
+        if not self._suspects and self.ready is not None:
             self._run(generations)
 
     def cancel(self, generation: Generation) -> None:
@@ -176,7 +179,7 @@ class Supervisor:
             parameters=generation.parameters,
             stream=generation.told_by_token,
             arrived_s=generation.arrived_s,
-            queued_s=time.monotonic() if generation.deaths else generation.arrived_s,
+            queued_s=time.monotonic(),
             queue_limit_s=self._settings.queue_s,
         )
 
@@ -326,7 +329,8 @@ class Supervisor:
         for generation in had:
             if generation.delivered:
                 self._fail(generation, GenerationError(f"the worker of {self._ref} {how}: send the request again"))
-        culprit = self._suspects.after_a_death([each for each in had if not each.delivered])
+        again = [each for each in had if not each.delivered]
+        culprit = self._suspects.after_a_death(again, all_of_it=len(again) == len(had))
         if culprit is not None:
             self._metrics.quarantined()
             error = f"the worker of {self._ref} {how} while it ran this request alone: change the request"

@@ -21,17 +21,18 @@ class Suspects:
         """Whether there are any, so that others must wait."""
         return bool(self._groups or self._now)
 
-    def after_a_death(self, had: Sequence[Generation]) -> Generation | None:
+    def after_a_death(self, had: Sequence[Generation], *, all_of_it: bool) -> Generation | None:
         """Judge what a dead worker had, and may run again; return the one that killed it, if that is certain.
 
-        `had` excludes generations that cannot run again. It is certain if it was the only one, and not the first time.
+        `all_of_it`: whether the worker had nothing else, which cannot run again. It is certain if one was the only one,
+        and not the first time.
         """
         for generation in had:
             generation.deaths += 1
             generation.sent = False
         again = [generation for generation in had if generation.deaths > 1]
         self._now = []
-        if len(had) == 1:
+        if all_of_it and len(had) == 1:
             return again[0] if again else None
         if again:
             middle = len(again) // 2
