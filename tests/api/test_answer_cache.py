@@ -1,7 +1,10 @@
 """Answers that are given again: to whom, what they say, and that they are the same."""
 
+import os
 import random
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +129,38 @@ def test_who_leaves_takes_nobody_with_it(http: httpx.Client, caching: RunningSer
         ask(http, "leaving", **parameters)["generated_text"]
         == ask(http, "leaving", FRESH, **parameters)["generated_text"]
     )
+
+
+def test_who_waits_for_a_stream_that_dies_is_answered(http: httpx.Client, caching: RunningServer) -> None:
+    body = {
+        "inputs": "dying",
+        "model": "tiny@dense",
+        "parameters": {"max_new_tokens": 200, "min_new_tokens": 199},
+    }
+    seen: dict[str, str] = {}
+
+    def wait() -> None:
+        with httpx.Client(base_url=caching.url, timeout=60) as client:
+            seen["joined"] = client.post("/generate_stream", json=body).text
+
+    before = looked_up(http)
+    with http.stream("POST", "/generate_stream", json=body) as first:
+        lines = first.iter_lines()
+        next(lines)
+        for pid in caching.worker_pids():
+            os.kill(pid, signal.SIGSTOP)  # so that there is time to join
+        joiner = threading.Thread(target=wait)
+        joiner.start()
+        for _ in range(400):
+            if looked_up(http).get("joined", 0) > before.get("joined", 0):
+                break
+            time.sleep(0.02)
+        for pid in caching.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        assert "send the request again" in list(lines)[-2]
+    joiner.join(60)
+    assert '"generated_text":"' in seen["joined"]
+    assert "error" not in seen["joined"]
 
 
 def test_it_is_bounded(http: httpx.Client) -> None:
