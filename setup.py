@@ -4,7 +4,7 @@ ctypes loads them and they do not depend on Python, so one wheel serves every Py
 cannot build is left out with a one-line message, and PyTorch does its work.
 
 CXX             the compiler, c++ by default
-NASH_CXXFLAGS   added to its flags: -O1 builds in 0.4 of the time, for code that is to be tried, not to be fast
+NASH_CXXFLAGS   added to its flags: -O0 builds in a third of the time, for code that is to be tried, not to be fast
 NASH_TARGET     an architecture of sets.py, this machine's by default. If it is set, a library that cannot be built ends
                 the build. `NASH_TARGET=aarch64 CXX=aarch64-linux-gnu-g++ pip wheel --no-deps .`
 """

@@ -139,7 +139,7 @@ def record(directory: Path, dtype: str, recording: Recording) -> Passes:
     return Passes(targets, ahead, together, at_once, alone)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module")
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """One model's recording, made with AVX2."""
     if "avx2" not in available_sets():
@@ -210,8 +210,16 @@ def test_what_its_libraries_consist_of(name: str, arm_libraries: dict[str, Path]
     check(disassembled(arm_libraries[name], "aarch64"), EXPECTED[name])
 
 
+# An emulated processor takes seconds for a model: without the slow tests each model is on one set, each set with two.
+SETS_OF_MODELS = [
+    pytest.param(model, name, marks=() if i % len(PROCESSORS) == k else pytest.mark.slow)
+    for i, model in enumerate(MODELS)
+    for k, name in enumerate(PROCESSORS)
+]
+
+
 @emulated
-@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize(("recorded", "name"), SETS_OF_MODELS, indirect=["recorded"])
 def test_arm_says_what_x86_and_float64_say(
     name: str, recorded: Recorded, driver: Path, arm_libraries: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -246,6 +254,7 @@ def test_arm_says_what_x86_and_float64_say(
 
 
 @emulated
+@pytest.mark.parametrize("recorded", [next(iter(MODELS))], indirect=True)
 @pytest.mark.parametrize(
     ("name", "processor"), [("neon-dotprod", "cortex-a72"), ("neon-bf16", "cortex-a72"), ("neon-bf16", "neoverse-n1")]
 )
