@@ -32,14 +32,17 @@ PAGE = ROOT / "docs" / "experiments.md"
 PLOTS = ROOT / "docs" / "experiments"
 SHAPES = ("t5-small", "t5-base")
 # Tasks with finished models, and the name of their quality figure.
-QUALITY = {"g2p": "words right, %", "synopsis": "ROUGE-L", "translation": "BLEU"}
+QUALITY = {"g2p": "words right, %", "synopsis": "ROUGE-L", "translation": "BLEU", "multi30k": "BLEU"}
 # Their other metrics. Lsum is left out: a synopsis has one line, so it equals L.
 OTHER_METRICS = {
     "g2p": {"phoneme_error_rate": "phoneme errors, %"},
     "synopsis": {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2"},
     "translation": {"chrf": "chrF"},
+    "multi30k": {"chrf": "chrF"},
 }
-AT_EQUAL_SPEED = ("g2p",)  # tasks with a sweep of every method at the same speeds
+HEADLINES = ("g2p", "synopsis", "translation")  # tasks whose best models are shipped
+AT_EQUAL_SPEED = ("g2p", "multi30k")  # tasks with a sweep of every method at the same speeds
+SWITCHED = ("g2p",)  # tasks with a sweep of the method's switches
 # Tasks with the other sweeps, and their kind of metric.
 SWEPT: dict[str, MetricKind] = {"g2p": "phonemes", "synopsis": "summarization"}
 _STYLE: dict[Any, Any] = {
@@ -146,6 +149,15 @@ def losses_table(task: str) -> str:
     return _markdown(["", QUALITY[task], "against all losses, by seed"], rows)
 
 
+def switches_table(task: str) -> str:
+    """Each switch of the method against the same run without it."""
+    shapes = _read(f"{task}-switches.json")["shapes"]
+    usual = shapes[0]["quality"]["mean"]
+    rows = [[each["method"], _spread(each["quality"]), f"{each['quality']['mean'] - usual:+.2f}"] for each in shapes]
+    rows[0][-1] = ""
+    return _markdown(["", QUALITY[task], "against as it is"], rows)
+
+
 def speeds_table(task: str) -> str:
     """Requested, predicted and measured speed."""
     rows = [
@@ -246,9 +258,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
     **{f"{task}-methods": partial(methods_table, task) for task in SWEPT},
     **{f"{task}-equal-speed": partial(methods_table, task, "equal-speed") for task in AT_EQUAL_SPEED},
+    **{f"{task}-switches": partial(switches_table, task) for task in SWITCHED},
     **{f"{task}-sparsity": partial(sparsity_table, task) for task in SWEPT},
     **{f"{task}-losses": partial(losses_table, task) for task in SWEPT},
-    **{f"headline-{task}": partial(headline_table, task) for task in QUALITY},
+    **{f"headline-{task}": partial(headline_table, task) for task in HEADLINES},
     **{f"{task}-speeds": partial(speeds_table, task) for task in SWEPT},
     "t5-base": t5_base_table,
     "training": training_table,
