@@ -3,10 +3,13 @@
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from server.engine.choice.decoding import Decoding
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
+
+if TYPE_CHECKING:  # it needs PyTorch; who only speaks of sequences does not
+    from server.engine.choice.decoding import Decoding
 
 
 class Status(StrEnum):
@@ -62,7 +65,7 @@ class Row:
         return self.history[self.sequence.parameters.prompt :]
 
     @property
-    def decoding(self) -> Decoding:
+    def decoding(self) -> "Decoding":
         """How its sequence is decoded."""
         return self.sequence.decoding
 
@@ -112,7 +115,7 @@ class Sequence:
     overtaken: int = 0  # how many later arrivals were admitted first
 
     # Written by the engine when it accepts the sequence, and when it commits a step.
-    decoding: Decoding = field(init=False, repr=False)
+    decoding: "Decoding" = field(init=False, repr=False)
     rows: list[Row] = field(default_factory=list)  # those still running, or waiting to
     hypotheses: list[Hypothesis] = field(default_factory=list)  # best first, once finished
     tokens: list[int] = field(default_factory=list)  # the only row's as they come, else finally the best hypothesis's
