@@ -41,7 +41,8 @@ def test_a_cancelled_sequence_frees_its_slot_before_the_next_step(engine: Engine
     assert [s.status for s in sequences] == [Status.RUNNING] * 3 + [Status.WAITING]
     assert engine.cancel(1)
     assert (sequences[1].status, sequences[1].rows) == (Status.CANCELLED, [])
-    assert [event.sequence_id for event in engine.step()] == [0, 3, 2]
+    assert {0, 2} <= {event.sequence_id for event in engine.step()}
+    assert sequences[3].status is Status.RUNNING
     assert not engine.cancel(1)
     assert not engine.cancel(99)
     while not engine.idle:

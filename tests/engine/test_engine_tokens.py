@@ -33,7 +33,7 @@ SOURCES = random_sources(24, longest=33)
 
 @pytest.fixture(scope="module")
 def answers(dense_dir: Path) -> list[Answer]:
-    return reference_answers(load_reference(dense_dir), SOURCES, NEW_TOKENS)
+    return reference_answers(load_reference(dense_dir), SOURCES, NEW_TOKENS, batch=8)
 
 
 def test_alone_and_in_full_batches(dense_dir: Path, answers: list[Answer]) -> None:
@@ -87,7 +87,7 @@ def test_a_compact_model_answers_as_the_dense_one_with_zeroed_parts(
     zeroed = load_reference(write_zeroed(t5_dir, spec, tmp_path / "zeroed"))
     engine = Engine.load(Model.open(write_compact(t5_dir, spec, tmp_path / "compact")), CONFIG)
     ties = NearTies()
-    references = reference_answers(zeroed, SOURCES[:12], NEW_TOKENS)
+    references = reference_answers(zeroed, SOURCES[:12], NEW_TOKENS, batch=6)
     for sequence, answer in zip(engine.generate(SOURCES[:12], PARAMETERS), references, strict=True):
         ties.check(sequence.tokens, answer)
     assert ties.undecided <= 1
