@@ -45,7 +45,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     if [ -n "$TORCH_INDEX_URL" ]; then \
         pip --python /opt/venv/bin/python install --index-url "$TORCH_INDEX_URL" --no-deps -c constraints.txt torch; \
     fi \
-    && python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["s3"], sep="\n")' > /tmp/requirements.txt \
+    && python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["otel"], *p["optional-dependencies"]["s3"], sep="\n")' > /tmp/requirements.txt \
     && pip --python /opt/venv/bin/python install -c constraints.txt -r /tmp/requirements.txt
 COPY pyproject.toml setup.py README.md ./
 COPY model_store ./model_store

@@ -143,13 +143,14 @@ def settings_table() -> str:
     """The flags and variables of the server."""
     rows = []
     for each in dataclasses.fields(Settings):
-        if each.default is dataclasses.MISSING:
+        if not each.metadata:
             continue
         variable = STORE_VARIABLE if each.name == "store" else ENVIRONMENT_PREFIX + each.name.upper()
         flag = "--" + each.name.replace("_", "-")
         default = "" if each.default is None or each.default is False else f"`{each.default}`"
-        rows.append((f"`{flag}`", f"`{variable}`", default, each.metadata["help"]))
-    return _table(("flag", "variable", "default", "what it does"), rows)
+        again = "yes" if each.metadata["live"] else ""
+        rows.append((f"`{flag}`", f"`{variable}`", default, again, each.metadata["help"]))
+    return _table(("flag", "variable", "default", "live", "what it does"), rows)
 
 
 # By page, the tables between its marks.

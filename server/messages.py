@@ -64,6 +64,7 @@ class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The model cannot be loaded; the worker exits after this."""
 
     error: str
+    damaged: bool = False  # its files are not those that were published
 
 
 class TokenReport(msgspec.Struct, frozen=True, array_like=True):

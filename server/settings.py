@@ -1,19 +1,26 @@
-"""The server's settings, in order of precedence: the command line, the environment, a file, the defaults below."""
+"""The server's settings, in order of precedence: the command line, the environment, a file, the defaults below.
+
+All of a server hold one `Settings`. When the file is read again, on SIGHUP, its values change in place (`take_up`), and
+whoever reads one when it is needed has the new one.
+"""
 
 import argparse
 import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from server.engine.capabilities import AUTO, DTYPES
 from server.engine.interface.config import MOST_THREADS, SETTINGS, EngineConfig
 from server.engine.machine.cpus import share_of_the_machine, usable_cpus
 from server.engine.machine.topology import default_threads
 from server.errors import SettingsError
+from server.telemetry.logs import FORMATS, LEVELS
 
 ENVIRONMENT_PREFIX = "NASH_SERVER_"
 STORE_VARIABLE = "NASH_STORE"  # shared with the commands that write the store
@@ -25,6 +32,7 @@ class ModelRequest:
 
     ref: str
     engine: EngineConfig
+    text: str = field(default="", compare=False)  # as it was written, by which two readings of a file are compared
 
     @classmethod
     def parse(cls, text: str) -> "ModelRequest":
@@ -50,7 +58,7 @@ class ModelRequest:
                 chosen[key] = _ENGINE_KEYS[key](value)
             except ValueError as error:
                 raise SettingsError(f"model {text!r}: {key}={value}: {error}") from error
-        return cls(ref=ref, engine=EngineConfig(**chosen))
+        return cls(ref=ref, engine=EngineConfig(**chosen), text=text)
 
 
 _MODEL_HELP = "a variant to serve; repeat it. Keys: " + "; ".join(f"{key}: {about}" for key, about in SETTINGS.items())
@@ -114,6 +122,15 @@ def _flag(value: str) -> bool:
     return value == "1"
 
 
+def _one_of(*names: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"{value!r} is not known: use one of {', '.join(names)}")
+        return value
+
+    return parse
+
+
 _PARSERS: Mapping[str, Callable[[str], object]] = {"dtype": _dtype, "threads": _threads}
 _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
     each.name: _PARSERS.get(each.name, _text if each.type is str else _count)
@@ -122,24 +139,46 @@ _ENGINE_KEYS: Mapping[str, Callable[[str], object]] = {
 }
 
 
-def _option(default: Any, parse: Callable[[str], object], help_text: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": help_text})
+class ShadowSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A share of one variant's answers is compared with those of another one."""
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    fraction: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+class TrafficSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the requests that name only a model are divided: a table `[traffic.NAME]` of the file."""
+
+    weights: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1e9)]] = {}
+    shadow: ShadowSetting | None = None
+
+
+def _option(default: Any, parse: Callable[[str], object], help_text: str, *, live: bool = True) -> Any:
+    """`live`: whether it may change while the server runs."""
+    return field(default=default, metadata={"parse": parse, "help": help_text, "live": live})
+
+
+@dataclass(kw_only=True)
 class Settings:
     """All settings of a server. Each field is a flag (`--max-queue`) and a variable (`NASH_SERVER_MAX_QUEUE`).
-    `models` is the repeatable flag `--model`; the store's variable is NASH_STORE.
+    `models` is the repeatable flag `--model`; the store's variable is NASH_STORE. `traffic` stands in the file alone.
     """
 
     models: tuple[ModelRequest, ...]
-    store: str = _option("store", str, "the model store: a folder, or s3://BUCKET/PREFIX")
-    host: str = _option("127.0.0.1", _text, "address to listen on")
-    port: int = _option(8000, _port, "port to listen on, 0 for any that is free")
-    api_keys: Path | None = _option(None, Path, "file of key hashes, a line each: SCOPE SHA256 [NAME]")
-    allow_unauthenticated: bool = _option(
-        False, _flag, "serve without keys beyond this machine, and answer to any Host and Origin"
+    traffic: dict[str, TrafficSetting] = field(default_factory=dict)  # by model
+    store: str = _option("store", str, "the model store: a folder, or s3://BUCKET/PREFIX", live=False)
+    host: str = _option("127.0.0.1", _text, "address to listen on", live=False)
+    port: int = _option(8000, _port, "port to listen on, 0 for any that is free", live=False)
+    api_keys: Path | None = _option(
+        None, Path, "file of key hashes, a line each: SCOPE SHA256 [NAME]; it is read again when it changes", live=False
     )
+    allow_unauthenticated: bool = _option(
+        False, _flag, "serve without keys beyond this machine, and answer to any Host and Origin", live=False
+    )
+    log_format: str = _option("text", _one_of(*FORMATS), "text: lines; json: one object a line", live=False)
+    log_level: str = _option("info", _one_of(*LEVELS), "the least that is told: debug, info, warning, error")
+    access_log: bool = _option(False, _flag, "tell every request in the log, never its text")
     max_connections: int = _option(1000, _count, "most open connections; idle ones make room for new ones")
     max_header_bytes: int = _option(64 * 1024, _count, "most bytes of a request line with its headers")
     header_s: float = _option(10.0, _pause, "time for a request line with its headers to arrive")
@@ -171,6 +210,25 @@ class Settings:
                 "or --allow-unauthenticated to serve everybody, or use --host 127.0.0.1"
             )
 
+    def take_up(self, wanted: "Settings") -> list[str]:
+        """Change to what is wanted, models and traffic aside; those that may not change while it serves stay.
+
+        Returns what has changed, in words.
+        """
+        changed = []
+        for name in live_options():
+            before, now = getattr(self, name), getattr(wanted, name)
+            if before != now:
+                setattr(self, name, now)
+                changed.append(f"{name} {before} -> {now}")
+        return changed
+
+    def fixed_differences(self, wanted: "Settings") -> list[str]:
+        """What is wanted otherwise and cannot change while the server runs, in words."""
+        fixed = [each.name for each in fields(self) if each.metadata.get("live") is False]
+        pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in fixed)
+        return [f"{name} stays {before}, not {now}" for name, before, now in pairs if before != now]
+
     @property
     def is_loopback(self) -> bool:
         """Whether the address can be reached only from this machine."""
@@ -180,6 +238,11 @@ class Settings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False  # a host name can resolve to any address, whatever it begins with
+
+
+def live_options() -> list[str]:
+    """The names of the options that may change while the server runs."""
+    return [each.name for each in fields(Settings) if each.metadata.get("live")]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -200,7 +263,7 @@ def parse_settings(
         SettingsError: an unknown flag or variable, an invalid value, or an unsafe combination.
     """
     environment = os.environ if environment is None else environment
-    options = {option.name: option for option in fields(Settings) if option.default is not MISSING}
+    options = {option.name: option for option in fields(Settings) if option.metadata}
     parser = _Parser(prog="python -m server", description="Serve models of the store over HTTP.", allow_abbrev=False)
     parser.add_argument("--model", action="append", dest="models", metavar="REF[,key=value...]", help=_MODEL_HELP)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML: these settings, and models = [REF, ...]")
@@ -213,7 +276,9 @@ def parse_settings(
             parser.add_argument(flag, dest=name, help=help_text)
     flags = vars(parser.parse_args(arguments))
     file = flags.pop("config")
-    chosen = ({} if file is None else _from_file(file, options)) | _from_environment(environment, options)
+    table = {} if file is None else _table(file)
+    traffic = _traffic(file, table.pop("traffic", {}))
+    chosen = _from_table(file, table, options) | _from_environment(environment, options)
     for name, value in flags.items():
         if value is not None:
             chosen[name] = ("--" + name.replace("_", "-"), value)
@@ -224,7 +289,20 @@ def parse_settings(
             values[name] = options[name].metadata["parse"](text)
         except ValueError as error:
             raise SettingsError(f"{origin}: {error}") from error
-    return Settings(models=with_threads([ModelRequest.parse(model) for model in models], cores), **values)
+    requests = with_threads([ModelRequest.parse(model) for model in models], cores)
+    return Settings(models=requests, traffic=traffic, **values)
+
+
+def config_file(arguments: Sequence[str]) -> Path | None:
+    """The file that a command line names, which may be read again.
+
+    Raises:
+        SettingsError: `--config` has no value.
+    """
+    parser = _Parser(prog="python -m server", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    found: Path | None = parser.parse_known_args(arguments)[0].config
+    return found
 
 
 def with_threads(
@@ -252,14 +330,27 @@ def with_threads(
     )
 
 
-def _from_file(path: Path, options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """For each field, where the file sets it and its value as text; models as a list."""
+def _table(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"--config {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"--config {path} is not valid TOML: {error}") from error
+
+
+def _traffic(path: Path | None, tables: object) -> dict[str, TrafficSetting]:
+    try:
+        return msgspec.convert(tables, dict[str, TrafficSetting])
+    except msgspec.ValidationError as error:
+        raise SettingsError(
+            f"{path}, traffic: {error}: write [traffic.NAME] with weights = {{ VARIANT = SHARE }} and, "
+            "if wanted, shadow = { from = VARIANT, to = VARIANT, fraction = 0.1 }"
+        ) from error
+
+
+def _from_table(path: Path | None, table: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """For each field, where the file sets it and its value as text; models as a list."""
     chosen: dict[str, tuple[str, Any]] = {}
     for name, value in table.items():
         if name == "models":
@@ -267,7 +358,7 @@ def _from_file(path: Path, options: Mapping[str, Any]) -> dict[str, tuple[str, A
                 raise SettingsError(f'{path}: models is {value!r}: write a list, as in ["g2p@dense", "g2p@pruned"]')
             chosen[name] = (str(path), value)
         elif name not in options:
-            raise SettingsError(f"{path}: {name} is not a setting: use models, {', '.join(options)}")
+            raise SettingsError(f"{path}: {name} is not a setting: use models, traffic, {', '.join(options)}")
         elif isinstance(value, bool):
             chosen[name] = (f"{path}, {name}", "1" if value else "0")
         elif isinstance(value, str | int | float):

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,8 +29,9 @@ def publish_tiny_models(folder: Path) -> Path:
 class RunningServer:
     """Started by `with`, stopped at its end; `url` and `pid` are known in between."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self._arguments = arguments
+        self._environment = environment or {}
         self._lines: queue.Queue[str] = queue.Queue()
         self.url = ""
 
@@ -38,7 +41,7 @@ class RunningServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **self._environment},
         )
         threading.Thread(target=self._read, daemon=True).start()
         try:
@@ -47,7 +50,7 @@ class RunningServer:
         except BaseException:
             self.process.kill()
             raise
-        self.url = self.announcement.rsplit(" ", 1)[1].strip().rstrip("/")
+        self.url = self.announcement.rsplit(" ", 1)[1].strip(' \n"}').rstrip("/")
         return self
 
     def __exit__(
@@ -65,9 +68,16 @@ class RunningServer:
         """The processes that the server started and that live."""
         return [pid for pid in _pids() if _parent(pid) == self.pid]
 
+    def next_line(self, text: str, timeout_s: float = 60.0) -> str:
+        """Read on until a line of its output has this text, and return that line."""
+        deadline_s = time.monotonic() + timeout_s
+        while text not in (line := self._lines.get(timeout=max(0.0, deadline_s - time.monotonic()))):
+            assert line, f"it ended without {text!r}"
+        return line
+
     def _until_it_serves(self) -> list[str]:
         lines = [self._lines.get(timeout=_START_S)]
-        while not lines[-1].startswith("serving "):
+        while not lines[-1].removeprefix('{"message": "').startswith("serving "):
             assert lines[-1], f"it ended: {''.join(lines)}"
             lines.append(self._lines.get(timeout=_START_S))
         return lines

@@ -21,10 +21,10 @@ ALLOWED = {
     "model_store": {"model_store"},
     "model_store.model": {"model_store.model", "model_store.errors"},
     "server.engine": {"server.engine", "model_store"},
-    "server.worker": {"server.worker", "server.messages", "server.engine", "model_store"},
+    "server.worker": {"server.worker", "server.messages", "server.telemetry.logs", "server.engine", "model_store"},
     "server.frontend": {
         *("server.frontend", "server.text", "server.messages", "server.settings", "server.errors", "model_store"),
-        *("server.engine.interface", "server.engine.errors"),
+        *("server.engine.interface", "server.engine.errors", "server.telemetry"),
         *("server.engine.capabilities", "server.engine.dtype_choice", "server.engine.machine.host_memory"),
     },
     "server": {"server", "model_store"},

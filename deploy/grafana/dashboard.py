@@ -385,6 +385,80 @@ def _health() -> list[_Panel]:
     ]
 
 
+def _shadow() -> list[_Panel]:
+    pairs = f"increase(nash_shadow_requests_total{{{_OWN}}}[{_PAIRS_WINDOW}])"
+    speedup = _mean("nash_shadow_speedup", window=_PAIRS_WINDOW)
+    return [
+        _lines(
+            "Traffic weights",
+            "Shares of the requests that name only the model. Empty if nothing is set: then one variant gets them all.",
+            "percentunit",
+            _query(f"sum by (variant) (nash_traffic_weight{{{_OWN}}})"),
+            span=8,
+        ),
+        _lines(
+            "Shadow: agreement",
+            "Share of the pairs whose answers are the same (exact), nearly (close, ROUGE-L of 0.9 or more) or "
+            "different, over this time range. Shown for the variant that is tried.",
+            "percentunit",
+            _query(
+                f"sum by (model, variant, agreement) ({pairs})"
+                f" / on (model, variant) group_left () (sum by (model, variant) ({pairs}) > 0)",
+                "{{variant}} {{agreement}}",
+            ),
+            span=8,
+        ).max(1),
+        _speedup_stat(
+            "Shadow: speed-up, mean",
+            "Time of the variant that answers over this one's, on the same requests while nothing else ran, over this "
+            "time range. The controlled figure for real traffic.",
+            speedup,
+            no_value="no pair in this time range",
+            span=8,
+        ).height(8),
+    ]
+
+
+def _reuse_and_protection() -> list[_Panel]:
+    asked = f"increase(nash_cache_requests_total{{{_OWN}}}[{_SPEEDUP_WINDOW}])"
+    return [
+        _lines(
+            "Answers again, share of requests",
+            "In the last 5 minutes: answered from an earlier, equal request (hit), or together with one that was "
+            "running (joined). Empty without --cache-bytes.",
+            "percentunit",
+            _query(
+                f"sum by (model, variant, outcome) ({asked})"
+                f" / on (model, variant) group_left () (sum by (model, variant) ({asked}) > 0)",
+                "{{variant}} {{outcome}}",
+            ),
+            span=8,
+        ).max(1),
+        _lines(
+            "Over their own limit",
+            "Requests of all models together that were refused in the last hour, their key having used up its rate.",
+            "short",
+            _query("sum(increase(nash_rate_limited_total[1h])) or vector(0)", "refused"),
+            span=8,
+        ),
+        _lines(
+            "Workers ended and requests quarantined",
+            "In the last hour: workers that hung and were ended (watchdog), requests that killed the worker that ran "
+            "them alone (quarantined), loads refused since the files are not those that were published (damaged).",
+            "short",
+            *(
+                _query(f"sum by (variant) (increase({metric}{{{_OWN}}}[1h]))", f"{{{{variant}}}} {name}")
+                for metric, name in (
+                    ("nash_watchdog_kills_total", "watchdog"),
+                    ("nash_quarantined_total", "quarantined"),
+                    ("nash_store_verify_failures_total", "damaged"),
+                )
+            ),
+            span=8,
+        ),
+    ]
+
+
 def build() -> Dashboard:
     """The whole dashboard."""
     everything = VariableOption(selected=True, text="All", value="$__all")
@@ -438,7 +512,9 @@ def build() -> Dashboard:
     rows = {
         "What pruning buys": _what_pruning_buys(),
         "Latency": _latency(),
+        "Traffic and shadow": _shadow(),
         "Engine": _engine(),
+        "Reuse and protection": _reuse_and_protection(),
         "Health": _health(),
     }
     numbers = itertools.count(1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.middleware import Middleware
 from server.api.http.errors import add_error_handlers
 from server.api.http.keys import KeyRing
 from server.api.http.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
+from server.api.http.request_log import RequestLog
 from server.api.routes.compare import compare_routes
 from server.api.routes.completions import completion_routes
 from server.api.routes.control import control_routes
@@ -35,6 +37,7 @@ from server.frontend.requests.request import (
 from server.frontend.requests.translation import TranslateRequest
 from server.frontend.service import Service
 from server.settings import Settings
+from server.telemetry.tracing import Tracing, tracing_from
 from server.version import project_version
 
 _BODIES: dict[str, type[BaseModel]] = {
@@ -71,13 +74,16 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
             yield
         finally:
             await asyncio.shield(service.stop())
+            if tracing is not None:
+                await tracing.stop()
 
+    tracing = tracing_from(os.environ)
     keys = KeyRing(service.settings.api_keys) if service.settings.api_keys else None
     app = FastAPI(
         title="nash",
         version=project_version(),
         lifespan=lifespan,
-        middleware=_middleware(service, keys),
+        middleware=_middleware(service, keys, tracing),
         docs_url=None,  # its page loads scripts from another site
         redoc_url=None,
     )
@@ -95,17 +101,18 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     return app
 
 
-def _middleware(service: Service, keys: KeyRing | None) -> list[Middleware]:
+def _middleware(service: Service, keys: KeyRing | None, tracing: Tracing | None) -> list[Middleware]:
     """In the order in which a request passes through them."""
     settings = service.settings
     same_site = settings.is_loopback and not settings.allow_unauthenticated
     chain = [
         Middleware(RequestId),
+        Middleware(RequestLog, settings=settings, tracing=tracing),
         Middleware(HeadAsGet),
         Middleware(SameSite, host=settings.host) if same_site else None,
         Middleware(KeyCheck, keys=keys) if keys else None,
         Middleware(OpenRequests, service=service),
-        Middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_bytes_together=settings.max_bodies_bytes),
+        Middleware(BodyLimit, settings=settings),
     ]
     return [each for each in chain if each is not None]
 

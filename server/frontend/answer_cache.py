@@ -16,6 +16,7 @@ from server.errors import ApiError, ClientGoneError, GenerationError, TimedOutEr
 from server.frontend.metrics import VariantMetrics
 from server.frontend.workers.generation import Generation
 from server.messages import Finished
+from server.settings import Settings
 
 _BASE_BYTES = 2_000  # of an entry without its tokens: keys, objects, the dictionary
 _TOKEN_BYTES = 40
@@ -32,12 +33,9 @@ class CacheKey(NamedTuple):
 class AnswerCache:
     """The answers of one variant, the least recently used ones dropped first."""
 
-    def __init__(
-        self, most_bytes: int, total_s: float, metrics: VariantMetrics, run: Callable[[Generation], None]
-    ) -> None:
-        """`total_s`: the longest that a request may wait; `run` accepts a generation, or raises `ApiError`."""
-        self._most_bytes = most_bytes
-        self._total_s = total_s
+    def __init__(self, settings: Settings, metrics: VariantMetrics, run: Callable[[Generation], None]) -> None:
+        """`run` accepts a generation, or raises `ApiError`."""
+        self._settings = settings
         self._metrics = metrics
         self._run = run
         self._kept: OrderedDict[CacheKey, tuple[Finished, int]] = OrderedDict()
@@ -46,7 +44,7 @@ class AnswerCache:
 
     @property
     def on(self) -> bool:
-        return self._most_bytes > 0
+        return self._settings.cache_bytes > 0
 
     @staticmethod
     def key(generation: Generation, given: GenerationParameters) -> CacheKey | None:
@@ -68,7 +66,7 @@ class AnswerCache:
             return
         self._metrics.looked_up("joined")
         self._running[key].append(generation)
-        left_s = self._total_s - (time.monotonic() - generation.arrived_s)
+        left_s = self._settings.total_s - (time.monotonic() - generation.arrived_s)
         generation.deadline = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expire, generation)
 
     def runs(self, generation: Generation, key: CacheKey) -> None:
@@ -84,7 +82,8 @@ class AnswerCache:
                 self._fail(generation, error)
 
     def _expire(self, generation: Generation) -> None:
-        self.leave(generation, TimedOutError(f"the request took more than {self._total_s:g} s: try again later"))
+        limit_s = self._settings.total_s
+        self.leave(generation, TimedOutError(f"the request took more than {limit_s:g} s: try again later"))
 
     def _follow(self, generation: Generation, key: CacheKey) -> None:
         self._running.setdefault(key, [])
@@ -126,12 +125,16 @@ class AnswerCache:
             len(each.tokens) + len(each.logprobs) + 3 * sum(map(len, each.top_tokens)) for each in finished.hypotheses
         )
         size = _BASE_BYTES + _TOKEN_BYTES * tokens
-        if size > self._most_bytes:
+        if size > self._settings.cache_bytes:
             return
         if (before := self._kept.pop(key, None)) is not None:
             self._bytes -= before[1]
         self._kept[key] = finished, size
         self._bytes += size
-        while self._bytes > self._most_bytes:
+        self.fit()
+
+    def fit(self) -> None:
+        """Drop what is more than it may hold, the least recently used first."""
+        while self._bytes > self._settings.cache_bytes:
             _, (_, dropped) = self._kept.popitem(last=False)
             self._bytes -= dropped

@@ -12,9 +12,13 @@ class BoundedLock:
 
     def __init__(self, *, max_waiting: int, wait_s: float) -> None:
         self._lock = asyncio.Lock()
+        self._waiting = 0
+        self.limit(max_waiting=max_waiting, wait_s=wait_s)
+
+    def limit(self, *, max_waiting: int, wait_s: float) -> None:
+        """Change the bounds for those who come from now on."""
         self._max_waiting = max_waiting
         self._wait_s = wait_s
-        self._waiting = 0
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

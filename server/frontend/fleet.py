@@ -49,6 +49,7 @@ class Fleet:
         self._leaving: list[Variant] = []  # retired, and not yet at an end
         self._changes = asyncio.Lock()  # of two changes at once, the second must see what the first has done
         self._tasks: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -75,8 +76,7 @@ class Fleet:
             StartError: a model cannot be loaded.
         """
         await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
-        if self._settings.follow_s:
-            self._spawn(self._follow())
+        self._watch_aliases()
 
     async def stop(self) -> None:
         """End every worker; generations still running fail with an error that says why."""
@@ -84,7 +84,13 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*(variant.stop() for variant in (*self.variants, *self.leaving)))
 
-    async def load(self, text: str, *, wait: bool) -> Variant:
+    def limits_changed(self) -> None:
+        """The settings were read again."""
+        for variant in (*self.variants, *self.leaving):
+            variant.limits_changed()
+        self._watch_aliases()
+
+    async def load(self, asked: str | ResolvedVariant, *, wait: bool) -> Variant:
         """Load one more model, `REF[,key=value...]`; with `wait`, return only when it is ready.
 
         Raises:
@@ -94,7 +100,7 @@ class Fleet:
             NoRoomError: its memory is not there.
         """
         async with self._changes:
-            resolved = await self._resolved(self._asked(text))
+            resolved = asked if isinstance(asked, ResolvedVariant) else await self.resolved(self._asked(asked))
             if resolved.ref in self._loaded:
                 raise ConflictError(f"{resolved.ref} is loaded already: unload it first, or swap it")
             self._check_room(resolved)
@@ -123,8 +129,8 @@ class Fleet:
             self._retire(variant, gone=True)
         return variant
 
-    async def swap(self, ref: str) -> tuple[str | None, str | None]:
-        """Take up the version that a variant's alias names now; return the digests before and after.
+    async def swap(self, ref: str, new: ResolvedVariant | None = None) -> tuple[str | None, str | None]:
+        """Take up the version that a variant's alias names now, or `new`; return the digests before and after.
 
         Raises:
             NotServedError: no such variant is loaded, or the store has it no longer.
@@ -135,22 +141,22 @@ class Fleet:
             old = self._find(ref)
             if old.supervisor.state is ModelState.LOADING:
                 raise ConflictError(f"{ref} is loading: swap it once it is ready")
-            resolved = await self._resolved(old.resolved.asked)
-            if resolved.digest == old.resolved.digest and resolved.digest is not None:
+            resolved = await self.resolved(old.resolved.asked) if new is None else new
+            if new is None and resolved.digest == old.resolved.digest and resolved.digest is not None:
                 return old.resolved.digest, old.resolved.digest
             self._check_room(resolved)
-            new = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
+            variant = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
             try:
-                await new.supervisor.start()
+                await variant.supervisor.start()
             except BaseException as error:
-                await new.stop()
+                await variant.stop()
                 if isinstance(error, StartError):
                     raise ConflictError(f"{error}; {old.ref} stays as it was") from error
                 raise
-            new.describe()
-            self._loaded[ref] = new  # in the same place
+            variant.describe()
+            self._loaded[ref] = variant  # in the same place
             self._retire(old, gone=False)
-            _logger.info("%s: %s is served now, %s before", ref, new.resolved.digest, old.resolved.digest)
+            _logger.info("%s: %s is served now, %s before", ref, resolved.digest, old.resolved.digest)
             return old.resolved.digest, resolved.digest
 
     def behind(self, variant: Variant) -> str | None:
@@ -164,10 +170,14 @@ class Fleet:
         digest = self._store.resolve(variant.resolved.found.ref).digest
         return None if digest == variant.resolved.digest else digest
 
+    def _watch_aliases(self) -> None:
+        if self._settings.follow_s and (self._following is None or self._following.done()):
+            self._following = self._spawn(self._follow())
+
     async def _follow(self) -> None:
         """Look at the aliases from time to time, and swap in what they name; what failed once is not tried again."""
         failed: dict[str, str] = {}
-        while True:
+        while self._settings.follow_s:
             await asyncio.sleep(self._settings.follow_s)
             for variant in self.variants:
                 wanted = None
@@ -219,8 +229,14 @@ class Fleet:
             raise InvalidInputError(str(error)) from error
         return request
 
-    async def _resolved(self, asked: ModelRequest) -> ResolvedVariant:
-        """Find and verify a model in another thread: that reads all its bytes."""
+    async def resolved(self, asked: ModelRequest) -> ResolvedVariant:
+        """Find and verify a model in another thread: that reads all its bytes.
+
+        Raises:
+            InvalidInputError: this machine lacks what it asks for.
+            NotServedError: the store has no such model.
+            ConflictError: it cannot be read.
+        """
         try:
             return await asyncio.to_thread(resolve_model, asked, self._store)
         except (SettingsError, InvalidRequestError) as error:

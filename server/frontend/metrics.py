@@ -3,20 +3,23 @@
 Read headline ratios from `_sum / _count`, which is exact; the buckets resolve a millisecond.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.exposition import generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
 from server.engine.interface.results import Timings
 from server.messages import Ready, Stats
+from server.telemetry.request_record import TraceIds
 
 OUTCOMES = ("ok", "client_error", "rejected", "timeout", "cancelled", "error")
 MODES = ("unary", "stream", "compare")
 AGREEMENTS = ("exact", "close", "different")
+LOOK_UPS = ("hit", "joined", "miss")
 PATHS = ("graph", "eager")  # of a decode step, if the engine records graphs
 UNKNOWN = "_unknown"  # model and variant labels of requests refused before their variant was known
 
@@ -93,6 +96,7 @@ class Metrics:
         )
         self.quarantined = self._counter("quarantined", "Generations that killed the worker that ran them alone")
         self.watchdog_kills = self._counter("watchdog_kills", "Workers that hung and were ended")
+        self.damaged = self._counter("store_verify_failures", "Loads refused: the files are not those published")
         self.shadow_requests = self._counter("shadow_requests", "Pairs run in the shadow, by agreement", "agreement")
         self.shadow_speedup = self._histogram(
             "shadow_speedup", "Time of the variant that answers over this one's, in a pair", _RATIO_BUCKETS
@@ -103,7 +107,12 @@ class Metrics:
         self.cache_used = self._gauge("cache_used_ratio", "Used part of the attention caches", "kind")
         self.memory = self._gauge("model_memory_bytes", "Memory of the model's worker", "kind")
         self.load = self._gauge("model_load_seconds", "Time that the last load took, imports included")
+        self.traffic_weight = self._gauge("traffic_weight", "Share of the requests that name only the model, if set")
         self.info = self._kept(Info("nash_model", "What is loaded", _LABELS, registry=registry))
+        # Of all variants together, for those who can read one series alone and not add several up.
+        self._of_the_server("requests_running", "Generations of all variants that hold a slot", self.running, sum)
+        self._of_the_server("requests_waiting", "Generations of all variants that wait for a slot", self.waiting, sum)
+        self._of_the_server("cache_used_ratio", "Used part of the fullest attention cache", self.cache_used, max)
         for outcome in OUTCOMES:
             self.requests.labels(UNKNOWN, UNKNOWN, outcome)
 
@@ -117,6 +126,12 @@ class Metrics:
         return self._kept(
             Histogram(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry, buckets=buckets)
         )
+
+    def _of_the_server(self, name: str, text: str, gauge: Gauge, over: Callable[[list[float]], float]) -> None:
+        def now() -> float:
+            return over([sample.value for metric in gauge.collect() for sample in metric.samples] or [0.0])
+
+        Gauge(f"nash_server_{name}", text, registry=self._registry).set_function(now)
 
     def _kept(self, metric: _M) -> _M:
         self._labelled.append(metric)
@@ -137,9 +152,19 @@ class Metrics:
         """Count a request that ended before its variant was known."""
         self.requests.labels(UNKNOWN, UNKNOWN, outcome).inc()
 
-    def exposition(self) -> bytes:
-        """All metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+    def divided(self, model: str, weights: Mapping[str, float]) -> None:
+        """Say how a model's requests are divided among its loaded variants; empty if nothing is set."""
+        self.traffic_weight.remove_by_labels({"model": model})
+        for variant, weight in weights.items():
+            self.traffic_weight.labels(model, variant).set(weight / sum(weights.values()))
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """All metrics, and their content type: Prometheus's text format, or OpenMetrics for those who accept it.
+
+        Only OpenMetrics has exemplars.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
 
 
 class VariantMetrics:
@@ -169,6 +194,11 @@ class VariantMetrics:
         self._cache_used = {kind: metrics.cache_used.labels(*own, kind) for kind in ("self", "cross")}
         self._memory = {kind: metrics.memory.labels(*own, kind) for kind in ("weights", "cache", "peak")}
         self._load = metrics.load.labels(*own)
+        for agreement in AGREEMENTS:
+            metrics.shadow_requests.labels(*own, agreement)
+        metrics.shadow_speedup.labels(*own)
+        self._damaged = metrics.damaged.labels(*own)
+        self._look_ups = {outcome: metrics.cache_requests.labels(*own, "answer", outcome) for outcome in LOOK_UPS}
         self._metrics = metrics
 
     def describe(self, description: ModelDescription) -> None:
@@ -183,14 +213,25 @@ class VariantMetrics:
         """Count generations that ended in `outcome`, refused ones included."""
         self._requests[outcome].inc(generations)
 
-    def answered(self, mode: str, duration_s: float, timings: Timings, source: int, generated: int) -> None:
-        """Count one generation that succeeded, with its times and token counts."""
+    def answered(
+        self,
+        mode: str,
+        duration_s: float,
+        timings: Timings,
+        source: int,
+        generated: int,
+        trace: TraceIds | None = None,
+    ) -> None:
+        """Count one generation that succeeded, with its times and token counts, and the trace that tells more."""
+        exemplar = (
+            {"trace_id": trace.trace_id, "span_id": trace.span_id} if trace is not None and trace.sampled else None
+        )
         self.ended("ok")
-        self._duration[mode].observe(duration_s)
-        self._first_token.observe(timings.time_to_first_token_ms / 1e3)
+        self._duration[mode].observe(duration_s, exemplar)
+        self._first_token.observe(timings.time_to_first_token_ms / 1e3, exemplar)
         if timings.time_per_output_token_ms is not None:
-            self._output_token.observe(timings.time_per_output_token_ms / 1e3)
-        self._queue.observe(timings.queue_ms / 1e3)
+            self._output_token.observe(timings.time_per_output_token_ms / 1e3, exemplar)
+        self._queue.observe(timings.queue_ms / 1e3, exemplar)
         self._source_tokens.observe(source)
         self._generated_tokens.observe(generated)
 
@@ -211,7 +252,11 @@ class VariantMetrics:
 
     def looked_up(self, outcome: str) -> None:
         """Count a request that looked for an earlier answer: "hit", "miss", or "joined" to one that was running."""
-        self._metrics.cache_requests.labels(*self._own, "answer", outcome).inc()
+        self._look_ups[outcome].inc()
+
+    def damaged(self) -> None:
+        """Count a load that was refused because the files are not those that were published."""
+        self._damaged.inc()
 
     def quarantined(self) -> None:
         """Count a generation that killed the worker that ran it alone."""

@@ -10,7 +10,7 @@ from server.errors import UnavailableError
 from server.frontend.bounded_lock import BoundedLock
 from server.frontend.fleet import Fleet
 from server.frontend.metrics import Metrics
-from server.frontend.traffic.traffic import Traffic
+from server.frontend.traffic.traffic import Traffic, check_traffic
 from server.frontend.variant import Variant
 from server.frontend.workers.supervisor import ModelState
 from server.settings import Settings
@@ -32,6 +32,9 @@ class Service:
         self.traffic = Traffic(self.metrics, lambda: self.fleet.variants, lambda: self.fleet.busy)
         # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)
+        for model, setting in settings.traffic.items():
+            check_traffic(model, setting, [each.variant for each in self.variants if each.model == model])
+            self.traffic.divide(model, setting)
         self.draining = False
         self._started = False
         self._open_requests = 0
@@ -50,6 +53,11 @@ class Service:
 
     def _on_request(self) -> None:
         self.traffic.shadow.interrupt()
+
+    def limits_changed(self) -> None:
+        """The settings were read again: pass on what was copied from them."""
+        self.comparisons.limit(max_waiting=self.settings.max_queue, wait_s=self.settings.queue_s)
+        self.fleet.limits_changed()
 
     @property
     def variants(self) -> tuple[Variant, ...]:

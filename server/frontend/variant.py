@@ -21,6 +21,7 @@ from server.frontend.workers.generation import Generation, Mode
 from server.frontend.workers.supervisor import Supervisor
 from server.messages import Finished, Ready
 from server.settings import Settings
+from server.telemetry.request_record import RecordedRun, current
 from server.text.tokenization import EncodedText, TextCodec
 
 _LOOK_S, _QUIET_LOOKS = 0.05, 4
@@ -47,7 +48,7 @@ class Variant:
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.baseline = baseline
         self.metrics = VariantMetrics(metrics, self.model, self.variant)
-        self._most_reported = settings.max_reported_tokens
+        self._settings = settings
         self._entering = 0  # requests that are being admitted
         version = resolved.found.version
         self._holding = ExitStack()
@@ -61,7 +62,7 @@ class Variant:
             self.metrics,
             files=() if version is None else version.manifest.files,
         )
-        self._cache = AnswerCache(settings.cache_bytes, settings.total_s, self.metrics, self._run)
+        self._cache = AnswerCache(settings, self.metrics, self._run)
 
     async def results(self, generations: Sequence[Generation]) -> list[Finished]:
         """Wait for all. If one fails or the caller is cancelled, the others are cancelled.
@@ -78,8 +79,12 @@ class Variant:
         """Stop generations that nobody waits for any more; those that have ended are left alone."""
         for generation in generations:
             self.supervisor.cancel(generation)
-            if self._cache.on:
-                self._cache.leave(generation, ClientGoneError("the client closed its connection"))
+            self._cache.leave(generation, ClientGoneError("the client closed its connection"))
+
+    def limits_changed(self) -> None:
+        """The settings were read again."""
+        self.supervisor.limits_changed()
+        self._cache.fit()
 
     def _run(self, generation: Generation) -> None:
         self.supervisor.accept([generation], patient=True)
@@ -150,6 +155,9 @@ class Variant:
             UnavailableError: the model is not loaded right now.
             OverloadedError: the queue has no room.
         """
+        record = current()
+        if record is not None and self.ref not in record.refs:
+            record.refs.append(self.ref)
         try:
             with self.entering():
                 return await self._admitted(
@@ -176,7 +184,7 @@ class Variant:
             raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
         given = {"logprobs": logprobs} if seed is None else {"logprobs": logprobs, "seed": seed}
         parameters = await self._parameters(request, given, ready)
-        _check_reported(parameters, request, streamed=streamed, most=self._most_reported)
+        _check_reported(parameters, request, streamed=streamed, most=self._settings.max_reported_tokens)
         generations = [
             Generation(
                 source.ids,
@@ -191,10 +199,12 @@ class Variant:
             for source in await self._sources(request, ready.limits.max_source_tokens)
         ]
         self._accept(generations, parameters, reuse=reuse)
+        if (record := current()) is not None:
+            record.runs += [RecordedRun(self.ref, self.model, self.variant, mode, each) for each in generations]
         return generations
 
     def _accept(self, generations: Sequence[Generation], parameters: GenerationParameters, *, reuse: bool) -> None:
-        """Run those that are not answered by earlier ones; all, or none."""
+        """RecordedRun those that are not answered by earlier ones; all, or none."""
         if not (reuse and self._cache.on):
             self.supervisor.accept(generations)
             return

@@ -18,7 +18,7 @@ from collections.abc import Sequence as Collection
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from model_store.errors import ModelStoreError
+from model_store.errors import CorruptStoreError, ModelStoreError
 from model_store.model.model import Model
 from model_store.operations.sealed import sealed
 from model_store.version.manifest import FileEntry
@@ -47,6 +47,7 @@ from server.messages import (
     encode,
     id_of_malformed,
 )
+from server.telemetry.logs import configure_worker
 from server.worker.stats import StatsCollector, Step
 
 _READ_BYTES = 1 << 18
@@ -239,17 +240,14 @@ def _load_engine(load: Load) -> WorkerEngine:
     """Load the model, of a version in the store exactly the bytes that were published, each time a worker starts."""
     from server.engine.engine import Engine  # late, because it imports torch, which the loop above does not need
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     folder = Path(load.directory)
     if not load.files:
-        engine = Engine.load(Model.open(folder), load.config, say)
+        engine = Engine.load(Model.open(folder), load.config, _logger.info)
     else:
         entries = [FileEntry(path=path, sha256=sha256, size=size) for path, sha256, size in load.files]
         with sealed(folder, entries) as verified:
             try:
-                engine = Engine.load(Model.open(verified), load.config, say)
+                engine = Engine.load(Model.open(verified), load.config, _logger.info)
             except (EngineError, ModelStoreError) as error:
                 raise LoadError(str(error).replace(str(verified), str(folder))) from error
     # The first step pays one-time costs; no caller should wait for them.
@@ -268,7 +266,8 @@ def _load_and_run(link: Link, load_engine: Callable[[Load], WorkerEngine], start
     try:
         engine = load_engine(load)
     except (EngineError, ModelStoreError, OSError, MemoryError) as error:
-        link.send([LoadFailed(error=str(error) or type(error).__name__)])
+        damaged = isinstance(error, CorruptStoreError)
+        link.send([LoadFailed(error=str(error) or type(error).__name__, damaged=damaged)])
         return 1
     link.send(
         [
@@ -297,7 +296,7 @@ def main(load_engine: Callable[[Load], WorkerEngine] = _load_engine) -> NoReturn
     started_s = time.monotonic()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(format=f"%(levelname)s %(name)s {os.getpid()}: %(message)s", stream=sys.stderr)
+    configure_worker()
     descriptor, parent_pid = (int(argument) for argument in sys.argv[1:])
     _die_with_parent(parent_pid)
     try:

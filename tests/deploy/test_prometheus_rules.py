@@ -96,7 +96,7 @@ def exposition() -> bytes:
         served = VariantMetrics(metrics, "g2p", variant)
         served.describe(description)
         served.answered("unary", 0.003, timings, source=3, generated=2)
-    return metrics.exposition()
+    return metrics.exposition()[0]
 
 
 def rules() -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from server.errors import (
     MethodNotAllowedError,
     NotServedError,
 )
+from server.telemetry.request_record import current
 
 OPENAI_PREFIX = "/v1/"
 TRANSLATE_PATHS = ("/translate", "/languages")
@@ -45,6 +46,8 @@ def error_document(error: ApiError, path: str = "") -> dict[str, Any]:
 
 def error_response(error: ApiError, path: str = "") -> Response:
     """The whole response for callers of a path, with Retry-After if a retry makes sense."""
+    if (record := current()) is not None:
+        record.error = error
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

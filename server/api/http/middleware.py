@@ -12,6 +12,7 @@ from server.api.http.keys import KeyRing
 from server.api.http.keys import Scope as KeyScope
 from server.errors import ApiError, BodyTooLargeError, ForbiddenError, OverloadedError
 from server.frontend.service import Service
+from server.settings import Settings
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _OPEN_PATHS = ("/", "/health", "/health/ready")  # readable without a key, like every path with the prefix below
@@ -31,6 +32,7 @@ class RequestId:
             return
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else os.urandom(8).hex()
+        scope["nash.request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -137,10 +139,9 @@ class OpenRequests:
 class BodyLimit:
     """Limits bodies by counting their bytes as they arrive, whatever their headers claim: each, and all together."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_bytes_together: int) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        self._max_bytes = max_bytes
-        self._max_bytes_together = max_bytes_together
+        self._settings = settings
         self._arriving_bytes = 0  # of bodies whose end has not come
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,14 +155,15 @@ class BodyLimit:
             message = await receive()
             size = len(message.get("body", b""))
             received_bytes += size
-            if received_bytes > self._max_bytes:
-                raise BodyTooLargeError(f"the body has more than {self._max_bytes} bytes: send less at once")
+            most = self._settings.max_body_bytes
+            if received_bytes > most:
+                raise BodyTooLargeError(f"the body has more than {most} bytes: send less at once")
             held_bytes += size
             self._arriving_bytes += size
             if not message.get("more_body", False):
                 self._arriving_bytes -= held_bytes
                 held_bytes = 0
-            elif self._arriving_bytes > self._max_bytes_together:
+            elif self._arriving_bytes > self._settings.max_bodies_bytes:
                 raise OverloadedError("too many long bodies are arriving: try again in a moment", retry_after_s=1)
             return message
 

@@ -16,9 +16,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from server.api.http.json_response import to_json
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ClientLimits:
-    """What one client, and all together, may take."""
+    """What one client, and all together, may take. Changed in place when the settings are read again."""
 
     max_header_bytes: int  # of a request line with its headers
     max_connections: int

@@ -1,7 +1,6 @@
 """`GET /health`, `/health/ready` and `/metrics`: for monitoring."""
 
-from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.http.json_response import AsciiJsonResponse
@@ -27,8 +26,9 @@ def health_routes(service: Service) -> APIRouter:
         return AsciiJsonResponse(document, status_code=200 if service.ready else 503)
 
     @router.get("/metrics")
-    async def metrics() -> Response:
-        """All metrics in Prometheus's text format."""
-        return Response(service.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+    async def metrics(request: Request) -> Response:
+        """All metrics in Prometheus's text format; in OpenMetrics, with exemplars, if the request accepts it."""
+        content, content_type = service.metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
 
     return router

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from server.errors import InvalidInputError, NotServedError
+from server.errors import InvalidInputError, NotServedError, SettingsError
 from server.frontend.metrics import Metrics
 from server.frontend.requests.request import TextRequest
 from server.frontend.traffic.routing import named_model, route
 from server.frontend.traffic.shadow import Shadow, ShadowFigures
 from server.frontend.traffic.weights import NO_PLAN, ShadowPlan, TrafficPlan
 from server.frontend.variant import Variant
+from server.settings import TrafficSetting
 
 
 class Traffic:
     """What operators have set, by model."""
 
     def __init__(self, metrics: Metrics, variants: Callable[[], Sequence[Variant]], busy: Callable[[], bool]) -> None:
+        self._metrics = metrics
         self._variants = variants
         self._plans: dict[str, TrafficPlan] = {}
         self.shadow = Shadow(metrics, variants, busy)
@@ -74,9 +76,42 @@ class Traffic:
         if shadow is not None:
             self.shadow.figures.pop((model, shadow.target), None)
         self._plans[model] = TrafficPlan(weights=dict(weights), shadow=shadow)
+        self._metrics.divided(model, weights)
+
+    def divide(self, model: str, setting: TrafficSetting) -> None:
+        """Divide a model's requests as the file of settings says.
+
+        Raises:
+            NotServedError, InvalidInputError: as above.
+        """
+        shadow = setting.shadow
+        if shadow is None:
+            self.set(model, setting.weights, None)
+        else:
+            plan = ShadowPlan(source=shadow.source, target=shadow.target, fraction=shadow.fraction)
+            self.set(model, setting.weights, plan)
 
     def _variants_of(self, model: str) -> list[str]:
         names = [variant.variant for variant in self._variants() if variant.model == model]
         if not names:
             raise NotServedError(f"model {model!r} is not loaded: GET /models lists what is")
         return names
+
+
+def check_traffic(model: str, setting: TrafficSetting, variants: Sequence[str]) -> None:
+    """Refuse what could not be set where these variants of the model are loaded.
+
+    Raises:
+        SettingsError: it names another one, or divides nothing.
+    """
+    shadow = setting.shadow
+    for name in (*setting.weights, *(() if shadow is None else (shadow.source, shadow.target))):
+        if name not in variants:
+            served = ", ".join(variants) or "none"
+            raise SettingsError(
+                f"traffic.{model}: {name!r} is not among the models: use a variant of {model} ({served})"
+            )
+    if setting.weights and not any(setting.weights.values()):
+        raise SettingsError(f"traffic.{model}: the weights are all 0: give at least one above 0, or none")
+    if shadow is not None and shadow.source == shadow.target:
+        raise SettingsError(f"traffic.{model}: shadow.to is the variant that answers: name another one")

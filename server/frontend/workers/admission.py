@@ -21,6 +21,10 @@ class Admission:
         """Record that a generation has finished."""
         self._finished_s.append(time.monotonic())
 
+    def resize(self, max_queue: int) -> None:
+        """Let another number wait. Those that wait already stay."""
+        self._max_queue = max_queue
+
     def check(self, pending: int, wanted: int) -> None:
         """Refuse `wanted` more generations if the `pending` ones, running and waiting, leave no room.
 

@@ -10,6 +10,7 @@ from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
 from server.errors import ApiError, ClientGoneError
 from server.messages import Finished, TokenReport
+from server.telemetry.request_record import current
 from server.text.answer import Answer, AnswerToken
 from server.text.tokenization import TextCodec
 
@@ -68,6 +69,8 @@ class Generation:
         self._codec = codec
         self.stops = stops
         self.cached = False  # whether its answer is that of an earlier, equal request
+        request = current()
+        self.trace = None if request is None else request.trace  # of the request that it belongs to
         self._when_done: Callable[[], None] = lambda: None
         self._best: Answer | None = None  # the best answer, if its tokens are reported one by one
         self._first_ms = 0.0  # when its first token was made
@@ -168,6 +171,11 @@ class Generation:
     def when_done(self, call: Callable[[], None]) -> None:
         """Call it once it has ended, in whatever way."""
         self._when_done = call
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has finished, failed or been cancelled."""
+        return self._finished.done()
 
     @property
     def outcome(self) -> Finished | BaseException:

@@ -45,6 +45,7 @@ from server.messages import (
     Tokens,
 )
 from server.settings import Settings
+from server.telemetry.logs import worker_environment
 
 _LONGEST_PAUSE_S = 30.0
 _ERRORS: dict[str, type[ApiError]] = {
@@ -161,6 +162,10 @@ class Supervisor:
         if not self._suspects and self.ready is not None:
             self._run(generations)
 
+    def limits_changed(self) -> None:
+        """The settings were read again."""
+        self._admission.resize(self._settings.max_queue)
+
     def cancel(self, generation: Generation) -> None:
         """Stop a generation that nobody waits for any more; one that has already ended is left alone."""
         if generation.id in self._pending:
@@ -241,6 +246,8 @@ class Supervisor:
                 self._asked_s = None
             case LoadFailed():
                 self._load_error = report.error
+                if report.damaged:
+                    self._metrics.damaged()
 
     def _take(self, generation: Generation, token: TokenReport) -> None:
         if (stopped := generation.push(token)) is not None:
@@ -259,6 +266,7 @@ class Supervisor:
                 finished.timings,
                 source=len(generation.source_ids),
                 generated=len(finished.tokens),
+                trace=generation.trace,
             )
         generation.finish(finished)
 
@@ -338,7 +346,9 @@ class Supervisor:
 
     def _environment(self) -> dict[str, str]:
         """What a worker's environment must contain before it imports torch."""
-        environment = {"HF_HUB_OFFLINE": "1"}  # nothing is downloaded at serve time
+        settings = self._settings
+        environment = worker_environment(settings.log_format, settings.log_level, self._ref)
+        environment["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded at serve time
         if self._load.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self._load.config.threads)
         return environment

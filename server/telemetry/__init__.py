@@ -1,0 +1,1 @@
+"""How the server says what it does with requests: logs, and traces where they are asked for. Never a request's text."""
