@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18480)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    sources = _sources(options.data, options.words)
+    sources = sources_of(options.data, options.words)
     with Server(options.store, options.model, options.port):
         result = {
             "environment": environment(),
@@ -53,7 +53,8 @@ def main() -> None:
     _print_table(result)
 
 
-def _sources(path: Path, count: int) -> list[str]:
+def sources_of(path: Path, count: int) -> list[str]:
+    """So many sources of a file's rows."""
     rows = [json.loads(line)["source"] for line in path.read_text(encoding="utf-8").split("\n") if line]
     step = max(1, len(rows) // count)  # the file is sorted, so take words from all of it
     return list(islice(rows[::step], count))
@@ -69,7 +70,7 @@ class Server:
         self.port = port
 
     def __enter__(self) -> None:
-        self.process = subprocess.Popen(self.command)
+        self.process = self.start()
         deadline_s = time.monotonic() + 120
         while time.monotonic() < deadline_s and self.process.poll() is None:
             try:
@@ -82,6 +83,10 @@ class Server:
             time.sleep(0.2)
         raise SystemExit("the server did not get ready")
 
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start its process."""
+        return subprocess.Popen(self.command)
+
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait(timeout=30)
@@ -93,9 +98,9 @@ class Client(threading.local):
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def generate(self, source: str, model: str) -> tuple[float, dict[str, Any]]:
+    def generate(self, source: str, model: str | None) -> tuple[float, dict[str, Any]]:
         """The request's wall time in milliseconds, and the answer."""
-        body = json.dumps({"inputs": source, "model": model})
+        body = json.dumps({"inputs": source} if model is None else {"inputs": source, "model": model})
         start_s = time.perf_counter()
         self.connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
         response = self.connection.getresponse()

@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -35,6 +36,7 @@ from nash.recipes.recipe import (
 from nash.recipes.sweep import MethodRecipe, PointRecipe, SweepRecipe
 from server.engine.interface.config import SETTINGS, EngineConfig
 from server.engine.interface.parameters import DECLARATIONS, LARGEST_COUNT
+from server.frontend.metrics import PATHS, Metrics, ModelDescription, VariantMetrics
 from server.frontend.requests.parameters import RequestParameters, TaskParameters
 from server.settings import ENVIRONMENT_PREFIX, STORE_VARIABLE, Settings
 
@@ -153,6 +155,46 @@ def settings_table() -> str:
     return _table(("flag", "variable", "default", "live", "what it does"), rows)
 
 
+def metrics_table() -> str:
+    """What the server tells Prometheus, with the values of the labels that it adds to `model` and `variant`."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    served = VariantMetrics(metrics, "m", "v")
+    served.describe(
+        ModelDescription(
+            version="1",
+            digest="d",
+            parent="p",
+            decoder_layers=1,
+            encoder_sparsity=0.0,
+            dtype="float32",
+            baseline=True,
+            engine="torch",
+        )
+    )
+    for path in PATHS:
+        metrics.graph_steps.labels("m", "v", path)
+    families = [family for family in registry.collect() if family.name.startswith("nash_")]
+    rows = []
+    for family in sorted(families, key=lambda family: family.name):
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        values: dict[str, list[str]] = {}
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                if label not in ("model", "variant", "le") and value not in values.setdefault(label, []):
+                    values[label].append(value)
+        told = (f"`{label}`" if suffix == "_info" else f"`{label}`: {', '.join(of)}" for label, of in values.items())
+        rows.append(
+            (
+                f"`{family.name}{suffix}`",
+                "gauge" if suffix == "_info" else family.type,
+                ", ".join(told),
+                family.documentation,
+            )
+        )
+    return _table(("metric", "type", "more labels", "what it counts"), rows)
+
+
 # By page, the tables between its marks.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/recipes.md": {
@@ -172,6 +214,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "point": partial(recipe_table, PointRecipe),
     },
     "docs/serving.md": {"model-keys": model_keys_table, "settings": settings_table},
+    "docs/operations.md": {"metrics": metrics_table},
     "docs/parameters.md": {
         "parameters": partial(parameters_table, RequestParameters),
         "task": partial(parameters_table, TaskParameters, RequestParameters.model_fields),

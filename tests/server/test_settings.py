@@ -4,7 +4,7 @@ import pytest
 
 from server.engine.interface.config import EngineConfig
 from server.errors import SettingsError
-from server.settings import ModelRequest, Settings, parse_settings
+from server.settings import ModelRequest, Settings, ShadowSetting, TrafficSetting, config_file, parse_settings
 
 MODEL = ["--model", "g2p@dense"]
 
@@ -93,6 +93,8 @@ def test_the_command_line_goes_before_the_environment() -> None:
         (MODEL, {"NASH_SERVER_PORT": "x"}, "NASH_SERVER_PORT: 'x' is not a whole number"),
         ([*MODEL, "--host", "0.0.0.0"], {}, "--host 0.0.0.0 can be reached from other machines: give --api-keys"),
         ([*MODEL, "--host", ""], {}, "--host: give a value"),
+        ([*MODEL, "--log-format", "xml"], {}, "--log-format: 'xml' is not known: use one of text, json"),
+        ([*MODEL, "--log-level", "INFO"], {}, "--log-level: 'INFO' is not known: use one of debug, info"),
     ],
 )
 def test_what_makes_no_sense_is_named(arguments: list[str], environment: dict[str, str], message: str) -> None:
@@ -148,3 +150,55 @@ def test_a_missing_file_is_named() -> None:
 def test_only_an_address_is_loopback(host: str, loopback: bool) -> None:
     models = (ModelRequest(ref="a", engine=EngineConfig()),)
     assert Settings(models=models, host=host, allow_unauthenticated=True).is_loopback is loopback
+
+
+def test_a_file_says_how_traffic_is_divided(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(
+        "[traffic.g2p]\nweights = { dense = 90, pruned = 1.5 }\n"
+        'shadow = { from = "dense", to = "pruned", fraction = 0.1 }\n[traffic.titles]\n'
+    )
+    settings = parse_settings([*MODEL, "--config", str(file)], {})
+    assert settings.traffic == {
+        "g2p": TrafficSetting(
+            weights={"dense": 90, "pruned": 1.5}, shadow=ShadowSetting(source="dense", target="pruned", fraction=0.1)
+        ),
+        "titles": TrafficSetting(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("traffic = 1", "Expected `object`, got `int`"),
+        ("[traffic.g2p]\nweight = {}", "unknown field `weight`"),
+        ("[traffic.g2p]\nweights = { dense = -1 }", "Expected `float` >= 0.0"),
+        ("[traffic.g2p]\nweights = { dense = nan }", "Expected"),
+        ('[traffic.g2p]\nweights = { dense = "9" }', "Expected `float`, got `str`"),
+        ('[traffic.g2p]\nshadow = { from = "a", to = "b", fraction = 2 }', "Expected `float` <= 1.0"),
+        ('[traffic.g2p]\nshadow = { from = "a" }', "missing required field `to`"),
+    ],
+)
+def test_traffic_that_makes_no_sense_is_refused_with_an_example(tmp_path: Path, text: str, error: str) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        parse_settings([*MODEL, "--config", str(file)], {})
+    assert error in str(caught.value)
+    assert "server.toml, traffic: " in str(caught.value)
+    assert "write [traffic.NAME] with weights = { VARIANT = SHARE }" in str(caught.value)
+
+
+def test_what_may_change_is_taken_up_in_place_and_the_rest_named() -> None:
+    settings = parse_settings(MODEL, {})
+    wanted = parse_settings([*MODEL, "--max-queue", "7", "--port", "81", "--log-format", "json", "--access-log"], {})
+    assert settings.take_up(wanted) == ["access_log False -> True", "max_queue 256 -> 7"]
+    assert (settings.max_queue, settings.access_log, settings.port, settings.log_format) == (7, True, 8000, "text")
+    assert settings.fixed_differences(wanted) == ["port stays 8000, not 81", "log_format stays text, not json"]
+    assert settings.take_up(wanted) == []
+
+
+def test_only_a_file_can_be_read_again() -> None:
+    assert config_file([*MODEL, "--max-queue", "7"]) is None
+    assert config_file([*MODEL, "--config", "a.toml", "--port", "0"]) == Path("a.toml")
+    assert config_file(["--config=b.toml"]) == Path("b.toml")
