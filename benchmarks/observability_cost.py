@@ -77,12 +77,12 @@ def main() -> None:
     with ExitStack() as stack:
         for server in servers.values():
             stack.enter_context(server)
-        clients = {name: Client(server.port) for name, server in servers.items()}
         for turn in range(-1, options.rounds):  # the first is a warm-up
             for name in servers if turn % 2 else list(servers)[::-1]:
+                client = Client(servers[name].port)  # a new one: the server has closed the last one's idle connection
                 before_s = servers[name].cpu_s()
                 for source in sources:
-                    clients[name].generate(source, None)
+                    client.generate(source, None)
                 if turn >= 0:
                     cost_ms[name].append(1e3 * (servers[name].cpu_s() - before_s) / len(sources))
     result = {
