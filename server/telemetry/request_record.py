@@ -76,6 +76,8 @@ class RequestRecord:
         for worst in ("error", "timeout", "rejected", "cancelled", "client_error"):
             if worst in outcomes:
                 return worst
+        if self.status == 503:  # of /health/ready, whose answer that is
+            return "rejected"
         status = self.status or 500
         return "error" if status >= 500 else "client_error" if status >= 400 else "ok"
 
