@@ -2,9 +2,9 @@
 
     python -m benchmarks.observability_cost --model ./examples/g2p/demo/model --data examples/g2p/workload.jsonl
 
-Three servers run at once: a plain one, one with its access log in JSON, one that is traced. Rounds of the same
-requests go to each in turns. A ratio compares two servers within a round; the quoted figure is the median over the
-rounds. The traced one sends to a collector here that throws everything away.
+Four servers run at once: a plain one, one with its access log in JSON, two that are traced, wholly and by a tenth.
+Rounds of the same requests go to each in turns. A ratio compares two servers within a round; the quoted figure is the
+median over the rounds. The traced ones send to a collector here that throws everything away.
 """
 
 import argparse
@@ -68,17 +68,20 @@ def main() -> None:
     sink = ThreadingHTTPServer(("127.0.0.1", 0), _Sink)
     threading.Thread(target=sink.serve_forever, daemon=True).start()
     log, traced = ["--log-format", "json", "--access-log"], f"http://127.0.0.1:{sink.server_port}"
+    exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": traced}
+    tenth = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1"}
     servers = {
         "plain": _ObservedServer(options.model, options.port, [], {}),
         "access log": _ObservedServer(options.model, options.port + 1, log, {}),
-        "traced": _ObservedServer(options.model, options.port + 2, [], {"OTEL_EXPORTER_OTLP_ENDPOINT": traced}),
+        "traced": _ObservedServer(options.model, options.port + 2, [], exporting),
+        "one in ten traced": _ObservedServer(options.model, options.port + 3, [], exporting | tenth),
     }
     cost_ms: dict[str, list[float]] = {name: [] for name in servers}
     with ExitStack() as stack:
         for server in servers.values():
             stack.enter_context(server)
         for turn in range(-1, options.rounds):  # the first is a warm-up
-            for name in servers if turn % 2 else list(servers)[::-1]:
+            for name in list(servers) if turn % 2 else list(servers)[::-1]:
                 client = Client(servers[name].port)  # a new one: the server has closed the last one's idle connection
                 before_s = servers[name].cpu_s()
                 for source in sources:
@@ -103,7 +106,7 @@ def main() -> None:
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for each in result["servers"]:
-        print(f"{each['name']:12} {each['api_cpu_ms_a_request']:7.3f} ms of the API's processor, {each['ratio']:.2f}x")
+        print(f"{each['name']:18} {each['api_cpu_ms_a_request']:7.3f} ms of the API's processor, {each['ratio']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -148,20 +148,23 @@ class OpenTelemetry:
             span.end()
             return
         timings = finished.timings
-        span.set_attributes(
-            {
-                "gen_ai.usage.input_tokens": len(generation.source_ids),
-                "gen_ai.usage.output_tokens": len(finished.tokens),
-                "gen_ai.response.finish_reasons": [each.finish_reason.value for each in finished.hypotheses],
+        attributes: dict[str, AttributeValue] = {  # each costs some microseconds
+            "gen_ai.usage.input_tokens": len(generation.source_ids),
+            "gen_ai.usage.output_tokens": len(finished.tokens),
+            "gen_ai.response.finish_reasons": [each.finish_reason.value for each in finished.hypotheses],
+            "nash.time_to_first_token_ms": timings.time_to_first_token_ms,
+        }
+        if generation.cached:
+            attributes["nash.cached"] = True
+        elif phases:
+            self._add_phases(span, begun_ns, timings)
+        else:
+            attributes |= {
                 "nash.queue_ms": timings.queue_ms,
                 "nash.encode_ms": timings.encode_ms,
                 "nash.decode_ms": timings.decode_ms,
-                "nash.time_to_first_token_ms": timings.time_to_first_token_ms,
-                "nash.cached": generation.cached,
             }
-        )
-        if phases and not generation.cached:
-            self._add_phases(span, begun_ns, timings)
+        span.set_attributes(attributes)
         span.end(begun_ns + round(1e6 * timings.total_ms))
 
     def _add_phases(self, parent: Span, begun_ns: int, timings: Timings) -> None:
@@ -215,7 +218,7 @@ class OpenTelemetrySpan:
             status = record.status or 500
             span.set_attribute("http.response.status_code", status)
             if record.runs:
-                span.set_attributes(_names(record.runs[0]) | _usage(record))
+                span.set_attributes(_of_all(record))
             if status >= 500 or record.outcome in ("error", "timeout"):
                 span.set_attribute("error.type", record.outcome)
                 span.set_status(Status(StatusCode.ERROR))
@@ -260,9 +263,13 @@ def _asked(run: RecordedRun) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _usage(record: RequestRecord) -> dict[str, AttributeValue]:
+def _of_all(record: RequestRecord) -> dict[str, AttributeValue]:
+    """What the whole request says of its generations."""
     said = record.fields()
     return {
+        "gen_ai.operation.name": _OPERATION,
+        "gen_ai.request.model": record.runs[0].model,
+        "gen_ai.response.model": ",".join(dict.fromkeys(run.ref for run in record.runs)),
         "gen_ai.usage.input_tokens": said["input_tokens"],
         "gen_ai.usage.output_tokens": said["output_tokens"],
         "nash.generations": said["generations"],

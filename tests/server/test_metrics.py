@@ -71,7 +71,7 @@ def test_a_sampled_trace_is_an_exemplar_in_openmetrics_alone(trace: TraceIds | N
     served.answered("unary", 0.003, TIMINGS, source=3, generated=2, trace=trace)
     content, content_type = metrics.exposition(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
-    families = {family.name: family for family in openmetrics(content.decode())}
+    families = {family.name: family for family in openmetrics(content.decode())}  # type: ignore[no-untyped-call]
     for name in ("request_duration_seconds", "time_to_first_token_seconds", "queue_seconds"):
         samples = families[f"nash_{name}"].samples
         assert [each.exemplar.labels for each in samples if each.exemplar is not None] == exemplars

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
 from tests.running_server import RunningServer, publish_tiny_models
 from tests.server.otlp_collector import OtlpCollector, collecting
@@ -125,7 +125,7 @@ def test_histograms_have_exemplars_for_those_who_take_openmetrics(observed: Obse
     accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3"
     response = httpx.get(f"{observed.url}/metrics", headers={"accept": accept})
     assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    families = {family.name: family for family in openmetrics(response.text)}  # type: ignore[no-untyped-call]
     samples = families["nash_request_duration_seconds"].samples
     [exemplar] = [sample.exemplar for sample in samples if sample.exemplar is not None]
     assert exemplar.labels["trace_id"] == PARENT_TRACE

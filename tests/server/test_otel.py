@@ -75,9 +75,9 @@ class Told:
 
     def counts(self) -> dict[str, int]:
         """How often each metric was recorded."""
-        data = self._metrics.get_metrics_data()
+        data: Any = self._metrics.get_metrics_data()
         metrics = [] if data is None else data.resource_metrics[0].scope_metrics[0].metrics
-        return {metric.name: sum(point.count for point in metric.data.data_points) for metric in metrics}  # type: ignore[union-attr]
+        return {metric.name: sum(point.count for point in metric.data.data_points) for metric in metrics}
 
 
 def test_a_generation_stands_below_its_request_with_its_parts() -> None:
