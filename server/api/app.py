@@ -95,7 +95,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     app.include_router(translate_routes(service, keys))
     app.include_router(model_routes(service))
     app.include_router(control_routes(service, keys))
-    app.include_router(health_routes(service))
+    app.include_router(health_routes(service, exemplars=tracing is not None))
     app.include_router(page_routes())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
