@@ -88,24 +88,25 @@ def main() -> None:
                     client.generate(source, None)
                 if turn >= 0:
                     cost_ms[name].append(1e3 * (servers[name].cpu_s() - before_s) / len(sources))
+    rows = [
+        {
+            "name": name,
+            "api_cpu_ms_a_request": round(statistics.median(costs), 4),
+            "more_than_plain_ms": round(
+                statistics.median(a - b for a, b in zip(costs, cost_ms["plain"], strict=True)), 4
+            ),
+            "ratio": round(statistics.median(a / b for a, b in zip(costs, cost_ms["plain"], strict=True)), 3),
+        }
+        for name, costs in cost_ms.items()
+    ]
     result = {
         "environment": environment(),
         "workload": {"requests": len(sources), "rounds": options.rounds, "model": options.model},
-        "servers": [
-            {
-                "name": name,
-                "api_cpu_ms_a_request": round(statistics.median(costs), 4),
-                "more_than_plain_ms": round(
-                    statistics.median(a - b for a, b in zip(costs, cost_ms["plain"], strict=True)), 4
-                ),
-                "ratio": round(statistics.median(a / b for a, b in zip(costs, cost_ms["plain"], strict=True)), 3),
-            }
-            for name, costs in cost_ms.items()
-        ],
+        "servers": rows,
     }
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for each in result["servers"]:
+    for each in rows:
         print(f"{each['name']:18} {each['api_cpu_ms_a_request']:7.3f} ms of the API's processor, {each['ratio']:.2f}x")
 
 

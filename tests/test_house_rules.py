@@ -87,7 +87,7 @@ def test_names_say_something() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("server.api.app", ["torch", "transformers", "opentelemetry"]),
+        ("server.api.app", ["torch", "transformers", "opentelemetry.sdk", "server.telemetry.otel"]),
         ("server.__main__", ["torch", "transformers"]),
         ("model_store.store", ["torch", "transformers", "fastapi"]),
         ("nash.cli.serve", ["fastapi", "uvicorn", "torch"]),
