@@ -152,13 +152,13 @@ def test_a_swap_under_load_fails_no_request(http: httpx.Client, controlled: Runn
     new_text = text_of(http, "tiny@dense")
     assert old_text != new_text
     assert texts == {old_text, new_text}
-    [row] = http.get("/models").json()
-    assert row["digest"] == second
-    for _ in range(400):
-        if len(controlled.worker_pids()) == 1:
+    for _ in range(600):
+        if len(controlled.worker_pids()) == len(http.get("/models").json()) == 1:
             break
         time.sleep(0.05)
     assert len(controlled.worker_pids()) == 1
+    [row] = http.get("/models").json()
+    assert (row["digest"], row["state"]) == (second, "ready")
     assert f'digest="{second}"' in http.get("/metrics").text
 
 
