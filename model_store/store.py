@@ -333,7 +333,7 @@ class Store:
         check(self._storage)
         ref = _parsed(ref)
         if ref.version is None:
-            raise InvalidRequestError(f"{ref} can move: name the version by its number, as in {ref.name}:7")
+            raise InvalidRequestError(f"{ref} may name another version: use its number, as in {ref.name}:7")
         return removable(self._storage, ref.name, find_version(self._storage, ref))
 
     @_naming_disk_errors

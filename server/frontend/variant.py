@@ -42,6 +42,7 @@ class Variant:
         self.model = resolved.model
         self.variant = resolved.variant
         self.version = resolved.version
+        self.digest = resolved.digest
         self.ref = resolved.ref
         self.is_default = resolved.is_default
         self.loaded_at = int(time.time())  # seconds since the epoch
