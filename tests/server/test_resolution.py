@@ -136,6 +136,6 @@ def test_a_digest_pins_a_version_and_no_other(tmp_path: Path) -> None:
         store.resolve(f"tiny@sha256:{'0' * 64}")
     store.untag("tiny", "stable")
     store.untag("tiny", "default")
-    store.remove("tiny:1")
+    assert store.remove(pinned).version == 1
     with pytest.raises(NotFoundError, match="has no version with the digest"):
         store.resolve(pinned)
