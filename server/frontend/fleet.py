@@ -138,26 +138,45 @@ class Fleet:
             NoRoomError: there is no memory for both at once.
         """
         async with self._changes:
-            old = self._find(ref)
-            if old.supervisor.state is ModelState.LOADING:
-                raise ConflictError(f"{ref} is loading: swap it once it is ready")
+            old = self._settled(ref)
             resolved = await self.resolved(old.resolved.asked) if new is None else new
             if new is None and resolved.digest == old.resolved.digest and resolved.digest is not None:
                 return old.resolved.digest, old.resolved.digest
-            self._check_room(resolved)
-            variant = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
-            try:
-                await variant.supervisor.start()
-            except BaseException as error:
-                await variant.stop()
-                if isinstance(error, StartError):
-                    raise ConflictError(f"{error}; {old.ref} stays as it was") from error
-                raise
-            variant.describe()
-            self._loaded[ref] = variant  # in the same place
-            self._retire(old, gone=False)
+            await self._replace(old, resolved)
             _logger.info("%s: %s is served now, %s before", ref, resolved.digest, old.resolved.digest)
             return old.resolved.digest, resolved.digest
+
+    async def reload(self, ref: str, keys: str | None) -> Variant:
+        """Load what a variant's name means now in its place, even if it is the same version.
+
+        `keys` (key=value,...) say how, in place of those it was loaded with.
+
+        Raises:
+            InvalidInputError: the keys are malformed, or this machine lacks what they ask for.
+            NotServedError, ConflictError, NoRoomError: as `swap`.
+        """
+        async with self._changes:
+            old = self._settled(ref)
+            asked = old.resolved.asked
+            return await self._replace(
+                old, await self.resolved(asked if keys is None else self._asked(f"{asked.ref},{keys}"))
+            )
+
+    async def _replace(self, old: Variant, resolved: ResolvedVariant) -> Variant:
+        """Load a version beside the one that is served, and put it in its place."""
+        self._check_room(resolved)
+        new = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
+        try:
+            await new.supervisor.start()
+        except BaseException as error:
+            await new.stop()
+            if isinstance(error, StartError):
+                raise ConflictError(f"{error}; {old.ref} stays as it was") from error
+            raise
+        new.describe()
+        self._loaded[old.ref] = new
+        self._retire(old, gone=False)
+        return new
 
     def behind(self, variant: Variant) -> str | None:
         """The digest that a variant's alias names now, if that is not what is served; None if it cannot be told.
@@ -219,8 +238,14 @@ class Fleet:
 
     def _find(self, ref: str) -> Variant:
         if ref not in self._loaded:
-            raise NotServedError(f"{ref!r} is not loaded: use one of {', '.join(self._loaded)}")
+            raise NotServedError(f"ref {ref!r:.200} is not loaded: use one of {', '.join(self._loaded)}")
         return self._loaded[ref]
+
+    def _settled(self, ref: str) -> Variant:
+        variant = self._find(ref)
+        if variant.supervisor.state is ModelState.LOADING:
+            raise ConflictError(f"{ref} is loading: change it once it is ready")
+        return variant
 
     def _asked(self, text: str) -> ModelRequest:
         try:
