@@ -19,7 +19,7 @@ from server.api.routes.control import control_routes
 from server.api.routes.generate import generate_routes
 from server.api.routes.health import health_routes
 from server.api.routes.models import model_routes
-from server.api.routes.static_page import page_routes
+from server.api.routes.static_page import docs_routes, page_routes
 from server.api.routes.tokenize import tokenize_routes
 from server.api.routes.translate import translate_routes
 from server.frontend.service import Service
@@ -57,7 +57,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
         version=project_version(),
         lifespan=lifespan,
         middleware=_middleware(service, keys, tracing),
-        docs_url=None,  # its page loads scripts from another site
+        docs_url=None,  # its page loads scripts from another site; ours is in static_page.py
         redoc_url=None,
     )
     add_error_handlers(app)
@@ -72,6 +72,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     app.include_router(page_routes())
     document = openapi_document(app, has_keys=keys is not None)
     app.openapi = lambda: document  # type: ignore[method-assign]
+    app.include_router(docs_routes(document))
     return app
 
 
