@@ -71,7 +71,7 @@ class ConflictError(ApiError):
 class NoRoomError(ApiError):
     """There is no memory for it."""
 
-    status, error_type, outcome = 507, "no_room", "client_error"
+    status, error_type, outcome = 507, "no_room", "rejected"
 
 
 class OverloadedError(ApiError):

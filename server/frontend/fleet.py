@@ -12,7 +12,15 @@ from typing import Any
 
 from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError
 from model_store.store import Store
-from server.errors import ApiError, ConflictError, InvalidInputError, NotServedError, SettingsError, StartError
+from server.errors import (
+    ApiError,
+    ConflictError,
+    InvalidInputError,
+    NoRoomError,
+    NotServedError,
+    SettingsError,
+    StartError,
+)
 from server.frontend.metrics import Metrics
 from server.frontend.resolution import ResolvedVariant, resolve_model, resolve_models
 from server.frontend.room import check_budget, check_room, on_cpu
@@ -50,6 +58,7 @@ class Fleet:
         self._changes = asyncio.Lock()  # of two changes at once, the second must see what the first has done
         self._tasks: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
+        self._idling: asyncio.Task[None] | None = None
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -76,7 +85,7 @@ class Fleet:
             StartError: a model cannot be loaded.
         """
         await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
-        self._watch_aliases()
+        self._watch()
 
     async def stop(self) -> None:
         """End every worker; generations still running fail with an error that says why."""
@@ -88,7 +97,7 @@ class Fleet:
         """The settings were read again."""
         for variant in (*self.variants, *self.leaving):
             variant.limits_changed()
-        self._watch_aliases()
+        self._watch()
 
     async def load(self, asked: str | ResolvedVariant, *, wait: bool) -> Variant:
         """Load one more model, `REF[,key=value...]`; with `wait`, return only when it is ready.
@@ -123,7 +132,7 @@ class Fleet:
         """
         async with self._changes:
             variant = self._find(ref)
-            if not any(each.supervisor.ready for each in self.variants if each is not variant):
+            if not any(each.supervisor.available for each in self.variants if each is not variant):
                 raise ConflictError(f"{ref} is the only model that is ready: load another one first")
             del self._loaded[ref]
             self._retire(variant, gone=True)
@@ -189,9 +198,12 @@ class Fleet:
         digest = self._store.resolve(variant.resolved.found.ref).digest
         return None if digest == variant.resolved.digest else digest
 
-    def _watch_aliases(self) -> None:
+    def _watch(self) -> None:
+        """Begin what the settings ask for and does not go on already; what they no longer ask for ends by itself."""
         if self._settings.follow_s and (self._following is None or self._following.done()):
             self._following = self._spawn(self._follow())
+        if self._settings.idle_s and (self._idling is None or self._idling.done()):
+            self._idling = self._spawn(self._unload_idle())
 
     async def _follow(self) -> None:
         """Look at the aliases from time to time, and swap in what they name; what failed once is not tried again."""
@@ -208,6 +220,25 @@ class Fleet:
                     _logger.error("%s stays as it is: %s", variant.ref, error)
                     if isinstance(error, ConflictError) and wanted is not None:
                         failed[variant.ref] = wanted
+
+    async def _unload_idle(self) -> None:
+        """End the workers of models that nobody asks for."""
+        while most_s := self._settings.idle_s:
+            await asyncio.sleep(min(1.0, most_s / 4))
+            for variant in self.variants:
+                if variant.idle_s() >= most_s:
+                    _logger.info("%s was not asked for in %g s and is unloaded until it is", variant.ref, most_s)
+                    await variant.supervisor.sleep()
+
+    async def _rouse(self, variant: Variant) -> None:
+        """Begin to load a sleeping variant again, if there is room for it beside the others."""
+        async with self._changes:
+            try:
+                self._check_room(variant.resolved)
+            except NoRoomError as error:  # another one may fall asleep
+                longest_s = max((each.idle_s() for each in self.variants if each is not variant), default=0.0)
+                raise NoRoomError(str(error), retry_after_s=max(1.0, self._settings.idle_s - longest_s)) from error
+            variant.supervisor.rouse()
 
     async def _begin(self, variant: Variant) -> None:
         try:
@@ -277,7 +308,7 @@ class Fleet:
             raise ConflictError(f"{resolved.ref} cannot be loaded: {error}") from error
 
     def _variant(self, resolved: ResolvedVariant, *, baseline: bool) -> Variant:
-        variant = Variant(resolved, self._settings, self._metrics, baseline=baseline)
+        variant = Variant(resolved, self._settings, self._metrics, baseline=baseline, rouse=self._rouse)
         variant.supervisor.on_request = self._on_request
         return variant
 

@@ -245,6 +245,15 @@ class VariantMetrics:
     def restarted(self) -> None:
         """Count a worker that died; nothing runs until the next one is loaded."""
         self._restarts.inc()
+        self._rest()
+
+    def unloaded(self) -> None:
+        """Record that the model has no worker until the next request, and so no memory."""
+        self._rest()
+        for kind in self._memory.values():
+            kind.set(0)
+
+    def _rest(self) -> None:
         self._running.set(0)
         self._waiting.set(0)
         for ratio in self._cache_used.values():
