@@ -8,6 +8,7 @@ that no request fails.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError
@@ -46,7 +47,7 @@ class Fleet:
         self._metrics = metrics
         self._on_request = on_request
         self._store = Store(settings.store)
-        models = resolve_models(settings.models, self._store)
+        models = resolve_models(tuple(map(self._configured, settings.models)), self._store)
         self._loaded = {
             resolved.ref: self._variant(resolved, baseline=resolved is baseline_of(resolved.model, models))
             for resolved in models
@@ -283,7 +284,11 @@ class Fleet:
             [request] = with_threads([ModelRequest.parse(text)], None, pools=len(self._loaded) + 1)
         except SettingsError as error:
             raise InvalidInputError(str(error)) from error
-        return request
+        return self._configured(request)
+
+    def _configured(self, request: ModelRequest) -> ModelRequest:
+        """With what is set for all models of a server."""
+        return replace(request, engine=replace(request.engine, source_cache_bytes=self._settings.source_cache_bytes))
 
     async def resolved(self, asked: ModelRequest) -> ResolvedVariant:
         """Find and verify a model in another thread: that reads all its bytes.

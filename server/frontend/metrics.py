@@ -291,6 +291,9 @@ class VariantMetrics:
         for kind, ratio in stats.cache_used_ratio.items():
             self._cache_used[kind].set(ratio)
         self._memory["peak"].set(stats.peak_bytes)
+        for outcome, count in stats.source_lookups.items():
+            if count:
+                self._metrics.cache_requests.labels(*self._own, "source", outcome).inc(count)
         if stats.steps_by_path:  # with graphs, both children exist from the first step on; without, neither
             for path in PATHS:
                 self._graph_steps.labels(*self._own, path).inc(stats.steps_by_path.get(path, 0))

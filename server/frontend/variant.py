@@ -215,7 +215,7 @@ class Variant:
             logprobs: whether to report tokens with log-probabilities, and the top alternatives if requested.
             streamed: whether the caller reads the tokens as they are made.
             seed: replaces the request's own.
-            reuse: whether the answer of an earlier, equal request may be given.
+            reuse: whether the answer of an earlier, equal request may be given, or its encoded source be read.
 
         Raises:
             InvalidInputError: a text or a parameter is outside what the model accepts.
@@ -262,6 +262,7 @@ class Variant:
                 stops=request.generation.stop or (),
                 streamed=streamed,
                 truncated=source.truncated,
+                reuses_source=reuse,
             )
             for source in await self._sources(request, ready.limits.max_source_tokens)
         ]

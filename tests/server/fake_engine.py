@@ -39,6 +39,8 @@ class FakeStep:
     source_tokens: int
     padding_tokens: int
     path: None = None
+    source_hits: int = 0
+    source_misses: int = 0
     steps: int = 1
 
 

@@ -239,6 +239,7 @@ class Supervisor:
             arrived_s=generation.arrived_s,
             queued_s=time.monotonic(),
             queue_limit_s=self._settings.queue_s,
+            reuses_source=generation.reuses_source,
         )
 
     def _run(self, generations: Sequence[Generation]) -> None:
