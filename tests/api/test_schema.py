@@ -38,9 +38,9 @@ def test_a_few_cases_of_each_route(keyed: RunningServer) -> None:
 @pytest.mark.slow
 def test_ten_thousand_cases(keyed: RunningServer, tmp_path: Path) -> None:
     with_keys = cases(keyed, ("admin", "admin", "admin", "infer", None))
-    with_keys.run(examples=200, start=2)
+    with_keys.run(examples=210, start=2)
     with RunningServer("--store", str(publish_tiny_models(tmp_path)), *MODELS) as unkeyed:
         without = cases(unkeyed, (None,))
-        without.run(examples=200, start=3)
+        without.run(examples=210, start=3)
     print(f"{with_keys.sent} cases with keys, {without.sent} without")
     assert with_keys.sent + without.sent >= 10_000
