@@ -49,7 +49,8 @@ def measure(folder: Path, name: str, threads: int | None, turns: int) -> list[di
     for tokens in SOURCE_TOKENS:
         for _ in range(3):
             request_ms(engine, tokens, reuse=True)  # the first one leaves its source
-        encoded, kept = [], []
+        encoded: list[float] = []
+        kept: list[float] = []
         for turn in range(turns):
             for reuse in (False, True) if turn % 2 else (True, False):
                 (kept if reuse else encoded).append(request_ms(engine, tokens, reuse=reuse))

@@ -27,6 +27,7 @@ from server.settings import Settings
 from server.telemetry.tracing import Tracing, tracing_from
 from server.version import project_version
 
+
 def create_app(settings: Settings) -> FastAPI:
     """A server as an ASGI application, for any ASGI host. Its workers start and stop with its lifespan.
 

@@ -149,13 +149,15 @@ class Variant:
         except TimeoutError:
             reported = self.supervisor.reported
             raise UnavailableError(
-                f"{self.ref} was idle, and is not loaded again within {self._settings.total_s:g} s: try again in a moment",
+                f"{self.ref} was idle and is not loaded within {self._settings.total_s:g} s: try again in a moment",
                 retry_after_s=1.0 if reported is None else reported.load_s,
             ) from None
 
     async def _wake(self) -> None:
         if (left_s := self._not_before_s - time.monotonic()) > 0:
-            raise UnavailableError(f"{self.ref} could not be loaded a moment ago: try again later", retry_after_s=left_s)
+            raise UnavailableError(
+                f"{self.ref} could not be loaded a moment ago: try again later", retry_after_s=left_s
+            )
         await self._rouse(self)
         try:
             await self.supervisor.loaded()

@@ -205,7 +205,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(client: httpx.Client) -> N
 )
 def test_other_sites_are_refused_on_a_server_without_keys(client: httpx.Client, headers: dict[str, str]) -> None:
     response = client.post("/generate", json=OK, headers=headers)
-    assert next(iter(headers.values())) in refusal(response, 403, "unauthorized")
+    assert next(iter(headers.values())) in refusal(response, 403, "forbidden")
 
 
 def test_the_own_page_and_other_names_of_this_machine_pass(client: httpx.Client, server: RunningServer) -> None:

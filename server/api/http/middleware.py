@@ -15,7 +15,13 @@ from server.frontend.service import Service
 from server.settings import Settings
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_OPEN_PATHS = ("/", "/docs", "/openapi.json", "/health", "/health/ready")  # readable without a key, like every path with the prefix below
+_OPEN_PATHS = (
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/health",
+    "/health/ready",
+)  # readable without a key, like every path with the prefix below
 _OPEN_PREFIX = "/page/"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 

@@ -3,10 +3,10 @@
 The routes build the same documents by hand, which is faster; the tests hold the two together.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from server.engine.interface.results import FinishReason
 from server.frontend.workers.supervisor import ModelState

@@ -99,8 +99,8 @@ class _Schemas:
         return dict(names[(operation.body, "validation")])
 
     def of_answer(self, kind: Any) -> dict[str, Any]:
-        asked = [(kind, "serialization", TypeAdapter(kind))]
-        made, definitions = TypeAdapter.json_schemas(asked, ref_template=_TEMPLATE)
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        made, definitions = TypeAdapter.json_schemas([(kind, "serialization", adapter)], ref_template=_TEMPLATE)
         self.named |= definitions.get("$defs", {})
         return dict(made[kind, "serialization"])
 

@@ -120,9 +120,7 @@ OPERATIONS: Mapping[str, Operation] = {
         group=_TRANSLATE,
         answers={200: (list[answers.LanguageDocument], [{"code": "en", "name": "English", "targets": ["de"]}])},
     ),
-    "GET /models": Operation(
-        group=_MODELS, answers={200: (list[answers.ModelDocument], [examples.model("ready")])}
-    ),
+    "GET /models": Operation(group=_MODELS, answers={200: (list[answers.ModelDocument], [examples.model("ready")])}),
     "GET /info": Operation(group=_MODELS, answers={200: (answers.InfoDocument, examples.INFO)}),
     "POST /models": Operation(
         group=_CONTROL,

@@ -22,7 +22,8 @@ _PAGE = """<!doctype html>
 <header>
 <h1>nash <small>{version}</small></h1>
 {about}
-<p><a href="openapi.json">openapi.json</a> is the same for programs. <a href="./">The comparison page</a> shows the variants.</p>
+<p><a href="openapi.json">openapi.json</a> is the same for programs.
+<a href="./">The comparison page</a> shows the variants.</p>
 <nav aria-label="Groups of routes">{groups}</nav>
 </header>
 <main>
@@ -61,25 +62,26 @@ def docs_page(document: Mapping[str, Any]) -> str:
 
 
 def _group(group: str, document: Mapping[str, Any]) -> str:
-    routes = [
-        _route(*label.split(" "), document["paths"])
-        for label, operation in OPERATIONS.items()
-        if operation.group == group
-    ]
+    routes = [_route(label, document["paths"]) for label, operation in OPERATIONS.items() if operation.group == group]
     name = _anchor(group)
-    return f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(group)}</h2>\n' + "\n".join(routes) + "</section>"
+    return (
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(group)}</h2>\n' + "\n".join(routes) + "</section>"
+    )
 
 
-def _route(method: str, path: str, paths: Mapping[str, Any]) -> str:
+def _route(name: str, paths: Mapping[str, Any]) -> str:
+    method, path = name.split(" ")
     route = paths[path][method.lower()]
     about = route.get("description", "")
     parts = [f"<p>{_words(about)}</p>", *_parameters(route.get("parameters", ()))]
     if (body := route.get("requestBody")) is not None:
         kinds = " or ".join(f"<code>{kind}</code>" for kind in body["content"])
         schema = body["content"]["application/json"]
-        parts.append(f"<h3>Body</h3><p>{kinds}: {_kind(schema['schema'])}{'' if body['required'] else ', optional'}</p>")
-        for name, example in schema["examples"].items():
-            parts.append(f"<h4>{escape(name)}</h4>{_code(_curl(method, path, example['value'], route))}")
+        parts.append(
+            f"<h3>Body</h3><p>{kinds}: {_kind(schema['schema'])}{'' if body['required'] else ', optional'}</p>"
+        )
+        for shown, example in schema["examples"].items():
+            parts.append(f"<h4>{escape(shown)}</h4>{_code(_curl(method, path, example['value'], route))}")
     parts.append("<h3>Answers</h3>")
     parts += [_answer(status, answer) for status, answer in route["responses"].items()]
     label = f'<span class="method">{method}</span> <code>{escape(path)}</code> <span>{_words(_first(about))}</span>'
@@ -88,14 +90,18 @@ def _route(method: str, path: str, paths: Mapping[str, Any]) -> str:
 
 def _parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if parameters:
-        rows = [(f"<code>{escape(p['name'])}</code>", p["in"], _kind(p["schema"]), p["description"]) for p in parameters]
+        rows = [
+            (f"<code>{escape(p['name'])}</code>", p["in"], _kind(p["schema"]), p["description"]) for p in parameters
+        ]
         yield "<h3>Parameters</h3>" + _table(("name", "in", "values", "what it is"), rows)
 
 
 def _answer(status: str, answer: Mapping[str, Any]) -> str:
     shown = []
     for kind, content in answer["content"].items():
-        schema = content["schema"] if "schema" in content else content["itemSchema"]["properties"]["data"]["contentSchema"]
+        schema = (
+            content["schema"] if "schema" in content else content["itemSchema"]["properties"]["data"]["contentSchema"]
+        )
         of = "events of " if "itemSchema" in content else ""
         example = content["example"]
         text = example if isinstance(example, str) else json.dumps(example, indent=2, ensure_ascii=False)
@@ -155,7 +161,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _code(text: str) -> str:
-    return f'<pre>{escape(text)}</pre>'
+    return f"<pre>{escape(text)}</pre>"
 
 
 def _words(text: str) -> str:

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.api.openapi.page import docs_page
-
 from server.errors import NotServedError
 
 _FOLDER = Path(__file__).parents[1] / "page"

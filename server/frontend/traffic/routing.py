@@ -53,8 +53,7 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
         return loaded[0]
     if len(ref_text) > _LONGEST_REF:
         raise InvalidInputError(
-            f"model has {len(ref_text)} characters: use NAME, NAME@ALIAS, NAME:VERSION or "
-            "NAME@sha256:DIGEST"
+            f"model has {len(ref_text)} characters: use NAME, NAME@ALIAS, NAME:VERSION or NAME@sha256:DIGEST"
         )
     try:
         ref = Ref.parse(ref_text)
