@@ -51,6 +51,8 @@ def hostile(route: str) -> Iterator[tuple[str, bytes, int, str]]:
     yield "not UTF-8", holding('""').replace(b'""', b'"\xff\xfe"'), 422, "the body is not JSON"
     yield "a raw control character", holding('"a\x00b"'), 422, "the body is not JSON"
     yield "unknown", beside('"unheard_of": 1'), 422, "unheard_of is not known"
+    yield "unknown and nameless", beside('"": 1'), 422, "'' is not known"
+    yield "unknown and endless", beside('"' + "k" * 10_000 + '": 1'), 422, "'kkk"
     yield "nothing", b"", 422, "the body is not JSON"
     yield "cut off", whole[:-1].encode(), 422, "the body is not JSON"
     yield "two documents", 2 * whole.encode(), 422, "the body is not JSON"
