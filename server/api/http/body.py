@@ -154,7 +154,7 @@ def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:
 
 
 def _step(part: int | str) -> str:
-    """One step on the way to a value. A caller's own key may be anything: one that is empty or long is quoted and cut."""
+    """One step on the way to a value. A caller's own key may be anything: an empty or a long one is quoted and cut."""
     if isinstance(part, int):
         return f"[{part}]"
     return f".{part}" if 0 < len(part) <= _LONGEST_KEY else f".{part[:_LONGEST_KEY]!r}"
