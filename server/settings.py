@@ -197,7 +197,10 @@ class Settings:
         0, _count_or_zero, "memory of each variant for answers that equal requests get again; 0: none is kept"
     )
     source_cache_bytes: int = _option(
-        0, _count_or_zero, "memory of each variant for encoded sources that other requests read again; 0: none"
+        0,
+        _count_or_zero,
+        "memory of each variant for encoded sources that other requests read again; 0: none",
+        live=False,
     )
     memory_bytes: int = _option(0, _count_or_zero, "most memory of all models together; 0: what the machine has")
     follow_s: float = _option(0.0, _seconds, "time between looks at the aliases, to serve what they name now; 0: never")

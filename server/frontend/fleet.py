@@ -284,7 +284,7 @@ class Fleet:
             [request] = with_threads([ModelRequest.parse(text)], None, pools=len(self._loaded) + 1)
         except SettingsError as error:
             raise InvalidInputError(str(error)) from error
-        return self._configured(request)
+        return request
 
     def _configured(self, request: ModelRequest) -> ModelRequest:
         """With what is set for all models of a server."""
@@ -299,7 +299,7 @@ class Fleet:
             ConflictError: it cannot be read.
         """
         try:
-            return await asyncio.to_thread(resolve_model, asked, self._store)
+            return await asyncio.to_thread(resolve_model, self._configured(asked), self._store)
         except (SettingsError, InvalidRequestError) as error:
             refusal = NotServedError if isinstance(error, NotFoundError) else InvalidInputError
             raise refusal(f"model: {error}") from error
