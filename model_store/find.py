@@ -32,7 +32,7 @@ def find_model(path_or_ref: str, store: Store) -> FoundModel:
         if not folder.is_dir():
             raise InvalidRequestError(
                 f"{path_or_ref} is not a folder: give the folder of a model, "
-                "or NAME, NAME@ALIAS or NAME:VERSION of one in the store"
+                "or NAME, NAME@ALIAS, NAME:VERSION or NAME@sha256:DIGEST of one in the store"
             )
         return FoundModel(ref=path_or_ref, model=Model.open(folder), version=None)
     try:

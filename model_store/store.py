@@ -327,12 +327,12 @@ class Store:
         """What `remove` would remove. Its manifest need not be readable: removing it is then the remedy.
 
         Raises:
-            InvalidRequestError: the reference names no single version by its number, or an alias names it.
+            InvalidRequestError: the reference can move, or an alias names the version.
             NotFoundError: there is no such version.
         """
         check(self._storage)
         ref = _parsed(ref)
-        if ref.version is None:
+        if ref.version is None and ref.digest is None:
             raise InvalidRequestError(f"{ref} can move: name the version by its number, as in {ref.name}:7")
         return removable(self._storage, ref.name, find_version(self._storage, ref))
 
@@ -341,7 +341,7 @@ class Store:
         """Remove a version; `collect` frees its space. Its number never comes back. Return what it was.
 
         Raises:
-            InvalidRequestError: the reference names no single version by its number, or an alias names it.
+            InvalidRequestError: the reference can move, or an alias names the version.
             NotFoundError: there is no such version.
         """
         check_reason(reason)

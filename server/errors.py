@@ -35,7 +35,7 @@ class InvalidInputError(ApiError):
 class BodyTooLargeError(ApiError):
     """The body has more bytes than the server accepts."""
 
-    status, error_type, outcome = 413, "validation", "client_error"
+    status, error_type, outcome = 413, "too_large", "client_error"
 
 
 class UnauthorizedError(ApiError):
@@ -47,7 +47,7 @@ class UnauthorizedError(ApiError):
 class ForbiddenError(ApiError):
     """The key, the Host or the Origin is not allowed here."""
 
-    status, error_type, outcome = 403, "unauthorized", "client_error"
+    status, error_type, outcome = 403, "forbidden", "client_error"
 
 
 class NotServedError(ApiError):
@@ -71,7 +71,7 @@ class ConflictError(ApiError):
 class NoRoomError(ApiError):
     """There is no memory for it."""
 
-    status, error_type, outcome = 507, "no_room", "client_error"
+    status, error_type, outcome = 507, "no_room", "rejected"
 
 
 class OverloadedError(ApiError):

@@ -35,6 +35,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     arrived_s: float  # time.monotonic(), which all processes of a machine share
     queued_s: float  # when it was sent, from which its waiting counts
     queue_limit_s: float  # how long it may wait for a slot
+    reuses_source: bool = False  # whether its source may be one that was encoded before
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -130,6 +131,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True, tag=True):
     cache_used_ratio: dict[str, float]  # by kind: self, cross
     peak_bytes: int  # the worker process's peak memory
     steps_by_path: dict[str, int]  # "graph" and "eager"; empty if the engine has no graphs
+    source_lookups: dict[str, int]  # "hit" and "miss": sources that were, or were not, encoded before; 0 where unasked
 
 
 Command = Load | Submit | Cancel | Ping

@@ -196,8 +196,17 @@ class Settings:
     cache_bytes: int = _option(
         0, _count_or_zero, "memory of each variant for answers that equal requests get again; 0: none is kept"
     )
+    source_cache_bytes: int = _option(
+        0,
+        _count_or_zero,
+        "memory of each variant for encoded sources that other requests read again; 0: none",
+        live=False,
+    )
     memory_bytes: int = _option(0, _count_or_zero, "most memory of all models together; 0: what the machine has")
     follow_s: float = _option(0.0, _seconds, "time between looks at the aliases, to serve what they name now; 0: never")
+    idle_s: float = _option(
+        0.0, _seconds, "time without a request after which a model is unloaded until the next one; 0: never"
+    )
     watchdog_s: float = _option(30.0, _pause, "time in which a worker must answer between two steps, or it is ended")
     restart_s: float = _option(0.5, _pause, "first pause before a dead worker is restarted; doubles up to 30 s")
 

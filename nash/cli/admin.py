@@ -59,6 +59,22 @@ def swap(
 
 
 @app.command()
+def reload(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="As the server calls it: NAME@ALIAS or NAME:VERSION.")],
+    keys: Annotated[
+        str | None, typer.Option(metavar="key=value,...", help="How to load it, in place of the keys it has.")
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a model anew in its own place. No request fails."""
+    body = None if keys is None else {"keys": keys}
+    row = RemoteServer.at(server, api_key).call("POST", f"/models/{in_path(ref)}/reload", body)
+    _tell(row, f"{row['ref']} is {row['state']} in {row['dtype']}", as_json=as_json)
+
+
+@app.command()
 def traffic(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, without alias or version.")],
     weights: Annotated[

@@ -4,54 +4,28 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.middleware import Middleware
 
 from server.api.http.errors import add_error_handlers
 from server.api.http.keys import KeyRing
 from server.api.http.middleware import BodyLimit, HeadAsGet, KeyCheck, OpenRequests, RequestId, SameSite
 from server.api.http.request_log import RequestLog
+from server.api.openapi.document import openapi_document
 from server.api.routes.compare import compare_routes
 from server.api.routes.completions import completion_routes
 from server.api.routes.control import control_routes
 from server.api.routes.generate import generate_routes
 from server.api.routes.health import health_routes
 from server.api.routes.models import model_routes
-from server.api.routes.static_page import page_routes
+from server.api.routes.static_page import docs_routes, page_routes
 from server.api.routes.tokenize import tokenize_routes
 from server.api.routes.translate import translate_routes
-from server.frontend.requests.completion import CompletionRequest
-from server.frontend.requests.request import (
-    CompareRequest,
-    GenerateRequest,
-    LoadRequest,
-    TaskRequest,
-    TokenizeRequest,
-    TrafficRequest,
-)
-from server.frontend.requests.translation import TranslateRequest
 from server.frontend.service import Service
 from server.settings import Settings
 from server.telemetry.tracing import Tracing, tracing_from
 from server.version import project_version
-
-_BODIES: dict[str, type[BaseModel]] = {
-    "/generate": GenerateRequest,
-    "/generate_stream": GenerateRequest,
-    "/compare": CompareRequest,
-    "/": TaskRequest,
-    "/tokenize": TokenizeRequest,
-    "/v1/completions": CompletionRequest,
-    "/translate": TranslateRequest,
-    "/models": LoadRequest,
-    "/models/{model}/traffic": TrafficRequest,
-    "/models/{ref}": TaskRequest,
-}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -84,7 +58,7 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
         version=project_version(),
         lifespan=lifespan,
         middleware=_middleware(service, keys, tracing),
-        docs_url=None,  # its page loads scripts from another site
+        docs_url=None,  # its page loads scripts from another site; ours is in static_page.py
         redoc_url=None,
     )
     add_error_handlers(app)
@@ -97,7 +71,9 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
     app.include_router(control_routes(service, keys))
     app.include_router(health_routes(service, exemplars=tracing is not None))
     app.include_router(page_routes())
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    document = openapi_document(app, has_keys=keys is not None)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.include_router(docs_routes(document))
     return app
 
 
@@ -115,18 +91,3 @@ def _middleware(service: Service, keys: KeyRing | None, tracing: Tracing | None)
         Middleware(BodyLimit, settings=settings),
     ]
     return [each for each in chain if each is not None]
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document. The routes read their bodies themselves, so the body schemas are added here."""
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    names, definitions = models_json_schema(
-        [(schema, "validation") for schema in dict.fromkeys(_BODIES.values())],
-        ref_template="#/components/schemas/{model}",
-    )
-    document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-    for path, schema in _BODIES.items():
-        content = {"application/json": {"schema": names[(schema, "validation")]}}
-        method = document["paths"][path]
-        method.get("post", method.get("put"))["requestBody"] = {"required": True, "content": content}
-    return document

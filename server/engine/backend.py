@@ -83,6 +83,20 @@ class Backend(Protocol):
         """`weights` and `cache`, fixed for the life of the backend."""
 
 
+EncodedSource = list[Tensor]  # what the decoder reads of a source: a copy, on the backend's device
+
+
+@runtime_checkable
+class KeepingBackend(Backend, Protocol):
+    """A backend whose encoded sources can be kept and read again."""
+
+    def copy_of_source(self, slot: int) -> EncodedSource:
+        """A copy of the source that a slot reads."""
+
+    def restore_source(self, encoded: EncodedSource, length: int, slots: Collection[int]) -> None:
+        """Let all of a source's slots read an encoded source of so many tokens, as `encode` would, to the bit."""
+
+
 @runtime_checkable
 class SlicedBackend(Backend, Protocol):
     """A backend that can encode a long source a little at a time, between other sequences' steps.

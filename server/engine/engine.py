@@ -56,6 +56,8 @@ class StepStats:
     generated_tokens: int = 0  # in all steps; a beam search of any width makes one per step
     source_tokens: int = 0  # of sources whose encoding finished, without padding
     padding_tokens: int = 0  # encoded for nothing
+    source_hits: int = 0  # sources that were read from the cache
+    source_misses: int = 0  # sources that were not in it
     path: str | None = None  # "graph" or "eager"; None if the backend replays nothing
 
 
@@ -77,7 +79,8 @@ class Engine:
             max_encode_tokens=config.max_encode_tokens,
             max_decode_tokens=config.max_decode_tokens,
         )
-        self._sources = SourceQueue(backend)
+        self._sources = SourceQueue(backend, config.source_cache_bytes)
+        self._source_cache_bytes = config.source_cache_bytes
 
     @classmethod
     def load(cls, model: Model, config: EngineConfig, progress: Progress = lambda line: None) -> "Engine":
@@ -105,8 +108,9 @@ class Engine:
         return self._scheduler.idle
 
     def memory_bytes(self) -> dict[str, int]:
-        """Memory that the engine holds from load to end: `weights` and `cache`."""
-        return self._backend.memory_bytes()
+        """Memory that the engine holds from load to end: `weights` and `cache`, with what encoded sources may take."""
+        held = self._backend.memory_bytes()
+        return {**held, "cache": held["cache"] + self._source_cache_bytes}
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its tokens come from `step`.
@@ -165,13 +169,15 @@ class Engine:
             for event in self._commit(wanted, chosen, encoded_s + made * step_s)
         ]
         self.step_stats = StepStats(
-            encode_s=encoded_s - begun_s if ready or self._sources else 0.0,
+            encode_s=encoded_s - begun_s if self._sources.encoded_tokens or self._sources else 0.0,
             decode_s=time.monotonic() - encoded_s,  # including copies between beams
             steps=len(steps),
             batch_size=len(rows),
             generated_tokens=len(steps) * sum(row.decoding.search is None or row.index == 0 for row in wanted),
-            source_tokens=sum(len(sequence.source_ids) for sequence in ready),
+            source_tokens=self._sources.encoded_tokens,
             padding_tokens=self._sources.padding_tokens,
+            source_hits=self._sources.hits,
+            source_misses=self._sources.misses,
             path=self._backend.path,
         )
         return events

@@ -109,6 +109,7 @@ class Sequence:
     source_ids: list[int]
     parameters: GenerationParameters
     arrived_s: float = field(default_factory=time.monotonic)
+    reuses_source: bool = False  # whether its source may be one that was encoded before, and kept for later
 
     # Written by the scheduler.
     status: Status = Status.WAITING

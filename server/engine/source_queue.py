@@ -4,8 +4,9 @@ import time
 from collections import deque
 from collections.abc import Sequence as Ordered
 
-from server.engine.backend import Backend, SlicedBackend
+from server.engine.backend import Backend, KeepingBackend, SlicedBackend
 from server.engine.sequence import Row, Sequence
+from server.engine.source_cache import SourceCache
 
 LONGEST_PAUSE_S = 0.025  # of running sequences, for newcomers encoded at once: invisible in a growing text
 LONGEST_STEP = 1.49  # a step with a slice of a long source, as a multiple of a step without
@@ -18,11 +19,14 @@ class SourceQueue:
 
     While others run, sources that take longer than LONGEST_PAUSE_S are encoded in slices, one after the other in the
     order of arrival; shorter sources do not wait for longer ones. Each waiting source adds its share to the slices:
-    when many arrive, the steps of running sequences must not hold up all newcomers.
+    when many arrive, the steps of running sequences must not hold up all newcomers. Where there is a cache, sources of
+    sequences that may reuse them are read from it.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cache_bytes: int = 0) -> None:
         self._backend = backend
+        self._keeper = backend if cache_bytes and isinstance(backend, KeepingBackend) else None
+        self._cache = SourceCache(cache_bytes)
         self._sliced = backend if isinstance(backend, SlicedBackend) else None
         self._long: deque[Sequence] = deque()
         self._begun = False  # whether the first of them is in progress
@@ -30,7 +34,11 @@ class SourceQueue:
         self._alone_s = 0.0  # recent time of a step without slices
         self._sliced_last = False  # whether the last `run` had slices
         self._position_s = 0.0  # last measured time per position; 0 before the first
-        self.padding_tokens = 0  # positions that the last `run` computed for nothing
+        # Of the last `run`:
+        self.encoded_tokens = 0  # of sources whose encoding finished
+        self.padding_tokens = 0  # positions computed for nothing
+        self.hits = 0  # sources read from the cache
+        self.misses = 0  # sources that were not there and may be next time
 
     def __bool__(self) -> bool:
         return bool(self._long)
@@ -43,19 +51,43 @@ class SourceQueue:
 
         `step_s` is how long a step of the running sequences takes; None if none runs.
         """
+        batches, ready = self._reused(batches)
         at_once = batches
         if self._sliced is not None and step_s is not None:
             at_once, long = self._divided(batches)
             self._long.extend(long)
-        ready = self._encode(at_once)
+        encoded = self._encode(at_once)
         if step_s is not None and not self._sliced_last:
             self._alone_s += (step_s - self._alone_s) / (_RECENT if self._alone_s else 1)
         self._sliced_last = bool(self._long)
         if self._long and step_s is not None:
-            ready += self._run_slices(self._share_s(step_s) * len(self._long))
-        elif self._long and not ready:
-            ready = self._run_slices(None)
-        return ready
+            encoded += self._run_slices(self._share_s(step_s) * len(self._long))
+        elif self._long and not encoded:
+            encoded = self._run_slices(None)
+        self.encoded_tokens = sum(len(sequence.source_ids) for sequence in encoded)
+        self._keep(encoded)
+        return ready + encoded
+
+    def _reused(self, batches: Ordered[Ordered[Sequence]]) -> tuple[Ordered[Ordered[Sequence]], list[Sequence]]:
+        """The batches without the sequences whose sources are kept, and these, which can read them now."""
+        self.hits = self.misses = 0
+        if self._keeper is None:
+            return batches, []
+        ready: list[Sequence] = []
+        for sequence in (each for batch in batches for each in batch if each.reuses_source):
+            if (encoded := self._cache.get(sequence.source_ids)) is None:
+                self.misses += 1
+                continue
+            self._keeper.restore_source(encoded, len(sequence.source_ids), [slot_of(row) for row in sequence.rows])
+            ready.append(sequence)
+        self.hits = len(ready)
+        return [left for batch in batches if (left := [each for each in batch if each not in ready])], ready
+
+    def _keep(self, encoded: list[Sequence]) -> None:
+        """Copy what was encoded for later, before its slots change."""
+        for sequence in encoded:
+            if self._keeper is not None and sequence.reuses_source:
+                self._cache.put(sequence.source_ids, self._keeper.copy_of_source(slot_of(sequence.rows[0])))
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a cancelled sequence, if it is here."""

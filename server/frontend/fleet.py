@@ -8,11 +8,20 @@ that no request fails.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from model_store.errors import InvalidRequestError, ModelStoreError, NotFoundError
 from model_store.store import Store
-from server.errors import ApiError, ConflictError, InvalidInputError, NotServedError, SettingsError, StartError
+from server.errors import (
+    ApiError,
+    ConflictError,
+    InvalidInputError,
+    NoRoomError,
+    NotServedError,
+    SettingsError,
+    StartError,
+)
 from server.frontend.metrics import Metrics
 from server.frontend.resolution import ResolvedVariant, resolve_model, resolve_models
 from server.frontend.room import check_budget, check_room, on_cpu
@@ -38,7 +47,7 @@ class Fleet:
         self._metrics = metrics
         self._on_request = on_request
         self._store = Store(settings.store)
-        models = resolve_models(settings.models, self._store)
+        models = resolve_models(tuple(map(self._configured, settings.models)), self._store)
         self._loaded = {
             resolved.ref: self._variant(resolved, baseline=resolved is baseline_of(resolved.model, models))
             for resolved in models
@@ -50,6 +59,7 @@ class Fleet:
         self._changes = asyncio.Lock()  # of two changes at once, the second must see what the first has done
         self._tasks: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
+        self._idling: asyncio.Task[None] | None = None
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -76,7 +86,7 @@ class Fleet:
             StartError: a model cannot be loaded.
         """
         await asyncio.gather(*(variant.supervisor.start() for variant in self.variants))
-        self._watch_aliases()
+        self._watch()
 
     async def stop(self) -> None:
         """End every worker; generations still running fail with an error that says why."""
@@ -88,7 +98,7 @@ class Fleet:
         """The settings were read again."""
         for variant in (*self.variants, *self.leaving):
             variant.limits_changed()
-        self._watch_aliases()
+        self._watch()
 
     async def load(self, asked: str | ResolvedVariant, *, wait: bool) -> Variant:
         """Load one more model, `REF[,key=value...]`; with `wait`, return only when it is ready.
@@ -123,7 +133,7 @@ class Fleet:
         """
         async with self._changes:
             variant = self._find(ref)
-            if not any(each.supervisor.ready for each in self.variants if each is not variant):
+            if not any(each.supervisor.available for each in self.variants if each is not variant):
                 raise ConflictError(f"{ref} is the only model that is ready: load another one first")
             del self._loaded[ref]
             self._retire(variant, gone=True)
@@ -138,26 +148,45 @@ class Fleet:
             NoRoomError: there is no memory for both at once.
         """
         async with self._changes:
-            old = self._find(ref)
-            if old.supervisor.state is ModelState.LOADING:
-                raise ConflictError(f"{ref} is loading: swap it once it is ready")
+            old = self._settled(ref)
             resolved = await self.resolved(old.resolved.asked) if new is None else new
             if new is None and resolved.digest == old.resolved.digest and resolved.digest is not None:
                 return old.resolved.digest, old.resolved.digest
-            self._check_room(resolved)
-            variant = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
-            try:
-                await variant.supervisor.start()
-            except BaseException as error:
-                await variant.stop()
-                if isinstance(error, StartError):
-                    raise ConflictError(f"{error}; {old.ref} stays as it was") from error
-                raise
-            variant.describe()
-            self._loaded[ref] = variant  # in the same place
-            self._retire(old, gone=False)
+            await self._replace(old, resolved)
             _logger.info("%s: %s is served now, %s before", ref, resolved.digest, old.resolved.digest)
             return old.resolved.digest, resolved.digest
+
+    async def reload(self, ref: str, keys: str | None) -> Variant:
+        """Load what a variant's name means now in its place, even if it is the same version.
+
+        `keys` (key=value,...) say how, in place of those it was loaded with.
+
+        Raises:
+            InvalidInputError: the keys are malformed, or this machine lacks what they ask for.
+            NotServedError, ConflictError, NoRoomError: as `swap`.
+        """
+        async with self._changes:
+            old = self._settled(ref)
+            asked = old.resolved.asked
+            return await self._replace(
+                old, await self.resolved(asked if keys is None else self._asked(f"{asked.ref},{keys}"))
+            )
+
+    async def _replace(self, old: Variant, resolved: ResolvedVariant) -> Variant:
+        """Load a version beside the one that is served, and put it in its place."""
+        self._check_room(resolved)
+        new = await asyncio.to_thread(self._one_more, resolved, baseline=old.baseline)
+        try:
+            await new.supervisor.start()
+        except BaseException as error:
+            await new.stop()
+            if isinstance(error, StartError):
+                raise ConflictError(f"{error}; {old.ref} stays as it was") from error
+            raise
+        new.describe()
+        self._loaded[old.ref] = new
+        self._retire(old, gone=False)
+        return new
 
     def behind(self, variant: Variant) -> str | None:
         """The digest that a variant's alias names now, if that is not what is served; None if it cannot be told.
@@ -170,9 +199,12 @@ class Fleet:
         digest = self._store.resolve(variant.resolved.found.ref).digest
         return None if digest == variant.resolved.digest else digest
 
-    def _watch_aliases(self) -> None:
+    def _watch(self) -> None:
+        """Begin what the settings ask for and does not go on already; what they no longer ask for ends by itself."""
         if self._settings.follow_s and (self._following is None or self._following.done()):
             self._following = self._spawn(self._follow())
+        if self._settings.idle_s and (self._idling is None or self._idling.done()):
+            self._idling = self._spawn(self._unload_idle())
 
     async def _follow(self) -> None:
         """Look at the aliases from time to time, and swap in what they name; what failed once is not tried again."""
@@ -189,6 +221,25 @@ class Fleet:
                     _logger.error("%s stays as it is: %s", variant.ref, error)
                     if isinstance(error, ConflictError) and wanted is not None:
                         failed[variant.ref] = wanted
+
+    async def _unload_idle(self) -> None:
+        """End the workers of models that nobody asks for."""
+        while most_s := self._settings.idle_s:
+            await asyncio.sleep(min(1.0, most_s / 4))
+            for variant in self.variants:
+                if variant.idle_s() >= most_s:
+                    _logger.info("%s was not asked for in %g s and is unloaded until it is", variant.ref, most_s)
+                    await variant.supervisor.sleep()
+
+    async def _rouse(self, variant: Variant) -> None:
+        """Begin to load a sleeping variant again, if there is room for it beside the others."""
+        async with self._changes:
+            try:
+                self._check_room(variant.resolved)
+            except NoRoomError as error:  # another one may fall asleep
+                longest_s = max((each.idle_s() for each in self.variants if each is not variant), default=0.0)
+                raise NoRoomError(str(error), retry_after_s=max(1.0, self._settings.idle_s - longest_s)) from error
+            variant.supervisor.rouse()
 
     async def _begin(self, variant: Variant) -> None:
         try:
@@ -219,8 +270,14 @@ class Fleet:
 
     def _find(self, ref: str) -> Variant:
         if ref not in self._loaded:
-            raise NotServedError(f"{ref!r} is not loaded: use one of {', '.join(self._loaded)}")
+            raise NotServedError(f"ref {ref!r:.200} is not loaded: use one of {', '.join(self._loaded)}")
         return self._loaded[ref]
+
+    def _settled(self, ref: str) -> Variant:
+        variant = self._find(ref)
+        if variant.supervisor.state is ModelState.LOADING:
+            raise ConflictError(f"{ref} is loading: change it once it is ready")
+        return variant
 
     def _asked(self, text: str) -> ModelRequest:
         try:
@@ -228,6 +285,10 @@ class Fleet:
         except SettingsError as error:
             raise InvalidInputError(str(error)) from error
         return request
+
+    def _configured(self, request: ModelRequest) -> ModelRequest:
+        """With what is set for all models of a server."""
+        return replace(request, engine=replace(request.engine, source_cache_bytes=self._settings.source_cache_bytes))
 
     async def resolved(self, asked: ModelRequest) -> ResolvedVariant:
         """Find and verify a model in another thread: that reads all its bytes.
@@ -238,7 +299,7 @@ class Fleet:
             ConflictError: it cannot be read.
         """
         try:
-            return await asyncio.to_thread(resolve_model, asked, self._store)
+            return await asyncio.to_thread(resolve_model, self._configured(asked), self._store)
         except (SettingsError, InvalidRequestError) as error:
             refusal = NotServedError if isinstance(error, NotFoundError) else InvalidInputError
             raise refusal(f"model: {error}") from error
@@ -252,7 +313,7 @@ class Fleet:
             raise ConflictError(f"{resolved.ref} cannot be loaded: {error}") from error
 
     def _variant(self, resolved: ResolvedVariant, *, baseline: bool) -> Variant:
-        variant = Variant(resolved, self._settings, self._metrics, baseline=baseline)
+        variant = Variant(resolved, self._settings, self._metrics, baseline=baseline, rouse=self._rouse)
         variant.supervisor.on_request = self._on_request
         return variant
 

@@ -245,6 +245,15 @@ class VariantMetrics:
     def restarted(self) -> None:
         """Count a worker that died; nothing runs until the next one is loaded."""
         self._restarts.inc()
+        self._rest()
+
+    def unloaded(self) -> None:
+        """Record that the model has no worker until the next request, and so no memory."""
+        self._rest()
+        for kind in self._memory.values():
+            kind.set(0)
+
+    def _rest(self) -> None:
         self._running.set(0)
         self._waiting.set(0)
         for ratio in self._cache_used.values():
@@ -282,6 +291,9 @@ class VariantMetrics:
         for kind, ratio in stats.cache_used_ratio.items():
             self._cache_used[kind].set(ratio)
         self._memory["peak"].set(stats.peak_bytes)
+        for outcome, count in stats.source_lookups.items():
+            if count:
+                self._metrics.cache_requests.labels(*self._own, "source", outcome).inc(count)
         if stats.steps_by_path:  # with graphs, both children exist from the first step on; without, neither
             for path in PATHS:
                 self._graph_steps.labels(*self._own, path).inc(stats.steps_by_path.get(path, 0))

@@ -111,9 +111,9 @@ def _labels(found: FoundModel) -> tuple[str, str, str]:
         variant = "pruned" if model.spec.compact else "dense"
         return f"{name}@{variant}", name, variant
     asked = Ref.parse(found.ref)
-    if asked.alias is None or asked.variant is None:
+    if asked.alias is None:
         return found.version.ref, asked.name, f"v{found.version.version}"
-    return f"{asked.name}@{asked.variant}", asked.name, asked.variant
+    return f"{asked.name}@{asked.alias}", asked.name, asked.alias
 
 
 def _settled(

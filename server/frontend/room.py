@@ -18,7 +18,7 @@ def needed_bytes(resolved: ResolvedVariant) -> int:
     parameters = resolved.parameters or stored // 2
     positions = config.slots * (config.max_source_tokens + config.max_new_tokens)
     caches = positions * len(spec.decoder) * 2 * spec.d_model * max(2, min(weight, 4))
-    return int(PROCESS_BYTES + parameters * weight + caches)
+    return int(PROCESS_BYTES + parameters * weight + caches + config.source_cache_bytes)
 
 
 def on_cpu(resolved: ResolvedVariant) -> bool:

@@ -67,7 +67,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests can be taken: once every configured variant was loaded, as long as one of them is."""
-        loaded = [variant.supervisor.ready is not None for variant in self.variants]
+        loaded = [variant.supervisor.available for variant in self.variants]
         return not self.draining and (any(loaded) if self._started else all(loaded))
 
     def state_of(self, variant: Variant) -> ModelState:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from server.engine.errors import BadParameterError
 from server.engine.interface.generation_config import with_seed
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.validation import check_parameters
-from server.errors import ApiError, ClientGoneError, InvalidInputError, UnavailableError
+from server.errors import ApiError, ClientGoneError, InvalidInputError, StartError, UnavailableError
 from server.frontend.answer_cache import AnswerCache
 from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.requests.request import TextRequest
@@ -25,15 +25,25 @@ from server.telemetry.request_record import RecordedRun, current
 from server.text.tokenization import EncodedText, TextCodec
 
 _LOOK_S, _QUIET_LOOKS = 0.05, 4
+_LONGEST_PAUSE_S = 30.0  # between two attempts to load a model for a request
 
 
 class Variant:
     """A `ResolvedVariant` that is being served."""
 
-    def __init__(self, resolved: ResolvedVariant, settings: Settings, metrics: Metrics, *, baseline: bool) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedVariant,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        baseline: bool,
+        rouse: Callable[["Variant"], Awaitable[None]],
+    ) -> None:
         """Read the tokenizer and create the metrics; the worker is not started yet.
 
-        `baseline`: whether the metrics compare the model's other variants with this one.
+        `baseline`: whether the metrics compare the model's other variants with this one. `rouse` begins to load it
+        again, or raises an `ApiError` where there is no memory for it.
 
         Raises:
             StartError: the model has no readable tokenizer.
@@ -42,14 +52,20 @@ class Variant:
         self.model = resolved.model
         self.variant = resolved.variant
         self.version = resolved.version
+        self.digest = resolved.digest
         self.ref = resolved.ref
         self.is_default = resolved.is_default
         self.loaded_at = int(time.time())  # seconds since the epoch
         self.codec = TextCodec.load(resolved.found.model.folder, resolved.found.model.spec.eos_id)
         self.baseline = baseline
         self.metrics = VariantMetrics(metrics, self.model, self.variant)
-        self._settings = settings
         self._entering = 0  # requests that are being admitted
+        self._used_s = time.monotonic()  # when it was last seen to have something to do
+        self._rouse = rouse
+        self._waking: asyncio.Task[None] | None = None  # the load that requests wait for
+        self._not_before_s = 0.0  # when loading it may be tried again, and how long to wait after the next failure
+        self._pause_s = settings.restart_s
+        self._settings = settings
         version = resolved.found.version
         self._holding = ExitStack()
         if version is not None:  # a collection must leave the files: a worker that is started again reads them again
@@ -96,6 +112,8 @@ class Variant:
     @property
     def memory_bytes(self) -> int:
         """What it takes, or is expected to take while it is not loaded yet."""
+        if self.supervisor.asleep:
+            return 0
         ready = self.supervisor.ready
         return needed_bytes(self.resolved) if ready is None else PROCESS_BYTES + sum(ready.memory_bytes.values())
 
@@ -107,10 +125,61 @@ class Variant:
             yield
         finally:
             self._entering -= 1
+            self._used_s = time.monotonic()
+
+    def idle_s(self) -> float:
+        """For how long nobody has asked it for anything; 0 while it loads or sleeps."""
+        if self._entering or self.supervisor.pending or self.supervisor.ready is None:
+            self._used_s = time.monotonic()
+        return time.monotonic() - self._used_s
+
+    async def _awake(self, arrived_s: float) -> None:
+        """Have it loaded if it is asleep. Requests that come meanwhile share one load, each until its own deadline.
+
+        Raises:
+            NoRoomError: there is no memory for it now.
+            UnavailableError: it cannot be loaded, or not in time.
+        """
+        if self._waking is None:
+            self._waking = asyncio.create_task(self._wake())
+            self._waking.add_done_callback(self._woken)
+        try:
+            async with asyncio.timeout(self._settings.total_s - (time.monotonic() - arrived_s)):
+                await asyncio.shield(self._waking)
+        except TimeoutError:
+            reported = self.supervisor.reported
+            raise UnavailableError(
+                f"{self.ref} was idle and is not loaded within {self._settings.total_s:g} s: try again in a moment",
+                retry_after_s=1.0 if reported is None else reported.load_s,
+            ) from None
+
+    async def _wake(self) -> None:
+        if (left_s := self._not_before_s - time.monotonic()) > 0:
+            raise UnavailableError(
+                f"{self.ref} could not be loaded a moment ago: try again later", retry_after_s=left_s
+            )
+        await self._rouse(self)
+        try:
+            await self.supervisor.loaded()
+        except StartError as error:
+            pause_s, self._pause_s = self._pause_s, min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+            self._not_before_s = time.monotonic() + pause_s
+            raise UnavailableError(f"{error}: try again later", retry_after_s=pause_s) from error
+        self._pause_s = self._settings.restart_s
+
+    def _woken(self, task: asyncio.Task[None]) -> None:
+        self._waking = None
+        if not task.cancelled():
+            task.exception()  # mark it as retrieved: whoever waited may have gone
+
+    @property
+    def _sleeps(self) -> bool:
+        """Whether requests wait until it is loaded again."""
+        return self.supervisor.asleep or self._waking is not None
 
     def draws(self, request: TextRequest) -> bool:
         """Whether it would sample, by the request's own words or by the model's."""
-        ready = self.supervisor.ready
+        ready = self._known
         return ready is not None and ready.defaults.resolve(request.generation.given()).do_sample
 
     async def finish(self, limit_s: float) -> None:
@@ -148,7 +217,7 @@ class Variant:
             logprobs: whether to report tokens with log-probabilities, and the top alternatives if requested.
             streamed: whether the caller reads the tokens as they are made.
             seed: replaces the request's own.
-            reuse: whether the answer of an earlier, equal request may be given.
+            reuse: whether the answer of an earlier, equal request may be given, or its encoded source be read.
 
         Raises:
             InvalidInputError: a text or a parameter is outside what the model accepts.
@@ -179,7 +248,7 @@ class Variant:
         seed: int | None,
         reuse: bool,
     ) -> list[Generation]:
-        ready = self.supervisor.ready
+        ready = self._known
         if ready is None:
             raise UnavailableError(f"{self.ref} is not loaded yet: try again in a moment", retry_after_s=1.0)
         given = {"logprobs": logprobs} if seed is None else {"logprobs": logprobs, "seed": seed}
@@ -195,16 +264,28 @@ class Variant:
                 stops=request.generation.stop or (),
                 streamed=streamed,
                 truncated=source.truncated,
+                reuses_source=reuse,
             )
             for source in await self._sources(request, ready.limits.max_source_tokens)
         ]
+        if self._sleeps and not (reuse and self._cache.on and self._all_known(generations, parameters)):
+            await self._awake(generations[0].arrived_s)
         self._accept(generations, parameters, reuse=reuse)
         if (record := current()) is not None:
             record.runs += [RecordedRun(self.ref, self.model, self.variant, mode, each) for each in generations]
         return generations
 
+    @property
+    def _known(self) -> Ready | None:
+        """What it accepts, which is known while it sleeps too; None if it cannot take requests."""
+        return self.supervisor.reported if self._sleeps else self.supervisor.ready
+
+    def _all_known(self, generations: Sequence[Generation], parameters: GenerationParameters) -> bool:
+        keys = [self._cache.key(each, parameters) for each in generations]
+        return all(key is not None and self._cache.knows(key) for key in keys)
+
     def _accept(self, generations: Sequence[Generation], parameters: GenerationParameters, *, reuse: bool) -> None:
-        """RecordedRun those that are not answered by earlier ones; all, or none."""
+        """Run those that are not answered by earlier ones; all, or none."""
         if not (reuse and self._cache.on):
             self.supervisor.accept(generations)
             return

@@ -31,6 +31,10 @@ class Step(Protocol):
     @property
     def padding_tokens(self) -> int: ...
     @property
+    def source_hits(self) -> int: ...
+    @property
+    def source_misses(self) -> int: ...
+    @property
     def path(self) -> str | None: ...  # "graph" or "eager", if there are graphs
 
 
@@ -48,6 +52,7 @@ class StatsCollector:
         self._encode_s: list[float] = []
         self._batch_sizes: list[int] = []
         self._steps_by_path: dict[str, int] = {}
+        self._source_lookups = {"hit": 0, "miss": 0}
         self._source_tokens = self._padding_tokens = self._generated_tokens = 0
 
     def note(self, step: Step) -> None:
@@ -56,6 +61,8 @@ class StatsCollector:
         self._decode_step_s += [step.decode_s / step.steps] * step.steps
         self._batch_sizes += [step.batch_size] * step.steps
         self._generated_tokens += step.generated_tokens
+        self._source_lookups["hit"] += step.source_hits
+        self._source_lookups["miss"] += step.source_misses
         if step.path is not None:
             self._steps_by_path[step.path] = 1 + self._steps_by_path.get(step.path, 0)
         if step.encode_s > 0:
@@ -94,6 +101,7 @@ class StatsCollector:
             },
             peak_bytes=_peak_bytes(),
             steps_by_path=self._steps_by_path,
+            source_lookups=self._source_lookups,
         )
         self._taken_s = time.monotonic()
         self._clear()

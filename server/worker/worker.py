@@ -169,6 +169,7 @@ class Worker:
             source_ids=submit.source_ids,
             parameters=submit.parameters,
             arrived_s=submit.arrived_s,
+            reuses_source=submit.reuses_source,
         )
         try:
             self._engine.add(sequence)

@@ -16,13 +16,14 @@ from tests.api.streams import events_of
 from tests.running_server import RunningServer, publish_tiny_models
 
 FRESH = {"cache-control": "no-cache"}
+SOURCES = ("--source-cache-bytes", "1000000")
 
 
 @pytest.fixture(scope="module")
 def caching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     store = publish_tiny_models(tmp_path_factory.mktemp("cache"))
     models = [f"--model=tiny@{name},threads=1,slots=4,max_new_tokens=200" for name in ("dense", "pruned")]
-    with RunningServer("--store", str(store), *models, "--cache-bytes", "200000") as running:
+    with RunningServer("--store", str(store), *models, "--cache-bytes", "200000", *SOURCES) as running:
         yield running
 
 
@@ -39,10 +40,11 @@ def ask(http: httpx.Client, inputs: Any, headers: dict[str, str] | None = None, 
     return answer.json()
 
 
-def looked_up(http: httpx.Client) -> dict[str, float]:
+def looked_up(http: httpx.Client, kind: str = "answer") -> dict[str, float]:
     families = text_string_to_metric_families(http.get("/metrics").text)
     samples = [s for f in families for s in f.samples if s.name == "nash_cache_requests_total"]
-    return {s.labels["outcome"]: s.value for s in samples if s.labels["variant"] == "dense"}
+    asked = ("dense", kind)
+    return {s.labels["outcome"]: s.value for s in samples if (s.labels["variant"], s.labels["kind"]) == asked}
 
 
 def without_times(answer: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +170,23 @@ def test_it_is_bounded(http: httpx.Client) -> None:
     for number in range(120):
         ask(http, ["a" * (1 + number % 20) + "b" * (number // 20)])
     assert "cached" not in ask(http, "oldest")
+
+
+def test_the_same_text_with_other_parameters_is_encoded_once(http: httpx.Client) -> None:
+    before = looked_up(http, "source")
+    for most in (5, 6, 7):
+        ask(http, "encoded once", max_new_tokens=most)
+    beams = ask(http, "encoded once", num_beams=3)
+    fresh = ask(http, "encoded once", FRESH, num_beams=3)
+    assert without_times(beams) == without_times(fresh)
+    http.post("/compare", json={"inputs": "encoded once", "parameters": {"max_new_tokens": 3}})
+    for _ in range(100):
+        after = looked_up(http, "source")
+        if sum(after.values()) >= sum(before.values()) + 4:
+            break
+        time.sleep(0.05)
+    assert after["miss"] - before.get("miss", 0) == 1
+    assert after["hit"] - before.get("hit", 0) == 3, "neither a comparison nor who asks for a fresh answer gets it"
 
 
 @pytest.mark.slow

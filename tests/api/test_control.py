@@ -162,6 +162,19 @@ def test_a_swap_under_load_fails_no_request(http: httpx.Client, controlled: Runn
     assert f'digest="{second}"' in http.get("/metrics").text
 
 
+def test_a_reload_takes_other_keys_in_the_same_place(http: httpx.Client, controlled: RunningServer) -> None:
+    text, before = text_of(http, "tiny@dense"), set(controlled.worker_pids())
+    answer = http.post("/models/tiny@dense/reload", json={"keys": "threads=1,slots=3,dtype=float64,backend=torch"})
+    assert (answer.status_code, answer.json()["dtype"]) == (200, "float64")
+    assert text_of(http, "tiny@dense") == text
+    assert not before & set(controlled.worker_pids()) or len(controlled.worker_pids()) == 2
+    again = http.post("/models/tiny@dense/reload")
+    assert (again.status_code, again.json()["dtype"]) == (200, "float64"), "with the keys it has"
+    refused = http.post("/models/tiny@dense/reload", json={"keys": "colour=red"})
+    assert (refused.status_code, "'colour=red' is not known" in refused.json()["error"]) == (422, True)
+    assert http.post("/models/tiny@dense/reload", json={"keys": "threads=1,slots=4"}).status_code == 200
+
+
 def test_a_swap_to_what_cannot_be_loaded_leaves_the_old_one(http: httpx.Client, root: Path) -> None:
     store = Store(root / "store")
     before = text_of(http, "tiny@dense")

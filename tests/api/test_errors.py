@@ -161,13 +161,13 @@ def test_what_is_not_there_is_not_found(client: httpx.Client) -> None:
 
 def test_a_body_over_the_limit_is_refused_whatever_its_headers_say(client: httpx.Client) -> None:
     message = "the body has more than 20000 bytes: send less at once"
-    assert refusal(client.post("/generate", content=b"x" * 20_001), 413, "validation") == message
+    assert refusal(client.post("/generate", content=b"x" * 20_001), 413, "too_large") == message
 
     def chunks() -> Iterator[bytes]:
         yield from (b"x" * 5000 for _ in range(5))
 
     response = client.post("/generate", content=chunks())
-    assert refusal(response, 413, "validation") == message
+    assert refusal(response, 413, "too_large") == message
     assert response.headers["connection"] == "close"
 
 
@@ -205,7 +205,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(client: httpx.Client) -> N
 )
 def test_other_sites_are_refused_on_a_server_without_keys(client: httpx.Client, headers: dict[str, str]) -> None:
     response = client.post("/generate", json=OK, headers=headers)
-    assert next(iter(headers.values())) in refusal(response, 403, "unauthorized")
+    assert next(iter(headers.values())) in refusal(response, 403, "forbidden")
 
 
 def test_the_own_page_and_other_names_of_this_machine_pass(client: httpx.Client, server: RunningServer) -> None:

@@ -8,29 +8,32 @@ from model_store.version.ref import Ref, check_name, looks_like_path
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 
 
-@given(NAMES, NAMES | st.integers(1, 10**12 - 1) | st.none())
-def test_round_trip(name: str, rest: str | int | None) -> None:
+@given(NAMES, NAMES | st.integers(1, 10**12 - 1) | st.binary(min_size=32, max_size=32) | st.none())
+def test_round_trip(name: str, rest: str | int | bytes | None) -> None:
     ref = Ref(
         name=name,
         alias=rest if isinstance(rest, str) else None,
         version=rest if isinstance(rest, int) else None,
+        digest=rest.hex() if isinstance(rest, bytes) else None,
     )
     assert Ref.parse(str(ref)) == ref
 
 
 @pytest.mark.parametrize(
-    ("text", "ref", "variant"),
+    ("text", "ref", "bare"),
     [
-        ("g2p", Ref(name="g2p"), None),
-        ("g2p@pruned", Ref(name="g2p", alias="pruned"), "pruned"),
-        ("g2p:7", Ref(name="g2p", version=7), "v7"),
-        ("g2p:000007", Ref(name="g2p", version=7), "v7"),
-        ("t5.small-v1_1@a.b", Ref(name="t5.small-v1_1", alias="a.b"), "a.b"),
+        ("g2p", Ref(name="g2p"), True),
+        ("g2p@pruned", Ref(name="g2p", alias="pruned"), False),
+        ("g2p:7", Ref(name="g2p", version=7), False),
+        ("g2p:000007", Ref(name="g2p", version=7), False),
+        ("t5.small-v1_1@a.b", Ref(name="t5.small-v1_1", alias="a.b"), False),
+        ("g2p@sha256:" + "0a" * 32, Ref(name="g2p", digest="0a" * 32), False),
+        ("g2p@sha256", Ref(name="g2p", alias="sha256"), False),
     ],
 )
-def test_grammar(text: str, ref: Ref, variant: str | None) -> None:
+def test_grammar(text: str, ref: Ref, bare: bool) -> None:
     assert Ref.parse(text) == ref
-    assert ref.variant == variant
+    assert ref.is_bare is bare
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,7 @@ def test_grammar(text: str, ref: Ref, variant: str | None) -> None:
         *("", "@", ":", "@a", ":1", "G2P", ".g2p", "-g2p", "g/p", "../g2p", "g 2p", "g2p\n", "a" * 65),
         *("g2p@", "g2p@A", "g2p@a@b", "g2p@a:1", "g2p@" + "a" * 65),
         *("g2p:", "g2p:0", "g2p:-1", "g2p:1.0", "g2p:x", "g2p:٣", "g2p:1\n", "g2p:1:2", "g2p:1@a", "g2p:" + "1" * 13),
+        *("g2p@sha256:", "g2p@sha256:" + "a" * 63, "g2p@sha256:" + "A" * 64, "g2p@sha256:" + "a" * 64 + "\n"),
     ],
 )
 def test_what_is_no_reference(text: str) -> None:
@@ -47,7 +51,7 @@ def test_what_is_no_reference(text: str) -> None:
 
 
 @given(st.text(max_size=8))
-def test_nothing_but_the_three_forms_gets_through(text: str) -> None:
+def test_nothing_but_the_four_forms_gets_through(text: str) -> None:
     try:
         ref = Ref.parse(text)
     except InvalidRequestError:

@@ -19,6 +19,7 @@ from server.messages import Load
 from server.worker.worker import WorkerEngine, main
 
 EOS_ID = 1
+UNLOADABLE = "broken"
 KILLS_THE_WORKER = 900
 KILLS_IT_ONCE = 901  # the first time only: it leaves a file in the model's directory
 BREAKS_THE_STEP = 902
@@ -38,6 +39,8 @@ class FakeStep:
     source_tokens: int
     padding_tokens: int
     path: None = None
+    source_hits: int = 0
+    source_misses: int = 0
     steps: int = 1
 
 
@@ -146,8 +149,8 @@ class FakeEngine:
 
 
 def load_fake(load: Load) -> WorkerEngine:
-    """As an engine loads: a directory called `broken` does not."""
-    if Path(load.directory).name == "broken":
+    """As an engine loads: a directory called `broken` does not, nor one that has a file of that name."""
+    if Path(load.directory).name == UNLOADABLE or (Path(load.directory) / UNLOADABLE).exists():
         raise LoadError("the weights do not fit: publish them again")
     return FakeEngine(Path(load.directory))
 

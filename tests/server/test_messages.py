@@ -107,6 +107,7 @@ REPORTS: list[Report] = [
         cache_used_ratio={"self": 0.5, "cross": 0.25},
         peak_bytes=1 << 40,
         steps_by_path={"graph": 3},
+        source_lookups={"hit": 1, "miss": 2},
     ),
 ]
 

@@ -122,3 +122,20 @@ def test_what_is_not_there_or_no_model_is_named(folder: Path, tmp_path: Path) ->
         (tmp_path / "config.json").write_text(damaged)
         with pytest.raises(InvalidRequestError, match="is not JSON"):
             resolve(folder, str(tmp_path))
+
+
+def test_a_digest_pins_a_version_and_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = store.publish("tiny", build_tiny_t5(tmp_path / "a", seed=0), alias="dense")
+    store.publish("tiny", build_tiny_t5(tmp_path / "b", seed=1), alias="dense")
+    pinned = f"tiny@sha256:{first.digest}"
+    (model,) = resolve_models((ModelRequest.parse(pinned),), store)
+    assert (model.ref, model.variant, model.digest) == ("tiny:1", "v1", first.digest)
+    assert store.tag(pinned, "stable").version == 1
+    with pytest.raises(NotFoundError, match=f"has no version with the digest {'0' * 64}"):
+        store.resolve(f"tiny@sha256:{'0' * 64}")
+    store.untag("tiny", "stable")
+    store.untag("tiny", "default")
+    assert store.remove(pinned).version == 1
+    with pytest.raises(NotFoundError, match="has no version with the digest"):
+        store.resolve(pinned)

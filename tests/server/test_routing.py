@@ -12,6 +12,7 @@ class Loaded:
     variant: str
     version: int | None = None
     is_default: bool = False
+    digest: str | None = None
 
     @property
     def ref(self) -> str:
@@ -19,7 +20,7 @@ class Loaded:
 
 
 SUMMARY = Loaded("summary", "pruned", 3)
-FAST, DENSE = Loaded("g2p", "pruned", 2), Loaded("g2p", "dense", 1)
+FAST, DENSE = Loaded("g2p", "pruned", 2), Loaded("g2p", "dense", 1, digest="0a" * 32)
 LOADED = [SUMMARY, FAST, DENSE]
 
 
@@ -32,13 +33,14 @@ LOADED = [SUMMARY, FAST, DENSE]
         ("g2p@pruned", FAST),
         ("g2p:1", DENSE),
         ("g2p:02", FAST),
+        ("g2p@sha256:" + "0a" * 32, DENSE),
     ],
 )
 def test_a_ref_finds_its_variant(ref: str | None, variant: Loaded) -> None:
     assert route(ref, LOADED) is variant
 
 
-@pytest.mark.parametrize("ref", ["other", "g2p@other", "g2p:3", "summary@dense"])
+@pytest.mark.parametrize("ref", ["other", "g2p@other", "g2p:3", "summary@dense", "g2p@sha256:" + "0b" * 32])
 def test_what_is_not_loaded_is_answered_with_what_is(ref: str) -> None:
     with pytest.raises(NotServedError, match=f"'{ref}' is not loaded: use one of summary@pruned, g2p@pruned"):
         route(ref, LOADED)

@@ -34,6 +34,7 @@ from tests.server.fake_engine import (
     KILLS_THE_WORKER,
     LIMITS,
     RUNS_FOR_EVER,
+    UNLOADABLE,
 )
 from tests.tiny_models import EOS_ID as TINY_EOS_ID
 from tests.tiny_models import build_tokenizer
@@ -417,5 +418,48 @@ def test_stop_ends_what_runs_and_leaves_no_process(tmp_path: Path) -> None:
             assert "shutting down" in str(error)
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
+
+    run(scenario())
+
+
+def test_what_sleeps_has_no_worker_and_is_loaded_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as harness:
+            supervisor = harness.supervisor
+            pid, known = supervisor.worker_pid, supervisor.ready
+            assert pid is not None
+            await supervisor.sleep()
+            assert (supervisor.state, supervisor.available, supervisor.worker_pid) == (ModelState.IDLE, True, None)
+            assert supervisor.reported is known
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+            with pytest.raises(UnavailableError):
+                harness.submit([5])
+            supervisor.rouse()
+            assert supervisor.state is ModelState.LOADING
+            await supervisor.loaded()
+            (generation,) = harness.submit([5, 6])
+            assert (await generation.result()).tokens == [5, 6, 1]
+            assert harness.count("nash_worker_restarts_total") == 0
+
+    run(scenario())
+
+
+def test_what_cannot_be_loaded_again_sleeps_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        async with running(folder) as harness:
+            await harness.supervisor.sleep()
+            (folder / UNLOADABLE).touch()
+            for _ in range(2):
+                harness.supervisor.rouse()
+                with pytest.raises(StartError, match="cannot be loaded"):
+                    await harness.supervisor.loaded()
+                assert harness.supervisor.state is ModelState.IDLE
+            (folder / UNLOADABLE).unlink()
+            harness.supervisor.rouse()
+            await harness.supervisor.loaded()
+            assert harness.supervisor.state is ModelState.READY
 
     run(scenario())

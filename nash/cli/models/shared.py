@@ -37,7 +37,10 @@ def complete_name(context: typer.Context, incomplete: str) -> list[str]:
 
 
 RefArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS or NAME:VERSION.", autocompletion=complete_ref)
+    str,
+    typer.Argument(
+        metavar="REF", help="NAME, NAME@ALIAS, NAME:VERSION or NAME@sha256:DIGEST.", autocompletion=complete_ref
+    ),
 ]
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The model's name in the store.", autocompletion=complete_name)

@@ -20,6 +20,8 @@ from server.frontend.variant import Variant
 G = TypeVar("G", bound=GenerateRequest)
 B = TypeVar("B", bound=BaseModel)
 
+_LONGEST_KEY = 64  # characters of a key that is told as it is
+
 
 async def read_generation(
     request: Request, service: Service, schema: type[G], ref: str | None = None
@@ -129,7 +131,7 @@ def parse_body(schema: type[B], body: bytes) -> B:
 
 
 def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+    where = "".join(map(_step, fault["loc"])).removeprefix(".")
     match fault["type"]:
         case "json_invalid":
             return f"the body is not JSON ({fault['msg'].removeprefix('Invalid JSON: ')}): send an object"
@@ -149,6 +151,13 @@ def _message(schema: type[BaseModel], fault: ErrorDetails) -> str:
     declared = DECLARATIONS.get(str(fault["loc"][-1])) if fault["loc"] else None
     remedy = "" if declared is None else declared.remedy
     return f"{where or 'the body'} is {_shown(fault['input'])}: {fault['msg'].removeprefix('Input ')}{remedy}"
+
+
+def _step(part: int | str) -> str:
+    """One step on the way to a value. A caller's own key may be anything: an empty or a long one is quoted and cut."""
+    if isinstance(part, int):
+        return f"[{part}]"
+    return f".{part}" if 0 < len(part) <= _LONGEST_KEY else f".{part[:_LONGEST_KEY]!r}"
 
 
 def _fields_at(schema: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -53,16 +54,20 @@ def error_response(error: ApiError, path: str = "") -> Response:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, BodyTooLargeError):
         headers["connection"] = "close"  # otherwise the client could go on sending a body that nobody reads
-    status = error.status
-    if (path.startswith(OPENAI_PREFIX) or path in TRANSLATE_PATHS) and status == InvalidInputError.status:
-        status = 400  # as these clients expect
-    return AsciiJsonResponse(error_document(error, path), status_code=status, headers=headers)
+    return AsciiJsonResponse(error_document(error, path), status_code=status_of(error, path), headers=headers)
+
+
+def status_of(error: ApiError, path: str) -> int:
+    """The error's status for callers of a path: OpenAI's and LibreTranslate's clients expect 400 for 422."""
+    foreign = path.startswith(OPENAI_PREFIX) or path in TRANSLATE_PATHS
+    return 400 if foreign and error.status == InvalidInputError.status else error.status
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error: RequestErrors, what the router itself refuses, disconnects and bugs."""
     app.add_exception_handler(ApiError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_parameter)
     app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
     app.add_exception_handler(Exception, _on_fault)
 
@@ -82,6 +87,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         response.headers["allow"] = allowed
         return response
     return error_response(NotServedError(f"{path} is not served: GET /openapi.json lists what is"), path)
+
+
+async def _on_parameter(request: Request, error: Exception) -> Response:
+    """A parameter of the path or the query does not fit; the first one is told."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    what = f"{fault['loc'][-1]} is {str(fault.get('input'))[:40]!r}: {fault['msg'].removeprefix('Input ')}"
+    return error_response(InvalidInputError(what), request.url.path)
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:

@@ -15,7 +15,13 @@ from server.frontend.service import Service
 from server.settings import Settings
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_OPEN_PATHS = ("/", "/health", "/health/ready")  # readable without a key, like every path with the prefix below
+_OPEN_PATHS = (
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/health",
+    "/health/ready",
+)  # readable without a key, like every path with the prefix below
 _OPEN_PREFIX = "/page/"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -93,7 +99,7 @@ def _host_name(host: str) -> str | None:
 
 
 class KeyCheck:
-    """Requires a key, except for health and the page's own files."""
+    """Requires a key, except for health, for what describes the routes, and for the page's own files."""
 
     def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
         self._app = app

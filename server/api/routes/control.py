@@ -1,6 +1,6 @@
 """What changes while the server serves: models that come and go, versions that are swapped, traffic that is divided.
 
-`POST /models`, `DELETE /models/{ref}`, `POST /models/{ref}/swap`, `PUT /models/{model}/traffic`.
+`POST /models`, `DELETE /models/{ref}`, `POST /models/{ref}/swap` and `/reload`, `PUT /models/{model}/traffic`.
 
 Where there are keys, these need one with the scope `admin`.
 """
@@ -17,7 +17,7 @@ from server.api.http.json_response import AsciiJsonResponse
 from server.api.http.keys import KeyRing, Scope
 from server.api.routes.models import model_document
 from server.frontend.metrics import AGREEMENTS
-from server.frontend.requests.request import LoadRequest, TrafficRequest
+from server.frontend.requests.request import LoadRequest, ReloadRequest, TrafficRequest
 from server.frontend.service import Service
 from server.frontend.traffic.weights import ShadowPlan
 
@@ -50,6 +50,13 @@ def control_routes(service: Service, keys: KeyRing | None) -> APIRouter:
         """Serve the version that the model's alias names now. No request fails; the old version stays if it cannot."""
         old, new = await service.fleet.swap(ref)
         return AsciiJsonResponse({"ref": ref, "old": old, "new": new})
+
+    @router.post("/models/{ref}/reload", dependencies=admin)
+    async def reload(request: Request, ref: str) -> Response:
+        """Load a model anew in its own place, with other keys if the body names some. No request fails."""
+        content = await request.body()
+        keys = parse_body(ReloadRequest, content).keys if content else None
+        return AsciiJsonResponse(model_document(service, await service.fleet.reload(ref, keys)))
 
     @router.get("/models/{model}/traffic")
     async def traffic(model: str) -> Response:

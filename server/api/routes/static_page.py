@@ -1,12 +1,14 @@
-"""`GET /` and `/page/NAME`: the comparison page, served from the package folder `page`."""
+"""`GET /` and `/page/NAME`: the comparison page, served from the package folder `page`; and `/docs`."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api.openapi.page import docs_page
 from server.errors import NotServedError
 
 _FOLDER = Path(__file__).parents[1] / "page"
@@ -53,11 +55,26 @@ def page_routes() -> APIRouter:
     return router
 
 
+def docs_routes(document: dict[str, Any]) -> APIRouter:
+    """The page that shows an OpenAPI document. It is drawn once, in this call."""
+    router = APIRouter(include_in_schema=False)
+    page = _file(docs_page(document).encode(), ".html")
+
+    @router.get("/docs")
+    async def docs(request: Request) -> Response:
+        return _answer(request, page)
+
+    return router
+
+
 def _read(path: Path) -> _File:
-    content = path.read_bytes()
+    return _file(path.read_bytes(), path.suffix)
+
+
+def _file(content: bytes, suffix: str) -> _File:
     return _File(
         content=content,
-        media_type=_TYPES.get(path.suffix, "application/octet-stream"),
+        media_type=_TYPES.get(suffix, "application/octet-stream"),
         etag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
     )
 

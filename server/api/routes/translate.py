@@ -77,7 +77,7 @@ def _variant(request: Request, service: Service, body: TranslateRequest) -> Vari
         )
         if body.source == "auto":
             raise InvalidInputError(f"source is 'auto', and no language is detected here: name it ({hint})")
-        raise InvalidInputError(f"{body.source!r:.40} cannot be translated to {body.target!r:.40}: {hint}")
+        raise InvalidInputError(f"source {body.source!r:.40} cannot be translated to {body.target!r:.40}: {hint}")
     chosen = service.traffic.choose(able[0].model, request.headers.get("x-session-id"))
     return chosen if chosen in able else able[0]
 

@@ -44,6 +44,7 @@ class EngineConfig:
     # While all running sequences are greedy, run steps for this long before looking at the results: a small model's
     # step takes less than the work around it. Newcomers may start this much later. 0: never; CUDA has graphs instead.
     ahead_s: float = 0.001
+    source_cache_bytes: int = 0  # memory for encoded sources that later requests may read again; 0: none
 
     def within(self, positions: int | None) -> "EngineConfig":
         """Limit sources and targets to a model's `positions`; None: no limit."""

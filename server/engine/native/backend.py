@@ -12,7 +12,7 @@ from torch import Tensor
 from model_store.model.config import layout_of
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
-from server.engine.backend import Feed, GreedyStep
+from server.engine.backend import EncodedSource, Feed, GreedyStep
 from server.engine.errors import LoadError
 from server.engine.interface.config import EngineConfig
 from server.engine.machine.cpus import usable_cpus
@@ -63,7 +63,7 @@ class NativeBackend:
         self._weights, self._caches = Arena(), Arena()
         builder = StackBuilder(found, net, DTYPES[config.dtype], self._weights, self._caches, cache)
         self._encoder, self._decoder = builder.encoder(), builder.decoder()
-        self._own_state = builder.own_state
+        self._own_state, self._source_state = builder.own_state, builder.source_state
         self._structures = builder.kept  # what the structures point to
         self._rows = RowBuffer(max(config.slots, config.max_encode_tokens, config.max_source_tokens))
         self._workspace = make_workspace(
@@ -130,6 +130,19 @@ class NativeBackend:
             count += len(source)
         self._encode_batch(batch)
         return 0
+
+    def copy_of_source(self, slot: int) -> EncodedSource:
+        """The keys and values of a slot's source, in whole blocks of positions."""
+        place, blocks = self._source[slot], -(-self._source_lengths[slot] // LANES)
+        return [by_place[place, :, :blocks].clone() for each in self._source_state for by_place in each]
+
+    def restore_source(self, encoded: EncodedSource, length: int, slots: Collection[int]) -> None:
+        """Copy an encoded source to a free place, which its slots then read."""
+        place, blocks = next(self._free_places(slots)), -(-length // LANES)
+        self._set_source(slots, place, length)
+        targets = (by_place[place, :, :blocks] for each in self._source_state for by_place in each)
+        for target, kept in zip(targets, encoded, strict=True):
+            target.copy_(kept)
 
     def begin_source(self, source: list[int], slots: Collection[int]) -> None:
         """Begin a source for its slots, to be encoded in slices."""

@@ -63,6 +63,7 @@ class StackBuilder:
         self._plan = plan
         self.kept: list[object] = []
         self.own_state: list[tuple[Tensor, Tensor]] = []
+        self.source_state: list[tuple[Tensor, Tensor]] = []
         self.widest_attention = self.widest_units = 1
         self._embeddings: dict[int, Tensor] = {}
         scratch = plan.encoder_heads * plan.encoder_capacity * plan.width
@@ -100,7 +101,7 @@ class StackBuilder:
                 self.own_state.append(self._allocate(layer.self, self._plan.own_capacity))
             if weights.cross is not None:
                 layer.cross = self._attention(weights.cross)
-                self._allocate(layer.cross, self._plan.source_capacity)
+                self.source_state.append(self._allocate(layer.cross, self._plan.source_capacity))
             if weights.ffn is not None:
                 layer.ffn = self._feed_forward(weights.ffn)
             layers.append(layer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_store.model.model import Model
 from model_store.model.spec import ModelSpec
-from server.engine.backend import Feed, GreedyStep, Progress
+from server.engine.backend import EncodedSource, Feed, GreedyStep, Progress
 from server.engine.errors import LoadError
 from server.engine.interface.config import EngineConfig
 from server.engine.machine.memory import available_bytes
@@ -176,6 +176,19 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # so that encoding and decoding are timed separately
         return size * len(sources) - sum(lengths)
+
+    def copy_of_source(self, slot: int) -> EncodedSource:
+        """The keys and values of a slot's source, without padding."""
+        return self._cross_cache.copy_of(slot, self._source_lengths[slot])
+
+    def restore_source(self, encoded: EncodedSource, length: int, slots: Collection[int]) -> None:
+        """Copy an encoded source into each of its slots."""
+        for slot in slots:
+            self._cross_cache.put(slot, encoded)
+            self._source_lengths[slot] = length
+            if self._buffers is not None:
+                self._buffers.source_lengths_A[slot] = length
+        self._views = None
 
     def decode(self, feed: Feed) -> Tensor:
         """Logits [wanted, vocabulary]; fastest if row i is slot i, as it is when every slot has one row."""

@@ -74,6 +74,15 @@ class KeyValueCache:
         for layer in self.layers:
             layer[target, :, :, :length].copy_(layer[source, :, :, :length])
 
+    def copy_of(self, slot: int, length: int) -> list[Tensor]:
+        """A slot's first `length` positions in every layer: [H, key or value, length, D]."""
+        return [layer[slot, :, :, :length].clone() for layer in self.layers]
+
+    def put(self, slot: int, positions: list[Tensor]) -> None:
+        """Write what `copy_of` returned into a slot."""
+        for layer, kept in zip(self.layers, positions, strict=True):
+            layer[slot, :, :, : kept.shape[2]].copy_(kept)
+
     def reorder(self, targets_N: Tensor, origins_N: Tensor, length: int) -> None:
         """Give each target the current first `length` positions of its origin; a slot may be both."""
         for layer in self.layers:

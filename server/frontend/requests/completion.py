@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from server.engine.interface.parameters import DECLARATIONS, LARGEST_COUNT
-from server.frontend.requests.parameters import RequestParameters, Stops, schema_of, unavailable
+from server.frontend.requests.parameters import NOTHING, RequestParameters, Stops, schema_of, unavailable
 from server.frontend.requests.request import JSON_TYPES, TextRequest
 
 MOST_LOGPROBS = 20
@@ -60,6 +60,7 @@ def _temperature(value: float | None) -> float | None:
     return value
 
 
+_IDS = {"type": "integer", "minimum": 0}
 _Prompt = Annotated[
     str | list[str] | list[int] | list[list[int]],
     BeforeValidator(_prompt),
@@ -67,9 +68,9 @@ _Prompt = Annotated[
         {
             "anyOf": [
                 {"type": "string"},
-                {"type": "array", "items": {"type": "string"}},
-                {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                {"type": "array", "items": _IDS, "minItems": 1},
+                {"type": "array", "items": {"type": "array", "items": _IDS, "minItems": 1}, "minItems": 1},
             ]
         }
     ),
@@ -79,7 +80,7 @@ _Strings = Annotated[
     BeforeValidator(_stop),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
 ]
-_Unavailable = Annotated[Any, AfterValidator(unavailable), WithJsonSchema({"enum": [None, False, 0, ""]})]
+_Unavailable = Annotated[Any, AfterValidator(unavailable), WithJsonSchema({"enum": list(NOTHING)})]
 
 
 class StreamOptions(BaseModel):

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from server.engine.interface.parameters import DECLARATIONS, LARGEST_COUNT, Declaration
 
 MOST_STOPS = 16
+NOTHING = (None, False, 0, "")  # what clients send who do not want a parameter
 _LONGEST_STOP = 256
 
 
@@ -43,7 +44,7 @@ def _stops(value: list[str]) -> list[str]:
 
 def unavailable(value: object) -> object:
     """Refuse whatever would change something: the parameter is known, and not available."""
-    if value:
+    if value not in NOTHING:
         raise PydanticCustomError("field", " is not available here: leave it out")
     return value
 
@@ -53,7 +54,7 @@ _EarlyStopping = Annotated[
     BeforeValidator(_early_stopping),
     WithJsonSchema({"enum": [True, False, "never", None]}),
 ]
-_Unavailable = Annotated[Any, AfterValidator(unavailable), WithJsonSchema({"enum": [None, False, 0, ""]})]
+_Unavailable = Annotated[Any, AfterValidator(unavailable), WithJsonSchema({"enum": list(NOTHING)})]
 Stops = Annotated[list[str], Field(max_length=MOST_STOPS), AfterValidator(_stops)]
 _SourceTokens = Annotated[int, Field(ge=2, le=LARGEST_COUNT)]
 

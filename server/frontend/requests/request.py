@@ -34,7 +34,7 @@ def _texts(value: object) -> object:
 Texts = Annotated[
     str | list[str],
     BeforeValidator(_texts),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 
 
@@ -163,6 +163,14 @@ class LoadRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     model: Annotated[str, Field(min_length=1, max_length=1000, description="REF[,key=value...], as --model takes it")]
+
+
+class ReloadRequest(BaseModel):
+    """The body of `POST /models/{ref}/reload`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    keys: Annotated[str, Field(min_length=1, max_length=1000, description="key=value,... in place of those it has")]
 
 
 class CompareRequest(TextRequest):

@@ -20,6 +20,8 @@ class Named(Protocol):
     @property
     def version(self) -> int | None: ...
     @property
+    def digest(self) -> str | None: ...
+    @property
     def ref(self) -> str: ...
     @property
     def is_default(self) -> bool: ...
@@ -34,14 +36,14 @@ def named_model(ref_text: str | None) -> str | None:
         ref = Ref.parse(ref_text or "")
     except ModelStoreError:
         return None
-    return ref.name if ref.variant is None else None
+    return ref.name if ref.is_bare else None
 
 
 def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     """The variant that a request's `model` names; without a model, the first one.
 
     A bare NAME means the family: the variant that its alias `default` names if loaded, else `dense`, else the first
-    one. A version number also finds a variant that was loaded by alias.
+    one. A version number or a digest also finds a variant that was loaded by alias.
 
     Raises:
         InvalidInputError: the text is not a REF.
@@ -50,7 +52,9 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     if ref_text is None:
         return loaded[0]
     if len(ref_text) > _LONGEST_REF:
-        raise InvalidInputError(f"model has {len(ref_text)} characters: use NAME, NAME@ALIAS or NAME:VERSION")
+        raise InvalidInputError(
+            f"model has {len(ref_text)} characters: use NAME, NAME@ALIAS, NAME:VERSION or NAME@sha256:DIGEST"
+        )
     try:
         ref = Ref.parse(ref_text)
     except ModelStoreError as error:
@@ -61,6 +65,7 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
         if candidate.model == ref.name
         and (ref.alias is None or candidate.variant == ref.alias)
         and (ref.version is None or candidate.version == ref.version)
+        and (ref.digest is None or candidate.digest == ref.digest)
     ]
     if not found:
         names = ", ".join(candidate.ref for candidate in loaded)

@@ -68,7 +68,10 @@ class Traffic:
         shadowed = () if shadow is None else (shadow.source, shadow.target)
         for name in (*weights, *shadowed):
             if name not in names:
-                raise InvalidInputError(f"variant {name!r} of {model} is not loaded: use one of {', '.join(names)}")
+                where = "weights" if name in weights else "shadow"
+                raise InvalidInputError(
+                    f"{where}: variant {name!r:.40} of {model} is not loaded: use one of {', '.join(names)}"
+                )
         if weights and not any(weights.values()):
             raise InvalidInputError("weights are all 0: give at least one above 0, or an empty object for none")
         if shadow is not None and shadow.source == shadow.target:

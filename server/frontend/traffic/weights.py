@@ -33,7 +33,7 @@ class TrafficPlan:
         ready get nothing while another one is.
         """
         weighed = [variant for variant in variants if self.weights.get(variant.variant, 0) > 0]
-        ready = [variant for variant in weighed if variant.supervisor.ready is not None] or weighed
+        ready = [variant for variant in weighed if variant.supervisor.available] or weighed
         if not ready:
             return None
         at = _place(session, ready[0].model) * sum(self.weights[variant.variant] for variant in ready)

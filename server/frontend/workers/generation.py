@@ -44,6 +44,7 @@ class Generation:
         stops: Sequence[str] = (),
         streamed: bool = False,
         truncated: int = 0,
+        reuses_source: bool = False,
     ) -> None:
         """A generation that has not been accepted yet.
 
@@ -53,7 +54,9 @@ class Generation:
             stops: an answer ends before the first of these strings.
             streamed: whether the caller reads the tokens as they are made.
             truncated: how many tokens were cut from the source's end.
+            reuses_source: whether its source may be one that was encoded for an earlier request.
         """
+        self.reuses_source = reuses_source
         self.truncated = truncated
         self.source_ids = source_ids
         self.parameters = parameters

@@ -54,6 +54,8 @@ _ERRORS: dict[str, type[ApiError]] = {
     "generation": GenerationError,
 }
 
+_SHUTTING_DOWN = "the server is shutting down: send the request again in a moment"
+
 _logger = logging.getLogger(__name__)
 
 
@@ -62,6 +64,7 @@ class ModelState(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    IDLE = "idle"  # unloaded for want of requests: the next one loads it
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -83,6 +86,8 @@ class Supervisor:
         """`files` are those of a version in the store, whose bytes every worker verifies as it loads them."""
         self.state = ModelState.LOADING
         self.ready: Ready | None = None  # what the current worker reported after loading; None until then
+        self.reported: Ready | None = None  # what the last one did that was loaded
+        self.asleep = False  # without a worker until `rouse`
         self.on_request: Callable[[], None] = lambda: None  # hears of what callers send
         self._ref = ref
         named = tuple((file.path, file.sha256, file.size) for file in files)
@@ -119,9 +124,57 @@ class Supervisor:
         Raises:
             StartError: the model cannot be loaded, or the worker died while loading it.
         """
+        self._begin()
+        await self.loaded()
+
+    async def loaded(self) -> None:
+        """Wait until the model is loaded for the first time, or again after `rouse`.
+
+        Raises:
+            StartError: it cannot be; after `rouse` it is asleep again.
+        """
+        assert self._first_ready is not None, "nothing was started"
+        await self._first_ready
+
+    @property
+    def available(self) -> bool:
+        """Whether requests are taken: it is loaded, or will be for the next one."""
+        return self.ready is not None or self.asleep
+
+    async def sleep(self) -> None:
+        """End the worker and keep the rest, until `rouse`. Nothing may be in progress."""
+        assert not self._pending, "what was accepted needs its worker"
+        task, worker, self._task, self._worker = self._task, self._worker, None, None
+        self._fall_asleep()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if worker is not None:
+            await worker.stop()
+
+    def rouse(self) -> None:
+        """Begin to load the model again; `loaded` waits for it.
+
+        Raises:
+            UnavailableError: the server is shutting down.
+        """
+        assert self.asleep, "it has its worker"
+        if self._stopped:
+            raise UnavailableError(_SHUTTING_DOWN)
+        self.asleep = False
+        if self.state is ModelState.IDLE:
+            self.state = ModelState.LOADING
+        self._begin()
+
+    def _begin(self) -> None:
         self._first_ready = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep_alive())
-        await self._first_ready
+
+    def _fall_asleep(self) -> None:
+        self.asleep, self.ready = True, None
+        if self.state is not ModelState.DRAINING:
+            self.state = ModelState.IDLE
+        self._metrics.unloaded()
 
     async def stop(self) -> None:
         """End the worker and fail what still runs on it. Nothing is accepted afterwards."""
@@ -134,7 +187,7 @@ class Supervisor:
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_exception(StartError(f"{self._ref} was stopped while it was loading"))
             self._first_ready.exception()  # whoever waits gets it; if nobody does, asyncio must not log it
-        self.end_all(UnavailableError("the server is shutting down: send the request again in a moment"))
+        self.end_all(UnavailableError(_SHUTTING_DOWN))
         if self._worker is not None:
             await self._worker.stop()
 
@@ -186,6 +239,7 @@ class Supervisor:
             arrived_s=generation.arrived_s,
             queued_s=time.monotonic(),
             queue_limit_s=self._settings.queue_s,
+            reuses_source=generation.reuses_source,
         )
 
     def _run(self, generations: Sequence[Generation]) -> None:
@@ -271,7 +325,7 @@ class Supervisor:
         generation.finish(finished)
 
     def _become_ready(self, ready: Ready) -> None:
-        self.ready = ready
+        self.ready = self.reported = ready
         self._load_s = ready.load_s
         if self.state is not ModelState.DRAINING:
             self.state = ModelState.READY
@@ -294,6 +348,8 @@ class Supervisor:
                 self.state = ModelState.FAILED
             reason = self._load_error or f"its worker {how}; the lines above say more"
             if not self._first_ready.done():
+                if self.reported is not None:
+                    self._fall_asleep()
                 self._first_ready.set_exception(StartError(f"{self._ref} cannot be loaded: {reason}"))
                 return
             _logger.error("%s: its worker %s, the next one starts in %g s", self._ref, how, self._pause_s)
