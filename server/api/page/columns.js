@@ -159,7 +159,7 @@ class Column {
       return;
     }
     const parts = changes(reference.generated_text, text);
-    this.#answer.replaceChildren(...marked(parts));
+    if (text !== "") this.#answer.replaceChildren(...marked(parts));
     const told = `${changesInWords(parts)} · ${plural(agreement.token_edit_distance, "token")} · ROUGE-L ${agreement.rouge_l.toFixed(2)}`;
     this.#agreement.textContent = told;
   }

@@ -91,7 +91,7 @@ class Page {
     const refused = wanted && (this.#keyRefused || this.server.key.value !== "");
     byId("key-problem").hidden = !refused;
     byId("key-problem").textContent = refused ? failure.message : "";
-    byId("key").toggleAttribute("aria-invalid", refused);
+    byId("key").setAttribute("aria-invalid", String(refused));
     this.#keyRefused = false;
   }
 

@@ -76,11 +76,8 @@ export class Parameters extends EventTarget {
   blame(message) {
     for (const [name, field] of this.#fields) {
       const named = new RegExp(`\\b${name}\\b`).test(message ?? "");
-      field.toggleAttribute("aria-invalid", named);
-      if (named) {
-        field.setAttribute("aria-invalid", "true");
-        this.#details.open = true;
-      }
+      field.setAttribute("aria-invalid", String(named));
+      if (named) this.#details.open = true;
     }
   }
 
