@@ -137,7 +137,8 @@ export class CompareView {
     const later = error?.retryAfterS ? ` Try again in ${error.retryAfterS} s.` : "";
     this.#problem.hidden = error === null;
     this.#problem.textContent = error ? error.message + later : "";
-    if (error?.status === 422 || error?.status === 413) this.#text.setAttribute("aria-invalid", "true");
+    const aboutTheText = [413, 422].includes(error?.status) && !error.message.startsWith("parameters.");
+    if (aboutTheText) this.#text.setAttribute("aria-invalid", "true");
     else this.#text.removeAttribute("aria-invalid");
     if (error?.lostConnection || error?.status === 503 || error?.status === 401) this.#page.watch();
   }

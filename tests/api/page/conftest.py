@@ -46,7 +46,7 @@ def browser() -> Iterator["Browser"]:
 def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """`g2p@dense`, `g2p@pruned` and a third variant, and another model, on a server with keys.
 
-    The page has example words for g2p. `pruned` says in the store that it was made from `dense`.
+    The page has example texts for both. `pruned` says in the store that it was made from `dense`.
     """
     folder = tmp_path_factory.mktemp("page")
     store = Store(folder / "store")
@@ -60,12 +60,12 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
         measured_on=MeasuredOn(split="test", rows=1234),
     )
     store.publish("g2p", build_compact_t5(folder / "dense", folder / "zeros"), alias="zeros")
-    store.publish("other", folder / "dense", alias="dense")
+    store.publish("multi30k-de", folder / "dense", alias="dense")
     keys = folder / "keys"
     hashed = {scope: hashlib.sha256(key.encode()).hexdigest() for scope, key in (("infer", KEY), ("admin", ADMIN_KEY))}
     keys.write_text("".join(f"{scope} {digest}\n" for scope, digest in hashed.items()))
     options = f"threads=1,slots=4,max_source_tokens={MAX_SOURCE_TOKENS},max_new_tokens=24"
-    models = (f"--model={ref},{options}" for ref in ("g2p@dense", "g2p@pruned", "g2p@zeros", "other@dense"))
+    models = (f"--model={ref},{options}" for ref in ("g2p@dense", "g2p@pruned", "g2p@zeros", "multi30k-de@dense"))
     with RunningServer("--store", str(folder / "store"), "--api-keys", str(keys), *models) as running:
         yield running
 

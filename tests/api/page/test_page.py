@@ -119,7 +119,7 @@ def test_variants_and_parameters_are_chosen_and_stand_in_the_link(
     assert other.page.input_value("[name=max_new_tokens]") == "3"
     boxes = {box.get_attribute("value"): box.is_checked() for box in other.page.locator("#variants input").all()}
     assert boxes == {"dense": True, "pruned": False, "zeros": True}
-    other.page.select_option("#family", "other")
+    other.page.select_option("#family", "multi30k-de")
     assert other.page.locator("#variants input").count() == 1
     assert visit.complaints == other.complaints == []
 

@@ -29,6 +29,9 @@ def test_every_view_fits_and_axe_finds_nothing(
     visit.page.wait_for_selector(DONE)
     visit.page.click("#parameters summary")
     looks = {"compare": (visit.width, _violations(visit, source))}
+    visit.page.select_option("#family", "multi30k-de")
+    looks["compare, with sentences for examples"] = visit.width, _violations(visit, source)
+    visit.page.select_option("#family", "g2p")
     visit.open("batch")
     visit.page.click("text=Use the examples")
     visit.page.click("#batch-run")
