@@ -17,14 +17,14 @@ KEPT_S = 60.0  # callers must not be able to make the server read the store agai
 _MOST_VERSIONS = 64
 
 
-class Records(NamedTuple):
+class VersionRecords(NamedTuple):
     """Oldest first."""
 
     quality: Sequence[QualityRecord]
     latency: Sequence[LatencyRecord]
 
 
-NO_RECORDS = Records((), ())
+NO_RECORDS = VersionRecords((), ())
 
 
 class Cards:
@@ -32,10 +32,10 @@ class Cards:
 
     def __init__(self, store: str) -> None:
         self._store = store
-        self._known: dict[str, tuple[float, Records]] = {}  # by REF, and when they were read
+        self._known: dict[str, tuple[float, VersionRecords]] = {}  # by REF, and when they were read
         self._reading = asyncio.Lock()
 
-    async def records(self, ref: str) -> Records:
+    async def records(self, ref: str) -> VersionRecords:
         """A version's records; none where they cannot be read, as of a version that was removed while it is served."""
         async with self._reading:
             read_s, records = self._known.get(ref, (-KEPT_S, NO_RECORDS))
@@ -52,7 +52,7 @@ class Cards:
             return records
 
 
-def _read(store: str, ref: str) -> Records:
+def _read(store: str, ref: str) -> VersionRecords:
     documents: Sequence[Mapping[str, Any]] = Store(store).records(ref)
     latency = [record for record in map(LatencyRecord.of, documents) if record is not None]
     quality = []
@@ -62,4 +62,4 @@ def _read(store: str, ref: str) -> Records:
                 quality.append(QualityRecord.of(document))
             except ValueError:
                 continue  # written by another program: the others still count
-    return Records(quality[-MOST_RECORDS:], latency[-MOST_RECORDS:])
+    return VersionRecords(quality[-MOST_RECORDS:], latency[-MOST_RECORDS:])

@@ -1,5 +1,7 @@
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +18,14 @@ def test_records_are_read_once_and_what_cannot_be_read_is_no_record(
     store.publish("tiny", build_tiny_t5(tmp_path / "model"), alias="dense")
     known = record("int8", 12.5)
     store.add_quality("tiny:1", known)
-    reads = []
+    reads: list[str] = []
     read = Store.records
-    monkeypatch.setattr(Store, "records", lambda self, ref: [reads.append(ref), *read(self, ref)][1:])
+
+    def counted(self: Store, ref: str) -> Sequence[Mapping[str, Any]]:
+        reads.append(ref)
+        return read(self, ref)
+
+    monkeypatch.setattr(Store, "records", counted)
 
     async def ask() -> None:
         cards = Cards(str(tmp_path / "store"))

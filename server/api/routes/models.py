@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from server.api.http.json_response import AsciiJsonResponse
-from server.frontend.cards import NO_RECORDS, Records
+from server.frontend.cards import NO_RECORDS, VersionRecords
 from server.frontend.metrics import OUTCOMES
 from server.frontend.requests.parameters import MOST_STOPS
 from server.frontend.service import Service
@@ -79,7 +79,7 @@ def model_document(service: Service, variant: Variant) -> dict[str, Any]:
     }
 
 
-def _card_document(service: Service, variant: Variant, records: Records) -> dict[str, Any]:
+def _card_document(service: Service, variant: Variant, records: VersionRecords) -> dict[str, Any]:
     version = variant.resolved.found.version
     document = {**model_document(service, variant), "version": variant.version, "aliases": [], "created_at": None}
     document |= {"bytes": None, "weights_dtype": None, "licence": None, "lineage": None}

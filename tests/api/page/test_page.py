@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,7 @@ def _answer_compare(visit: Visit, *, status: int = 200, body: str, headers: dict
     visit.page.route("**/compare", fulfill)
 
 
-def _events(*events: dict[str, object]) -> str:
+def _events(*events: Mapping[str, object]) -> str:
     return "".join(f"data:{json.dumps(event)}\n\n" for event in events)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.api.page.conftest import MAX_SOURCE_TOKENS
 from tests.api.page.visit import ADMIN_KEY, KEY, Visit
@@ -30,7 +31,7 @@ def _downloaded(visit: Visit, kind: str) -> bytes:
 def test_a_file_of_texts_is_run_and_its_answers_are_downloaded(visit: Visit) -> None:
     answers = {text: visit.compare(text).json()["results"] for text in ("abc", "=a, b")}
     right = answers["abc"][0]["generated_text"]
-    rows = [{"source": "abc", "target": right}, {"text": "=a, b"}, "a" * (MAX_SOURCE_TOKENS + 1)]
+    rows: list[Any] = [{"source": "abc", "target": right}, {"text": "=a, b"}, "a" * (MAX_SOURCE_TOKENS + 1)]
     _run_batch(visit, "".join(f"{json.dumps(row)}\n" for row in rows))
     assert visit.text_of(".batch-progress") == "Done: 3 of 3 texts"
     assert "equal to target\n100.0" in visit.text_of(".figure-card >> nth=0")
