@@ -61,7 +61,7 @@ function qualityOf({ ref, quality }) {
   if (own.length + quality.records.length === 0) return [part("Quality", element("p", "note", "Nothing is recorded for this version."))];
   const parts = [build("dl", { className: "times" }, ...terms(own)), element("p", "note", on)];
   if (quality.records.length) {
-    parts.push(tableOf(`Quality of ${ref} by dtype`, ["served in", "metric", "value"], quality.records.map((each) => [
+    parts.push(tableOf(`Quality of ${ref} by dtype`, ["dtype", "metric", "value"], quality.records.map((each) => [
       each.dtype, `${words(each.metric)}, ${whole(each.rows)} of ${each.split}`, `${each.value.toFixed(2)}\u00a0%`,
     ])));
   }
