@@ -3,6 +3,7 @@
 Read headline ratios from `_sum / _count`, which is exact; the buckets resolve a millisecond.
 """
 
+from collections import Counter as Tally
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 
 from server.engine.interface.results import Timings
+from server.frontend.recent import RecentAnswers
 from server.messages import Ready, Stats
 from server.telemetry.request_record import TraceIds
 
@@ -200,6 +202,9 @@ class VariantMetrics:
         self._damaged = metrics.damaged.labels(*own)
         self._look_ups = {outcome: metrics.cache_requests.labels(*own, "answer", outcome) for outcome in LOOK_UPS}
         self._metrics = metrics
+        self.recent = RecentAnswers()
+        self.outcomes: Tally[str] = Tally()  # of all generations since the variant was loaded
+        self.state: Stats | None = None  # the worker's last report; None until it has done something
 
     def describe(self, description: ModelDescription) -> None:
         """Say which version it is."""
@@ -212,6 +217,7 @@ class VariantMetrics:
     def ended(self, outcome: str, generations: int = 1) -> None:
         """Count generations that ended in `outcome`, refused ones included."""
         self._requests[outcome].inc(generations)
+        self.outcomes[outcome] += generations
 
     def answered(
         self,
@@ -228,6 +234,8 @@ class VariantMetrics:
         )
         self.ended("ok")
         self._duration[mode].observe(duration_s, exemplar)
+        if mode != "compare":  # one at a time, on a machine that does nothing else: not what callers see
+            self.recent.note(duration_s)
         self._first_token.observe(timings.time_to_first_token_ms / 1e3, exemplar)
         if timings.time_per_output_token_ms is not None:
             self._output_token.observe(timings.time_per_output_token_ms / 1e3, exemplar)
@@ -254,6 +262,7 @@ class VariantMetrics:
             kind.set(0)
 
     def _rest(self) -> None:
+        self.state = None
         self._running.set(0)
         self._waiting.set(0)
         for ratio in self._cache_used.values():
@@ -277,6 +286,7 @@ class VariantMetrics:
 
     def observe(self, stats: Stats) -> None:
         """Record what a worker has done since its last report."""
+        self.state = stats
         for seconds in stats.decode_step_s:
             self._decode_step.observe(seconds)
         for seconds in stats.encode_s:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from server.errors import UnavailableError
 from server.frontend.bounded_lock import BoundedLock
+from server.frontend.cards import Cards
 from server.frontend.fleet import Fleet
 from server.frontend.metrics import Metrics
 from server.frontend.traffic.traffic import Traffic, check_traffic
@@ -29,6 +30,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
         self.fleet = Fleet(settings, self.metrics, on_request=self._on_request)
+        self.cards = Cards(settings.store)
         self.traffic = Traffic(self.metrics, lambda: self.fleet.variants, lambda: self.fleet.busy)
         # Two comparisons at once would slow each other down.
         self.comparisons = BoundedLock(max_waiting=settings.max_queue, wait_s=settings.queue_s)

@@ -166,7 +166,9 @@ def test_the_schema_of_every_body_is_published(client: httpx.Client) -> None:
 def test_the_page_is_served_with_a_strict_policy(client: httpx.Client) -> None:
     index = client.get("/")
     assert index.headers["content-type"] == "text/html; charset=utf-8"
-    assert index.headers["content-security-policy"].startswith("default-src 'self';")
+    policy = index.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';")
+    assert "unsafe" not in policy
     linked = re.findall(r'(?:src|href)="(page/[^"]+)"', index.text)
     assert linked
     types = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}

@@ -52,7 +52,7 @@ WATCHING: Mapping[str, Exchange] = {
     "a request's own id": get("/health", **{"x-request-id": "mine-1"}),
     "health without a key": get("/health", authorization=None),
     "the page": get("/", authorization=None),
-    "the page's style": get("/page/page.css", authorization=None),
+    "the page's style": get("/page/base.css", authorization=None),
     "the page's script": get("/page/page.js", authorization=None),
     "the page's icon": get("/page/icon.svg", authorization=None),
     "models by the operator": get("/models", authorization=f"Bearer {ADMIN_KEY}"),

@@ -20,7 +20,7 @@ def stats(running: int, waiting: int, used: float) -> Stats:
     return Stats(
         decode_step_s=[], encode_s=[], batch_sizes=[], source_tokens=0, padding_tokens=0, generated_tokens=0,
         running=running, waiting=waiting, cache_used_ratio={"self": used, "cross": used / 2}, peak_bytes=0,
-        steps_by_path={},
+        steps_by_path={}, source_lookups={},
     )  # fmt: skip
 
 

@@ -19,6 +19,13 @@ class Loaded:
         return f"{self.model}@{self.variant}"
 
 
+@dataclass(frozen=True)
+class Numbered(Loaded):
+    @property
+    def ref(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
 SUMMARY = Loaded("summary", "pruned", 3)
 FAST, DENSE = Loaded("g2p", "pruned", 2), Loaded("g2p", "dense", 1, digest="0a" * 32)
 LOADED = [SUMMARY, FAST, DENSE]
@@ -57,6 +64,12 @@ def test_a_bare_name_is_the_default_variant_where_it_is_loaded() -> None:
     assert route("g2p", [*LOADED, default]) is default
     assert route("g2p@dense", [*LOADED, default]) is DENSE
     assert baseline_of("g2p", [*LOADED, default]) is DENSE, "what is compared with is not what is called"
+
+
+def test_a_variant_loaded_by_number_is_called_by_it() -> None:
+    numbered = Numbered("g2p", "v2", 2)
+    assert route("g2p:2", [*LOADED, numbered]) is numbered, "and not the alias of the same version"
+    assert route("g2p@pruned", [*LOADED, numbered]) is FAST
 
 
 def test_families_and_baselines() -> None:

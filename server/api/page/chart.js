@@ -1,7 +1,7 @@
 /** The latency chart: one line per variant over the last runs, with its median. The SVG is drawn by hand. */
-import { duration, element, median, tickLabel, ticks } from "./format.js";
+import { element, svg } from "./dom.js";
+import { duration, median, tickLabel, ticks } from "./format.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const MOST_RUNS = 60; // most runs shown
 const LEAST_SLOTS = 20; // slots shown while there are fewer runs
 const MARGIN = { top: 14, right: 96, bottom: 22, left: 44 };
@@ -149,11 +149,4 @@ export class LatencyChart {
   #unpoint() {
     this.#tip.hidden = true;
   }
-}
-
-function svg(tag, attributes = {}, text = "") {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.textContent = text;
-  return node;
 }

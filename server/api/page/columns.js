@@ -1,5 +1,9 @@
-/** A column per variant: what it is, what it answered, how long that took. */
-import { comparison, count, duration, element, megabytes } from "./format.js";
+/** A column per variant: what it answered, which words differ from the baseline's, how long that took. */
+import { element, terms } from "./dom.js";
+import { comparison, count, duration, percent, plural } from "./format.js";
+import { changes, changesInWords } from "./words.js";
+
+const LONG = 90; // characters; longer answers are set smaller
 
 export class Columns {
   #root;
@@ -14,7 +18,10 @@ export class Columns {
     const columns = variants.map(({ ref }) => [ref, this.#columns.get(ref) ?? new Column()]);
     this.#columns = new Map(columns);
     for (const variant of variants) this.#columns.get(variant.ref).describe(variant);
-    this.#root.replaceChildren(...[...this.#columns.values()].map((column) => column.node));
+    const nodes = [...this.#columns.values()].map((column) => column.node);
+    if (nodes.length !== this.#root.children.length || nodes.some((node, i) => node !== this.#root.children[i])) {
+      this.#root.replaceChildren(...nodes);
+    }
   }
 
   /** Clear the answers of the variants that are about to run. */
@@ -26,20 +33,20 @@ export class Columns {
     this.#columns.get(ref)?.token(token);
   }
 
-  finish(ref, event) {
-    this.#columns.get(ref)?.finish(event);
+  finish(ref, result) {
+    this.#columns.get(ref)?.finish(result);
   }
 
   fail(ref, message) {
     this.#columns.get(ref)?.fail(message);
   }
 
-  /** Show how each result compares with the baseline's, and mark the tokens that differ. */
-  compare({ baseline, results }) {
-    const reference = this.#columns.get(baseline);
-    for (const { ref, speedup, agreement } of results) {
-      if (ref === baseline) reference?.lead(results.length);
-      else this.#columns.get(ref)?.compare(reference, speedup, agreement);
+  /** Show how each result compares with the baseline's, and mark the words that differ. */
+  compare(baseline, results) {
+    const reference = results.find(({ ref }) => ref === baseline);
+    for (const result of results) {
+      if (result === reference) this.#columns.get(baseline)?.lead(results.length);
+      else this.#columns.get(result.ref)?.compare(reference, result);
     }
   }
 
@@ -51,69 +58,70 @@ export class Columns {
 
 class Column {
   node = element("article", "column");
-  tokens = []; // of the last answer, without the end token: {id, text, node}
   #name = element("h2");
   #state = element("span", "state");
   #answer = element("p", "answer");
+  #note = element("p", "note");
+  #others = element("ol", "others");
   #times = element("dl", "times");
   #comparison = element("p", "column-comparison");
+  #agreement = element("p", "agreement");
   #facts = element("dl", "facts");
 
   constructor() {
     const head = element("header");
     head.append(this.#name, this.#state);
-    this.node.append(head, this.#answer, this.#comparison, this.#times, this.#facts);
+    const told = [this.#note, this.#others, this.#comparison, this.#agreement];
+    for (const each of told) each.hidden = true;
+    this.node.append(head, this.#answer, ...told, this.#times, this.#facts);
   }
 
-  get name() {
-    return this.#name.textContent;
-  }
-
-  describe({ ref, variant, tone, state, digest, dtype, memory_bytes: memoryBytes, spec }) {
+  describe({ ref, variant, tone, state, dtype, spec }) {
     this.node.dataset.tone = tone;
     this.node.dataset.ref = ref;
     this.#name.textContent = variant;
     this.#state.textContent = state === "ready" ? "" : state;
     this.#facts.replaceChildren(
       ...terms([
-        ["decoder", spec?.decoder_layers, (n) => `${n} layer${n === 1 ? "" : "s"}`],
-        ["encoder cut", spec?.encoder_sparsity, (s) => `${Math.round(100 * s)}\u00a0%`],
-        ["parameters", spec?.parameters, count],
-        ["memory", memoryBytes, megabytes],
-        ["type", dtype],
-        ["digest", digest, (d) => d.replace(/^sha256:/, "").slice(0, 8)],
+        ["decoder", spec.decoder_layers, (n) => plural(n, "layer")],
+        ["enc. cut", spec.encoder_sparsity, percent],
+        ["weights", spec.parameters, count],
+        ["dtype", dtype],
       ]),
     );
     if (state === "failed") this.fail("This variant did not load; the server’s log says why.");
   }
 
   clear() {
-    this.tokens = [];
     this.node.classList.remove("failed");
     this.node.classList.add("waiting", "stale");
     this.#answer.replaceChildren();
+    this.#note.hidden = this.#others.hidden = true;
   }
 
-  token({ id, text, special }) {
+  token({ text, special }) {
     this.node.classList.remove("waiting");
-    if (special) return;
-    const node = element("span", "token", text);
-    this.tokens.push({ id, text, node });
-    this.#answer.append(node);
+    if (!special) this.#answer.append(text);
   }
 
-  finish({ generated_text: text, timings }) {
+  finish({ generated_text: text, timings, finish_reason: reason, generated_tokens: tokens, sequences }) {
     this.node.classList.remove("waiting", "stale");
-    if (this.#answer.textContent !== text) this.#answer.textContent = text;
+    this.#answer.textContent = text;
+    this.#answer.classList.toggle("long", text.length > LONG);
     if (text === "") this.#answer.replaceChildren(element("span", "empty", "an empty answer"));
+    this.#note.hidden = reason !== "length";
+    this.#note.textContent = `Ended at the most new tokens, ${tokens}.`;
+    const others = sequences?.slice(1) ?? [];
+    this.#others.hidden = others.length === 0;
+    this.#others.replaceChildren(...others.map(({ generated_text: other }) => element("li", "", other)));
     this.#times.replaceChildren(
       ...terms([
-        ["total", timings.total_ms, duration],
-        ["queue", timings.queue_ms, duration],
+        ["time", timings.total_ms - timings.queue_ms, duration],
         ["encode", timings.encode_ms, duration],
         ["decode", timings.decode_ms, duration],
-                ["first token", timings.time_to_first_token_ms, duration],
+        ["first token", timings.time_to_first_token_ms - timings.queue_ms, duration],
         ["per token", timings.time_per_output_token_ms, duration],
+        ["queue", timings.queue_ms, duration],
       ]),
     );
   }
@@ -127,7 +135,7 @@ class Column {
   /** If no new answer came, remove the times and the comparison of the last one. */
   settle() {
     if (this.node.classList.contains("stale")) {
-      this.#comparison.textContent = "";
+      this.#comparison.hidden = this.#agreement.hidden = true;
       this.#times.replaceChildren();
     }
     this.node.classList.remove("waiting", "stale");
@@ -135,52 +143,32 @@ class Column {
 
   /** Mark this as the baseline, if there are other variants. */
   lead(variants) {
-    this.#comparison.textContent = variants > 1 ? "the baseline" : "";
+    this.#comparison.hidden = variants === 1;
+    this.#comparison.textContent = "the baseline";
+    this.#agreement.hidden = true;
   }
 
-  compare(reference, speedup, agreement) {
+  compare(reference, { generated_text: text, speedup, agreement }) {
     const { figure, word, outcome } = comparison(speedup);
-    this.#comparison.textContent = `${figure} ${word} ${reference.name}`;
+    this.#comparison.hidden = this.#agreement.hidden = false;
+    this.#comparison.textContent = `${figure} ${word} ${reference.variant}`;
     this.#comparison.dataset.outcome = outcome;
-    if (agreement.exact) return;
-    const shared = sharedPositions(reference.tokens, this.tokens);
-    this.tokens.forEach(({ node }, i) => node.classList.toggle("differs", !shared.has(i)));
-  }
-}
-
-/** Pairs of a description list, without those whose value is unknown. */
-function terms(pairs) {
-  return pairs
-    .filter(([, value]) => value !== undefined && value !== null)
-    .map(([name, value, format = String]) => {
-      const pair = element("div");
-      pair.append(element("dt", "", name), element("dd", "", format(value)));
-      return pair;
-    });
-}
-
-/** Positions in `tokens` that belong to a longest common subsequence with `reference`, by token id. */
-function sharedPositions(reference, tokens) {
-  const n = reference.length;
-  const m = tokens.length;
-  // length[i][j]: the length of the longest common subsequence of reference[i:] and tokens[j:]
-  const length = Array.from({ length: n + 1 }, () => new Uint16Array(m + 1));
-  for (let i = n - 1; i >= 0; i--) {
-    for (let j = m - 1; j >= 0; j--) {
-      length[i][j] =
-        reference[i].id === tokens[j].id
-          ? length[i + 1][j + 1] + 1
-          : Math.max(length[i + 1][j], length[i][j + 1]);
+    this.#agreement.dataset.agreement = agreement.exact ? "exact" : "different";
+    if (agreement.exact) {
+      this.#agreement.textContent = "same answer";
+      return;
     }
+    const parts = changes(reference.generated_text, text);
+    if (text !== "") this.#answer.replaceChildren(...marked(parts));
+    const told = `${changesInWords(parts)} · ${plural(agreement.token_edit_distance, "token")} · ROUGE-L ${agreement.rouge_l.toFixed(2)}`;
+    this.#agreement.textContent = told;
   }
-  const shared = new Set();
-  for (let i = 0, j = 0; i < n && j < m; ) {
-    if (reference[i].id === tokens[j].id) {
-      shared.add(j);
-      i++;
-      j++;
-    } else if (length[i + 1][j] >= length[i][j + 1]) i++;
-    else j++;
-  }
-  return shared;
+}
+
+/** An answer with its changes marked. What is gone cannot be selected: a copy of the answer is the answer. */
+export function marked(parts) {
+  return parts.map(({ text, kind }) => {
+    if (kind === "new") return element("ins", "", text);
+    return kind === "gone" ? element("del", "", text) : document.createTextNode(text);
+  });
 }

@@ -1,4 +1,4 @@
-/** How this page formats numbers and creates elements. */
+/** How this page formats numbers. */
 
 /** Milliseconds with three significant digits: "7.43 ms", "19.2 ms", "1.24 s". */
 export function duration(ms) {
@@ -13,9 +13,24 @@ export function count(n) {
   return new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(n);
 }
 
+/** A count with all its digits: 10,045. */
+export function whole(n) {
+  return n.toLocaleString("en");
+}
+
 export function megabytes(bytes) {
   const mb = bytes / 1e6;
   return `${mb.toFixed(mb < 10 ? 1 : 0)}\u00a0MB`;
+}
+
+/** A fraction as percent: "50 %". */
+export function percent(fraction, decimals = 0) {
+  return `${(100 * fraction).toFixed(decimals)}\u00a0%`;
+}
+
+/** "1 token", "3 tokens". */
+export function plural(n, noun) {
+  return `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
 /**
@@ -48,12 +63,4 @@ export function ticks(top, most) {
 /** A tick's label: at most two decimals, no trailing zeros. */
 export function tickLabel(ms) {
   return ms >= 1000 ? `${+(ms / 1000).toFixed(2)} s` : `${+ms.toFixed(2)}`;
-}
-
-/** A new HTML element with a class and a text; the text is never parsed. */
-export function element(tag, className = "", text = "") {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text) node.textContent = text;
-  return node;
 }

@@ -2,11 +2,13 @@
  * The race: a lane per variant on one shared time axis, each starting at zero.
  *
  * Variants run one after the other; a lane's clock starts when the lane before it is done. The clock only draws
- * the wait for the first token; the server reports when each token was made and how long each part took.
+ * the wait for the first token; the server reports when each token was made and how long each part took. A finished lane
+ * starts where the queue ended: what is compared is the work, and the wait is no variant's fault.
  * Positions are custom properties in milliseconds (--from, --to) over --scale, so that one assignment
  * rescales everything.
  */
-import { duration, element, tickLabel, ticks } from "./format.js";
+import { element } from "./dom.js";
+import { duration, tickLabel, ticks } from "./format.js";
 
 const SEEN_LIVE_MS = 700; // a run this long can be followed live
 
@@ -56,6 +58,15 @@ export class Race {
   finish(ref, timings) {
     this.#lanes.get(ref)?.finish(timings);
     this.#all.find((lane) => !lane.done)?.start();
+  }
+
+  /** Show another run in a variant's lane: its tokens as [token, atMs], and its timings. */
+  redraw(ref, tokens, timings) {
+    const lane = this.#lanes.get(ref);
+    if (!lane) return;
+    lane.empty();
+    for (const [token, atMs] of tokens) lane.token(token, atMs);
+    lane.finish(timings);
   }
 
   /** The run has ended, successfully or not: stop the clocks and fit the axis to the slowest lane. */
@@ -132,6 +143,12 @@ class Lane {
     this.#startedAt ??= performance.now();
   }
 
+  /** Forget the run. */
+  empty() {
+    this.#cells = [];
+    this.#ends = [];
+  }
+
   /** Extend the wait for the first token. Returns the milliseconds since the start. */
   advance() {
     const elapsedMs = performance.now() - this.#startedAt;
@@ -151,16 +168,15 @@ class Lane {
 
   finish(timings) {
     this.done = true;
-    const encodedMs = timings.queue_ms + timings.encode_ms;
+    const ends = this.#ends.map((end) => end - timings.queue_ms);
     this.#bar.replaceChildren(
-      place(element("div", "segment queue"), 0, timings.queue_ms),
-      place(element("div", "segment encode"), timings.queue_ms, encodedMs),
-      ...this.#cells.map((cell, i) => place(cell, i ? this.#ends[i - 1] : encodedMs, this.#ends[i])),
+      place(element("div", "segment encode"), 0, timings.encode_ms),
+      ...this.#cells.map((cell, i) => place(cell, i ? ends[i - 1] : timings.encode_ms, ends[i])),
     );
-    this.#showTotal(timings.total_ms);
+    this.#showTotal(timings.total_ms - timings.queue_ms);
     this.#description =
-      `${this.#name}: queue ${duration(timings.queue_ms)}, encode ${duration(timings.encode_ms)}, ` +
-      `decode ${duration(timings.decode_ms)} for ${this.#cells.length} tokens, total ${duration(timings.total_ms)}`;
+      `${this.#name}: encode ${duration(timings.encode_ms)}, decode ${duration(timings.decode_ms)} for ` +
+      `${this.#cells.length} tokens, in all ${duration(this.totalMs)}`;
   }
 
   /** Remove the wait if it brought no token. */

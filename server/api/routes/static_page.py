@@ -1,5 +1,6 @@
 """`GET /` and `/page/NAME`: the comparison page, served from the package folder `page`; and `/docs`."""
 
+import gzip
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ _TYPES = {  # explicit, because Python's table varies with the machine
 _HEADERS = {
     "cache-control": "no-cache",  # cached, but revalidated by ETag: an upgrade shows at once
     "content-security-policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -33,8 +35,9 @@ _HEADERS = {
 @dataclass(frozen=True, kw_only=True)
 class _File:
     content: bytes
+    compressed: bytes
     media_type: str
-    etag: str
+    digest: str
 
 
 def page_routes() -> APIRouter:
@@ -74,13 +77,18 @@ def _read(path: Path) -> _File:
 def _file(content: bytes, suffix: str) -> _File:
     return _File(
         content=content,
+        compressed=gzip.compress(content, mtime=0),
         media_type=_TYPES.get(suffix, "application/octet-stream"),
-        etag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+        digest=hashlib.sha256(content).hexdigest()[:32],
     )
 
 
 def _answer(request: Request, file: _File) -> Response:
-    headers = {**_HEADERS, "etag": file.etag}
-    if request.headers.get("if-none-match") == file.etag:
+    packed = "gzip" in request.headers.get("accept-encoding", "")
+    etag = f'"{file.digest}-gzip"' if packed else f'"{file.digest}"'
+    headers = {**_HEADERS, "etag": etag, "vary": "accept-encoding"}
+    if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
-    return Response(file.content, media_type=file.media_type, headers=headers)
+    if packed:
+        headers["content-encoding"] = "gzip"
+    return Response(file.compressed if packed else file.content, media_type=file.media_type, headers=headers)

@@ -43,7 +43,7 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     """The variant that a request's `model` names; without a model, the first one.
 
     A bare NAME means the family: the variant that its alias `default` names if loaded, else `dense`, else the first
-    one. A version number or a digest also finds a variant that was loaded by alias.
+    one. A version number or a digest also finds a variant that was loaded by alias, unless one was loaded by it.
 
     Raises:
         InvalidInputError: the text is not a REF.
@@ -70,7 +70,8 @@ def route(ref_text: str | None, loaded: Sequence[V]) -> V:
     if not found:
         names = ", ".join(candidate.ref for candidate in loaded)
         raise NotServedError(f"model {ref_text!r} is not loaded: use one of {names}")
-    return next((candidate for candidate in found if candidate.is_default), dense_or_first(found))
+    exact = next((candidate for candidate in found if candidate.ref == str(ref)), None)
+    return exact or next((candidate for candidate in found if candidate.is_default), dense_or_first(found))
 
 
 def dense_or_first(variants: Sequence[V]) -> V:
