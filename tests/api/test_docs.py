@@ -75,7 +75,7 @@ def test_the_page_shows_all_of_it_and_loads_nothing_from_elsewhere(
 ) -> None:
     page = client.get("/docs")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.headers["content-security-policy"].startswith("default-src 'self';")
+    assert page.headers["content-security-policy"].startswith("default-src 'none';")
     assert "<script" not in page.text
     assert "style=" not in page.text
     links = set(re.findall(r'(?:src|href)="([^"#][^"]*)"', page.text))

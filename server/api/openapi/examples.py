@@ -138,6 +138,78 @@ def model(state: str) -> dict[str, Any]:
     }
 
 
+CARD: dict[str, Any] = {
+    **model("ready"),
+    "version": 2,
+    "aliases": ["pruned"],
+    "created_at": "2026-11-29T16:06:12+00:00",
+    "bytes": 6_120_000,
+    "weights_dtype": "float16",
+    "licence": "apache-2.0",
+    "lineage": {
+        "parent": _OLD,
+        "parent_ref": "titles@dense",
+        "data": {"train": _DIGEST},
+        "seed": 0,
+        "code_version": "0.1.0",
+        "precision": {"final_training": "bfloat16"},
+        "trained_from": None,
+    },
+    "quality": {
+        "metrics": {"rougeL": 38.2},
+        "measured_on": {"split": "test", "rows": 2000},
+        "records": [
+            {
+                "metric": "rougeL",
+                "value": 38.1,
+                "lower_is_better": False,
+                "dtype": "int8",
+                "engine": "native-avx512",
+                "split": "test",
+                "rows": 2000,
+            }
+        ],
+    },
+    "latency": [
+        {
+            "dtype": "int8",
+            "engine": "native-avx512",
+            "device": "cpu",
+            "processor": "AMD EPYC",
+            "threads": 2,
+            "batch": 1,
+            "source_tokens": 64,
+            "new_tokens": 16,
+            "encode_ms": 2.1,
+            "step_ms": 0.4,
+            "total_ms": 8.5,
+            "at": "2026-11-29T16:09:40+00:00",
+        }
+    ],
+}
+STATS: dict[str, Any] = {
+    "models": [
+        {
+            **_NAMES,
+            "state": "ready",
+            "slots": 32,
+            "running": 3,
+            "waiting": 0,
+            "cache_used_ratio": 0.09,
+            "outcomes": {
+                "ok": 5120,
+                "client_error": 3,
+                "rejected": 0,
+                "timeout": 0,
+                "cancelled": 11,
+                "error": 0,
+            },
+            "last_minute": {"answers": 240, "per_s": 4.0, "p50_ms": 9.1, "p95_ms": 14.8},
+        }
+    ]
+}
+
+
 def ready(state: str) -> dict[str, Any]:
     """Whether requests can be taken."""
     return {"ready": state == "ready", "models": [{"ref": "titles@dense", "state": state}]}

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from server.api.http.keys import Scope
-from server.api.openapi import answers, examples
+from server.api.openapi import answers, examples, model_answers
 from server.frontend.requests.completion import CompletionRequest
 from server.frontend.requests.request import (
     CompareRequest,
@@ -121,6 +121,10 @@ OPERATIONS: Mapping[str, Operation] = {
         answers={200: (list[answers.LanguageDocument], [{"code": "en", "name": "English", "targets": ["de"]}])},
     ),
     "GET /models": Operation(group=_MODELS, answers={200: (list[answers.ModelDocument], [examples.model("ready")])}),
+    "GET /models/{ref}": Operation(
+        group=_MODELS, answers={200: (model_answers.CardDocument, examples.CARD)}, refuses=(404, 422)
+    ),
+    "GET /stats": Operation(group=_WATCH, answers={200: (model_answers.StatsDocument, examples.STATS)}),
     "GET /info": Operation(group=_MODELS, answers={200: (answers.InfoDocument, examples.INFO)}),
     "POST /models": Operation(
         group=_CONTROL,
