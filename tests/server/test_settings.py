@@ -13,8 +13,8 @@ def test_defaults_and_order_of_models() -> None:
     settings = parse_settings([*MODEL, "--model", "g2p@pruned,dtype=bfloat16,threads=2"], {}, cores=2)
     assert settings == Settings(
         models=(
-            ModelRequest(ref="g2p@dense", engine=EngineConfig(dtype="auto", threads=1)),
-            ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2)),
+            ModelRequest(ref="g2p@dense", engine=EngineConfig(dtype="auto", threads=1, spare_slots=4)),
+            ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2, spare_slots=4)),
         )
     )
     assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, "store")
@@ -48,6 +48,7 @@ def test_every_engine_key_can_be_given() -> None:
         max_source_tokens=3,
         max_new_tokens=4,
         max_encode_tokens=5,
+        spare_slots=1,
     )
 
 
