@@ -193,7 +193,7 @@ def test_traffic_that_makes_no_sense_is_refused_with_an_example(tmp_path: Path, 
 def test_what_may_change_is_taken_up_in_place_and_the_rest_named() -> None:
     settings = parse_settings(MODEL, {})
     wanted = parse_settings([*MODEL, "--max-queue", "7", "--port", "81", "--log-format", "json", "--access-log"], {})
-    assert settings.take_up(wanted) == ["access_log False -> True", "max_queue 256 -> 7"]
+    assert settings.take_up(wanted) == ["access_log False -> True", "max_queue 2048 -> 7"]
     assert (settings.max_queue, settings.access_log, settings.port, settings.log_format) == (7, True, 8000, "text")
     assert settings.fixed_differences(wanted) == ["port stays 8000, not 81", "log_format stays text, not json"]
     assert settings.take_up(wanted) == []
