@@ -80,6 +80,10 @@ class OverloadedError(ApiError):
     status, error_type, outcome = 429, "overloaded", "rejected"
 
 
+class RateLimitedError(OverloadedError):
+    """The key has asked for more than its limits allow."""
+
+
 class UnavailableError(ApiError):
     """The variant is loading, restarting or failed, or the server is shutting down."""
 

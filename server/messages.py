@@ -36,6 +36,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     queued_s: float  # when it was sent, from which its waiting counts
     queue_limit_s: float  # how long it may wait for a slot
     reuses_source: bool = False  # whether its source may be one that was encoded before
+    owner: int = 0  # the same for all generations of one request
+    batch: bool = False  # whether it makes way for others
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -58,7 +58,7 @@ class ModelRequest:
                 chosen[key] = _ENGINE_KEYS[key](value)
             except ValueError as error:
                 raise SettingsError(f"model {text!r}: {key}={value}: {error}") from error
-        return cls(ref=ref, engine=EngineConfig(**chosen), text=text)
+        return cls(ref=ref, engine=EngineConfig(**chosen).with_spare_slots(), text=text)
 
 
 _MODEL_HELP = "a variant to serve; repeat it. Keys: " + "; ".join(f"{key}: {about}" for key, about in SETTINGS.items())
@@ -171,7 +171,7 @@ class Settings:
     host: str = _option("127.0.0.1", _text, "address to listen on", live=False)
     port: int = _option(8000, _port, "port to listen on, 0 for any that is free", live=False)
     api_keys: Path | None = _option(
-        None, Path, "file of key hashes, a line each: SCOPE SHA256 [NAME]; it is read again when it changes", live=False
+        None, Path, "file of key hashes, a line each: SCOPE SHA256 [LIMITS] [NAME]; read again when changed", live=False
     )
     allow_unauthenticated: bool = _option(
         False, _flag, "serve without keys beyond this machine, and answer to any Host and Origin", live=False
@@ -188,7 +188,12 @@ class Settings:
     max_batch_items: int = _option(64, _count, "most texts in one request")
     max_reported_tokens: int = _option(20_000, _count, "most tokens that the details of an answer could have")
     max_pieces: int = _option(256, _count, "most pieces that the texts of one request are split into")
-    max_queue: int = _option(256, _count_or_zero, "most generations of a variant that wait for a slot")
+    max_queue: int = _option(
+        2048, _count_or_zero, "most rows of a variant that wait for slots: a text has one for each beam or sample"
+    )
+    max_queue_tokens: int = _option(
+        2**20, _count, "most tokens of a variant that wait or run: of texts, and of answers by max_new_tokens"
+    )
     queue_s: float = _option(30.0, _seconds, "longest time that a generation waits for a slot")
     total_s: float = _option(120.0, _seconds, "longest time that a request takes in all")
     keep_alive_s: float = _option(10.0, _pause, "silence in a stream after which a comment is sent")

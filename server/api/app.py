@@ -52,7 +52,8 @@ def create_app_over(service: Service, *, starts_service: bool) -> FastAPI:
                 await tracing.stop()
 
     tracing = tracing_from(os.environ)
-    keys = KeyRing(service.settings.api_keys) if service.settings.api_keys else None
+    path = service.settings.api_keys
+    keys = KeyRing(path, on_limited=service.metrics.limited) if path else None
     app = FastAPI(
         title="nash",
         version=project_version(),
@@ -86,7 +87,7 @@ def _middleware(service: Service, keys: KeyRing | None, tracing: Tracing | None)
         Middleware(RequestLog, settings=settings, tracing=tracing),
         Middleware(HeadAsGet),
         Middleware(SameSite, host=settings.host) if same_site else None,
-        Middleware(KeyCheck, keys=keys) if keys else None,
+        Middleware(KeyCheck, keys=keys, service=service) if keys else None,
         Middleware(OpenRequests, service=service),
         Middleware(BodyLimit, settings=settings),
     ]

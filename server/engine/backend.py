@@ -36,7 +36,7 @@ class GreedyStep:
 
 
 class Backend(Protocol):
-    """Owns all tensors. Slots are numbered from 0; at every step the running ones fill 0 to n-1."""
+    """Owns all tensors. Slots are numbered from 0; those that run fill 0 to n-1, and a step may be for some of them."""
 
     @property
     def has_own_threads(self) -> bool:
@@ -45,6 +45,10 @@ class Backend(Protocol):
     @property
     def path(self) -> str | None:
         """How the last `decode` ran, "graph" or "eager"; None if the backend replays nothing."""
+
+    @property
+    def rows_cost(self) -> bool:
+        """Whether a step takes longer the more rows it has. Only then may a step leave out slots that run."""
 
     @property
     def runs_ahead(self) -> bool:

@@ -32,6 +32,7 @@ from server.engine.machine.topology import default_threads
 from server.engine.scheduler import Move, Scheduler
 from server.engine.sequence import Row, Sequence, Status, TokenEvent
 from server.engine.source_queue import SourceQueue, slot_of
+from server.engine.turns import Kind, Turns
 
 _MOST_AHEAD = 64  # most steps run ahead; their choices need room
 
@@ -74,8 +75,10 @@ class Engine:
         self.step_stats = StepStats()
         self._backend = backend
         self._ahead_s = config.ahead_s if backend.runs_ahead else 0.0
+        self._turns = Turns() if backend.rows_cost else None
         self._scheduler = Scheduler(
             slots=config.slots,
+            spare=config.spare_slots,
             max_encode_tokens=config.max_encode_tokens,
             max_decode_tokens=config.max_decode_tokens,
         )
@@ -100,7 +103,8 @@ class Engine:
         config = replace(config, threads=threads)
         config = config.within(model.spec.max_positions)
         defaults = read_defaults(model, config)
-        return cls(model.spec, make_backend(model, config, progress), config, defaults=defaults)
+        backend = make_backend(model, replace(config, slots=config.slots + config.spare_slots), progress)
+        return cls(model.spec, backend, config, defaults=defaults)
 
     @property
     def idle(self) -> bool:
@@ -145,7 +149,10 @@ class Engine:
     @torch.inference_mode()
     def _run_step(self) -> list[TokenEvent]:
         planned_s = time.monotonic()
-        plan = self._scheduler.plan()
+        turn = None
+        if self._turns is not None and (kinds := self._scheduler.kinds):
+            turn = self._turns.next(kinds)
+        plan = self._scheduler.plan(turn)
         rows = self._scheduler.rows
         if not rows:
             return []
@@ -159,15 +166,19 @@ class Engine:
         encoded_s = time.monotonic()
         for sequence in ready:
             sequence.encoded_s = encoded_s
-        rows = [row for row in rows if row.sequence.encoded_s is not None]
+        encoded = [row for row in rows if row.sequence.encoded_s is not None]
+        own = [row for row in encoded if turn is None or self._scheduler.kind_of(row.sequence) is turn]
+        rows = own or encoded  # others need not wait for a turn that nobody can take
         feed, wanted = self._feed(rows)
-        steps = self._decode(feed, wanted)
+        steps = self._decode(feed, wanted, turn)
         step_s = (time.monotonic() - encoded_s) / len(steps)
         events = [
             event
             for made, chosen in enumerate(steps, start=1)
             for event in self._commit(wanted, chosen, encoded_s + made * step_s)
         ]
+        if self._turns is not None and turn is not None and own:
+            self._turns.spent(turn, time.monotonic() - planned_s)
         self.step_stats = StepStats(
             encode_s=encoded_s - begun_s if self._sources.encoded_tokens or self._sources else 0.0,
             decode_s=time.monotonic() - encoded_s,  # including copies between beams
@@ -257,9 +268,9 @@ class Engine:
                 wanted_rows.append(row)
         return Feed(tokens=tokens, positions=positions, slots=slots, wanted=wanted), wanted_rows
 
-    def _decode(self, feed: Feed, wanted: list[Row]) -> list[Chosen]:
+    def _decode(self, feed: Feed, wanted: list[Row], turn: Kind | None) -> list[Chosen]:
         """The result of a step, or of several run ahead: no row ended before the last of them."""
-        steps = self._steps_ahead(feed, wanted)
+        steps = self._steps_ahead(feed, wanted, turn)
         if steps > 1:
             ends = tuple(wanted[0].decoding.eos_ids)
             made = self._backend.decode_ahead(feed, steps=steps, ends=ends, seconds=self._ahead_s)
@@ -267,9 +278,9 @@ class Engine:
                 return [Chosen(tokens=step.tokens, max_logits=step.max_logits, masked=set()) for step in made]
         return [choose(self._backend.decode(feed), wanted)]
 
-    def _steps_ahead(self, feed: Feed, wanted: list[Row]) -> int:
+    def _steps_ahead(self, feed: Feed, wanted: list[Row], turn: Kind | None) -> int:
         """How many steps may run ahead: nobody else waits, and all rows want their likeliest token."""
-        if self._ahead_s <= 0 or self._scheduler.waiting or self._sources:
+        if self._ahead_s <= 0 or self._sources or self._scheduler.waits(turn):
             return 1
         ends, most = wanted[0].decoding.eos_ids, _MOST_AHEAD
         if len(feed.tokens) != len(wanted):  # prefixes, or beams before their first choice

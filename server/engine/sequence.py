@@ -110,6 +110,8 @@ class Sequence:
     parameters: GenerationParameters
     arrived_s: float = field(default_factory=time.monotonic)
     reuses_source: bool = False  # whether its source may be one that was encoded before, and kept for later
+    owner: int = -1  # the same for all sequences of one request, which share what a request gets; by default its id
+    batch: bool = False  # whether it makes way for others
 
     # Written by the scheduler.
     status: Status = Status.WAITING
@@ -127,6 +129,10 @@ class Sequence:
     encoded_s: float | None = None
     first_token_s: float | None = None  # for beams and parallel samples: the end of the first step
     finished_s: float | None = None  # when it reached any final status
+
+    def __post_init__(self) -> None:
+        if self.owner < 0:
+            self.owner = self.id
 
     @property
     def timings(self) -> Timings:

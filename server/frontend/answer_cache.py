@@ -6,7 +6,6 @@ goes with it.
 """
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
@@ -40,7 +39,8 @@ class AnswerCache:
         self._run = run
         self._kept: OrderedDict[CacheKey, tuple[Finished, int]] = OrderedDict()
         self._bytes = 0
-        self._running: dict[CacheKey, list[Generation]] = {}  # who waits for the same, by what is being computed
+        # Who waits for the same, by what is being computed, and whether with batch priority.
+        self._running: dict[tuple[CacheKey, bool], list[Generation]] = {}
 
     @property
     def on(self) -> bool:
@@ -53,9 +53,9 @@ class AnswerCache:
             return None
         return CacheKey(tuple(generation.source_ids), given, tuple(generation.stops))
 
-    def knows(self, key: CacheKey) -> bool:
-        """Whether an equal request was answered before, or is being answered."""
-        return key in self._kept or key in self._running
+    def knows(self, key: CacheKey, generation: Generation) -> bool:
+        """Whether an equal request was answered before, or is being answered with no lower priority."""
+        return key in self._kept or self._joinable(key, generation) is not None
 
     def answer(self, generation: Generation, key: CacheKey) -> None:
         """Give a generation the answer of an equal one, which is known: now, or when that one has it."""
@@ -65,9 +65,11 @@ class AnswerCache:
             self._reuse(generation, kept[0])
             return
         self._metrics.looked_up("joined")
-        self._running[key].append(generation)
-        left_s = self._settings.total_s - (time.monotonic() - generation.arrived_s)
-        generation.deadline = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expire, generation)
+        running = self._joinable(key, generation)
+        assert running is not None, "callers ask whether it is known"
+        self._running[running].append(generation)
+        left_s = generation.left_s(self._settings.total_s)
+        generation.deadline = asyncio.get_running_loop().call_later(left_s, self._expire, generation)
 
     def runs(self, generation: Generation, key: CacheKey) -> None:
         """A new one was accepted: its answer will be kept, and given to those that wait for it."""
@@ -82,15 +84,19 @@ class AnswerCache:
                 self._fail(generation, error)
 
     def _expire(self, generation: Generation) -> None:
-        limit_s = self._settings.total_s
+        limit_s = min(self._settings.total_s, generation.timeout_s)
         self.leave(generation, TimedOutError(f"the request took more than {limit_s:g} s: try again later"))
 
+    def _joinable(self, key: CacheKey, generation: Generation) -> tuple[CacheKey, bool] | None:
+        priorities = (False, True) if generation.batch else (False,)
+        return next(((key, batch) for batch in priorities if (key, batch) in self._running), None)
+
     def _follow(self, generation: Generation, key: CacheKey) -> None:
-        self._running.setdefault(key, [])
+        self._running.setdefault((key, generation.batch), [])
         generation.when_done(lambda: self._done(generation, key))
 
     def _done(self, generation: Generation, key: CacheKey) -> None:
-        waiting = self._running.pop(key, [])
+        waiting = self._running.pop((key, generation.batch), [])
         outcome = generation.outcome
         if isinstance(outcome, Finished):
             self._keep(key, outcome)
@@ -100,14 +106,14 @@ class AnswerCache:
         # What befell this caller alone, the others try for themselves; the request's own fault is theirs too.
         its_own = isinstance(outcome, ClientGoneError | TimedOutError) or generation.delivered
         if its_own and waiting:
-            first, *rest = waiting
+            first, *rest = sorted(waiting, key=lambda each: each.batch)
             try:
                 self._run(first)
             except ApiError as error:
                 outcome = error
             else:
                 self._follow(first, key)
-                self._running[key] += rest
+                self._running[key, first.batch] += rest
                 return
         for each in waiting:
             self._fail(each, outcome if isinstance(outcome, ApiError) else GenerationError(str(outcome)))

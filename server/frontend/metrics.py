@@ -97,6 +97,7 @@ class Metrics:
             "cache_requests", "Requests that looked for an earlier answer", "kind", "outcome"
         )
         self.quarantined = self._counter("quarantined", "Generations that killed the worker that ran them alone")
+        self.rate_limited = self._counter("rate_limited", "Requests that their keys' limits refused")
         self.watchdog_kills = self._counter("watchdog_kills", "Workers that hung and were ended")
         self.damaged = self._counter("store_verify_failures", "Loads refused: the files are not those published")
         self.shadow_requests = self._counter("shadow_requests", "Pairs run in the shadow, by agreement", "agreement")
@@ -117,6 +118,7 @@ class Metrics:
         self._of_the_server("cache_used_ratio", "Used part of the fullest attention cache", self.cache_used, max)
         for outcome in OUTCOMES:
             self.requests.labels(UNKNOWN, UNKNOWN, outcome)
+        self.rate_limited.labels(UNKNOWN, UNKNOWN)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return self._kept(Counter(f"nash_{name}", text, (*_LABELS, *labels), registry=self._registry))
@@ -153,6 +155,10 @@ class Metrics:
     def refused(self, outcome: str) -> None:
         """Count a request that ended before its variant was known."""
         self.requests.labels(UNKNOWN, UNKNOWN, outcome).inc()
+
+    def limited(self) -> None:
+        """Count a request that its key's limits refused."""
+        self.rate_limited.labels(UNKNOWN, UNKNOWN).inc()
 
     def divided(self, model: str, weights: Mapping[str, float]) -> None:
         """Say how a model's requests are divided among its loaded variants; empty if nothing is set."""

@@ -16,7 +16,7 @@ def needed_bytes(resolved: ResolvedVariant) -> int:
     weight = _BYTES_OF_A_WEIGHT[config.dtype]
     stored = sum(file.stat().st_size for file in resolved.found.model.folder.glob("*.safetensors"))
     parameters = resolved.parameters or stored // 2
-    positions = config.slots * (config.max_source_tokens + config.max_new_tokens)
+    positions = (config.slots + config.spare_slots) * (config.max_source_tokens + config.max_new_tokens)
     caches = positions * len(spec.decoder) * 2 * spec.d_model * max(2, min(weight, 4))
     return int(PROCESS_BYTES + parameters * weight + caches + config.source_cache_bytes)
 

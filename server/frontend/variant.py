@@ -1,6 +1,7 @@
 """One loaded variant: its names, its tokenizer, its worker, its metrics."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from server.frontend.metrics import Metrics, ModelDescription, VariantMetrics
 from server.frontend.requests.request import TextRequest
 from server.frontend.resolution import ResolvedVariant
 from server.frontend.room import PROCESS_BYTES, needed_bytes
+from server.frontend.workers.admission import Work
 from server.frontend.workers.generation import Generation, Mode
 from server.frontend.workers.supervisor import Supervisor
 from server.messages import Finished, Ready
@@ -254,17 +256,25 @@ class Variant:
         given = {"logprobs": logprobs} if seed is None else {"logprobs": logprobs, "seed": seed}
         parameters = await self._parameters(request, given, ready)
         _check_reported(parameters, request, streamed=streamed, most=self._settings.max_reported_tokens)
+        arrived_s = time.monotonic() if arrived_s is None else arrived_s
+        batch, timeout_s = request.generation.priority == "batch", (request.generation.timeout_ms or math.inf) / 1e3
+        if not (reuse and self._cache.on):  # else nothing of it may have to run
+            least = Work.of(parameters, source_tokens=0, texts=len(request.texts))
+            left_s = timeout_s - (time.monotonic() - arrived_s)
+            self.supervisor.check_room(least, batch=batch, left_s=left_s)  # before its texts are tokenized
         generations = [
             Generation(
                 source.ids,
                 with_seed(parameters),  # a fresh seed for each if none was given
                 self.codec,
                 mode=mode,
-                arrived_s=time.monotonic() if arrived_s is None else arrived_s,
+                arrived_s=arrived_s,
                 stops=request.generation.stop or (),
                 streamed=streamed,
                 truncated=source.truncated,
                 reuses_source=reuse,
+                batch=batch,
+                timeout_s=timeout_s,
             )
             for source in await self._sources(request, ready.limits.max_source_tokens)
         ]
@@ -281,8 +291,8 @@ class Variant:
         return self.supervisor.reported if self._sleeps else self.supervisor.ready
 
     def _all_known(self, generations: Sequence[Generation], parameters: GenerationParameters) -> bool:
-        keys = [self._cache.key(each, parameters) for each in generations]
-        return all(key is not None and self._cache.knows(key) for key in keys)
+        keys = ((each, self._cache.key(each, parameters)) for each in generations)
+        return all(key is not None and self._cache.knows(key, each) for each, key in keys)
 
     def _accept(self, generations: Sequence[Generation], parameters: GenerationParameters, *, reuse: bool) -> None:
         """Run those that are not answered by earlier ones; all, or none."""
@@ -290,8 +300,8 @@ class Variant:
             self.supervisor.accept(generations)
             return
         keys = [(generation, self._cache.key(generation, parameters)) for generation in generations]
-        known = [(each, key) for each, key in keys if key is not None and self._cache.knows(key)]
-        new = [(each, key) for each, key in keys if key is None or not self._cache.knows(key)]
+        known = [(each, key) for each, key in keys if key is not None and self._cache.knows(key, each)]
+        new = [(each, key) for each, key in keys if key is None or not self._cache.knows(key, each)]
         self.supervisor.accept([each for each, _ in new])
         for each, known_key in known:
             self._cache.answer(each, known_key)

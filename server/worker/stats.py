@@ -84,6 +84,7 @@ class StatsCollector:
         """What was collected since the last call, and the current state; `sequences` are all that wait or run."""
         running = [sequence for sequence in sequences if sequence.status is Status.RUNNING]
         limits = self._limits
+        slots = limits.slots + limits.spare_slots
         source_tokens = sum(len(sequence.source_ids) * len(sequence.rows) for sequence in running)
         target_tokens = sum(len(row.history) - row.fresh for sequence in running for row in sequence.rows)
         stats = Stats(
@@ -96,8 +97,8 @@ class StatsCollector:
             running=len(running),
             waiting=len(sequences) - len(running),
             cache_used_ratio={
-                "self": target_tokens / (limits.slots * limits.max_new_tokens),
-                "cross": source_tokens / (limits.slots * limits.max_source_tokens),
+                "self": target_tokens / (slots * limits.max_new_tokens),
+                "cross": source_tokens / (slots * limits.max_source_tokens),
             },
             peak_bytes=_peak_bytes(),
             steps_by_path=self._steps_by_path,

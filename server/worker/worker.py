@@ -122,7 +122,7 @@ class Worker:
         self._link = link
         self._stats = stats
         self._jobs: dict[int, tuple[Submit, Sequence]] = {}  # by id: all that wait or run
-        self._queue: deque[int] = deque()  # ids in order of arrival; running and ended ones are removed at its head
+        self._queue: deque[int] = deque()  # ids in order of submission; running and ended ones are removed at its head
 
     def run(self) -> None:
         """Work until the socket is closed.
@@ -170,6 +170,8 @@ class Worker:
             parameters=submit.parameters,
             arrived_s=submit.arrived_s,
             reuses_source=submit.reuses_source,
+            owner=submit.owner,
+            batch=submit.batch,
         )
         try:
             self._engine.add(sequence)

@@ -37,7 +37,7 @@ def test_the_reference_has_every_parameter_and_every_setting() -> None:
         assert (f"| `{name}` |" in page) == declared.in_requests
         assert declared.about or not declared.in_requests, f"{name} is not explained"
     assert all(f"| `{key}` |" in reference.model_keys_table() for key in SETTINGS)
-    assert "| `--max-queue` | `NASH_SERVER_MAX_QUEUE` | `256` |" in reference.settings_table()
+    assert "| `--max-queue` | `NASH_SERVER_MAX_QUEUE` | `2048` |" in reference.settings_table()
 
 
 def test_a_drawing_that_is_out_of_date_is_named(

@@ -38,7 +38,7 @@ class MadeUpBackend:
         return sum(longest - len(source) for source in sources)
 
     def decode(self, feed: Feed) -> Tensor:
-        assert sorted(set(feed.slots)) == list(range(max(feed.slots) + 1)), "slots with holes"
+        assert feed.slots == sorted(feed.slots), "slots out of order"
         assert feed.wanted == sorted(set(feed.wanted))
         logits = {}
         for i, (token, position, slot) in enumerate(zip(feed.tokens, feed.positions, feed.slots, strict=True)):
@@ -70,6 +70,7 @@ class MadeUpBackend:
         self.sources[slot], self.targets[slot] = None, ()
 
     has_own_threads = False
+    rows_cost = True
     runs_ahead = False
 
     @property
@@ -137,7 +138,7 @@ def make_engine(
             "eos_token_id": EOS_ID,
         }
     )
-    made_up = backend(slots)
+    made_up = backend(slots + int(config.get("spare_slots", 0)))
     defaults = GenerationDefaults(
         parameters=GenerationParameters(max_new_tokens=max_new_tokens),
         max_length=None,

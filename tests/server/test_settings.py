@@ -13,8 +13,8 @@ def test_defaults_and_order_of_models() -> None:
     settings = parse_settings([*MODEL, "--model", "g2p@pruned,dtype=bfloat16,threads=2"], {}, cores=2)
     assert settings == Settings(
         models=(
-            ModelRequest(ref="g2p@dense", engine=EngineConfig(dtype="auto", threads=1)),
-            ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2)),
+            ModelRequest(ref="g2p@dense", engine=EngineConfig(dtype="auto", threads=1, spare_slots=4)),
+            ModelRequest(ref="g2p@pruned", engine=EngineConfig(dtype="bfloat16", threads=2, spare_slots=4)),
         )
     )
     assert (settings.host, settings.port, settings.store) == ("127.0.0.1", 8000, "store")
@@ -48,6 +48,7 @@ def test_every_engine_key_can_be_given() -> None:
         max_source_tokens=3,
         max_new_tokens=4,
         max_encode_tokens=5,
+        spare_slots=1,
     )
 
 
@@ -192,7 +193,7 @@ def test_traffic_that_makes_no_sense_is_refused_with_an_example(tmp_path: Path, 
 def test_what_may_change_is_taken_up_in_place_and_the_rest_named() -> None:
     settings = parse_settings(MODEL, {})
     wanted = parse_settings([*MODEL, "--max-queue", "7", "--port", "81", "--log-format", "json", "--access-log"], {})
-    assert settings.take_up(wanted) == ["access_log False -> True", "max_queue 256 -> 7"]
+    assert settings.take_up(wanted) == ["access_log False -> True", "max_queue 2048 -> 7"]
     assert (settings.max_queue, settings.access_log, settings.port, settings.log_format) == (7, True, 8000, "text")
     assert settings.fixed_differences(wanted) == ["port stays 8000, not 81", "log_format stays text, not json"]
     assert settings.take_up(wanted) == []

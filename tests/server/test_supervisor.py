@@ -374,7 +374,7 @@ def test_a_full_queue_refuses_at_once_and_all_or_nothing(tmp_path: Path) -> None
         async with running(tmp_path, max_queue=3) as harness:
             generations = harness.submit(*[[RUNS_FOR_EVER]] * 4)
             began_s = time.monotonic()
-            with pytest.raises(OverloadedError, match="2 of at most 3 are waiting, 2 more came") as caught:
+            with pytest.raises(OverloadedError, match="2 of at most 3 rows are waiting, 2 more came") as caught:
                 harness.submit([5], [6])
             assert time.monotonic() - began_s < 0.1
             assert caught.value.retry_after_s is not None

@@ -9,6 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from server.api.http.key_limits import KeyUse
 from server.engine.interface.parameters import DECLARATIONS
 from server.errors import ApiError, InvalidInputError
 from server.frontend.requests.completion import CompletionRequest, CompletionTexts
@@ -17,6 +18,7 @@ from server.frontend.service import Service
 from server.frontend.traffic.routing import family_of_first, route
 from server.frontend.variant import Variant
 
+KEY_USE = "nash.key_use"  # where a request's scope has the `KeyUse` of its key, if it has one
 G = TypeVar("G", bound=GenerateRequest)
 B = TypeVar("B", bound=BaseModel)
 
@@ -38,6 +40,7 @@ async def read_generation(
         arrived_s = time.monotonic()
         body = parse_body(schema, content)
         _check_count("inputs", len(body.texts), service)
+        _charge(request, len(body.texts))
         if ref is not None and body.model not in (None, ref):
             raise InvalidInputError(f"model is not {ref!r}, which the path names: leave it out")
         return body, _chosen(request, service, body.model if ref is None else ref), arrived_s
@@ -62,6 +65,7 @@ async def read_completion(
         except ValueError as error:
             raise InvalidInputError(str(error)) from error
         _check_count("prompt", len(texts.texts), service)
+        _charge(request, len(texts.texts))
         return body, texts, _chosen(request, service, body.model), arrived_s
 
 
@@ -85,6 +89,13 @@ def may_reuse(request: Request) -> bool:
 
 def _chosen(request: Request, service: Service, ref: str | None) -> Variant:
     return service.traffic.choose(ref, request.headers.get("x-session-id"))
+
+
+def _charge(request: Request, texts: int) -> None:
+    """Count the further texts of a list against the limits of the caller's key."""
+    use: KeyUse | None = request.scope.get(KEY_USE)
+    if use is not None:
+        use.charge(texts - 1)
 
 
 def _check_count(field: str, count: int, service: Service) -> None:

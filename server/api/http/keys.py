@@ -1,19 +1,23 @@
 """Who may call: bearer tokens, stored only as hashes.
 
-The file has one line per key, `SCOPE SHA256 [NAME]`. SCOPE is `infer` or `admin` (which includes `infer`); SHA256 is
-`printf %s "$KEY" | sha256sum`. Empty lines and lines that begin with `#` are skipped. The file is read again when it
-changes.
+The file has one line per key, `SCOPE SHA256 [rate=N] [burst=N] [concurrency=N] [NAME]`. SCOPE is `infer` or `admin`
+(which includes `infer`); SHA256 is `printf %s "$KEY" | sha256sum`. Empty lines and lines that begin with `#` are
+skipped. The file is read again when it changes.
 """
 
+import contextlib
 import hashlib
 import hmac
 import logging
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 
-from server.errors import ForbiddenError, SettingsError, UnauthorizedError
+from server.api.http.key_limits import LIMIT_NAMES, KeyLimits, KeyUse
+from server.errors import ForbiddenError, RateLimitedError, SettingsError, UnauthorizedError
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _logger = logging.getLogger(__name__)
@@ -30,18 +34,21 @@ class Scope(StrEnum):
 class _Key:
     scope: Scope
     digest: str
+    limits: KeyLimits
 
 
 class KeyRing:
     """The keys of one file."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file.
+    def __init__(self, path: Path, on_limited: Callable[[], None] = lambda: None) -> None:
+        """Read the file. `on_limited` hears of every request that a key's limits refuse.
 
         Raises:
             SettingsError: the file cannot be read or holds no key.
         """
         self._path = path
+        self._on_limited = on_limited
+        self._uses: dict[str, KeyUse] = {}  # by digest
         self._stamp = _stamp(path)
         self._keys, faults = _read(path)
         if faults:
@@ -56,6 +63,26 @@ class KeyRing:
             UnauthorizedError: no bearer token, or one that is not in the file.
             ForbiddenError: the key's scope is too narrow.
         """
+        self._find(authorization, needed)
+
+    @contextlib.contextmanager
+    def open_request(self, authorization: str | None) -> Iterator[KeyUse]:
+        """Check the key of a request that makes work, and hold the request open within the key's limits.
+
+        Raises:
+            UnauthorizedError: as above.
+            RateLimitedError: the key asks for more than it may.
+        """
+        key = self._find(authorization, Scope.INFER)
+        with contextlib.ExitStack() as stack:
+            try:
+                use = stack.enter_context(self._uses.setdefault(key.digest, KeyUse()).open_request(key.limits))
+            except RateLimitedError:
+                self._on_limited()
+                raise
+            yield use
+
+    def _find(self, authorization: str | None, needed: Scope) -> _Key:
         self._reread()
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -67,6 +94,7 @@ class KeyRing:
             raise UnauthorizedError("the key is not known: check it, or ask the operator for one")
         if needed is Scope.ADMIN and all(key.scope is not Scope.ADMIN for key in found):
             raise ForbiddenError("the key is for inference only: use one with the scope admin")
+        return found[0]
 
     def _reread(self) -> None:
         """Take up a changed file. What it no longer says is no longer a key: a mistake must not leave one in force."""
@@ -75,6 +103,8 @@ class KeyRing:
             return
         self._stamp = stamp
         self._keys, faults = _read(self._path)
+        known = {key.digest for key in self._keys}
+        self._uses = {digest: use for digest, use in self._uses.items() if digest in known}
         for fault in faults:
             _logger.error("%s", fault)
         if not self._keys:
@@ -90,6 +120,10 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def _names_a_limit(word: str) -> bool:
+    return word.partition("=")[0] in LIMIT_NAMES and "=" in word
+
+
 def _read(path: Path) -> tuple[tuple[_Key, ...], list[str]]:
     """The keys of the well-formed lines, and what is wrong with the others or the whole."""
     try:
@@ -98,13 +132,19 @@ def _read(path: Path) -> tuple[tuple[_Key, ...], list[str]]:
         return (), [f"--api-keys {path}: {error}: give a text file that can be read"]
     keys, faults = [], []
     for number, line in enumerate(lines, 1):
-        words = line.split(maxsplit=2)
+        words = line.split()
         if not words or words[0].startswith("#"):
             continue
         if len(words) < 2 or words[0] not in set(Scope) or not _SHA256.fullmatch(words[1]):
             faults.append(
-                f"{path}, line {number}: write 'infer SHA256' or 'admin SHA256', optionally followed by a name"
+                f"{path}, line {number}: write 'infer SHA256' or 'admin SHA256', optionally followed by rate=N, "
+                "burst=N, concurrency=N and a name"
             )
             continue
-        keys.append(_Key(scope=Scope(words[0]), digest=words[1]))
+        try:
+            limits = KeyLimits.parse(list(takewhile(_names_a_limit, words[2:])))
+        except ValueError as error:
+            faults.append(f"{path}, line {number}: {error}")
+            continue
+        keys.append(_Key(scope=Scope(words[0]), digest=words[1], limits=limits))
     return tuple(keys), faults

@@ -2,15 +2,17 @@
 
 import os
 import re
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.http.body import KEY_USE
 from server.api.http.errors import error_response
 from server.api.http.keys import KeyRing
 from server.api.http.keys import Scope as KeyScope
-from server.errors import ApiError, BodyTooLargeError, ForbiddenError, OverloadedError
+from server.errors import ApiError, BodyTooLargeError, ForbiddenError, OverloadedError, RateLimitedError
 from server.frontend.service import Service
 from server.settings import Settings
 
@@ -99,22 +101,36 @@ def _host_name(host: str) -> str | None:
 
 
 class KeyCheck:
-    """Requires a key, except for health, for what describes the routes, and for the page's own files."""
+    """Requires a key, except for health, for what describes the routes, and for the page's own files.
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
+    POST requests count against the key's limits.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, service: Service) -> None:
         self._app = app
         self._keys = keys
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_open(scope):
+        if scope["type"] != "http" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        authorization = Headers(scope=scope).get("authorization")
+        with ExitStack() as stack:
             try:
-                self._keys.check(Headers(scope=scope).get("authorization"), KeyScope.INFER)
+                if scope["method"] == "POST":
+                    scope = {**scope, KEY_USE: stack.enter_context(self._keys.open_request(authorization))}
+                else:
+                    self._keys.check(authorization, KeyScope.INFER)
             except ApiError as error:
                 response = error_response(error, scope["path"])
-                response.headers["www-authenticate"] = "Bearer"
+                if isinstance(error, RateLimitedError):
+                    self._service.metrics.refused(error.outcome)
+                else:
+                    response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
 
 
 def _is_open(scope: Scope) -> bool:

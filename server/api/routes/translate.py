@@ -1,5 +1,6 @@
 """`POST /translate` and `GET /languages`: what clients of LibreTranslate call."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from starlette.responses import Response
 from server.api.http.body import counting_refusals, may_reuse, parse_body
 from server.api.http.disconnect import unless_gone
 from server.api.http.json_response import AsciiJsonResponse
-from server.api.http.keys import KeyRing, Scope
+from server.api.http.keys import KeyRing
 from server.errors import InvalidInputError
 from server.frontend.requests.translation import TranslateRequest, form_fields, translation
 from server.frontend.service import Service
@@ -28,16 +29,20 @@ def translate_routes(service: Service, keys: KeyRing | None) -> APIRouter:
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         """Translate a text or a list of texts, with tags kept if `format` is html."""
-        with counting_refusals(service):
+        with contextlib.ExitStack() as stack, counting_refusals(service):
             body = await _read(request)
             if keys is not None:
                 bearer = f"Bearer {body.api_key}" if body.api_key else request.headers.get("authorization")
-                keys.check(bearer, Scope.INFER)
+                use = stack.enter_context(keys.open_request(bearer))
+                use.charge(len(body.texts) - 1)
             most = service.settings.max_batch_items
             if len(body.texts) > most:
                 raise InvalidInputError(f"q has {len(body.texts)} texts, but a request takes at most {most}")
             variant = _variant(request, service, body)
-        return AsciiJsonResponse(await unless_gone(request, _translated(service, variant, body, may_reuse(request))))
+            held = stack.pop_all()  # until the answer is there
+        with held:
+            answer = await unless_gone(request, _translated(service, variant, body, may_reuse(request)))
+        return AsciiJsonResponse(answer)
 
     @router.get("/languages")
     async def languages() -> Response:

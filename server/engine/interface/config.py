@@ -41,10 +41,15 @@ class EngineConfig:
         1024, "the most positions, padding included, encoded in one step; one source may exceed it"
     )
     max_decode_tokens: int = 512  # most tokens that enter the decoder in one step; one sequence may exceed it
+    spare_slots: int = 0  # beyond `slots`, so that small requests find room beside one that has all of those
     # While all running sequences are greedy, run steps for this long before looking at the results: a small model's
     # step takes less than the work around it. Newcomers may start this much later. 0: never; CUDA has graphs instead.
     ahead_s: float = 0.001
     source_cache_bytes: int = 0  # memory for encoded sources that later requests may read again; 0: none
+
+    def with_spare_slots(self) -> "EngineConfig":
+        """The same for an engine that serves several callers."""
+        return replace(self, spare_slots=max(1, self.slots // 8))
 
     def within(self, positions: int | None) -> "EngineConfig":
         """Limit sources and targets to a model's `positions`; None: no limit."""
@@ -64,11 +69,17 @@ class EngineLimits:
     max_source_tokens: int
     max_new_tokens: int  # with the decoder prefix
     slots: int
+    spare_slots: int = 0
 
     @classmethod
     def of(cls, config: EngineConfig) -> "EngineLimits":
         """The limits of an engine loaded with this configuration."""
-        return cls(max_source_tokens=config.max_source_tokens, max_new_tokens=config.max_new_tokens, slots=config.slots)
+        return cls(
+            max_source_tokens=config.max_source_tokens,
+            max_new_tokens=config.max_new_tokens,
+            slots=config.slots,
+            spare_slots=config.spare_slots,
+        )
 
 
 SETTINGS: Mapping[str, str] = MappingProxyType(

@@ -36,6 +36,7 @@ class NativeBackend:
     """A loaded network on the CPU. One thread owns it; the operator has its own threads."""
 
     has_own_threads = True
+    rows_cost = True
     runs_ahead = True
 
     @classmethod
@@ -304,7 +305,7 @@ def _check_memory(weights: int, caches: int, config: EngineConfig) -> None:
     available = available_bytes(torch.device("cpu"))
     if weights + caches > available:
         raise LoadError(
-            f"{weights / 1e6:.0f} MB of weights and the caches of {config.slots} slots with "
+            f"{weights / 1e6:.0f} MB of weights and the caches of {config.slots - config.spare_slots} slots with "
             f"{config.max_source_tokens} source and {config.max_new_tokens} new tokens need "
             f"{(weights + caches) / 1e6:.0f} MB, but {available / 1e6:.0f} MB are free: lower one of the three"
         )

@@ -48,6 +48,9 @@ class TorchBackend:
         buckets: Collection[Bucket],
     ) -> None:
         """Allocate the caches and record the steps of `buckets`; callers use `load` or `build`."""
+        # On a GPU a step of all slots takes hardly longer than one of a few; and a replayed step writes to the slots
+        # behind its rows, so that nobody may be left out.
+        self.rows_cost = config.device == "cpu" and not uses_graphs(config)
         self._path: str | None = None
         self._model = model
         self._pad_id = spec.pad_id
@@ -330,7 +333,7 @@ def _check_memory(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype, ava
         caches += config.slots * spec.target_vocab_size * max(4, dtype.itemsize)  # their logits
     if weights + caches > available:
         raise LoadError(
-            f"{weights / 1e6:.0f} MB of weights and the caches of {config.slots} slots with "
+            f"{weights / 1e6:.0f} MB of weights and the caches of {config.slots - config.spare_slots} slots with "
             f"{config.max_source_tokens} source and {config.max_new_tokens} new tokens need "
             f"{(weights + caches) / 1e6:.0f} MB, but {available / 1e6:.0f} MB are free: lower one of the three"
         )

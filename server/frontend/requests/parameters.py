@@ -113,6 +113,12 @@ class RequestParameters(_EngineParameters):
     decoder_input_text: str | None = Field(
         default=None, description="the answer continues this text and does not repeat it"
     )
+    priority: Literal["interactive", "batch"] | None = Field(
+        default=None, description="batch makes way for others; interactive is the default"
+    )
+    timeout_ms: Annotated[int, Field(ge=1, le=LARGEST_COUNT)] | None = Field(
+        default=None, description="give up after so long, from the request's arrival"
+    )
     split: Literal["none", "sentences", "windows"] | None = Field(
         default=None, description="divide a text, answer each piece alone, and join the answers; pieces tells them"
     )

@@ -1,6 +1,7 @@
 """One accepted generation, as the API process sees it."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Literal
 from server.engine.interface.parameters import GenerationParameters
 from server.engine.interface.results import FinishReason, Hypothesis, Timings, TopToken
 from server.errors import ApiError, ClientGoneError
+from server.frontend.workers.admission import Work
 from server.messages import Finished, TokenReport
 from server.telemetry.request_record import current
 from server.text.answer import Answer, AnswerToken
@@ -45,6 +47,8 @@ class Generation:
         streamed: bool = False,
         truncated: int = 0,
         reuses_source: bool = False,
+        batch: bool = False,
+        timeout_s: float = math.inf,
     ) -> None:
         """A generation that has not been accepted yet.
 
@@ -55,9 +59,13 @@ class Generation:
             streamed: whether the caller reads the tokens as they are made.
             truncated: how many tokens were cut from the source's end.
             reuses_source: whether its source may be one that was encoded for an earlier request.
+            batch: whether it makes way for others.
+            timeout_s: how long it may take in all, from its arrival; the server may allow less.
         """
         self.reuses_source = reuses_source
         self.truncated = truncated
+        self.batch = batch
+        self.timeout_s = timeout_s
         self.source_ids = source_ids
         self.parameters = parameters
         self.mode = mode
@@ -65,6 +73,7 @@ class Generation:
         self.streamed = streamed
         # The supervisor uses these.
         self.id = 0  # unique for the life of its worker, once accepted
+        self.owner = 0  # the same for all generations of one request, once accepted
         self.sent = False  # whether a worker has it
         self.deaths = 0  # how many workers died while they had it
         self.delivered = False  # whether a token was streamed, after which it cannot be rerun
@@ -79,6 +88,15 @@ class Generation:
         self._first_ms = 0.0  # when its first token was made
         self._finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self._told: asyncio.Queue[ToldToken | None] = asyncio.Queue()
+
+    @property
+    def work(self) -> Work:
+        """What it may take."""
+        return Work.of(self.parameters, source_tokens=len(self.source_ids))
+
+    def left_s(self, limit_s: float) -> float:
+        """How long it may still take, if the server allows `limit_s` from its arrival."""
+        return max(0.0, min(limit_s, self.timeout_s) - (time.monotonic() - self.arrived_s))
 
     @property
     def told_by_token(self) -> bool:

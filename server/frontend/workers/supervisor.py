@@ -25,7 +25,7 @@ from server.errors import (
     UnavailableError,
 )
 from server.frontend.metrics import VariantMetrics
-from server.frontend.workers.admission import Admission
+from server.frontend.workers.admission import NOTHING, Admission, Work
 from server.frontend.workers.generation import Generation
 from server.frontend.workers.suspects import Suspects
 from server.frontend.workers.worker_process import WorkerProcess
@@ -95,7 +95,9 @@ class Supervisor:
         self._settings = settings
         self._metrics = metrics
         self._worker_module = worker_module
-        self._admission = Admission(slots=engine.slots, max_queue=settings.max_queue)
+        self._admission = Admission(
+            slots=engine.slots, max_queue=settings.max_queue, max_queue_tokens=settings.max_queue_tokens
+        )
         self._ids = count(1)
         self._pending: dict[int, Generation] = {}  # accepted and not ended, in order of arrival
         self._suspects = Suspects()
@@ -203,21 +205,36 @@ class Supervisor:
                 f"{self._ref} is {self.state.value}: try again in a moment, GET /health/ready says when it is ready",
                 retry_after_s=self._pause_s + self._load_s,
             )
-        self._admission.check(len(self._pending), len(generations))
+        if generations:
+            first = generations[0]
+            work = sum((each.work for each in generations), NOTHING)
+            self.check_room(work, batch=first.batch, left_s=first.left_s(self._settings.total_s))
         if any(generation.mode != "shadow" for generation in generations):
             self.on_request()
         loop = asyncio.get_running_loop()
         for generation in generations:
             generation.id = next(self._ids)
+            generation.owner = generations[0].id
             self._pending[generation.id] = generation
-            left_s = self._settings.total_s - (time.monotonic() - generation.arrived_s)
-            generation.deadline = loop.call_later(max(0.0, left_s), self._expire, generation)
+            self._admission.enter(generation.owner, generation.work, batch=generation.batch)
+            left_s = generation.left_s(self._settings.total_s)
+            generation.deadline = loop.call_later(left_s, self._expire, generation)
         if not self._suspects and self.ready is not None:
             self._run(generations)
 
+    def check_room(self, work: Work, *, batch: bool, left_s: float) -> None:
+        """Refuse work for which there is no room now; `left_s`: how long its caller still waits.
+
+        Raises:
+            InvalidInputError: there never will be.
+            OverloadedError: try again later.
+        """
+        self._admission.check(work, batch=batch, within_s=max(0.0, min(self._settings.queue_s, left_s)))
+
     def limits_changed(self) -> None:
         """The settings were read again."""
-        self._admission.resize(self._settings.max_queue)
+        settings = self._settings
+        self._admission.resize(max_queue=settings.max_queue, max_queue_tokens=settings.max_queue_tokens)
 
     def cancel(self, generation: Generation) -> None:
         """Stop a generation that nobody waits for any more; one that has already ended is left alone."""
@@ -240,6 +257,8 @@ class Supervisor:
             queued_s=time.monotonic(),
             queue_limit_s=self._settings.queue_s,
             reuses_source=generation.reuses_source,
+            owner=generation.owner,
+            batch=generation.batch,
         )
 
     def _run(self, generations: Sequence[Generation]) -> None:
@@ -255,11 +274,17 @@ class Supervisor:
             self._worker.send([Cancel(id=generation.id)])
 
     def _fail(self, generation: Generation, error: ApiError) -> None:
-        if self._pending.pop(generation.id, None) is not None:
+        if self._take_out(generation.id) is not None:
             if generation.mode != "shadow":
                 self._metrics.ended(error.outcome)
             generation.fail(error)
             self._after(generation)
+
+    def _take_out(self, number: int) -> Generation | None:
+        generation = self._pending.pop(number, None)
+        if generation is not None:
+            self._admission.leave(generation.owner, generation.work, batch=generation.batch)
+        return generation
 
     def _after(self, generation: Generation) -> None:
         """Go on with the suspects once those that ran have ended, and with all others after the last of them."""
@@ -275,7 +300,8 @@ class Supervisor:
         self._fail(
             generation,
             TimedOutError(
-                f"the request took more than {self._settings.total_s:g} s: ask for fewer tokens, or send less at once"
+                f"the request took more than {min(self._settings.total_s, generation.timeout_s):g} s: "
+                "ask for fewer tokens, or send less at once"
             ),
         )
 
@@ -286,7 +312,7 @@ class Supervisor:
                     if (generation := self._pending.get(token.id)) is not None:
                         self._take(generation, token)
             case Finished():
-                if (generation := self._pending.pop(report.id, None)) is not None:
+                if (generation := self._take_out(report.id)) is not None:
                     self._answer(generation, report)
                     self._after(generation)
             case Failed():
@@ -306,18 +332,19 @@ class Supervisor:
     def _take(self, generation: Generation, token: TokenReport) -> None:
         if (stopped := generation.push(token)) is not None:
             self._forget(generation)
-            del self._pending[token.id]
+            self._take_out(token.id)
             self._answer(generation, stopped)
             self._after(generation)
 
     def _answer(self, generation: Generation, finished: Finished) -> None:
         self._pause_s = self._settings.restart_s  # the worker works
-        self._admission.finished()
+        timings = finished.timings
+        self._admission.finished(generation.parameters.rows, (timings.total_ms - timings.queue_ms) / 1e3)
         if generation.mode != "shadow":
             self._metrics.answered(
                 generation.mode,
                 time.monotonic() - generation.arrived_s,
-                finished.timings,
+                timings,
                 source=len(generation.source_ids),
                 generated=len(finished.tokens),
                 trace=generation.trace,
