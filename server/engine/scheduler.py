@@ -240,28 +240,28 @@ class Scheduler:
 
     def _next(self, room: _Room, turn: Kind | None) -> tuple[_Owner | None, list[_Owner]]:
         """The owner whose first sequence is admitted next, if there is one, and those that it overtakes."""
-        open_to = list(Kind) if turn is None else [turn]
-        if (due := self._first_due()) is not None:
+        queued: set[Kind] = set()  # behind one that is due: it is not others that they wait for
+        for due in self._first_due():
             owner = self._owners[due.owner]
             if room.fits(owner.kind, len(due.rows)):
                 return owner, []
             if len(due.rows) > room.total:
                 return None, []
             # It waits for others of its sort to end, and nobody else is in its way.
-            open_to = [kind for kind in open_to if (kind is Kind.LIGHT) is not (owner.kind is Kind.LIGHT)]
+            queued |= {kind for kind in Kind if (kind is Kind.LIGHT) is (owner.kind is Kind.LIGHT)}
         for kinds in ((Kind.LIGHT, Kind.HEAVY), (Kind.BATCH,)):
             seen: list[_Owner] = []
             fit: list[_Owner] = []
             for kind in kinds:
                 first, looked_at = self._first_of(kind, room)
                 seen += looked_at
-                if first is not None and kind in open_to:
+                if first is not None and kind not in queued and turn in {None, kind}:
                     fit.append(first)
             if fit:
                 owner = min(fit, key=lambda each: (each.given, each.order))
                 if owner.kind is not Kind.BATCH:
                     seen += islice((each for each in self._by_kind[Kind.BATCH].values() if each.waiting), 1)
-                return owner, [each for each in seen if _overtakes(owner, each, room)]
+                return owner, [each for each in seen if each.kind not in queued and _overtakes(owner, each, room)]
         return None, []
 
     def _first_of(self, kind: Kind, room: _Room) -> tuple[_Owner | None, list[_Owner]]:
@@ -281,10 +281,13 @@ class Scheduler:
                     break  # nobody was given less
         return first, seen
 
-    def _first_due(self) -> Sequence | None:
-        while self._due and self._due[0].status is not Status.WAITING:
-            self._due.popleft()
-        return self._due[0] if self._due else None
+    def _first_due(self) -> list[Sequence]:
+        """Those that have been due for longest, of light owners and of all others: neither waits for the other."""
+        self._due = deque(sequence for sequence in self._due if sequence.status is Status.WAITING)
+        first: dict[bool, Sequence] = {}
+        for sequence in self._due:
+            first.setdefault(self._owners[sequence.owner].kind is Kind.LIGHT, sequence)
+        return list(first.values())
 
     def _note_overtaken(self, owners: list[_Owner]) -> None:
         for owner in owners:

@@ -1,5 +1,6 @@
 """Who is admitted, and who steps when: no tensors."""
 
+import random
 from collections import Counter
 
 import pytest
@@ -170,3 +171,25 @@ def test_small_requests_go_on_while_a_due_one_waits_for_others_of_its_size() -> 
     assert wide.status is Status.WAITING
     scheduler.remove(0, Status.FINISHED)
     assert admitted_by(scheduler) == [1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_however_they_come_and_go_nobody_is_overtaken_too_often(seed: int) -> None:
+    chance = random.Random(seed)
+    scheduler = scheduler_with(spare=chance.choice([0, 1, 2, 4]))
+    live: list[Sequence] = []
+    owner = 0
+    for number in range(600):
+        owner += not live or chance.random() < 0.6
+        one = sequence(number, owner=owner, beams=chance.choice([1, 1, 1, 2, 5, 8]), batch=owner % 3 == 0)
+        scheduler.add(one)
+        live.append(one)
+        admitted_by(scheduler, chance.choice([None, *scheduler.kinds]))
+        for each in [each for each in live if each.status is Status.RUNNING and chance.random() < 0.25]:
+            scheduler.remove(each.id, Status.FINISHED)
+            live.remove(each)
+    while live:
+        admitted_by(scheduler)
+        for each in [each for each in live if each.status is Status.RUNNING]:
+            scheduler.remove(each.id, Status.FINISHED)
+            live.remove(each)

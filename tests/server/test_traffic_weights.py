@@ -9,7 +9,7 @@ from server.frontend.traffic.weights import ShadowPlan, TrafficPlan
 
 @dataclass(frozen=True)
 class FakeSupervisor:
-    ready: object | None = field(default_factory=object)
+    available: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def test_a_session_stays_with_its_variant() -> None:
 
 
 def test_what_is_not_ready_gets_nothing_while_another_is() -> None:
-    away = FakeSupervisor(ready=None)
+    away = FakeSupervisor(available=False)
     plan = TrafficPlan(weights={"dense": 1, "pruned": 99}, shadow=None)
     assert chosen(plan, [FakeVariant("dense"), FakeVariant("pruned", supervisor=away)]) == "dense"
     assert chosen(plan, [FakeVariant("pruned", supervisor=away)]) == "pruned"
