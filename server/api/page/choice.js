@@ -4,6 +4,9 @@ import { build, element } from "./dom.js";
 const TONES = 6; // how many variant colours base.css defines
 const FIRST_CHOSEN = 4; // variants that are chosen where the link names none
 
+/** Whether a variant answers: one that is idle is loaded for the next request. */
+export const takesRequests = ({ state }) => state === "ready" || state === "idle";
+
 export class Choice extends EventTarget {
   #family;
   #field;
@@ -71,7 +74,7 @@ export class Choice extends EventTarget {
   }
 
   get ready() {
-    return this.chosen.filter(({ state }) => state === "ready");
+    return this.chosen.filter(takesRequests);
   }
 
   /** For the link: the chosen variants' names, or null where the choice is the first one. */

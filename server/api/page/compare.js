@@ -68,7 +68,9 @@ export class CompareView {
     this.#columns.show(chosen);
     this.#chart.show(chosen);
     const shown = ready.map(({ ref, digest }) => `${ref} ${digest}`).join();
-    if (shown !== this.#shown) {
+    // What was idle loads for the very run that asked for it.
+    const loads = this.#running && chosen.some(({ state }) => state === "loading");
+    if (shown !== this.#shown && !loads) {
       this.#shown = shown;
       if (this.#running) this.stop();
       this.#blank(ready);

@@ -1,6 +1,6 @@
 /** The page itself: the server's state, the reader's choice, the address, and one view at a time. */
 import { Server } from "./api.js";
-import { Choice } from "./choice.js";
+import { Choice, takesRequests } from "./choice.js";
 import { CompareView } from "./compare.js";
 import { byId } from "./dom.js";
 import { linkTo, readLink } from "./link.js";
@@ -72,7 +72,7 @@ class Page {
       failure = error;
     }
     const keyWanted = failure?.status === 401;
-    const settled = keyWanted || models?.every(({ state }) => state === "ready" || state === "failed");
+    const settled = keyWanted || models?.every((model) => takesRequests(model) || model.state === "failed");
     clearTimeout(this.#poll);
     this.#poll = setTimeout(() => this.watch(), settled ? POLL_READY_MS : POLL_UNREADY_MS);
     this.#askForKey(keyWanted, failure);
@@ -98,7 +98,7 @@ class Page {
   #showModels(models) {
     if (byId("server-state").dataset.state === "lost") this.#cameBack();
     this.choice.update(models);
-    const ready = models.filter(({ state }) => state === "ready").length;
+    const ready = models.filter(takesRequests).length;
     const loading = models.filter(({ state }) => state === "loading").map(({ ref }) => ref);
     if (loading.length) this.#showServer("loading", `Loading ${loading.join(", ")}`);
     else if (ready) this.#showServer("ready", ready === 1 ? "1 variant ready" : `${ready} variants ready`);
