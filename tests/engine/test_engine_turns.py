@@ -102,5 +102,4 @@ def test_steps_are_for_some_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None
     sequences = requests([[3, 4, 5], [6, 7], [8] * 9], 200)
     run(engine, sequences, cancelled=20)
     check(engine, sequences)
-    with_holes = [slots for slots in SubsetsSeen.steps if slots != list(range(len(slots)))]
-    assert len(with_holes) > len(SubsetsSeen.steps) // 20
+    assert any(slots != list(range(len(slots))) for slots in SubsetsSeen.steps)
