@@ -26,7 +26,7 @@ from starlette.types import Scope
 
 from server.engine.interface.results import Timings
 from server.errors import ApiError, SettingsError
-from server.telemetry.request_record import RecordedRun, RequestRecord, TraceIds
+from server.telemetry.request_record import CLIENT_LEFT, RecordedRun, RequestRecord, TraceIds
 from server.version import project_version
 
 _OPERATION = "text_completion"
@@ -215,7 +215,7 @@ class OpenTelemetrySpan:
             if route is not None:
                 span.update_name(f"{record.method} {route}")
                 span.set_attribute("http.route", route)
-            status = record.status or 500
+            status = record.status or CLIENT_LEFT
             span.set_attribute("http.response.status_code", status)
             if record.runs:
                 span.set_attributes(_of_all(record))

@@ -54,6 +54,9 @@ class RecordedRun(NamedTuple):
         return None if isinstance(outcome, Finished) else outcome
 
 
+CLIENT_LEFT = 499  # in logs and traces, where the client went before a response was begun; nginx has it so
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """Made when a request comes. Whoever works for it finds it by `current`, in whatever task that is."""
@@ -61,7 +64,8 @@ class RequestRecord:
     request_id: str
     method: str
     path: str  # as it was sent, still encoded, without the query
-    status: int | None = None  # of the response; None if none was begun
+    status: int | None = None  # of the response; None until one is begun
+    fault: bool = False  # an exception that nobody expected has ended it
     error: ApiError | None = None  # what the whole request was refused with
     refs: list[str] = field(default_factory=list)  # the variants it was routed to
     runs: list[RecordedRun] = field(default_factory=list)
@@ -71,6 +75,8 @@ class RequestRecord:
     @property
     def outcome(self) -> str:
         """As in nash_requests_total: the worst of its generations, or that of the whole request."""
+        if self.fault:
+            return "error"
         errors = [self.error, *(run.error for run in self.runs)]
         outcomes = {each.outcome if isinstance(each, ApiError) else "error" for each in errors if each is not None}
         for worst in ("error", "timeout", "rejected", "cancelled", "client_error"):
@@ -78,7 +84,9 @@ class RequestRecord:
                 return worst
         if self.status == 503:  # of /health/ready, whose answer that is
             return "rejected"
-        status = self.status or 500
+        status = self.status or CLIENT_LEFT
+        if status == CLIENT_LEFT:
+            return "cancelled"
         return "error" if status >= 500 else "client_error" if status >= 400 else "ok"
 
     def fields(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_a_request_is_one_trace_below_its_callers(observed: Observed) -> None:
     assert line["decode_ms"] == pytest.approx(timings["decode_ms"], abs=0.01)
     assert line["trace_id"] == PARENT_TRACE
     assert SECRET not in json.dumps(line)
+
+
+def test_who_leaves_before_a_response_is_cancelled_and_no_fault(observed: Observed) -> None:
+    address = httpx.URL(observed.url)
+    body = json.dumps({"inputs": "abc", "parameters": {"max_new_tokens": 200, "min_new_tokens": 200}}).encode()
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(
+            b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\nx-request-id: left-1\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+    line = observed.line('"request_id":"left-1"')
+    assert (line["status"], line["outcome"], line["level"]) == (499, "cancelled", "info")
 
 
 def test_the_same_times_come_as_metrics_of_the_conventions(observed: Observed) -> None:

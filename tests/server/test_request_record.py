@@ -17,7 +17,7 @@ def run(outcome: object, **state: bool) -> RecordedRun:
         (404, None, [], "client_error"),
         (503, None, [], "rejected"),  # GET /health/ready while a model loads
         (500, None, [], "error"),
-        (None, None, [], "error"),  # a fault, before an answer was begun
+        (None, None, [], "cancelled"),  # the client left before an answer was begun
         (422, InvalidInputError("x"), [], "client_error"),
         (429, OverloadedError("x"), [], "rejected"),
         (200, None, [ANSWER, GenerationError("x")], "error"),  # in the middle of a stream
@@ -32,6 +32,13 @@ def test_the_outcome_is_that_of_the_metrics(
     record = RequestRecord(request_id="r", method="POST", path="/", status=status, error=error)
     record.runs += [run(outcome) for outcome in outcomes]
     assert record.outcome == told
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_fault_is_an_error_even_after_an_answer_was_begun(status: int) -> None:
+    record = RequestRecord(request_id="r", method="POST", path="/", status=status, fault=True)
+    record.runs.append(run(ANSWER))
+    assert record.outcome == "error"
 
 
 def test_tokens_are_summed_and_times_are_the_slowest() -> None:

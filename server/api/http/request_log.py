@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.settings import Settings
-from server.telemetry.request_record import RequestRecord, begin
+from server.telemetry.request_record import CLIENT_LEFT, RequestRecord, begin
 from server.telemetry.tracing import TracedRequest, Tracing
 
 _LONGEST_PATH = 256  # characters
@@ -48,7 +48,12 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, send_noted)
+        except Exception:
+            record.fault = True  # uvicorn logs the traceback, and answers with 500 where nothing was sent yet
+            record.status = record.status or 500
+            raise
         finally:
+            record.status = record.status or CLIENT_LEFT
             self._tell(record, scope, arrived_s, traced)
 
     def _tell(self, record: RequestRecord, scope: Scope, arrived_s: float, traced: TracedRequest | None) -> None:
@@ -58,7 +63,7 @@ class RequestLog:
             fields = {
                 "method": record.method,
                 "path": record.path,
-                "status": record.status or 500,
+                "status": record.status,
                 "outcome": record.outcome,
                 "duration_ms": round(1e3 * (time.monotonic() - arrived_s), 3),
                 "client": client[0] if client else "",
