@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -38,6 +39,24 @@ async def send_at(port: int, arrivals: list[tuple[float, bytes]]) -> tuple[list[
         for connection in idle:
             connection.writer.close()
     return answers, lags_s
+
+
+async def send_all(port: int, bodies: Iterable[bytes], *, in_flight: int) -> list[Answer]:
+    """POST each body to `/generate` of a local server, so many at a time; answers come in the order of their ends."""
+    left = iter(bodies)
+    idle: list[_Connection] = []
+    answers: list[Answer] = []
+
+    async def one_after_the_other() -> None:
+        for body in left:
+            answers.append(await _send(port, body, time.perf_counter(), idle))
+
+    try:
+        await asyncio.gather(*(one_after_the_other() for _ in range(in_flight)))
+    finally:
+        for connection in idle:
+            connection.writer.close()
+    return answers
 
 
 @dataclass(frozen=True)
