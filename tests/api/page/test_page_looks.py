@@ -17,8 +17,15 @@ def _violations(visit: Visit, source: str) -> list[Any]:
     return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (390, "dark"),
+        (1280, "light"),
+        pytest.param(390, "light", marks=pytest.mark.slow),  # a browser without a GPU takes half a minute for each
+        pytest.param(1280, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_every_view_fits_and_axe_finds_nothing(
     browser: "Browser", page_server: RunningServer, width: int, theme: Any
 ) -> None:

@@ -280,19 +280,23 @@ def test_answers_of_every_kind_are_the_same_alone_and_in_random_traffic(
     config = replace(CONFIG, dtype=dtype, threads=1)
     engine, solo = (Engine.load(Model.open(t5_dir), replace(config, ahead_s=ahead_s)) for ahead_s in (60.0, 0.0))
     chance, alive, several, ahead, sliced = random.Random(0), [], 0, 0, 0
+
+    def step() -> None:
+        nonlocal ahead, sliced
+        engine.step()
+        ahead += engine.step_stats.steps > 1
+        sliced += bool(engine._sources)
+
     for number in range(60):
-        alive.append(
-            Sequence(id=number, source_ids=chance.choice(SOURCES), parameters=kinds[chance.randrange(len(kinds))])
-        )
+        parameters = kinds[chance.randrange(len(kinds))]
+        alive.append(Sequence(id=number, source_ids=chance.choice(SOURCES), parameters=parameters))
         engine.add(alive[-1])
         for _ in range(chance.randrange(6)):
-            engine.step()
-            ahead += engine.step_stats.steps > 1
-            sliced += bool(engine._sources)
+            step()
         if chance.random() < 0.1:
             engine.cancel(number)
     while not engine.idle:
-        engine.step()
+        step()
     for one in [one for one in alive if one.status is not Status.CANCELLED]:
         (expected,) = solo.generate([one.source_ids], one.parameters)
         assert [each.tokens for each in one.hypotheses] == [each.tokens for each in expected.hypotheses]
