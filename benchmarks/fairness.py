@@ -19,15 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import environment
+from benchmarks.loopback import children_of, figures, memory_bytes, quantile, random_text, save_random, serving
 from benchmarks.open_loop import Answer, send_at
-from benchmarks.shapes import NAMED, Shape, build, save_with_tokenizer, word_of
+from benchmarks.shapes import NAMED
 
 SHAPE = NAMED["g2p"]
 LARGE = {"texts": 64, "num_beams": 32}
@@ -47,44 +48,17 @@ def main() -> None:
     result: dict[str, Any] = {"environment": environment(), "shape": SHAPE.name}
     with tempfile.TemporaryDirectory() as folder:
         short, long = Path(folder, "short"), Path(folder, "long")
-        _save(SHAPE, short, SHAPE.new_tokens)
-        _save(SHAPE, long, LONG_ANSWER)
-        with _server(short) as (port, _):
+        save_random(SHAPE, short, SHAPE.new_tokens)
+        save_random(SHAPE, long, LONG_ANSWER)
+        with serving([short]) as (port, _):
             result["beside_a_large_request"] = beside_a_large_request(port, options.phase_s, options.rounds)
             print(json.dumps(result["beside_a_large_request"], indent=2))
-        with _server(long, "--queue-s", str(QUEUE_S)) as (port, process):
+        with serving([long], "--queue-s", str(QUEUE_S)) as (port, process):
             result["overload"] = asyncio.run(overload(port, process.pid, options.overload_s))
     text = json.dumps(result, indent=2)
     print(json.dumps(result["overload"], indent=2))
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
-
-
-def _save(shape: Shape, folder: Path, new_tokens: int) -> None:
-    model = build(shape)
-    model.generation_config.update(min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-    save_with_tokenizer(model, folder, shape.vocab_size)
-
-
-@contextmanager
-def _server(model: Path, *flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    """A server of one model with one thread, its port and its process."""
-    served = f"{model},dtype=float32,threads=1,max_source_tokens=64"
-    command = [sys.executable, "-m", "server", "--port", "0", "--model", served, *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line.startswith("serving "):
-            raise SystemExit("the server did not start")
-        yield int(line.rstrip().rstrip("/").rpartition(":")[2]), process
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _text(chance: random.Random) -> str:
-    return " ".join(word_of(chance.randrange(3, SHAPE.vocab_size)) for _ in range(SHAPE.source_tokens - 1))
 
 
 def beside_a_large_request(port: int, phase_s: float, rounds: int) -> dict[str, Any]:
@@ -112,11 +86,13 @@ def beside_a_large_request(port: int, phase_s: float, rounds: int) -> dict[str, 
         "small": {"phase_s": phase_s, "rounds": rounds, "new_tokens": SHAPE.new_tokens},
         "large": LARGE
         | {"texts_a_second": {phase: round(statistics.median(rates), 2) for phase, rates in large.items()}},
-        "alone": _figures(list(chain(*alone))),
+        "alone": figures(list(chain(*alone))),
     }
     for phase, samples in phases.items():
-        ratios = [_at(beside, 0.95) / _at(by_itself, 0.95) for beside, by_itself in zip(samples, alone, strict=True)]
-        result[phase] = _figures(list(chain(*samples))) | {
+        ratios = [
+            quantile(beside, 0.95) / quantile(by_itself, 0.95) for beside, by_itself in zip(samples, alone, strict=True)
+        ]
+        result[phase] = figures(list(chain(*samples))) | {
             "p95_ratio": statistics.median(ratios),
             "p95_ratio_rounds": [round(ratio, 3) for ratio in ratios],
         }
@@ -132,7 +108,7 @@ def _large_caller(port: int, phase: str) -> Iterator[None]:
     chance = random.Random(1)
     priority = "batch" if phase == "beside_batch_priority" else "interactive"
     large = {
-        "inputs": [_text(chance) for _ in range(LARGE["texts"])],
+        "inputs": [random_text(SHAPE, chance) for _ in range(LARGE["texts"])],
         "parameters": {"num_beams": LARGE["num_beams"], "priority": priority},
     }
     command = [sys.executable, "-m", "benchmarks.large_caller", str(port), json.dumps(large)]
@@ -163,7 +139,7 @@ def _ask(port: int, seconds: float) -> list[float]:
     times: list[float] = []
     end_s = time.perf_counter() + seconds
     while time.perf_counter() < end_s:
-        body = json.dumps({"inputs": _text(chance)})
+        body = json.dumps({"inputs": random_text(SHAPE, chance)})
         begun_s = time.perf_counter()
         connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -183,7 +159,7 @@ async def overload(port: int, pid: int, seconds: float) -> dict[str, Any]:
     sent = asyncio.create_task(send_at(port, _arrivals(rate, seconds, chance)))
     memory: list[int] = []
     while not sent.done():
-        memory.append(_resident_bytes(pid))
+        memory.append(sum(memory_bytes(each, "VmRSS") for each in (pid, *children_of(pid))))
         await asyncio.wait([sent], timeout=1.0)
     answers, lags_s = await sent
     admitted = [each for each in answers if each.status == 200]
@@ -197,15 +173,15 @@ async def overload(port: int, pid: int, seconds: float) -> dict[str, Any]:
         "queue_s": QUEUE_S,
         "slo_s": SLO_S,
         "requests": len(answers),
-        "admitted": _figures([1e3 * each.seconds for each in admitted])
+        "admitted": figures([1e3 * each.seconds for each in admitted])
         | {
             "a_second": round(len(admitted) / seconds, 2),
             "within_slo": sum(each.seconds <= SLO_S for each in admitted) / len(admitted),
         },
-        "refused": _figures([1e3 * each.seconds for each in refused])
+        "refused": figures([1e3 * each.seconds for each in refused])
         | {"retry_after_s": [min(each.retry_after_s for each in refused), max(each.retry_after_s for each in refused)]},
         "others": sorted({each.status for each in answers} - {200, 429}),
-        "schedule_lag_ms": _figures([1e3 * lag_s for lag_s in lags_s]),
+        "schedule_lag_ms": figures([1e3 * lag_s for lag_s in lags_s]),
         "memory_mb": {"after_ten_seconds": settled[0] / 1e6, "most_afterwards": max(settled) / 1e6},
         "memory_growth": max(settled) / settled[0] - 1,
     }
@@ -231,29 +207,7 @@ def _arrivals(rate: float, seconds: float, chance: random.Random) -> list[tuple[
 
 
 def _body(chance: random.Random) -> bytes:
-    return json.dumps({"inputs": _text(chance)}).encode("ascii")
-
-
-def _resident_bytes(pid: int) -> int:
-    """Memory in use by a process and those it has started."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(child) for task in tasks for child in task.read_text().split()]
-    total = 0
-    for each in (pid, *children):
-        lines = Path(f"/proc/{each}/status").read_text(encoding="ascii").splitlines()
-        total += next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-    return total
-
-
-def _figures(values_ms: Sequence[float]) -> dict[str, Any]:
-    return {
-        "count": len(values_ms),
-        **{f"p{100 * part:.0f}_ms": round(_at(values_ms, part), 2) for part in (0.5, 0.95, 0.99)},
-    }
-
-
-def _at(values: Sequence[float], part: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+    return json.dumps({"inputs": random_text(SHAPE, chance)}).encode("ascii")
 
 
 if __name__ == "__main__":
