@@ -17,7 +17,7 @@ from benchmarks.shapes import NAMED
 
 CALLERS = 12  # every third one streams
 TOKENS = (8, 64)  # an answer has from so many to so many
-REFUSED_S = 0.2  # a caller that was refused waits
+REFUSED_S = 1.0  # a caller that was refused waits, as Retry-After says
 LONGEST_S = 120.0
 
 
