@@ -1,4 +1,7 @@
-"""What clients that do wrong cost the others: `/health` and small callers, alone and beside them."""
+"""What clients that do wrong cost the others: `/health` and small callers, alone and beside them.
+
+A bare server in a process of its own is probed at the same time: what it takes is the machine's part.
+"""
 
 import asyncio
 import contextlib
@@ -7,7 +10,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from benchmarks.conduct.exchange import counted
@@ -41,11 +44,11 @@ def measure(model: str, store: str, *, phase_s: float, connections: int, header_
         "small_callers": SMALL_CALLERS,
         "phases": {},
     }
-    with serving([model], "--store", store) as (port, process):
-        asyncio.run(_phase(port, None, 0, min(3.0, phase_s)))  # warms up
+    with _bare_server() as bare, serving([model], "--store", store) as (port, process):
+        asyncio.run(_phase((port, bare), None, 0, min(3.0, phase_s)))  # warms up
         before = counted(port)
         for name, (act, clients) in acts.items():
-            result["phases"][name] = phase = asyncio.run(_phase(port, act, clients, phase_s))
+            result["phases"][name] = phase = asyncio.run(_phase((port, bare), act, clients, phase_s))
             phase["api_rss_mb"] = round(memory_bytes(process.pid, "VmRSS") / 1e6, 1)
             print(name, json.dumps(phase), flush=True)
         result["generations_counted"] = counted(port) - before
@@ -53,14 +56,30 @@ def measure(model: str, store: str, *, phase_s: float, connections: int, header_
     return result
 
 
-async def _phase(port: int, act: Act | None, clients: int, phase_s: float) -> dict[str, Any]:
-    """Probe while so many clients act."""
+@contextlib.contextmanager
+def _bare_server() -> Iterator[int]:
+    command = [sys.executable, "-m", "benchmarks.conduct.bare_server"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+async def _phase(ports: tuple[int, int], act: Act | None, clients: int, phase_s: float) -> dict[str, Any]:
+    """Probe the server and the bare one while so many clients act on the server."""
+    port, bare = ports
     seen: Counter[str] = Counter()
     acting = [asyncio.create_task(_again(act, port, seen)) for _ in range(clients) if act is not None]
     await asyncio.sleep(0.5 if acting else 0)
     body = json.dumps({"inputs": random_text(NAMED["g2p"], random.Random(0))})
-    asked = [("GET", "/health")] + SMALL_CALLERS * [("POST", "/generate", body)]
-    health, *small = await asyncio.gather(*(_probe(port, phase_s, *what) for what in asked))
+    health, machine, *small = await asyncio.gather(
+        _probe(port, phase_s, "GET", "/health"),
+        _probe(bare, phase_s, "GET", "/health"),
+        *(_probe(port, phase_s, "POST", "/generate", body) for _ in range(SMALL_CALLERS)),
+    )
     for task in acting:
         task.cancel()
     for ended in await asyncio.gather(*acting, return_exceptions=True):
@@ -68,6 +87,7 @@ async def _phase(port: int, act: Act | None, clients: int, phase_s: float) -> di
             raise ended
     return {
         "health": _told(health["times_ms"], health["failures"]),
+        "bare_server": _told(machine["times_ms"], machine["failures"]),
         "small": _told([each for one in small for each in one["times_ms"]], _sum(one["failures"] for one in small)),
         "clients_saw": dict(sorted(seen.items())),
     }

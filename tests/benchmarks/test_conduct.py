@@ -21,13 +21,18 @@ def test_clients_that_do_wrong_cost_the_others_no_request(tmp_path: Path) -> Non
     assert clients["note"] == "a test"
     assert clients["workers_at_the_end"] == 1
     for phase in clients["phases"].values():
-        for who in ("health", "small"):
+        for who in ("health", "bare_server", "small"):
             assert phase[who]["count"] > 0
             assert phase[who]["failures"] == {}
             assert 0 < phase[who]["p50_ms"] <= phase[who]["p99_ms"] <= phase[who]["max_ms"]
     seen = {name: phase["clients_saw"] for name, phase in clients["phases"].items()}
     assert "422" in seen["twelve_1mb_texts"]
-    assert "431" in seen["one_large_header"]
+    assert seen["one_large_header"]
+    assert set(seen["one_large_header"]) <= {
+        "431",
+        "ConnectionResetError",
+        "BrokenPipeError",
+    }  # it may be lost
     assert seen["half_open"]["connected"] == seen["slowloris"]["connected"] == 5
 
 
