@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--changes", type=int, default=200)
     parser.add_argument("--requests", type=int, default=20_000, help="of the soak")
     parser.add_argument("--swap-every", type=int, default=3000, help="requests of the soak")
+    parser.add_argument("--at-most-s", type=float, default=450.0, help="of changes and of soak, which then say how far")
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -59,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "deaths": lambda: deaths.measure(
                 "g2p@live", store, kills=options.kills, apart_s=options.apart_s, watchdog_s=options.watchdog_s
             ),
-            "changes": lambda: changes.measure(store, count=options.changes),
-            "soak": lambda: soak.measure(store, requests=options.requests, swap_every=options.swap_every),
+            "changes": lambda: changes.measure(store, count=options.changes, at_most_s=options.at_most_s),
+            "soak": lambda: soak.measure(
+                store, requests=options.requests, swap_every=options.swap_every, at_most_s=options.at_most_s
+            ),
         }
         for stage in options.stages:
             begun_s, load = time.monotonic(), os.getloadavg()[0]

@@ -19,36 +19,41 @@ WARM_PART = 0.1  # of the changes, before the server is first looked at
 SETTLED_S = 2.0
 
 
-def measure(store: str, *, count: int) -> dict[str, Any]:
-    """Swap one variant, load another one, unload that, and so on, so many times in all."""
+def measure(store: str, *, count: int, at_most_s: float) -> dict[str, Any]:
+    """Swap one variant, load another one, unload that, and so on, so many times in all, if there is time."""
     spans_s: dict[str, list[float]] = {"swap": [], "load": [], "unload": []}
     with serving(["g2p@live"], "--store", store) as (port, process):
         looks = []
+        end_s = time.perf_counter() + at_most_s
         with _under_load(port) as exchanges:
             for number in range(count):
                 kind = list(spans_s)[number % 3]
                 begun_s = time.perf_counter()
                 change(port, Store(store), kind, number // 3)
                 spans_s[kind].append(time.perf_counter() - begun_s)
-                if number + 1 in (max(1, round(WARM_PART * count)), count):
+                last = number + 1 == count or time.perf_counter() > end_s
+                if last or number + 1 == max(1, round(WARM_PART * count)):
                     if kind == "load":  # looked at while only one is loaded
                         change(port, Store(store), "unload", number)
                     looks.append(_look(process.pid))
+                    print(f"{number + 1} changes", json.dumps(looks[-1]), flush=True)
                     if kind == "load":
                         change(port, Store(store), "load", number)
-                    print(f"{number + 1} changes", json.dumps(looks[-1]), flush=True)
+                if last:
+                    break
         generations = counted(port)
-    first, last = looks[0], looks[-1]
+    first, final = looks[0], looks[-1]
     return {
+        "changes_asked": count,
         "changes": {kind: len(spans) for kind, spans in spans_s.items()},
         "seconds": {kind: round(sum(spans) / len(spans), 2) for kind, spans in spans_s.items() if spans},
         "callers": CALLERS,
         "requests": {"count": len(exchanges), "outcomes": outcomes(exchanges), "generations_counted": generations},
         "failed": sum(each.outcome != OK for each in exchanges),
         "after_a_tenth": first,
-        "at_the_end": last,
+        "at_the_end": final,
         "growth": {
-            name: round(last[name] / first[name] - 1, 4) for name in ("api_anonymous_mb", "worker_anonymous_mb")
+            name: round(final[name] / first[name] - 1, 4) for name in ("api_anonymous_mb", "worker_anonymous_mb")
         },
     }
 

@@ -31,29 +31,33 @@ SHARES = {  # percent
 }
 
 
-def measure(store: str, *, requests: int, swap_every: int) -> dict[str, Any]:
-    """Send so many requests; `g2p@live` is swapped at even distances, `g2p@steady` keeps its worker."""
+def measure(store: str, *, requests: int, swap_every: int, at_most_s: float) -> dict[str, Any]:
+    """Send so many requests, if there is time; `g2p@live` is swapped now and then, `g2p@steady` keeps its worker."""
     warm = max(1, round(WARM_PART * requests))
     swaps = set(range(warm // 2, requests, swap_every))
     with serving(MODELS, "--store", store) as (port, process):
         before = counted(port)
         begun_s = time.perf_counter()
+        end_s = begun_s + at_most_s
         kinds: Counter[str] = Counter()
+        swapped = 0
         exchanges: list[Exchange] = []
         looks = []
         numbers = iter(range(requests))
         taking, changing = threading.Lock(), threading.Lock()
 
         def ask(stop: int) -> None:
+            nonlocal swapped
             caller = Caller(port)
             while True:
                 with taking:
-                    number = next(numbers, None) if len(exchanges) < stop else None
+                    number = next(numbers, None) if len(exchanges) < stop and time.perf_counter() < end_s else None
                 if number is None:
                     break
                 if number in swaps:
                     with changing:
                         change(port, Store(store), "swap", sorted(swaps).index(number))
+                        swapped += 1
                 kind, path, body, options = _request(random.Random(number))
                 done = caller.ask(path, body, **options)
                 with taking:
@@ -71,9 +75,10 @@ def measure(store: str, *, requests: int, swap_every: int) -> dict[str, Any]:
         took_s = time.perf_counter() - begun_s
     return {
         "callers": CALLERS,
+        "requests_asked": requests,
         "requests": len(exchanges),
         "kinds": dict(kinds),
-        "swaps": len(swaps),
+        "swaps": swapped,
         "requests_a_second": round(len(exchanges) / took_s, 1),
         "outcomes": outcomes(exchanges),
         "generations": sum(each.generations for each in exchanges),
