@@ -55,6 +55,7 @@ def measure(store: str, *, requests: int, swap_every: int, at_most_s: float) -> 
                 if number is None:
                     break
                 if number in swaps:
+                    caller.close()  # the server would: it is idle for long
                     with changing:
                         change(port, Store(store), "swap", sorted(swaps).index(number))
                         swapped += 1

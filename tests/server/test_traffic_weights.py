@@ -1,9 +1,13 @@
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from server.frontend.metrics import Metrics
+from server.frontend.traffic.traffic import Traffic
 from server.frontend.traffic.weights import ShadowPlan, TrafficPlan
 
 
@@ -57,3 +61,19 @@ def test_one_weight_takes_all(session: str | None) -> None:
     plan = TrafficPlan(weights={"pruned": 0.001}, shadow=None)
     variants = [FakeVariant("dense"), FakeVariant("pruned")]
     assert {chosen(plan, variants, session) for _ in range(50)} == {"pruned"}
+
+
+def test_a_bare_name_means_what_has_been_loaded_while_its_default_loads() -> None:
+    def loaded(variant: str, *, is_default: bool, reported: object) -> Any:
+        supervisor = SimpleNamespace(reported=reported)
+        names = {"model": "g2p", "variant": variant, "ref": f"g2p@{variant}", "version": None, "digest": None}
+        return SimpleNamespace(**names, is_default=is_default, supervisor=supervisor)
+
+    old, new = loaded("live", is_default=False, reported=object()), loaded("dense", is_default=True, reported=None)
+    traffic = Traffic(Metrics(CollectorRegistry()), lambda: [old, new], lambda: False)
+    assert traffic.choose("g2p", None) is old
+    assert traffic.choose("g2p@dense", None) is new
+    new.supervisor.reported = object()
+    assert traffic.choose("g2p", None) is new
+    old.supervisor.reported = new.supervisor.reported = None
+    assert traffic.choose("g2p", None) is new

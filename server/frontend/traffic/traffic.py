@@ -24,6 +24,8 @@ class Traffic:
     def choose(self, ref: str | None, session: str | None) -> Variant:
         """The variant for one request; `session` is what the caller gave to stay with one.
 
+        What is loading for the first time takes only requests that name it, unless there is nothing else.
+
         Raises:
             InvalidInputError: `ref` is not a REF.
             NotServedError: nothing of that name is loaded.
@@ -32,7 +34,12 @@ class Traffic:
         model = named_model(ref)
         plan = NO_PLAN if model is None else self._plans.get(model, NO_PLAN)
         chosen = plan.choose([each for each in loaded if each.model == model], session)
-        return route(ref, loaded) if chosen is None else chosen
+        if chosen is not None:
+            return chosen
+        if model is None:
+            return route(ref, loaded)
+        begun = [each for each in loaded if each.model == model and each.supervisor.reported is not None]
+        return route(ref, begun or loaded)
 
     def answered(self, variant: Variant, request: TextRequest) -> None:
         """A variant has answered a request: perhaps it runs in the shadow too."""
