@@ -70,10 +70,11 @@ def test_a_bare_name_means_what_has_been_loaded_while_its_default_loads() -> Non
         return SimpleNamespace(**names, is_default=is_default, supervisor=supervisor)
 
     old, new = loaded("live", is_default=False, reported=object()), loaded("dense", is_default=True, reported=None)
+    first, second = old.supervisor, new.supervisor
     traffic = Traffic(Metrics(CollectorRegistry()), lambda: [old, new], lambda: False)
     assert traffic.choose("g2p", None) is old
     assert traffic.choose("g2p@dense", None) is new
-    new.supervisor.reported = object()
+    second.reported = object()
     assert traffic.choose("g2p", None) is new
-    old.supervisor.reported = new.supervisor.reported = None
+    first.reported = second.reported = None
     assert traffic.choose("g2p", None) is new
