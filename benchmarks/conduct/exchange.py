@@ -44,7 +44,9 @@ class Caller:
                 if response.status != 200:
                     outcome = str(response.status)
                 elif body.get("stream"):
-                    first_s, outcome = _read_stream(response, leave_after)
+                    first_s, outcome = _read_stream(
+                        response, leave_after, "results" if path == "/compare" else "generated_text"
+                    )
                 else:
                     json.loads(response.read())
                     outcome = OK
@@ -61,7 +63,9 @@ class Caller:
         self._connection.close()
 
 
-def _read_stream(response: http.client.HTTPResponse, leave_after: int | None) -> tuple[float | None, str]:
+def _read_stream(
+    response: http.client.HTTPResponse, leave_after: int | None, last_key: str
+) -> tuple[float | None, str]:
     first_s: float | None = None
     ends: list[str] = []
     events = 0
@@ -69,7 +73,7 @@ def _read_stream(response: http.client.HTTPResponse, leave_after: int | None) ->
         if not line.startswith(b"data:"):
             continue
         events += 1
-        if (end := _end(line.removeprefix(b"data:").strip())) is not None:
+        if (end := _end(line.removeprefix(b"data:").strip(), last_key)) is not None:
             ends.append(end)
         if first_s is None and end in (None, OK):
             first_s = time.perf_counter()
@@ -78,15 +82,14 @@ def _read_stream(response: http.client.HTTPResponse, leave_after: int | None) ->
     return first_s, ends[0] if len(ends) == 1 else f"{len(ends)} ends"
 
 
-def _end(data: bytes) -> str | None:
+def _end(data: bytes, last_key: str) -> str | None:
     """What an event says about the end of its stream; None if it is not the last one."""
     if data == b"[DONE]":
         return OK
     event = json.loads(data)
     if "error" in event:
         return "error event"
-    of_one_variant = "ref" in event  # in a comparison, which goes on
-    return OK if "results" in event or (event.get("generated_text") is not None and not of_one_variant) else None
+    return OK if event.get(last_key) is not None else None
 
 
 def outcomes(exchanges: Iterable[Exchange]) -> dict[str, int]:
