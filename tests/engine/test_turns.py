@@ -193,3 +193,4 @@ def test_however_they_come_and_go_nobody_is_overtaken_too_often(seed: int) -> No
         for each in [each for each in live if each.status is Status.RUNNING]:
             scheduler.remove(each.id, Status.FINISHED)
             live.remove(each)
+    assert scheduler.idle, "somebody waits for ever"
